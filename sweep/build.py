@@ -1,0 +1,155 @@
+"""From config nodes to live objects: the one door to Hydra's `instantiate`, behind the execution whitelist.
+
+Arguments are bound against the target's signature before anything is called, so that a mistake names its config key.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from sweep.config import allowed_targets
+from sweep.data import Samples
+from sweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    OptimizerFactory = Callable[[Any], Optimizer]
+    SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+def samples(node: Mapping[str, Any]) -> Samples:
+    """Calls the data target. Raises ConfigError, also when it returns something else than `Samples`."""
+    made = _bind("data", node, offered={})()
+    if not isinstance(made, Samples):
+        raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
+    return made
+
+
+def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
+    """Calls the model target, with `in_features`, `out_features` and `in_shape` of the data where it asks for them."""
+    in_features = 1
+    for size in data.in_shape:
+        in_features *= size
+    offered = {"in_features": in_features, "out_features": data.out_features, "in_shape": tuple(data.in_shape)}
+    from torch import nn
+
+    made = _bind("model", node, offered)()
+    if not isinstance(made, nn.Module):
+        raise ConfigError("model._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
+    """What makes the optimizer from a model's parameters."""
+    return _bind("optimizer", node, offered={}, positional=1)
+
+
+def scheduler(node: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> "SchedulerFactory":
+    """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's."""
+    node = {key: value for key, value in node.items() if key != "interval"}
+    return _bind("scheduler", node, {"steps_per_epoch": steps_per_epoch, "epochs": epochs}, positional=1)
+
+
+def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positional: int = 0) -> Callable[..., Any]:
+    """The node's target with its arguments bound; the caller still passes `positional` arguments.
+
+    `offered` fills parameters that the target has and the config leaves out. Raises ConfigError, here for arguments
+    that the target cannot take and when called for values it refuses.
+    """
+    try:
+        target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=allowed_targets())
+    except (HydraException, ImportError) as error:
+        raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
+    except (TypeError, ValueError) as error:  # a nested node's own call
+        raise ConfigError(key, _reason(error)) from error
+    arguments = dict(target.keywords)
+    _check_arguments(key, target.func, arguments, offered, positional)
+    arguments |= {
+        name: value for name, value in offered.items() if name in _named(target.func) and name not in arguments
+    }
+
+    def call(*args: Any) -> Any:
+        try:
+            return target(*args, **arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(key, _reason(error)) from error
+
+    return call
+
+
+def _check_arguments(
+    key: str, target: Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any], positional: int
+) -> None:
+    parameters = _parameters(target)
+    name_of_target = getattr(target, "__qualname__", str(target))
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        takes = [p.name for p in parameters[positional:] if p.kind is not p.VAR_POSITIONAL]
+        for name in arguments:
+            if name not in takes:
+                raise ConfigError(
+                    f"{key}.{name}", f"{name_of_target} takes no such argument; it takes: {', '.join(takes)}"
+                )
+    for parameter in parameters[positional:]:
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if required and parameter.name not in arguments and parameter.name not in offered:
+            raise ConfigError(f"{key}.{parameter.name}", f"{name_of_target} needs it; set {key}.{parameter.name}=...")
+    for name, annotation in _annotations(target).items():
+        if name in arguments and not _fits(arguments[name], annotation):
+            expected = inspect.formatannotation(annotation)
+            raise ConfigError(f"{key}.{name}", f"must be {expected}, got {arguments[name]!r}")
+
+
+def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature takes what it takes
+        return [inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)]
+
+
+def _named(target: Callable[..., Any]) -> set[str]:
+    return {p.name for p in _parameters(target) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError, AttributeError):  # forward references that only a type checker can follow
+        return {}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a config value can be meant for this annotation; an annotation it does not know takes anything."""
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return value in options
+    if origin in (list, Sequence) and options:
+        return isinstance(value, list | tuple) and all(_fits(item, options[0]) for item in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if annotation is None or annotation is type(None):
+        return value is None
+    return not (isinstance(annotation, type) and annotation.__module__.startswith("torch"))
+
+
+def _reason(error: BaseException) -> str:
+    cause = error
+    while isinstance(cause, HydraException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

@@ -1,0 +1,258 @@
+"""The schema every YAML file is validated against, and all that a config alone can reveal to be wrong.
+
+Imports neither torch, Optuna nor MLflow: a bad config is refused before any of them is loaded.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.errors import ConfigError
+
+# Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
+_INSIDE = Path(__file__).parent / "conf"
+CONF_DIR = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
+
+COMPONENTS = ("data", "model", "optimizer", "scheduler")
+PRECISIONS = ("float32", "bf16")
+LOSSES = ("auto", "mse", "cross_entropy")
+INTERVALS = ("step", "epoch")
+
+
+# Nodes are not frozen: OmegaConf would make them read-only.
+@dataclass(kw_only=True)
+class Split:
+    """How samples are divided. `val` and `test` are shares of all samples, in (0, 1); the rest is for training."""
+
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        for name, share in (("val", self.val), ("test", self.test)):
+            _require(0 < share < 1, f"split.{name}", f"must be between 0 and 1, got {share}")
+        _require(
+            self.val + self.test < 1, "split.val", f"{self.val} and split.test {self.test} leave nothing to train on"
+        )
+        _require(self.seed >= 0, "split.seed", f"must be >= 0, got {self.seed}")
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """How a trial trains. `batch_size` counts samples; `epochs` counts passes over the training split."""
+
+    epochs: int = 60
+    batch_size: int = 64
+    loss: str = "auto"
+    device: str = "auto"
+    precision: str = "float32"
+    clip_norm: float | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    compile: bool = False
+    checkpoint_interval_s: float = 10.0
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "trainer.epochs", f"must be >= 1, got {self.epochs}")
+        _require(self.batch_size >= 1, "trainer.batch_size", f"must be >= 1, got {self.batch_size}")
+        _one_of("trainer.loss", self.loss, LOSSES)
+        _one_of("trainer.precision", self.precision, PRECISIONS)
+        _require(_positive(self.clip_norm), "trainer.clip_norm", f"must be > 0 or null, got {self.clip_norm}")
+        _require(
+            self.patience is None or self.patience >= 1,
+            "trainer.patience",
+            f"must be >= 1 epoch or null, got {self.patience}",
+        )
+        _require(self.min_delta >= 0, "trainer.min_delta", f"must be >= 0, got {self.min_delta}")
+        _require(
+            self.checkpoint_interval_s >= 0,
+            "trainer.checkpoint_interval_s",
+            f"must be >= 0 seconds (0 saves after every epoch), got {self.checkpoint_interval_s}",
+        )
+        _require(self.seed >= 0, "trainer.seed", f"must be >= 0, got {self.seed}")
+        _require(
+            self.threads is None or self.threads >= 1, "trainer.threads", f"must be >= 1 or null, got {self.threads}"
+        )
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """Where runs are mirrored to. `step_points` bounds the points of a step-level curve of one trial."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    step_points: int = 2000
+    close_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require(self.step_points >= 0, "tracking.step_points", f"must be >= 0, got {self.step_points}")
+        _require(self.close_timeout_s >= 0, "tracking.close_timeout_s", f"must be >= 0, got {self.close_timeout_s}")
+
+
+@dataclass(kw_only=True)
+class LrBounds:
+    """Learning rates between which an optimizer is worth cycling; each optimizer option states its own."""
+
+    base_lr: float = 1e-4
+    max_lr: float = 1e-2
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes, open to any argument."""
+
+    seed: int = 0
+    output_dir: str = "outputs"
+    experiment_name: str = "sweep"
+    resume: str | None = None
+    data: Any = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    lr_bounds: LrBounds = field(default_factory=LrBounds)
+    split: Split = field(default_factory=Split)
+    trainer: Trainer = field(default_factory=Trainer)
+    tracking: Tracking = field(default_factory=Tracking)
+    choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in after composing
+
+
+def register() -> None:
+    """Makes known to Hydra what conf/config.yaml uses: the schema `sweep_schema` and the resolver `sweep.run_dir`."""
+    OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
+    ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep")
+
+
+def with_choices(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+    """`cfg` with the chosen option of each of its own groups (Hydra's groups left out)."""
+    cfg.choices = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+    return cfg
+
+
+def validate(cfg: DictConfig) -> Config:
+    """The config as plain typed values, `data` to `scheduler` as dicts. Raises ConfigError for the first mistake."""
+    try:
+        OmegaConf.resolve(cfg)
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(getattr(error, "full_key", None) or "config"), _first_line(error)) from error
+    assert isinstance(config, Config)
+    _require(config.seed >= 0, "seed", f"must be >= 0, got {config.seed}")
+    _require(bool(config.experiment_name.strip()), "experiment_name", "is empty; name an MLflow experiment")
+    for key in COMPONENTS:
+        _check_component(key, getattr(config, key))
+    _check_learning_rates(config)
+    interval = config.scheduler.get("interval", "epoch")
+    _one_of("scheduler.interval", interval, INTERVALS)
+    return config
+
+
+def allowed_targets() -> tuple[str, ...]:
+    """Patterns of the targets that a config may call: ours, PyTorch's, and those the user has vouched for.
+
+    A user vouches for a package by an entry point in the group `sweep.targets` (its value is the pattern's module,
+    as in `mypkg = "mypkg"`) or by the environment variable SWEEP_TARGETS=mypkg.*,other.Model. A config cannot.
+    """
+    return (*_BUILT_IN_TARGETS, *_entry_point_targets(), *_environment_targets())
+
+
+def is_allowed(target: str) -> bool:
+    """Whether a config may call `target`, a dotted path. Nothing is imported to find out."""
+    return any(
+        target.startswith(pattern[:-1]) if pattern.endswith(".*") else target == pattern
+        for pattern in allowed_targets()
+    )
+
+
+_BUILT_IN_TARGETS = ("sweep.data.*", "sweep.models.*", "sweep.schedules.*", "torch.optim.*", "torch.nn.*")
+
+
+@functools.cache
+def _entry_point_targets() -> tuple[str, ...]:
+    return tuple(f"{point.value}.*" for point in entry_points(group="sweep.targets"))
+
+
+def _environment_targets() -> tuple[str, ...]:
+    patterns = tuple(p.strip() for p in os.environ.get("SWEEP_TARGETS", "").split(",") if p.strip())
+    for pattern in patterns:
+        if "*" in pattern.removesuffix(".*") or pattern == ".*":
+            raise ConfigError(
+                "SWEEP_TARGETS", f"'{pattern}' is no pattern; write a dotted path, or mypkg.* for a package"
+            )
+    return patterns
+
+
+def _run_dir(output_dir: str, resume: str | None, name: str) -> str:
+    """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it."""
+    return f"{output_dir}/runs/{name}" if resume is None else f"{resume}/resumed/{name}"
+
+
+def _check_component(key: str, node: Any) -> None:
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(key, f"needs a _target_; choose an option such as {key}={_example(key)}")
+    for path, target in _targets(key, node):
+        if not is_allowed(str(target)):
+            vouch = f"SWEEP_TARGETS={str(target).partition('.')[0]}.*"
+            raise ConfigError(f"{path}._target_", f"'{target}' is not an allowed target; if you trust it, set {vouch}")
+
+
+def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node["_target_"]
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
+    else:
+        return
+    for name, child in children:
+        yield from _targets(f"{key}.{name}", child)
+
+
+def _check_learning_rates(config: Config) -> None:
+    for key, node in (("optimizer", config.optimizer), ("scheduler", config.scheduler)):
+        for name in ("lr", "base_lr", "max_lr"):
+            lr = node.get(name)
+            if lr is None:
+                continue
+            if isinstance(lr, bool) or not isinstance(lr, int | float):
+                raise ConfigError(f"{key}.{name}", f"must be a number, got {lr!r}")
+            _require(_positive(lr), f"{key}.{name}", f"must be a finite number > 0, got {lr}")
+    base_lr, max_lr = config.scheduler.get("base_lr"), config.scheduler.get("max_lr")
+    if base_lr is not None and max_lr is not None and base_lr >= max_lr:
+        raise ConfigError(
+            "scheduler.base_lr",
+            f"is {base_lr:g}, not below scheduler.max_lr = {max_lr:g}; lower it, or raise scheduler.max_lr",
+        )
+
+
+def _example(group: str) -> str:
+    return next((path.stem for path in sorted((CONF_DIR / group).glob("*.yaml"))), "<option>")
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or (math.isfinite(value) and value > 0)
+
+
+def _require(holds: bool, key: str, problem: str) -> None:
+    if not holds:
+        raise ConfigError(key, problem)
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, f"'{value}' is unknown; choose one of {', '.join(choices)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

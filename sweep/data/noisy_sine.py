@@ -1,0 +1,28 @@
+"""The study's data: a sine with Gaussian noise."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sweep.data.samples import Samples
+from sweep.errors import ConfigError
+
+
+def noisy_sine(
+    n: int = 4000, noise: float = 0.1, domain: Sequence[float] = (-math.pi, math.pi), seed: int = 0
+) -> Samples:
+    """`n` pairs (x, sin x + e), x uniform over `domain` in radians, e normal with standard deviation `noise`."""
+    if n < 1:
+        raise ConfigError("data.n", f"must be >= 1, got {n}")
+    if not (math.isfinite(noise) and noise > 0):
+        raise ConfigError("data.noise", f"must be a finite number > 0, got {noise}")
+    if len(domain) != 2 or not domain[0] < domain[1]:
+        raise ConfigError("data.domain", f"must be [low, high] with low < high, got {list(domain)}")
+    if seed < 0:
+        raise ConfigError("data.seed", f"must be >= 0, got {seed}")
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(domain[0], domain[1], size=n)
+    clean = np.sin(x)
+    y = clean + rng.normal(scale=noise, size=n)
+    return Samples(name="noisy_sine", task="regression", x=x[:, None], y=y, clean=clean, noise=noise, features=("x",))

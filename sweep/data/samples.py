@@ -1,0 +1,78 @@
+"""What every data option returns."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sweep.errors import ConfigError
+
+TaskName = Literal["regression", "classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """N samples in their own units, before any split or normalisation.
+
+    x: (N, n_features) for tables, (N, channels, height, width) for images; any real dtype, kept as float32.
+    y: (N,) or (N, n_targets) real numbers for regression; (N,) class indices from 0 for classification.
+    clean: y without its noise, where the data is made and it is known; same shape as y.
+    noise: standard deviation of that noise, in the units of y.
+    Raises ConfigError when the arrays do not fit one another or hold anything that is not finite.
+    """
+
+    name: str
+    task: TaskName
+    x: NDArray
+    y: NDArray
+    clean: NDArray | None = None
+    noise: float | None = None
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.task not in ("regression", "classification"):
+            raise ConfigError("data.task", f"'{self.task}' is unknown; choose regression or classification")
+        put = object.__setattr__  # the documented way for a frozen dataclass to normalise its fields
+        put(self, "x", _real("data", self.x))
+        if self.task == "classification":
+            put(self, "y", np.asarray(self.y, dtype=np.int64))
+            if self.y.ndim != 1 or (len(self.y) and self.y.min() < 0):
+                raise ConfigError("data.target", "classes must be one column of indices from 0")
+            put(self, "classes", self.classes or tuple(str(i) for i in range(int(self.y.max(initial=0)) + 1)))
+        else:
+            put(self, "y", _columns(_real("data.target", self.y)))
+            if self.clean is not None:
+                put(self, "clean", _columns(_real("data", self.clean)))
+        if len(self.x) != len(self.y):
+            raise ConfigError("data", f"has {len(self.x)} rows of inputs but {len(self.y)} of targets")
+        put(self, "features", self.features or tuple(f"x{i}" for i in range(self.x.shape[1])))
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's input, without the batch."""
+        return self.x.shape[1:]
+
+    @property
+    def out_features(self) -> int:
+        """How many outputs a model needs: targets for regression, classes for classification."""
+        return len(self.classes) if self.task == "classification" else self.y.shape[1]
+
+
+def _real(key: str, values: ArrayLike) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(key, f"holds values that are no numbers ({error})") from error
+    if array.ndim == 0:
+        raise ConfigError(key, "is a single number; give an array with one row a sample")
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise ConfigError(key, f"holds a value that is not finite, in row {row}")
+    return array
+
+
+def _columns(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array[:, None] if array.ndim == 1 else array

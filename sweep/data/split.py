@@ -1,0 +1,82 @@
+"""Dividing samples into splits and normalising them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.config import Split
+from sweep.data.samples import Samples
+from sweep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split, normalised. x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, in own units."""
+
+    x: NDArray[np.float32]
+    y: NDArray
+    clean: NDArray | None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts, and the scale that y was normalised with, (n_targets,) each: y_own = y * y_std + y_mean."""
+
+    train: Part
+    val: Part
+    test: Part
+    y_mean: NDArray[np.float32]
+    y_std: NDArray[np.float32]
+
+
+def divide(samples: Samples, split: Split) -> Splits:
+    """Shuffles by `split.seed` and divides. Raises ConfigError where a part would be empty or a feature is constant.
+
+    With `split.normalize`, inputs and regression targets become (x - mu) / sigma with mu and sigma of the training
+    part only: per column for tables, per channel for images.
+    """
+    n = len(samples.x)
+    n_val, n_test = round(n * split.val), round(n * split.test)
+    n_train = n - n_val - n_test
+    if n_train < 2 or n_val < 1 or n_test < 1:
+        raise ConfigError(
+            "split",
+            f"{n} samples are too few: {n_train} to train, {n_val} to validate, {n_test} to test (needed: 2, 1, 1)",
+        )
+    order = np.random.default_rng(split.seed).permutation(n)
+    train, val, test = np.split(order, [n_train, n_train + n_val])
+    x, y = samples.x, samples.y
+    y_mean, y_std = np.zeros(samples.out_features, np.float32), np.ones(samples.out_features, np.float32)
+    if split.normalize:
+        x_mean, x_std = _statistics(x[train])
+        _refuse_constant(samples, x_std)
+        x = (x - x_mean) / x_std
+        if samples.task == "regression":
+            y_mean, y_std = (s[0] for s in _statistics(y[train]))
+            if not (y_std > 0).all():
+                raise ConfigError("data.target", "is constant over the training split; there is nothing to learn")
+            y = (y - y_mean) / y_std
+
+    def part(rows: NDArray[np.int64]) -> Part:
+        return Part(x[rows], y[rows], None if samples.clean is None else samples.clean[rows])
+
+    return Splits(part(train), part(val), part(test), y_mean, y_std)
+
+
+def _statistics(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    axes = (0, *range(2, values.ndim))  # all but columns, or channels
+    exact = values.astype(np.float64)
+    mean, std = exact.mean(axes, keepdims=True), exact.std(axes, keepdims=True)
+    std[std <= 1e-7 * np.abs(mean)] = 0  # what rounding leaves of a constant
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _refuse_constant(samples: Samples, std: NDArray[np.float32]) -> None:
+    constant = np.flatnonzero(std == 0)
+    if len(constant):
+        name = samples.features[int(constant[0])]
+        raise ConfigError(
+            "data.features",
+            f"column '{name}' is constant over the training split; leave it out, or set split.normalize=false",
+        )

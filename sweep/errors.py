@@ -1,0 +1,56 @@
+"""Errors that a user can act on: each is one clear line."""
+
+
+class SweepError(Exception):
+    """Shown without a traceback; the process ends with `exit_status`."""
+
+    exit_status = 1
+
+
+class ConfigError(SweepError):
+    """The configuration, or a file it names, cannot be used. `key` is the config key to change."""
+
+    exit_status = 2
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)  # both in `args`, so that it survives pickling between processes
+        self.key = key
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"
+
+
+class Diverged(SweepError):
+    """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
+
+    def __init__(self, metric: str, value: float, step: int, lr: float) -> None:
+        super().__init__(metric, value, step, lr)
+        self.metric = metric
+        self.value = value
+        self.step = step
+        self.lr = lr
+
+    def __str__(self) -> str:
+        where = f"at step {self.step} with lr {self.lr:.3g}"
+        return f"diverged: {self.metric} is {self.value} {where}; lower the learning rate"
+
+
+class DiskFull(SweepError):
+    """A write found no room. What was recorded before is whole."""
+
+    def __init__(self, reason: str, folder: str) -> None:
+        super().__init__(reason, folder)
+        self.reason = reason
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"output_dir: {self.reason}; make room and go on with resume={self.folder}"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the trial after its checkpoint was saved; the exit status is 128 + `signum`, as in a shell."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum

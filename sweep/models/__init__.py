@@ -1,0 +1,5 @@
+"""Model options: each target of a `conf/model/*.yaml` is an `nn.Module` class."""
+
+from sweep.models.convnet import ConvNet as ConvNet
+from sweep.models.mlp import MLP as MLP
+from sweep.models.mlp import Linear as Linear

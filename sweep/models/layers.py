@@ -1,0 +1,36 @@
+"""What the models share: activations by name, and initial weights."""
+
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """A fresh activation layer. Raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation '{name}' is unknown; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def xavier_(model: nn.Module) -> None:
+    """W ~ U(+-sqrt(6 / (n_in + n_out))) (Glorot & Bengio 2010), zero biases, in place; draws from torch's generator."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def positive_sizes(name: str, sizes: list[int]) -> list[int]:
+    """`sizes`, checked to be >= 1 each. Raises ValueError."""
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name} must be >= 1 each, got {sizes}")
+    return sizes

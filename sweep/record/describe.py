@@ -1,0 +1,64 @@
+"""How a trial presents itself: its name, params, tags and data set, as a tracking store shows them."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from sweep.config import COMPONENTS, Config
+from sweep.data import Samples
+from sweep.data.split import Splits
+
+_TRAINER_PARAMS = ("epochs", "batch_size", "loss", "precision", "clip_norm", "patience", "seed")
+
+
+def group_choices(config: Config) -> dict[str, str]:
+    """The option of each group; for a config that was not composed, the last word of the group's target."""
+    own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
+    return own | config.choices
+
+
+def run_name(config: Config) -> str:
+    """Such as adam-cyclic-mlp-noisy_sine-s0."""
+    choices = group_choices(config)
+    return "-".join([*(choices[key] for key in ("optimizer", "scheduler", "model", "data")), f"s{config.seed}"])
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What tells trials apart, by config key; what is not set is left out."""
+    params: dict[str, Any] = {"seed": config.seed, "split.seed": config.split.seed}
+    params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    for key in COMPONENTS:
+        params |= _leaves(key, getattr(config, key))
+    return {key: value for key, value in params.items() if value is not None}
+
+
+def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
+    """Name, content digest, source and profile, as MLflow's data sets have them."""
+    digest = hashlib.sha256(samples.x.tobytes() + samples.y.tobytes()).hexdigest()[:16]
+    return {
+        "name": samples.name,
+        "digest": digest,
+        "source": {"uri": samples.source or "generated"},
+        "profile": {
+            "task": samples.task,
+            "n_samples": len(samples.x),
+            "n_train": len(splits.train.x),
+            "n_val": len(splits.val.x),
+            "n_test": len(splits.test.x),
+            "in_shape": list(samples.in_shape),
+            "out_features": samples.out_features,
+        },
+    }
+
+
+def _leaves(key: str, node: Any) -> dict[str, Any]:
+    return dict(_walk(key, node))
+
+
+def _walk(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, child in node.items():
+        if name not in ("_target_", "interval"):
+            yield from _walk(f"{key}.{name}", child)

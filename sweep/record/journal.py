@@ -1,0 +1,128 @@
+"""The journal: a trial's append-only record, one JSON object a line, from which everything else is drawn.
+
+Kinds of lines: `start` (who the trial is; again when it is resumed), `metrics` (values at a step), `end` (how it
+ended). `time` is in milliseconds since 1970.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Record = dict[str, Any]
+
+
+class Curve(NamedTuple):
+    """One metric of a trial. steps: (n,) int64, ascending; values: (n,) float64."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+class Journal:
+    """Appends records; each append survives a crash of this process, and `sync` one of the machine.
+
+    A torn last line, left by a crash, is cut off on opening. Rows that an earlier process already recorded are
+    skipped by `metrics`, so that epochs trained again after a crash stand once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _cut_torn_line(path)
+        self._recorded = _last_steps(path)  # per key
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Appends one record of the given kind."""
+        self._append([{"kind": kind, "time": _now_ms(), **fields}])
+
+    def metrics(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Appends (step, values) rows, in one write."""
+        now = _now_ms()
+        records = []
+        for step, values in rows:
+            fresh = {key: value for key, value in values.items() if step > self._recorded.get(key, -1)}
+            if fresh:
+                records.append({"kind": "metrics", "time": now, "step": step, "values": fresh})
+        self._append(records)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _append(self, records: list[Record]) -> None:
+        """All of the records or, when the disk is full, none."""
+        data = "".join(json.dumps(record) + "\n" for record in records).encode()
+        size = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Whole records from byte `offset` on, each with the offset behind it. A torn or damaged line ends the reading."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115  # closed below; a missing file is an empty journal
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield record, offset
+
+
+def curves(path: Path) -> dict[str, Curve]:
+    """Every metric in the journal, by name."""
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    for record, _ in read(path):
+        if record["kind"] == "metrics":
+            for key, value in record["values"].items():
+                steps, values = points.setdefault(key, ([], []))
+                steps.append(record["step"])
+                values.append(value)
+    return {key: Curve(np.array(steps, np.int64), np.array(values)) for key, (steps, values) in points.items()}
+
+
+def first(path: Path, kind: str) -> Record | None:
+    """The first record of that kind."""
+    return next((record for record, _ in read(path) if record["kind"] == kind), None)
+
+
+def status(path: Path) -> str | None:
+    """How the trial's last attempt ended: FINISHED, FAILED or KILLED; None while it runs, or since it died."""
+    last = None
+    for record, _ in read(path):
+        if record["kind"] in ("start", "end"):
+            last = record.get("status")
+    return last
+
+
+def _last_steps(path: Path) -> dict[str, int]:
+    return {key: int(curve.steps[-1]) for key, curve in curves(path).items()}
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists():
+        whole = max((end for _, end in read(path)), default=0)
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,54 @@
+"""The picture of a run: loss and learning-rate curves."""
+
+from pathlib import Path
+
+from sweep.record.folder import RunFolder
+from sweep.record.journal import Curve, curves, first
+
+_COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
+
+
+def load_matplotlib():
+    """Its figure and canvas classes; the first import takes about a second, so nothing imports it at the top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return Figure, FigureCanvasAgg
+
+
+def ensure_curves(folder: RunFolder) -> None:
+    """Draws the run's curves unless that has been done; a resumed run starts without a picture."""
+    if not folder.curves.exists():
+        draw_curves(folder.journal, folder.curves)
+
+
+def draw_curves(journal: Path, picture: Path) -> None:
+    """Writes a PNG of the epochs' train and validation loss above the learning rate of the steps."""
+    found = curves(journal)
+    start = first(journal, "start") or {}
+    new_figure, new_canvas = load_matplotlib()
+    figure = new_figure(figsize=(8, 6), dpi=110, layout="constrained")
+    canvas = new_canvas(figure)
+    losses, rates = figure.subplots(2, 1, height_ratios=[2, 1])
+    for name in ("train/loss", "val/loss"):
+        if name in found:
+            losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6)
+    if "val/loss" in found:
+        best = int(found["val/loss"].values.argmin())
+        epoch, value = (axis[best] for axis in found["val/loss"])
+        losses.plot(epoch, value, "o", color=_COLOURS["val/loss"], label=f"best: {value:.4g} at epoch {epoch}")
+    losses.set(ylabel="loss", xlabel="epoch", title=start.get("name", ""))
+    if any((found[n].values > 0).all() for n in ("train/loss", "val/loss") if n in found):
+        losses.set_yscale("log")
+    if losses.get_legend_handles_labels()[0]:
+        losses.legend(frameon=False)
+    rate: Curve | None = found.get("step/lr", found.get("lr"))
+    if rate is not None:
+        rates.plot(*rate, color=_COLOURS["lr"], linewidth=1.2)
+    rates.set(ylabel="learning rate", xlabel="step" if "step/lr" in found else "epoch")
+    for axes in (losses, rates):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    tmp = picture.with_name(picture.name + ".tmp")
+    canvas.print_png(tmp)
+    tmp.replace(picture)

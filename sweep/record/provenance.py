@@ -1,0 +1,71 @@
+"""Where a run comes from: what it would take to run it again."""
+
+import getpass
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+_PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
+
+
+def provenance_tags(overrides: Sequence[str]) -> dict[str, str]:
+    """Git state of the working directory, versions, machine, user, and the command that reruns this."""
+    command = rerun_command(overrides)
+    tags = {
+        "command": command,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "os": platform.platform(),
+        "cpus": str(os.cpu_count()),
+        "mlflow.source.name": command,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+    for package in _PACKAGES:
+        tags[f"version.{package}"] = _version(package)
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+    return tags
+
+
+def uncommitted_diff() -> str:
+    """What differs from the last commit in the working directory's repository; empty without one."""
+    diff = _git("diff", "HEAD", "--no-color")
+    return diff + "\n" if diff else ""
+
+
+def rerun_command(overrides: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "sweep.run", *overrides])
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    if package == "torch" and "torch" in sys.modules:
+        return str(sys.modules["torch"].__version__)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return "unknown"

@@ -1,0 +1,32 @@
+"""Which tracking store a trial is mirrored to, said without importing MLflow."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from sweep.config import Tracking
+from sweep.record import journal
+from sweep.record.folder import RunFolder
+
+
+class Store(NamedTuple):
+    """uri: MLflow's tracking URI, None for no tracking. artifact_root: for a store that does not choose its own."""
+
+    uri: str | None
+    artifact_root: Path | None
+
+
+def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
+    if not tracking.mlflow:
+        return Store(None, None)
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return Store(uri, None)
+    return Store(f"sqlite:///{output_dir}/mlflow.db", output_dir / "mlartifacts")
+
+
+def output_dir_of(run: RunFolder) -> Path | None:
+    """The absolute `output_dir` that a started run belongs to, wherever the tree is now; None before its start."""
+    start = journal.first(run.journal, "start")
+    return None if start is None else Path(os.path.normpath(run.path / start["output_dir"]))

@@ -1,0 +1,38 @@
+"""The closing words of a run."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sweep.trial import Outcome
+
+_LABELS = {
+    "test/noise_ratio": "test MSE / noise variance",
+    "test/excess": "  in excess of the noise",
+}
+
+
+def print_summary(outcome: "Outcome") -> None:
+    """Best validation value, test metrics, time, folder, and how to see the run in MLflow."""
+    table = Table(title=outcome.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_row("best val/loss", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
+    for key, value in outcome.metrics.items():
+        if key.startswith("test/"):
+            table.add_row(_LABELS.get(key, key), f"{value:.6g}")
+    table.add_row("time", f"{outcome.train_s:.1f} s of training")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"Run folder:    {outcome.folder}", highlight=False, markup=False)
+    console.print(_where_to_look(outcome.tracking_uri), highlight=False, markup=False)
+
+
+def _where_to_look(uri: str | None) -> str:
+    if uri is None:
+        return "Tracking is off; the run folder has the curves in curves.png."
+    if uri.startswith(("http://", "https://")):
+        return f"Compare runs at {uri}"
+    return f"Compare runs:  mlflow ui --backend-store-uri {shlex.quote(uri)}"

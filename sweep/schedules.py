@@ -1,0 +1,141 @@
+"""Learning-rate schedules: torch's own schedulers, with lengths in epochs instead of steps.
+
+Every function here is the target of a `conf/scheduler/*.yaml`. It gets the optimizer, `steps_per_epoch` and `epochs`
+from the trial; the scheduler it returns is stepped once an update (the files say `interval: step`). A *length* is a
+number of epochs, or a share of the run such as "25%", so that it survives a change of batch size.
+"""
+
+import math
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.lr_scheduler import LRScheduler
+
+Length = float | str
+
+
+def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: int) -> int:
+    """`length` in optimizer steps, at least 1. Raises ValueError unless it is a number > 0 or a share such as "25%"."""
+    try:
+        share = isinstance(length, str) and length.endswith("%")
+        in_epochs = float(str(length).removesuffix("%")) * (epochs / 100 if share else 1)
+    except ValueError:
+        in_epochs = math.nan
+    if not (math.isfinite(in_epochs) and in_epochs > 0):
+        raise ValueError(f"{name} must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}")
+    return max(1, round(in_epochs * steps_per_epoch))
+
+
+def constant(optimizer: Optimizer) -> LRScheduler:
+    """The optimizer's own learning rate throughout."""
+    return torch_schedulers.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def cyclic(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    epochs: int,
+    base_lr: float,
+    max_lr: float,
+    cycle_epochs: Length,
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
+    gamma: float = 1.0,
+) -> LRScheduler:
+    """Triangles between two bounds (Smith 2017): lr = base_lr + (max_lr - base_lr) * (1 - cycle_progress).
+
+    cycle_progress is the distance from the peak in half cycles, 1 at a cycle's ends and 0 in its middle. `triangular2`
+    halves the amplitude after each cycle; `exp_range` multiplies it by `gamma` an epoch.
+    """
+    half_cycle = n_steps("cycle_epochs", cycle_epochs, steps_per_epoch, epochs) / 2
+    return torch_schedulers.CyclicLR(
+        optimizer,
+        base_lr=base_lr,
+        max_lr=max_lr,
+        step_size_up=half_cycle,  # pyright: ignore[reportArgumentType]  # torch takes a float and keeps it
+        mode=mode,
+        gamma=gamma ** (1 / steps_per_epoch),
+        cycle_momentum=False,  # the study cycles the learning rate alone
+    )
+
+
+def onecycle(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    epochs: int,
+    max_lr: float,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> LRScheduler:
+    """One rise to `max_lr` over the first `pct_start` of the run, then one fall (Smith & Topin 2018)."""
+    return torch_schedulers.OneCycleLR(
+        optimizer,
+        max_lr=max_lr,
+        total_steps=steps_per_epoch * epochs,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        cycle_momentum=False,
+    )
+
+
+def cosine(
+    optimizer: Optimizer, steps_per_epoch: int, epochs: int, decay_epochs: Length = "100%", min_lr: float = 0.0
+) -> LRScheduler:
+    """Half a cosine from the optimizer's learning rate to `min_lr` (Loshchilov & Hutter 2017), then flat."""
+    length = n_steps("decay_epochs", decay_epochs, steps_per_epoch, epochs)
+    return _follow(optimizer, lambda step, lr: _anneal(lr, min_lr, step / length))
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: Length = "10%",
+    min_lr: float = 0.0,
+) -> LRScheduler:
+    """Linear rise to the optimizer's learning rate over `warmup_epochs`, then half a cosine to `min_lr` at the end."""
+    total = steps_per_epoch * epochs
+    warmup = n_steps("warmup_epochs", warmup_epochs, steps_per_epoch, epochs)
+    if warmup >= total:
+        raise ValueError(f"warmup_epochs = {warmup_epochs} fills the whole run of {epochs} epochs; shorten it")
+
+    def lr_at(step: int, lr: float) -> float:
+        if step < warmup:
+            return lr * (step + 1) / warmup
+        return _anneal(lr, min_lr, (step - warmup) / (total - warmup))
+
+    return _follow(optimizer, lr_at)
+
+
+def cosine_restarts(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    epochs: int,
+    cycle_epochs: Length = "25%",
+    cycle_mult: int = 1,
+    min_lr: float = 0.0,
+) -> LRScheduler:
+    """Half cosines, each `cycle_mult` times as long as the last (SGDR, Loshchilov & Hutter 2017)."""
+    length = n_steps("cycle_epochs", cycle_epochs, steps_per_epoch, epochs)
+    return torch_schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=length, T_mult=cycle_mult, eta_min=min_lr)
+
+
+def step(
+    optimizer: Optimizer, steps_per_epoch: int, epochs: int, step_epochs: Length = "33%", gamma: float = 0.1
+) -> LRScheduler:
+    """Multiplies the learning rate by `gamma` after every `step_epochs`."""
+    length = n_steps("step_epochs", step_epochs, steps_per_epoch, epochs)
+    return torch_schedulers.StepLR(optimizer, step_size=length, gamma=gamma)
+
+
+def _anneal(lr: float, min_lr: float, progress: float) -> float:
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def _follow(optimizer: Optimizer, lr_at) -> LRScheduler:
+    """A scheduler whose learning rate at each step, from 0, is `lr_at(step, initial learning rate)`, per group."""
+    initial = [group["lr"] for group in optimizer.param_groups]
+    factors = [lambda step, lr=lr: lr_at(step, lr) / lr for lr in initial]
+    return torch_schedulers.LambdaLR(optimizer, factors)

@@ -1,0 +1,64 @@
+"""`python -m sweep.sync OUTPUT_DIR`: sends MLflow what it lacks of the runs below a folder, each row once."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sweep.config import Tracking
+from sweep.record.folder import Busy, RunFolder
+from sweep.record.store import Store, output_dir_of, tracking_store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder."""
+    parser = argparse.ArgumentParser(prog="python -m sweep.sync", description=__doc__)
+    parser.add_argument(
+        "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
+    )
+    output_dir = parser.parse_args(arguments).output_dir.absolute()
+    if not output_dir.is_dir():
+        print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
+        return 2
+    runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
+    tracked = [(run, store) for run in runs if (store := _store(run)) is not None]
+    n_sent = sum(_sync_all(tracked))
+    print(f"{n_sent} of {len(tracked)} tracked runs below {output_dir} are in MLflow")
+    return 0 if n_sent == len(tracked) else 1
+
+
+def _store(run: RunFolder) -> Store | None:
+    """Where the run belongs; None when its tracking is off or it never started."""
+    output_dir = output_dir_of(run)
+    if output_dir is None:
+        return None
+    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.load(run.config).tracking))
+    assert isinstance(tracking, Tracking)
+    store = tracking_store(tracking, output_dir)
+    return store if store.uri else None
+
+
+def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
+    """Whether its store has all of a run now, for each run."""
+    if not tracked:
+        return
+    from sweep.record.mlflow import FAILURES, Mirror
+
+    mirrors: dict[Store, Mirror] = {}
+    for run, store in tracked:
+        try:
+            if store not in mirrors:
+                mirrors[store] = Mirror(store)
+            mirrors[store].push(run)
+            mirrors[store].abandon(run)
+            yield True
+        except (Busy, *FAILURES) as error:
+            reason = "another process is sending it" if isinstance(error, Busy) else " ".join(str(error).split())[:300]
+            print(f"{run.path}: {reason}", file=sys.stderr)
+            yield False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training itself: torch only. Nothing here knows of Hydra, Optuna or MLflow."""

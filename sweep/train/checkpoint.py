@@ -1,0 +1,60 @@
+"""Checkpoints: written whole or not at all, read without running anything that is in them."""
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sweep.errors import ConfigError
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Replaces `path` atomically; returns once the data are on the disk."""
+    tmp = path.with_name(path.name + ".tmp")
+    with open(tmp, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())  # a rename alone does not order the data before the name
+    os.replace(tmp, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The saved state, on the CPU. Raises ConfigError for a file that is damaged or of another kind."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            "resume", f"'{path}' is damaged or no checkpoint ({reason[:120]}); start a new run"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ConfigError("resume", f"'{path}' is no checkpoint of this version of sweep; start a new run")
+    return state
+
+
+def random_states() -> dict[str, Any]:
+    """The states of every generator that a model or a user's code may draw from."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # a user's code may draw from it
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,75 @@
+"""Losses and metrics of a model on a split."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sweep.errors import ConfigError
+from sweep.train.tensors import TensorData, TensorSplit
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
+_EVAL_BATCH = 4096
+
+_LOSSES: dict[str, LossFn] = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}
+_LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
+
+
+def loss_function(name: str, task: str) -> LossFn:
+    """The mean loss over a batch; `auto` takes the task's own. Raises ConfigError when the two do not fit."""
+    own = _LOSS_OF_TASK[task]
+    if name not in ("auto", own):
+        raise ConfigError("trainer.loss", f"{name} does not fit {task} data; use {own} or auto")
+    return _LOSSES[own]
+
+
+@torch.no_grad()
+def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, float]:
+    """Loss in the normalised units that training sees, metrics in the target's own units.
+
+    Regression: `loss`, `mse`, `mae`, `r2` (1 - SSE / SST, mean over targets). Classification: `loss`, `accuracy`.
+    """
+    outputs = predict(forward, split)
+    if not split.y.is_floating_point():
+        hits = (outputs.argmax(dim=1) == split.y).float().mean()
+        return _read(loss=loss_fn(outputs, split.y), accuracy=hits)
+    error = (outputs - split.y) * data.y_std  # (n, n_targets)
+    squared = error.square().mean(dim=0)  # (n_targets,)
+    variance = (split.y * data.y_std).var(dim=0, correction=0)
+    r2 = torch.where(variance > 0, 1 - squared / variance, 0.0)
+    return _read(loss=loss_fn(outputs, split.y), mse=squared.mean(), mae=error.abs().mean(), r2=r2.mean())
+
+
+@torch.no_grad()
+def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: float) -> dict[str, float]:
+    """How far above the irreducible error a model is, in units of the noise's variance sigma^2.
+
+    `excess`: mean squared error against the noiseless targets / sigma^2 (0 is perfect). `noise_ratio`: mean squared
+    error against the noisy ones / sigma^2 (about 1 is as low as it gets).
+    """
+    assert split.clean is not None
+    own = predict(forward, split) * data.y_std + data.y_mean
+    noisy = split.y * data.y_std + data.y_mean
+    return _read(
+        excess=(own - split.clean).square().mean() / noise**2,
+        noise_ratio=(own - noisy).square().mean() / noise**2,
+    )
+
+
+def predict(forward: Forward, split: TensorSplit) -> Tensor:
+    """Outputs (n, out_features) in float32, a few thousand samples at a time."""
+    if len(split.x) <= _EVAL_BATCH:
+        return forward(split.x).float()
+    return torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]).float()
+
+
+def is_finite(metrics: dict[str, float]) -> bool:
+    return all(math.isfinite(value) for value in metrics.values())
+
+
+def _read(**values: Tensor) -> dict[str, float]:
+    numbers = torch.stack([v.float() for v in values.values()]).tolist()  # one synchronisation for all
+    return dict(zip(values, numbers, strict=True))

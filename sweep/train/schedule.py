@@ -1,0 +1,71 @@
+"""What a scheduler sets the optimizer to, step by step, read off torch's own scheduler."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+Row = list[dict[str, Any]]  # per parameter group: the values that a scheduler may change
+_SCHEDULED = ("lr", "momentum", "betas")
+
+
+class Schedule:
+    """Runs the real scheduler on a shadow optimizer of one dummy weight, an epoch ahead of the training loop.
+
+    So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
+    `interval` says whether the scheduler is stepped after each update or after each epoch.
+    """
+
+    def __init__(
+        self,
+        make_optimizer: Callable[[Any], Optimizer],
+        make_scheduler: Callable[[Optimizer], LRScheduler],
+        interval: str,
+    ) -> None:
+        self._shadow = make_optimizer([torch.nn.Parameter(torch.zeros(()))])
+        self._scheduler = make_scheduler(self._shadow)
+        self._shadow.step()  # torch warns about a scheduler stepped before its optimizer
+        self._per_step = interval == "step" and not isinstance(self._scheduler, ReduceLROnPlateau)
+        self._started = False
+        self.rows: list[Row] = []  # of the epoch in progress, one an update
+
+    def start_epoch(self, n_updates: int) -> None:
+        """Fills `rows` for the next epoch."""
+        if self._per_step:
+            self.rows = [self._advance() for _ in range(n_updates)]
+        else:
+            self.rows = [self._row()] * n_updates
+
+    def end_epoch(self, value: float) -> None:
+        """Tells a scheduler that is stepped per epoch that one is over, with its validation value."""
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(value)
+        elif not self._per_step:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._shadow.param_groups]
+        return {
+            "scheduler": self._scheduler.state_dict(),
+            "groups": groups,
+            "started": self._started,
+            "rows": self.rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scheduler.load_state_dict(state["scheduler"])
+        for group, saved in zip(self._shadow.param_groups, state["groups"], strict=True):
+            group.update(saved)
+        self._started = state["started"]
+        self.rows = state["rows"]
+
+    def _advance(self) -> Row:
+        if self._started:  # one step fewer than updates: OneCycleLR refuses a step past its end
+            self._scheduler.step()
+        self._started = True
+        return self._row()
+
+    def _row(self) -> Row:
+        return [{key: group[key] for key in _SCHEDULED if key in group} for group in self._shadow.param_groups]

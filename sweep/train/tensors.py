@@ -1,0 +1,60 @@
+"""Splits as tensors on the training device, and the order in which a trial sees them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sweep.data.split import Part, Splits
+
+_GATHER_LIMIT_BYTES = 64 * 2**20  # below this an epoch's shuffled copy costs less than indexing each batch
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, in own units."""
+
+    x: Tensor
+    y: Tensor
+    clean: Tensor | None
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Train, val and test on one device; y_own = y * y_std + y_mean, (n_targets,) each."""
+
+    train: TensorSplit
+    val: TensorSplit
+    test: TensorSplit
+    y_mean: Tensor
+    y_std: Tensor
+
+
+def to_device(splits: Splits, device: torch.device) -> TensorData:
+    def split(part: Part) -> TensorSplit:
+        clean = None if part.clean is None else torch.from_numpy(part.clean).to(device)
+        return TensorSplit(torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device), clean)
+
+    scale = (torch.from_numpy(s).to(device) for s in (splits.y_mean, splits.y_std))
+    return TensorData(split(splits.train), split(splits.val), split(splits.test), *scale)
+
+
+def derive_seed(seed: int, stream: str) -> int:
+    """A seed for one named use of randomness, so that one use never shifts another."""
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1  # torch takes 63 bits
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """The order of the training samples in an epoch, (n,), on the CPU: a function of its arguments alone."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(seed, f"order/{epoch}")))
+
+
+def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches in `order` from number `start` (from 0); the last one may be smaller."""
+    order = order[start * batch_size :].to(split.x.device)
+    if split.x.nbytes <= _GATHER_LIMIT_BYTES:
+        return zip(split.x[order].split(batch_size), split.y[order].split(batch_size), strict=True)
+    return ((split.x[rows], split.y[rows]) for rows in order.split(batch_size))

@@ -1,0 +1,316 @@
+"""One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
+
+import errno
+import logging
+import os
+import shlex
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweep import build
+from sweep.config import Config, validate
+from sweep.data import Samples
+from sweep.data.split import Splits, divide
+from sweep.errors import ConfigError, DiskFull, Diverged
+from sweep.record import journal as journals
+from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
+from sweep.record.folder import Busy, RunFolder, write_atomic
+from sweep.record.follow import Follower
+from sweep.record.journal import Curve, Journal
+from sweep.record.progress import progress
+from sweep.record.provenance import provenance_tags, uncommitted_diff
+from sweep.record.recorder import Recorder, Report
+from sweep.record.store import output_dir_of, tracking_store
+
+if TYPE_CHECKING:
+    from sweep.train.loop import Fit, StopRequest
+
+log = logging.getLogger("sweep")
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished trial came to.
+
+    value: the objective, the lowest validation loss. metrics: `val/...` of that epoch and `test/...` of its weights.
+    history: every recorded curve, by metric name. train_s: seconds of training in this process. tracking_uri:
+    where MLflow has it, None without tracking; mirrored: whether it is all there yet.
+    """
+
+    name: str
+    value: float
+    best_epoch: int
+    n_epochs: int
+    metrics: dict[str, float]
+    history: dict[str, Curve]
+    train_s: float
+    folder: Path
+    tracking_uri: str | None
+    mirrored: bool
+
+
+def run_trial(
+    cfg: DictConfig,
+    report: Report | None = None,
+    *,
+    folder: str | Path | None = None,
+    follower: Follower | None = None,
+    overrides: Sequence[str] = (),
+    live: bool = False,
+) -> Outcome:
+    """Trains the trial that `cfg` describes, or continues the one in the folder `cfg.resume`.
+
+    report: called after each epoch with (epoch, validation loss); it may raise to end the trial.
+    folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
+    follower: the process that mirrors to MLflow, when trials share one; by default one for this trial.
+    overrides: the command line that composed `cfg`, recorded so that the trial can be run again.
+    live: whether progress is shown as a live line instead of log lines.
+
+    Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
+    """
+    config = validate(cfg.copy())
+    if config.resume is None:
+        run = RunFolder(folder or _new_folder(config))
+    else:
+        run = RunFolder(config.resume)
+        config, overrides = _stored(run)
+    samples = build.samples(config.data)
+    splits = _divide(samples, config)
+    run.create()
+    output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
+    store = tracking_store(config.tracking, output_dir)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.lock())
+        except Busy:
+            raise ConfigError("resume", f"'{run.path}' is being trained by another process") from None
+        if follower is None:
+            follower = Follower(output_dir / "mirror.log")
+            stack.callback(follower.close)
+        follower.follow(run, store)  # it loads MLflow while we load torch
+        fit = stack.enter_context(_fit(config, samples, splits))
+        _restore(fit, run)
+        with _journal(run) as journal:
+            _write_start(journal, run, config, samples, splits, overrides, output_dir)
+            recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
+            try:
+                metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
+            finally:
+                mirrored = _finish_mirror(follower, run, output_dir, config.tracking.close_timeout_s)
+    assert fit.best is not None
+    return Outcome(
+        name=run_name(config),
+        value=fit.best.value,
+        best_epoch=fit.best.epoch,
+        n_epochs=fit.epoch,
+        metrics=metrics,
+        history=journals.curves(run.journal),
+        train_s=train_s,
+        folder=run.path,
+        tracking_uri=store.uri,
+        mirrored=mirrored,
+    )
+
+
+@contextmanager
+def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
+    """Everything built and seeded, under the process-wide settings that training needs."""
+    from sweep.train.evaluate import loss_function
+    from sweep.train.loop import Fit
+    from sweep.train.runtime import pick_device, reproducible, seed_generators, set_threads
+    from sweep.train.schedule import Schedule
+    from sweep.train.tensors import to_device
+
+    trainer = config.trainer
+    device = pick_device(trainer.device)
+    with reproducible(device):
+        steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
+        make_optimizer = build.optimizer(config.optimizer)
+        make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs)
+        seed_generators(trainer.seed, "init")
+        model = build.model(config.model, samples).to(device)
+        data = to_device(splits, device)
+        set_threads(trainer.threads, model, data.train.x[: trainer.batch_size])
+        schedule = Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch"))
+        seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
+        yield Fit(
+            model=model,
+            optimizer=make_optimizer(model.parameters()),
+            schedule=schedule,
+            loss_fn=loss_function(trainer.loss, samples.task),
+            data=data,
+            trainer=trainer,
+        )
+
+
+def _train(
+    fit: "Fit", config: Config, run: RunFolder, journal: Journal, recorder: Recorder, noise: float | None, live: bool
+) -> tuple[dict[str, float], float]:
+    """Trains and tests; the journal knows how it ended, whatever happens. Returns the metrics and the seconds."""
+    from sweep.train import checkpoint
+
+    def save() -> None:
+        journal.sync()  # a checkpoint must not know of epochs that the journal lacks
+        checkpoint.save(run.checkpoint, fit.state_dict())
+
+    start = time.perf_counter()
+    try:
+        with progress(config.trainer.epochs, fit.epoch, live) as recorder.show, _stop_on_signal() as stop:
+            best = fit.run(recorder, stop, save)
+        train_s = time.perf_counter() - start
+        val = {
+            name: curve.values[best.epoch - 1]
+            for name, curve in journals.curves(run.journal).items()
+            if name.startswith("val/")
+        }
+        metrics = {**{name: float(value) for name, value in val.items()}, **fit.test(noise)}
+        checkpoint.save(run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
+        values = {"best/epoch": best.epoch, "best/val/loss": best.value, "time/train_s": train_s}
+        tests = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        journal.event("end", status="FINISHED", step=best.epoch, values={**values, **tests}, tags={})
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be what failed
+            recorder.flush()
+            status, tags = _ending(error)
+            journal.event("end", status=status, step=fit.epoch, values={}, tags=tags)
+        if isinstance(error, KeyboardInterrupt):
+            log.warning("stopped; go on with:  python -m sweep.run resume=%s", shlex.quote(str(run.path)))
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise DiskFull(str(error), str(run.path)) from error
+        raise
+    finally:
+        with suppress(OSError):
+            journal.sync()
+    return metrics, train_s
+
+
+def _ending(error: BaseException) -> tuple[str, dict[str, str]]:
+    """MLflow's status for a trial that ended with `error`, and tags that say more."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED", {}
+    tags = {"error": f"{type(error).__name__}: {error}"}
+    if isinstance(error, Diverged):
+        tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
+    return "FAILED", tags
+
+
+def _write_start(
+    journal: Journal,
+    run: RunFolder,
+    config: Config,
+    samples: Samples,
+    splits: Splits,
+    overrides: Sequence[str],
+    output_dir: Path,
+) -> None:
+    """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`."""
+    earlier = journals.first(run.journal, "start")
+    run.curves.unlink(missing_ok=True)
+    if earlier is None:
+        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_atomic(run.overrides, OmegaConf.to_yaml(list(overrides)))
+        if diff := uncommitted_diff():
+            write_atomic(run.diff, diff)
+    journal.event(
+        "start",
+        uid=uuid.uuid4().hex if earlier is None else earlier["uid"],
+        name=run_name(config),
+        experiment=config.experiment_name,
+        output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
+        params=hyperparameters(config),
+        tags={**provenance_tags(overrides), **group_choices(config)},
+        dataset=dataset(samples, splits),
+    )
+
+
+def _stored(run: RunFolder) -> tuple[Config, list[str]]:
+    """The config and overrides of an earlier trial that did not finish."""
+    if not run.config.exists():
+        raise ConfigError("resume", f"no run in '{run.path}'; give the folder that the run printed")
+    if journals.status(run.journal) == "FINISHED":
+        raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
+    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
+    assert isinstance(stored, DictConfig)
+    return validate(stored), list(OmegaConf.load(run.overrides))
+
+
+def _restore(fit: "Fit", run: RunFolder) -> None:
+    from sweep.train import checkpoint
+
+    if run.checkpoint.exists():
+        fit.load_state_dict(checkpoint.load(run.checkpoint))
+        log.info("resuming %s after epoch %d", run.path, fit.epoch)
+    elif run.journal.exists():
+        log.info("resuming %s from its beginning: it left no checkpoint", run.path)
+
+
+@contextmanager
+def _journal(run: RunFolder) -> Iterator[Journal]:
+    journal = Journal(run.journal)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _divide(samples: Samples, config: Config) -> Splits:
+    splits = divide(samples, config.split)
+    n_train = len(splits.train.x)
+    if config.trainer.batch_size > n_train:
+        raise ConfigError(
+            "trainer.batch_size",
+            f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it",
+        )
+    return splits
+
+
+def _new_folder(config: Config) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    return Path(config.output_dir) / "runs" / f"{stamp}_{run_name(config)}"
+
+
+def _finish_mirror(follower: Follower, run: RunFolder, output_dir: Path, timeout_s: float) -> bool:
+    """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
+    problem = follower.finish(run, timeout_s)
+    if problem is not None:
+        log.warning(
+            "MLflow lacks this run (%s). Nothing is lost; later:  python -m sweep.sync %s",
+            problem,
+            shlex.quote(str(output_dir)),
+        )
+    return problem is None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator["StopRequest"]:
+    """Turns the first Ctrl-C or SIGTERM into a request that the loop honours; a second Ctrl-C stops at once."""
+    from sweep.train.loop import StopRequest
+
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield stop
+        return
+
+    def request(signum: int, frame: FrameType | None) -> None:
+        stop.signum = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
