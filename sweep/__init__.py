@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweep.compose import compose as compose
+    from sweep.composition import compose as compose
     from sweep.data import Samples as Samples
     from sweep.errors import ConfigError as ConfigError
     from sweep.errors import Diverged as Diverged
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "compose": "sweep.compose",
+    "compose": "sweep.composition",
     "Samples": "sweep.data",
     "ConfigError": "sweep.errors",
     "Diverged": "sweep.errors",

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from sweep.config import allowed_targets
 from sweep.data import Samples
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     OptimizerFactory = Callable[[Any], Optimizer]
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+# What a constructor raises for arguments that it refuses; torch's own ones raise all of these.
+_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError)
 
 
 def samples(node: Mapping[str, Any]) -> Samples:
@@ -49,7 +52,24 @@ def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
 
 def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
     """What makes the optimizer from a model's parameters."""
-    return _bind("optimizer", node, offered={}, positional=1)
+    make = _bind("optimizer", node, offered={}, positional=1)
+
+    def checked(parameters: Any) -> "Optimizer":
+        from torch.optim import Optimizer
+
+        made = make(parameters)
+        if not isinstance(made, Optimizer):
+            raise ConfigError(
+                "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
+            )
+        if any(p.default is p.empty for p in _parameters(made.step)):  # LBFGS wants a closure
+            raise ConfigError(
+                "optimizer._target_",
+                f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
+            )
+        return made
+
+    return checked
 
 
 def scheduler(node: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> "SchedulerFactory":
@@ -68,7 +88,7 @@ def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positio
         target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=allowed_targets())
     except (HydraException, ImportError) as error:
         raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
-    except (TypeError, ValueError) as error:  # a nested node's own call
+    except _REFUSALS as error:  # a nested node's own call
         raise ConfigError(key, _reason(error)) from error
     arguments = dict(target.keywords)
     _check_arguments(key, target.func, arguments, offered, positional)
@@ -79,7 +99,7 @@ def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positio
     def call(*args: Any) -> Any:
         try:
             return target(*args, **arguments)
-        except (TypeError, ValueError, AssertionError) as error:
+        except _REFUSALS as error:
             raise ConfigError(key, _reason(error)) from error
 
     return call
@@ -137,6 +157,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return value in options
     if origin in (list, Sequence) and options:
         return isinstance(value, list | tuple) and all(_fits(item, options[0]) for item in value)
+    if origin is tuple and options and options[-1] is not Ellipsis:
+        return isinstance(value, list | tuple) and len(value) == len(options) and all(map(_fits, value, options))
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
@@ -152,4 +174,5 @@ def _reason(error: BaseException) -> str:
     cause = error
     while isinstance(cause, HydraException) and cause.__cause__ is not None:
         cause = cause.__cause__
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    bare = isinstance(cause, LookupError | ArithmeticError)  # their messages say little
+    return f"{type(cause).__name__}: {one_line(cause)}" if bare else one_line(cause)

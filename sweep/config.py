@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,10 @@ class Config:
 
 
 def register() -> None:
-    """Makes known to Hydra what conf/config.yaml uses: the schema `sweep_schema` and the resolver `sweep.run_dir`."""
+    """Makes known to Hydra what conf/config.yaml uses: the schema `sweep_schema` and the resolvers of its folders."""
     OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
-    ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep")
+    OmegaConf.register_resolver("sweep.multirun_dir", _multirun_dir, replace=True)
+    ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
 
 
 def with_choices(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
@@ -140,15 +141,22 @@ def with_choices(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConf
     return cfg
 
 
+def keys_of(node: str) -> list[str]:
+    """The keys of a node that the schema describes ("" for the root); of any other, none."""
+    return [key.name for key in fields(_SCHEMA[node]) if key.name != "choices"] if node in _SCHEMA else []
+
+
 def validate(cfg: DictConfig) -> Config:
     """The config as plain typed values, `data` to `scheduler` as dicts. Raises ConfigError for the first mistake."""
+    _refuse_unknown_keys(cfg)
     try:
         OmegaConf.resolve(cfg)
+        _require(cfg.seed >= 0, "seed", f"must be >= 0, got {cfg.seed}")  # before trainer.seed, its copy
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(str(getattr(error, "full_key", None) or "config"), _first_line(error)) from error
     assert isinstance(config, Config)
-    _require(config.seed >= 0, "seed", f"must be >= 0, got {config.seed}")
+    _checked_output_dir(config.output_dir)
     _require(bool(config.experiment_name.strip()), "experiment_name", "is empty; name an MLflow experiment")
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
@@ -193,9 +201,42 @@ def _environment_targets() -> tuple[str, ...]:
     return patterns
 
 
+_SCHEMA = {"": Config, "split": Split, "trainer": Trainer, "tracking": Tracking, "lr_bounds": LrBounds}
+
+
+def _refuse_unknown_keys(cfg: DictConfig) -> None:
+    """A key added with + slips past Hydra, and would be ignored."""
+    for node, schema in _SCHEMA.items():
+        known = {key.name for key in fields(schema)}
+        for key in cfg[node] if node else cfg:
+            name = f"{node}.{key}" if node else str(key)
+            _require(key in known, name, f"is no key of the config; choose one of: {', '.join(keys_of(node))}")
+
+
 def _run_dir(output_dir: str, resume: str | None, name: str) -> str:
-    """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it."""
-    return f"{output_dir}/runs/{name}" if resume is None else f"{resume}/resumed/{name}"
+    """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it.
+
+    Hydra makes the folder before anything else can be checked.
+    """
+    if resume is None:
+        return f"{_checked_output_dir(output_dir)}/runs/{name}"
+    require_run(Path(resume))
+    return f"{resume}/resumed/{name}"
+
+
+def _multirun_dir(output_dir: str, name: str) -> str:
+    return f"{_checked_output_dir(output_dir)}/multirun/{name}"
+
+
+def _checked_output_dir(output_dir: str) -> str:
+    _require(bool(output_dir.strip()), "output_dir", "is empty; name a folder")
+    return output_dir
+
+
+def require_run(folder: Path) -> None:
+    """Raises ConfigError unless there is an earlier run to resume in `folder`."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError("resume", f"no run in '{folder}'; give the folder that the run printed")
 
 
 def _check_component(key: str, node: Any) -> None:
@@ -229,6 +270,9 @@ def _check_learning_rates(config: Config) -> None:
             if isinstance(lr, bool) or not isinstance(lr, int | float):
                 raise ConfigError(f"{key}.{name}", f"must be a number, got {lr!r}")
             _require(_positive(lr), f"{key}.{name}", f"must be a finite number > 0, got {lr}")
+    min_lr = config.scheduler.get("min_lr")
+    if isinstance(min_lr, int | float):
+        _require(0 <= min_lr < math.inf, "scheduler.min_lr", f"must be a finite number >= 0, got {min_lr}")
     base_lr, max_lr = config.scheduler.get("base_lr"), config.scheduler.get("max_lr")
     if base_lr is not None and max_lr is not None and base_lr >= max_lr:
         raise ConfigError(

@@ -1,5 +1,19 @@
 """Errors that a user can act on: each is one clear line."""
 
+import errno
+import re
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of an OSError
+
+# What Hydra and OmegaConf append for programmers.
+_FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See https?:).*$", re.MULTILINE)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line; its type where it has none."""
+    lines = (line.strip() for line in _FOR_PROGRAMMERS.sub("", str(error)).splitlines())
+    return " ".join(line for line in lines if line) or type(error).__name__
+
 
 class SweepError(Exception):
     """Shown without a traceback; the process ends with `exit_status`."""

@@ -1,24 +1,30 @@
 """`python -m sweep.run`: the Hydra entry point."""
 
 import atexit
+import contextlib
 import functools
+import json
+import logging
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from sweep.compose import config_error
+from sweep.composition import config_error
 from sweep.config import CONF_DIR, register, with_choices
-from sweep.errors import ConfigError, Interrupted, SweepError
+from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
+
+log = logging.getLogger("sweep")
 
 
 def run(cfg: DictConfig) -> float:
@@ -27,16 +33,23 @@ def run(cfg: DictConfig) -> float:
     from sweep.trial import run_trial
 
     job = HydraConfig.get()
+    if "SWEEP_TARGETS" in job.job.env_set:
+        raise ConfigError("hydra.job.env_set.SWEEP_TARGETS", "a config cannot vouch for targets; set it in the shell")
     overrides = list(job.overrides.task)
     if cfg.resume is not None:
         _refuse_changes(overrides)
-    outcome = run_trial(
-        with_choices(cfg, job.runtime.choices),
-        folder=job.runtime.output_dir,
-        follower=_follower(Path(cfg.output_dir).absolute()),
-        overrides=overrides,
-        live=sys.stderr.isatty(),
-    )
+    try:
+        outcome = run_trial(
+            with_choices(cfg, job.runtime.choices),
+            folder=job.runtime.output_dir,
+            follower=_follower,
+            overrides=[*_searchpath(job), *overrides],
+            live=sys.stderr.isatty(),
+        )
+    except SweepError as error:
+        if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
+            log.error("failed: %s", error)
+        raise
     print_summary(outcome)
     return outcome.value
 
@@ -46,18 +59,47 @@ def main() -> None:
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line
     register()
+    command = hydra.main(config_path=str(CONF_DIR), config_name="config", execution_whitelist=())(run)
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name="config", execution_whitelist=())(run)()
-    except (SweepError, HydraException, OmegaConfBaseException) as error:
-        if show_tracebacks:
+        with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
+            command()
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        told = error if isinstance(error, SweepError) else config_error(error)
+        if show_tracebacks:
+            traceback.print_exc()
         print(f"error: {told}", file=sys.stderr)
         sys.exit(told.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class _WithoutHydrasLine:
+    """Standard error without the line in which Hydra announces a failed job's error: one line is enough."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides:") else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _told(error: Exception) -> SweepError | None:
+    """What to tell the user about `error`; None for a mistake of our own, which deserves a traceback."""
+    if isinstance(error, SweepError):
+        return error
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):  # Hydra's files
+        return ConfigError("output_dir", f"cannot be written ({error}); give another one")
+    return config_error(error, sys.argv[1:])
 
 
 @functools.cache
@@ -68,6 +110,13 @@ def _follower(output_dir: Path) -> "Follower":
     follower = Follower(output_dir / "mirror.log")
     atexit.register(follower.close)
     return follower
+
+
+def _searchpath(job: HydraConf) -> list[str]:
+    """The user's own folders of options as an override, so that the recorded command finds them from anywhere."""
+    sources = [s for s in job.runtime.config_sources if "command-line" in s.provider]
+    quoted = [json.dumps(f"{s.schema}://{s.path}", ensure_ascii=False) for s in sources]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
 
 
 def _refuse_changes(overrides: list[str]) -> None:

@@ -1,6 +1,5 @@
 """One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
-import errno
 import logging
 import os
 import shlex
@@ -8,7 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from sweep import build
-from sweep.config import Config, validate
+from sweep.config import Config, require_run, validate
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
-from sweep.errors import ConfigError, DiskFull, Diverged
+from sweep.errors import DISK_FULL, ConfigError, DiskFull, Diverged
 from sweep.record import journal as journals
 from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
 from sweep.record.folder import Busy, RunFolder, write_atomic
@@ -31,14 +30,12 @@ from sweep.record.journal import Curve, Journal
 from sweep.record.progress import progress
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 from sweep.record.recorder import Recorder, Report
-from sweep.record.store import output_dir_of, tracking_store
+from sweep.record.store import Store, output_dir_of, tracking_store
 
 if TYPE_CHECKING:
     from sweep.train.loop import Fit, StopRequest
 
 log = logging.getLogger("sweep")
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,7 @@ def run_trial(
     report: Report | None = None,
     *,
     folder: str | Path | None = None,
-    follower: Follower | None = None,
+    follower: Follower | Callable[[Path], Follower] | None = None,
     overrides: Sequence[str] = (),
     live: bool = False,
 ) -> Outcome:
@@ -75,7 +72,8 @@ def run_trial(
 
     report: called after each epoch with (epoch, validation loss); it may raise to end the trial.
     folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
-    follower: the process that mirrors to MLflow, when trials share one; by default one for this trial.
+    follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir` that
+    the trial belongs to; by default one for this trial.
     overrides: the command line that composed `cfg`, recorded so that the trial can be run again.
     live: whether progress is shown as a live line instead of log lines.
 
@@ -89,27 +87,31 @@ def run_trial(
         config, overrides = _stored(run)
     samples = build.samples(config.data)
     splits = _divide(samples, config)
-    run.create()
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
     store = tracking_store(config.tracking, output_dir)
     with ExitStack() as stack:
         try:
+            run.create()
             stack.enter_context(run.lock())
+            if follower is None:
+                follower = Follower(output_dir / "mirror.log")
+                stack.callback(follower.close)
+            elif callable(follower):
+                follower = follower(output_dir)
         except Busy:
             raise ConfigError("resume", f"'{run.path}' is being trained by another process") from None
-        if follower is None:
-            follower = Follower(output_dir / "mirror.log")
-            stack.callback(follower.close)
+        except OSError as error:
+            raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(_fit(config, samples, splits))
         _restore(fit, run)
-        with _journal(run) as journal:
+        with _journal(run) as journal, _told_when_full(run):
             _write_start(journal, run, config, samples, splits, overrides, output_dir)
             recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
             try:
                 metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
             finally:
-                mirrored = _finish_mirror(follower, run, output_dir, config.tracking.close_timeout_s)
+                mirrored = _finish_mirror(follower, run, store, output_dir, config.tracking.close_timeout_s)
     assert fit.best is not None
     return Outcome(
         name=run_name(config),
@@ -178,18 +180,16 @@ def _train(
         }
         metrics = {**{name: float(value) for name, value in val.items()}, **fit.test(noise)}
         checkpoint.save(run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
-        values = {"best/epoch": best.epoch, "best/val/loss": best.value, "time/train_s": train_s}
-        tests = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        journal.event("end", status="FINISHED", step=best.epoch, values={**values, **tests}, tags={})
+        values = {"best/epoch": best.epoch, "best/val_loss": best.value, "time/train_s": train_s}
+        values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
+        columns = {name: [value] for name, value in values.items()}
+        journal.event("end", status="FINISHED", steps=[0], values=columns, tags={})  # step 0: bars in MLflow
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
-            recorder.flush()
             status, tags = _ending(error)
-            journal.event("end", status=status, step=fit.epoch, values={}, tags=tags)
+            journal.event("end", status=status, steps=[], values={}, tags=tags)
         if isinstance(error, KeyboardInterrupt):
             log.warning("stopped; go on with:  python -m sweep.run resume=%s", shlex.quote(str(run.path)))
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise DiskFull(str(error), str(run.path)) from error
         raise
     finally:
         with suppress(OSError):
@@ -220,8 +220,8 @@ def _write_start(
     earlier = journals.first(run.journal, "start")
     run.curves.unlink(missing_ok=True)
     if earlier is None:
-        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
         write_atomic(run.overrides, OmegaConf.to_yaml(list(overrides)))
+        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
         if diff := uncommitted_diff():
             write_atomic(run.diff, diff)
     journal.event(
@@ -238,8 +238,7 @@ def _write_start(
 
 def _stored(run: RunFolder) -> tuple[Config, list[str]]:
     """The config and overrides of an earlier trial that did not finish."""
-    if not run.config.exists():
-        raise ConfigError("resume", f"no run in '{run.path}'; give the folder that the run printed")
+    require_run(run.path)
     if journals.status(run.journal) == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
@@ -266,6 +265,17 @@ def _journal(run: RunFolder) -> Iterator[Journal]:
         journal.close()
 
 
+@contextmanager
+def _told_when_full(run: RunFolder) -> Iterator[None]:
+    """Raises DiskFull instead of what the system says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise DiskFull(str(error), str(run.path)) from error
+
+
 def _divide(samples: Samples, config: Config) -> Splits:
     splits = divide(samples, config.split)
     n_train = len(splits.train.x)
@@ -282,10 +292,12 @@ def _new_folder(config: Config) -> Path:
     return Path(config.output_dir) / "runs" / f"{stamp}_{run_name(config)}"
 
 
-def _finish_mirror(follower: Follower, run: RunFolder, output_dir: Path, timeout_s: float) -> bool:
+def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
     """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
     problem = follower.finish(run, timeout_s)
-    if problem is not None:
+    if problem is not None and store.uri is None:
+        log.warning("cannot draw the curves (%s)", problem)
+    elif problem is not None:
         log.warning(
             "MLflow lacks this run (%s). Nothing is lost; later:  python -m sweep.sync %s",
             problem,

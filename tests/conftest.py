@@ -1,14 +1,29 @@
 """Shared by all tests: real processes, real stores, nothing beyond loopback."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from sweep.config import Config
+    from sweep.record.follow import Follower
+    from sweep.record.recorder import Report
+    from sweep.train.loop import Fit
+    from sweep.trial import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+settings.register_profile("sweep", deadline=None)  # a busy machine is no failure
+settings.load_profile("sweep")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -24,7 +39,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep_run(tmp_path: Path) -> Command:
     """Runs `python -m sweep.run` in an empty directory, with outputs below it; returns the finished process."""
 
-    def run(*overrides: str, cwd: Path = tmp_path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *overrides: str, cwd: Path = tmp_path, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sweep.run", *overrides],
             cwd=cwd,
@@ -42,3 +59,115 @@ def the_run(tmp_path: Path) -> Path:
     """The folder of the only run below `tmp_path`/outputs."""
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     return folder
+
+
+SMALL = ("data.n=96", "model.widths=[8]", "trainer.batch_size=16", "trainer.epochs=4")  # 5 updates an epoch
+
+
+def make_fit(*overrides: str, clock: Callable[[], float] = time.monotonic) -> "Fit":
+    """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4."""
+    from sweep import build
+    from sweep.data.split import divide
+    from sweep.train.evaluate import loss_function
+    from sweep.train.loop import Fit
+    from sweep.train.runtime import pick_device, seed_generators
+    from sweep.train.schedule import Schedule
+    from sweep.train.tensors import to_device
+
+    config = _config((*SMALL, *overrides))
+    trainer = config.trainer
+    samples = build.samples(config.data)
+    splits = divide(samples, config.split)
+    make_optimizer = build.optimizer(config.optimizer)
+    make_scheduler = build.scheduler(config.scheduler, -(-len(splits.train.x) // trainer.batch_size), trainer.epochs)
+    seed_generators(trainer.seed, "init")
+    device = pick_device(trainer.device)
+    model = build.model(config.model, samples).to(device)
+    seed_generators(trainer.seed, "train")
+    return Fit(
+        model=model,
+        optimizer=make_optimizer(model.parameters()),
+        schedule=Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch")),
+        loss_fn=loss_function(trainer.loss, samples.task),
+        data=to_device(splits, device),
+        trainer=trainer,
+        clock=clock,
+    )
+
+
+@functools.cache
+def _config(overrides: tuple[str, ...]) -> "Config":
+    from sweep import compose
+    from sweep.config import validate
+
+    return validate(compose(overrides))
+
+
+class Heard:
+    """A listener that keeps what it hears: (loss, lr) by step, metrics by epoch. Told again, it must be the same."""
+
+    def __init__(self, after_epoch: Callable[[int], object] = lambda epoch: None) -> None:
+        self.points: dict[int, tuple[float, float]] = {}
+        self.epochs: dict[int, dict[str, float]] = {}
+        self._after_epoch = after_epoch
+
+    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
+        for step, point in enumerate(zip(losses, lrs, strict=True), first):
+            assert self.points.setdefault(step, point) == point
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        assert self.epochs.setdefault(epoch, metrics) == metrics
+        self._after_epoch(epoch)
+
+    def curve(self, name: str) -> list[float]:
+        return [metrics[name] for metrics in self.epochs.values()]
+
+
+@pytest.fixture(scope="session")
+def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Follower]":
+    """One helper process for all trials that run inside the test process."""
+    from sweep.record.follow import Follower
+
+    follower = Follower(tmp_path_factory.mktemp("follower") / "mirror.log")
+    yield follower
+    follower.close()
+
+
+def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+    """Polls, for what another process does; fails after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def small_trial(tmp_path: Path, follower: "Follower") -> "Callable[..., Outcome]":
+    """Runs a SMALL trial in this process, untracked unless the overrides say otherwise, with outputs below tmp_path."""
+    from sweep import compose, run_trial
+
+    def run(*overrides: str, report: "Report | None" = None) -> "Outcome":
+        cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL, *overrides])
+        return run_trial(cfg, report, follower=follower)
+
+    return run
+
+
+_KILLED = """
+import os, signal, sys
+from sweep import compose, run_trial
+
+def report(epoch, value):
+    if epoch == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_trial(compose(sys.argv[1:]), report)
+"""
+
+
+def kill_a_trial(tmp_path: Path, *overrides: str) -> Path:
+    """A SMALL, untracked trial in a process of its own, killed as it reports its third epoch of 4; its folder."""
+    overrides = ("tracking=off", f"output_dir={tmp_path}/outputs", *SMALL, *overrides)
+    done = subprocess.run([sys.executable, "-c", _KILLED, *overrides], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return the_run(tmp_path)

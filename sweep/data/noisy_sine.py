@@ -17,8 +17,8 @@ def noisy_sine(
         raise ConfigError("data.n", f"must be >= 1, got {n}")
     if not (math.isfinite(noise) and noise > 0):
         raise ConfigError("data.noise", f"must be a finite number > 0, got {noise}")
-    if len(domain) != 2 or not domain[0] < domain[1]:
-        raise ConfigError("data.domain", f"must be [low, high] with low < high, got {list(domain)}")
+    if len(domain) != 2 or not 0 < domain[1] - domain[0] < math.inf:
+        raise ConfigError("data.domain", f"must be [low, high] with low < high, both finite, got {list(domain)}")
     if seed < 0:
         raise ConfigError("data.seed", f"must be >= 0, got {seed}")
     rng = np.random.default_rng(seed)

@@ -38,17 +38,26 @@ class Samples:
         put = object.__setattr__  # the documented way for a frozen dataclass to normalise its fields
         put(self, "x", _real("data", self.x))
         if self.task == "classification":
-            put(self, "y", np.asarray(self.y, dtype=np.int64))
-            if self.y.ndim != 1 or (len(self.y) and self.y.min() < 0):
-                raise ConfigError("data.target", "classes must be one column of indices from 0")
-            put(self, "classes", self.classes or tuple(str(i) for i in range(int(self.y.max(initial=0)) + 1)))
+            put(self, "y", _indices(self.y))
+            n_classes = int(self.y.max(initial=0)) + 1
+            put(self, "classes", self.classes or tuple(map(str, range(n_classes))))
+            if n_classes > len(self.classes):
+                raise ConfigError("data.target", f"has class {n_classes - 1}, but only {len(self.classes)} names")
         else:
             put(self, "y", _columns(_real("data.target", self.y)))
             if self.clean is not None:
                 put(self, "clean", _columns(_real("data", self.clean)))
+                if self.clean.shape != self.y.shape:
+                    raise ConfigError("data", f"has targets {self.y.shape}, but of another shape without their noise")
+        if self.x.ndim < 2:
+            raise ConfigError("data", "inputs need a row a sample and a column a feature; give x[:, None] for one")
         if len(self.x) != len(self.y):
             raise ConfigError("data", f"has {len(self.x)} rows of inputs but {len(self.y)} of targets")
         put(self, "features", self.features or tuple(f"x{i}" for i in range(self.x.shape[1])))
+        if len(self.features) != self.x.shape[1]:
+            raise ConfigError(
+                "data.features", f"names {len(self.features)} columns or channels, but x has {self.x.shape[1]}"
+            )
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -61,9 +70,17 @@ class Samples:
         return len(self.classes) if self.task == "classification" else self.y.shape[1]
 
 
+def _indices(values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iub" or array.min(initial=0) < 0:
+        raise ConfigError("data.target", "classes must be one column of whole numbers from 0, of an integer dtype")
+    return array.astype(np.int64)
+
+
 def _real(key: str, values: ArrayLike) -> NDArray[np.float32]:
     try:
-        array = np.asarray(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
+            array = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ConfigError(key, f"holds values that are no numbers ({error})") from error
     if array.ndim == 0:
@@ -75,4 +92,6 @@ def _real(key: str, values: ArrayLike) -> NDArray[np.float32]:
 
 
 def _columns(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    if array.ndim > 2:
+        raise ConfigError("data.target", f"must be (N,) or (N, n_targets), got {array.shape}")
     return array[:, None] if array.ndim == 1 else array

@@ -1,5 +1,6 @@
 """A user's own table, from CSV or Parquet."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,16 +56,30 @@ def _read(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        frame = pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path)
     except FileNotFoundError:
         raise ConfigError("data.path", f"no file '{path}' (looked in {Path.cwd()})") from None
+    except ConfigError:
+        raise
     except pd.errors.EmptyDataError:
         raise ConfigError("data.path", f"'{path}' is empty") from None
     except Exception as error:  # parsers raise what they like: pandas, pyarrow, the file system
         raise ConfigError("data.path", f"cannot read '{path}': {str(error).strip().splitlines()[0]}") from error
     if frame.empty:
         raise ConfigError("data.path", f"'{path}' has no rows")
+    frame.columns = frame.columns.map(str)
     return frame
+
+
+def _read_csv(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, index_col=False)  # else it takes a column that the header lacks for row labels
+        except pd.errors.ParserWarning:
+            raise ConfigError("data.path", f"rows of '{path}' have more cells than its header line") from None
 
 
 def _require_columns(frame: "pd.DataFrame", key: str, names: Sequence[str]) -> None:
@@ -78,13 +93,14 @@ def _numbers(frame: "pd.DataFrame", key: str, name: str) -> NDArray[np.float64]:
 
     column = frame[name]
     numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers))
+    bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))  # NaN too
     if len(bad):
         row = int(bad[0])
         cell = column.iloc[row]
-        what = "is empty or NaN" if pd.isna(cell) else f"is '{cell}', not a finite number"
+        empty = pd.isna(cell) is True  # of a cell that holds a list, isna is an array
+        what = "is empty or NaN" if empty else f"is '{cell}', not a finite float32 number"
         more = f" ({len(bad)} such cells in the column)" if len(bad) > 1 else ""
-        hint = "; for names of classes set data.task=classification" if key == "data.target" else ""
+        hint = "; for names of classes set data.task=classification" if key == "data.target" and not empty else ""
         raise ConfigError(key, f"row {row + 1}, column '{name}' {what}{more}{hint}")
     return numbers
 

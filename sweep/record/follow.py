@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,7 +67,8 @@ class Follower:
     def close(self) -> None:
         """Lets the helper finish what it has been given, and go."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it is gone already
+            self._process.stdin.close()
 
     def _say(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -78,9 +80,11 @@ class Follower:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(json.loads(line))
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(json.loads(line))
         self._answers.put({"ended": True})
+        self._process.wait()  # leaves no zombie behind
 
 
 class _Helper:

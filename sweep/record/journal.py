@@ -1,9 +1,10 @@
 """The journal: a trial's append-only record, one JSON object a line, from which everything else is drawn.
 
-Kinds of lines: `start` (who the trial is; again when it is resumed), `metrics` (values at a step), `end` (how it
-ended). `time` is in milliseconds since 1970.
+Kinds of lines: `start` (who the trial is; again when it is resumed), `metrics` (columns: ascending `steps`, and as many
+`values` of each metric), `end` (how it ended). `time` is in milliseconds since 1970.
 """
 
+import bisect
 import json
 import os
 import time
@@ -38,17 +39,14 @@ class Journal:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one record of the given kind."""
-        self._append([{"kind": kind, "time": _now_ms(), **fields}])
+        self._append({"kind": kind, "time": time.time_ns() // 1_000_000, **fields})
 
-    def metrics(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Appends (step, values) rows, in one write."""
-        now = _now_ms()
-        records = []
-        for step, values in rows:
-            fresh = {key: value for key, value in values.items() if step > self._recorded.get(key, -1)}
-            if fresh:
-                records.append({"kind": "metrics", "time": now, "step": step, "values": fresh})
-        self._append(records)
+    def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        """Appends the values of each metric at the given steps, ascending."""
+        n_known = bisect.bisect_right(steps, min(self._recorded.get(key, -1) for key in values))
+        if n_known < len(steps):
+            columns = {key: list(column[n_known:]) for key, column in values.items()}
+            self.event("metrics", steps=list(steps[n_known:]), values=columns)
 
     def sync(self) -> None:
         os.fsync(self._file)
@@ -56,9 +54,9 @@ class Journal:
     def close(self) -> None:
         os.close(self._file)
 
-    def _append(self, records: list[Record]) -> None:
-        """All of the records or, when the disk is full, none."""
-        data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    def _append(self, record: Record) -> None:
+        """All of the record or, when the disk is full, nothing."""
+        data = (json.dumps(record) + "\n").encode()
         size = os.fstat(self._file).st_size
         try:
             while data:
@@ -92,10 +90,10 @@ def curves(path: Path) -> dict[str, Curve]:
     points: dict[str, tuple[list[int], list[float]]] = {}
     for record, _ in read(path):
         if record["kind"] == "metrics":
-            for key, value in record["values"].items():
+            for key, column in record["values"].items():
                 steps, values = points.setdefault(key, ([], []))
-                steps.append(record["step"])
-                values.append(value)
+                steps += record["steps"]
+                values += column
     return {key: Curve(np.array(steps, np.int64), np.array(values)) for key, (steps, values) in points.items()}
 
 
@@ -122,7 +120,3 @@ def _cut_torn_line(path: Path) -> None:
         whole = max((end for _, end in read(path)), default=0)
         if whole < path.stat().st_size:
             os.truncate(path, whole)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

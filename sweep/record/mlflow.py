@@ -33,6 +33,7 @@ UID_TAG = "sweep.uid"
 FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # a store that is down, full or refuses
 _MAX_METRICS = 1000  # in one log_batch; MLflow's own limits, here and below
 _MAX_PARAMS = 100
+_MAX_RECORDS = 100  # sent before the offset is written down
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
 
@@ -42,12 +43,12 @@ class Mirror:
 
     def __init__(self, store: Store) -> None:
         assert store.uri is not None
-        self._client = MlflowClient(store.uri)
         self._artifact_root = store.artifact_root
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
         with _first_start(store.artifact_root):
-            self._client.search_experiments(max_results=1)  # connects, and makes an embedded store's tables
+            self._client = MlflowClient(store.uri)  # makes an embedded store's tables
+            self._client.search_experiments(max_results=1)  # connects
 
     def push(self, folder: RunFolder) -> bool:
         """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
@@ -143,7 +144,7 @@ def _chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> Itera
     group: list[Any] = []
     for record, offset in records:
         group.append(record)
-        if record["kind"] != "metrics" or len(group) == _MAX_METRICS // 2:
+        if record["kind"] != "metrics" or len(group) == _MAX_RECORDS:
             yield group, offset
             group = []
     if group:
@@ -153,7 +154,8 @@ def _chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> Itera
 def _metrics(record: journal.Record) -> list[Metric]:
     """The record's values; a value that is not finite breaks MLflow's run page and stays behind."""
     return [
-        Metric(key, value, record["time"], record["step"])
-        for key, value in record["values"].items()
+        Metric(key, value, record["time"], step)
+        for key, column in record["values"].items()
+        for step, value in zip(record["steps"], column, strict=True)
         if math.isfinite(value)
     ]

@@ -9,7 +9,7 @@ log = logging.getLogger("sweep")
 
 Show = Callable[[int, dict[str, float]], None]  # (epoch, metrics)
 _LOG_LINES = 10  # about so many a run
-_REFRESH_S = 0.1
+_REFRESH_S = 0.5  # drawing costs 3 ms, an epoch may take 10
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def _live(epochs: int, done: int) -> Iterator[Show]:
         def show(epoch: int, metrics: dict[str, float]) -> None:
             nonlocal next_refresh
             now = time.monotonic()
-            if now >= next_refresh or epoch == epochs:  # drawing costs 3 ms; an epoch may take less
+            if now >= next_refresh or epoch == epochs:
                 bar.update(task, completed=epoch, description=_text(metrics), refresh=True)
                 next_refresh = now + _REFRESH_S
 

@@ -14,26 +14,20 @@ class Recorder:
     def __init__(self, journal: Journal, total_steps: int, step_points: int, report: Report | None) -> None:
         self._journal = journal
         self._stride = max(1, -(-total_steps // step_points)) if step_points else 0
-        self._rows: list[tuple[int, dict[str, float]]] = []
         self._report = report
         self.show: Show = lambda epoch, metrics: None
 
     def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        """Losses and learning rates of consecutive updates; kept until `epoch` or `flush` writes them."""
+        """Losses and learning rates of consecutive updates, the first of them number `first`."""
         if not self._stride:
             return
-        skip = -(first - 1) % self._stride  # the first update is always a point
-        for i in range(skip, len(losses), self._stride):
-            self._rows.append((first + i, {"step/loss": losses[i], "step/lr": lrs[i]}))
+        points = slice(-(first - 1) % self._stride, len(losses), self._stride)  # the first update is always a point
+        steps = range(first, first + len(losses))[points]
+        self._journal.metrics(steps, {"step/loss": losses[points], "step/lr": lrs[points]})
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Writes the epoch, shows it, and then lets the study have its say."""
-        self._rows.append((epoch, metrics))
-        self.flush()
+        self._journal.metrics([epoch], {name: [value] for name, value in metrics.items()})
         self.show(epoch, metrics)
         if self._report is not None:
             self._report(epoch, metrics["val/loss"])
-
-    def flush(self) -> None:
-        rows, self._rows = self._rows, []
-        self._journal.metrics(rows)

@@ -8,6 +8,8 @@ from sweep.config import Tracking
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
+
 
 class Store(NamedTuple):
     """uri: MLflow's tracking URI, None for no tracking. artifact_root: for a store that does not choose its own."""
@@ -20,10 +22,8 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
     if not tracking.mlflow:
         return Store(None, None)
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return Store(uri, None)
-    return Store(f"sqlite:///{output_dir}/mlflow.db", output_dir / "mlartifacts")
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir}/mlflow.db"
+    return Store(uri, output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None)
 
 
 def output_dir_of(run: RunFolder) -> Path | None:

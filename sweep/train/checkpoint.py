@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running anything that is in them."""
 
+import io
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,26 @@ FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` atomically; returns once the data are on the disk."""
+    """Replaces `path` atomically; returns once the data are on the disk. Raises OSError where it finds no room."""
+    data = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, data)  # on a full disk its own writing ends in a RuntimeError
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())  # a rename alone does not order the data before the name
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as file:
+            file.write(data.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # a rename alone does not order the data before the name
+        os.replace(tmp, path)
+    except OSError:
+        tmp.unlink(missing_ok=True)  # it takes up the room that is missing
+        raise
 
 
 def load(path: Path) -> dict[str, Any]:
     """The saved state, on the CPU. Raises ConfigError for a file that is damaged or of another kind."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler trips over a foreign file in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             "resume", f"'{path}' is damaged or no checkpoint ({reason[:120]}); start a new run"

@@ -168,6 +168,7 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         self._read_losses()
         return {
+            "kinds": self._kinds(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -181,7 +182,12 @@ class Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ConfigError when the checkpoint is of another model, optimizer or scheduler."""
-        for part in ("model", "optimizer", "schedule"):
+        for part, kind in self._kinds().items():
+            saved = state.get("kinds", {}).get(part)
+            if saved != kind:
+                raise ConfigError(
+                    "resume", f"the checkpoint is of another {part} than the config ({saved}, not {kind})"
+                )
             try:
                 getattr(self, part).load_state_dict(state[part])
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
@@ -196,6 +202,11 @@ class Fit:
             self.best = Best(best["epoch"], best["value"], weights)
         self._milestone = tuple(state["milestone"])
         set_random_states(state["random"])
+
+    def _kinds(self) -> dict[str, str]:
+        """Class names; most optimizers and schedulers load another one's state without a word."""
+        kinds = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule.scheduler}
+        return {part: type(made).__qualname__ for part, made in kinds.items()}
 
     def _read_losses(self) -> None:
         """Brings losses to the host. Raises Diverged at the first that is not finite."""

@@ -56,6 +56,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
         random.getstate(),
         np.random.get_state(),  # noqa: NPY002  # a user's code may draw from it
     )
@@ -67,9 +68,9 @@ def reproducible(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        random.setstate(before[2])
-        np.random.set_state(before[3])  # noqa: NPY002
+        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        random.setstate(before[3])
+        np.random.set_state(before[4])  # noqa: NPY002
 
 
 def seed_generators(seed: int, stream: str) -> None:

@@ -24,10 +24,10 @@ class Schedule:
         make_scheduler: Callable[[Optimizer], LRScheduler],
         interval: str,
     ) -> None:
-        self._shadow = make_optimizer([torch.nn.Parameter(torch.zeros(()))])
-        self._scheduler = make_scheduler(self._shadow)
+        self._shadow = make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
+        self.scheduler = make_scheduler(self._shadow)
         self._shadow.step()  # torch warns about a scheduler stepped before its optimizer
-        self._per_step = interval == "step" and not isinstance(self._scheduler, ReduceLROnPlateau)
+        self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)
         self._started = False
         self.rows: list[Row] = []  # of the epoch in progress, one an update
 
@@ -40,22 +40,22 @@ class Schedule:
 
     def end_epoch(self, value: float) -> None:
         """Tells a scheduler that is stepped per epoch that one is over, with its validation value."""
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(value)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(value)
         elif not self._per_step:
-            self._scheduler.step()
+            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self._shadow.param_groups]
         return {
-            "scheduler": self._scheduler.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "groups": groups,
             "started": self._started,
             "rows": self.rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.load_state_dict(state["scheduler"])
         for group, saved in zip(self._shadow.param_groups, state["groups"], strict=True):
             group.update(saved)
         self._started = state["started"]
@@ -63,7 +63,7 @@ class Schedule:
 
     def _advance(self) -> Row:
         if self._started:  # one step fewer than updates: OneCycleLR refuses a step past its end
-            self._scheduler.step()
+            self.scheduler.step()
         self._started = True
         return self._row()
 

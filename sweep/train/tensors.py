@@ -53,8 +53,10 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
 
 
 def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in `order` from number `start` (from 0); the last one may be smaller."""
+    """Batches in `order` from number `start` (from 0), none behind the last; the last one may be smaller."""
     order = order[start * batch_size :].to(split.x.device)
+    if len(order) == 0:  # splitting nothing gives one empty batch
+        return iter(())
     if split.x.nbytes <= _GATHER_LIMIT_BYTES:
         return zip(split.x[order].split(batch_size), split.y[order].split(batch_size), strict=True)
     return ((split.x[rows], split.y[rows]) for rows in order.split(batch_size))

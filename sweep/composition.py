@@ -1,0 +1,128 @@
+"""Composing a config, and saying what is wrong with one in a single line."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
+
+from sweep.config import COMPONENTS, CONF_DIR, keys_of, register, with_choices
+from sweep.errors import ConfigError, one_line
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
+    """The config that `python -m sweep.run OVERRIDES` would use.
+
+    `config_dir` is a folder with options of your own, like Hydra's --config-dir. Hydra's global state is as before
+    afterwards. Raises ConfigError.
+    """
+    register()
+    searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
+    try:
+        with _own_hydra():
+            cfg = hydra.compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
+    except Exception as error:
+        told = config_error(error, overrides)
+        if told is None:
+            raise
+        raise told from error
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return with_choices(cfg, choices)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra initialised with our conf/, also inside a program that has initialised it with its own."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), job_name="sweep"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _searchpath(folder: Path) -> str:
+    if not folder.is_dir():  # Hydra would only warn
+        raise ConfigError("config_dir", f"no folder '{folder}'")
+    quoted = str(folder).replace('"', r"\"")
+    return f'hydra.searchpath=["file://{quoted}"]'
+
+
+def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+    """Hydra's or OmegaConf's error, which may run over many lines and causes, as one line with its config key.
+
+    None for an error that is not about the config.
+    """
+    if isinstance(error, InterpolationResolutionError) and isinstance(own := _root(error), ConfigError):
+        return own  # raised by a resolver of ours
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return ConfigError(group or "config", _no_option(option, error.options or ()))
+    if isinstance(error, OverrideParseException):
+        _, _, reason = str(error).partition("\n")  # the first line only counts overrides
+        key = error.override.partition("=")[0] or error.override
+        return ConfigError(key, f"cannot read '{error.override}'; {one_line(ValueError(reason))}")
+    if isinstance(error, YAMLError):
+        return ConfigError("config", one_line(error))  # names the file, the line and the column
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return _no_name_for_option(overrides)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _of_key(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
+    return None
+
+
+def _of_key(error: BaseException) -> ConfigError:
+    key = str(getattr(error, "full_key", None) or _key_in(str(error)) or "config")
+    problem = one_line(error)
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        problem = _unknown(key, problem)
+    elif problem.startswith("Ambiguous value"):  # Hydra's next lines, in a few words
+        problem = f"{str(error).splitlines()[0]}; add -m to run each, or write a list as [a,b]"
+    elif "does not support sweep type" in problem:
+        key, problem = "hydra/sweeper", f"{problem}; choose hydra/sweeper=optuna"
+    return ConfigError(key, problem)
+
+
+def _unknown(key: str, problem: str) -> str:
+    """What is wrong with a key that does not exist; a component takes whatever its target takes."""
+    node, _, _ = key.rpartition(".")
+    if node.partition(".")[0] in COMPONENTS:
+        return f"{problem} (to add an argument, write +{key}=...)"
+    keys = keys_of(node)
+    return f"is no key of the config; choose one of: {', '.join(keys)}" if keys else problem
+
+
+def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
+    """For `optimizer=null` or `optimizer=3`; Hydra does not say which group it means."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        if option not in options and options:
+            hint = "" if group in COMPONENTS else f"; to leave the group out, write ~{group}"
+            return ConfigError(group, _no_option(option, options) + hint)
+    return ConfigError("config", "an option of a group must be a name")
+
+
+def _no_option(option: str, options: Sequence[str]) -> str:
+    return f"no option '{option}'; choose one of: {', '.join(options) or 'none there'}"
+
+
+def _root(error: BaseException) -> BaseException:
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _root(cause)
+
+
+def _key_in(message: str) -> str | None:
+    """The key that a message is about: as OmegaConf appends it, or else the first that is quoted."""
+    found = re.search(r"full_key: (\S+)", message) or re.search(r"'\+*([\w./@]+)(?:=[^']*)?'", message)
+    return found.group(1) if found else None

@@ -1,0 +1,134 @@
+"""`python -m sweep.run` as a user starts it, watched and stopped from outside; and what MLflow has of it."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sweep.record import journal
+from sweep.record.folder import RunFolder
+
+RUN = (sys.executable, "-m", "sweep.run")
+_OWN = ("MLFLOW_TRACKING_URI", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS")
+_PATIENCE_S = 120.0
+_POLL_S = 0.01
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The tester's environment without what would change a run, and with `changes`."""
+    return {name: value for name, value in os.environ.items() if name not in _OWN} | changes
+
+
+def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Runs to the end; `changes` are of the environment."""
+    return subprocess.run(
+        [*command, *overrides],
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_S,
+        check=False,
+    )
+
+
+def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Starts a run in a process group of its own, as a shell does for what it runs in the foreground."""
+    return subprocess.Popen(
+        [*RUN, *overrides],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    """Returns once `condition` holds; fails when it takes too long, or `process` ends before."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        if process is None:
+            time.sleep(_POLL_S)
+            continue
+        try:
+            process.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(f"ended early: {process.communicate()}")
+
+
+def wait_for_epochs(cwd: Path, n_epochs: int, process: subprocess.Popen[str]) -> None:
+    """Returns once the only run below `cwd` has recorded so many epochs."""
+    wait_until(lambda: n_recorded(cwd) >= n_epochs, process)
+
+
+def n_recorded(cwd: Path) -> int:
+    """Epochs in the journal of the only run below `cwd`; 0 before there is one."""
+    epochs = [journal.curves(path).get("val/loss") for path in cwd.glob("outputs/runs/*/journal.jsonl")]
+    return len(epochs[0].steps) if epochs and epochs[0] is not None else 0
+
+
+def wait_for_helper(cwd: Path) -> None:
+    """Returns once the mirror processes of runs that were started in `cwd` have ended."""
+    wait_until(lambda: not any(_is_helper(process, cwd) for process in Path("/proc").glob("[0-9]*")))
+
+
+def _is_helper(process: Path, cwd: Path) -> bool:
+    try:
+        return process.joinpath("cwd").readlink() == cwd and b"sweep.record.follow" in (
+            process.joinpath("cmdline").read_bytes()
+        )
+    except OSError:  # it has just ended
+        return False
+
+
+def only_run(cwd: Path) -> RunFolder:
+    (folder,) = (cwd / "outputs" / "runs").iterdir()
+    return RunFolder(folder)
+
+
+def recorded(folder: RunFolder) -> dict[str, tuple[list[int], list[float]]]:
+    """The curves in a journal; a step that stands twice shows."""
+    return {name: (c.steps.tolist(), c.values.tolist()) for name, c in journal.curves(folder.journal).items()}
+
+
+def final_values(folder: RunFolder) -> dict[str, Any]:
+    """Best and test values that a finished run recorded, without its times."""
+    (end,) = (record for record, _ in journal.read(folder.journal) if record.get("status") == "FINISHED")
+    return {name: value for name, value in end["values"].items() if not name.startswith("time/")}
+
+
+def client(cwd: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{cwd}/outputs/mlflow.db")
+
+
+def mlflow_runs(cwd: Path) -> list[Run]:
+    """Every run in the store below `cwd`, the latest first."""
+    store = client(cwd)
+    return list(store.search_runs([e.experiment_id for e in store.search_experiments()]))
+
+
+def mlflow_curve(cwd: Path, run_id: str, metric: str) -> tuple[list[int], list[float]]:
+    """Every point of a metric, in the order of its steps; a point that was sent twice shows."""
+    points = sorted(client(cwd).get_metric_history(run_id, metric), key=lambda point: point.step)
+    return [point.step for point in points], [point.value for point in points]
+
+
+def n_mlflow_runs(cwd: Path) -> int:
+    """How many runs the store below `cwd` has, if there is one."""
+    store = cwd / "outputs" / "mlflow.db"
+    if not store.exists():
+        return 0
+    with sqlite3.connect(store) as database:
+        (n,) = database.execute("select count(*) from runs").fetchone()
+    return n

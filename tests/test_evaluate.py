@@ -1,0 +1,126 @@
+"""sweep/train/evaluate.py: metrics against numpy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score
+from torch import Tensor
+from torch.nn import functional
+
+from sweep.config import Split
+from sweep.data.noisy_sine import noisy_sine
+from sweep.data.split import divide
+from sweep.errors import ConfigError
+from sweep.train.evaluate import evaluate, is_finite, loss_function, noise_floor, predict
+from sweep.train.tensors import TensorData, TensorSplit, to_device
+
+
+def data_of(split: TensorSplit, y_mean: Tensor, y_std: Tensor) -> TensorData:
+    return TensorData(split, split, split, y_mean, y_std)
+
+
+def test_regression_metrics_are_in_the_targets_own_units() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 2)).astype(np.float32)
+    y_mean, y_std = np.array([300.0, -2.0], np.float32), np.array([40.0, 0.1], np.float32)
+    split = TensorSplit(torch.from_numpy(x), torch.from_numpy(y), None)
+    data = data_of(split, torch.from_numpy(y_mean), torch.from_numpy(y_std))
+    weights = torch.from_numpy(rng.normal(size=(3, 2)).astype(np.float32))
+    metrics = evaluate(lambda x: x @ weights, split, data, functional.mse_loss)
+    outputs = x @ weights.numpy()
+    truth, guess = y * y_std + y_mean, outputs * y_std + y_mean
+    assert metrics == pytest.approx(
+        {
+            "loss": mean_squared_error(y, outputs),
+            "mse": mean_squared_error(truth, guess),
+            "mae": mean_absolute_error(truth, guess),
+            "r2": r2_score(truth, guess),
+        },
+        rel=1e-4,
+    )
+
+
+def test_classification_metrics_equal_scikit_learns() -> None:
+    rng = np.random.default_rng(1)
+    logits, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 4, size=60)
+    split = TensorSplit(torch.from_numpy(logits), torch.from_numpy(y), None)
+    data = data_of(split, torch.zeros(4), torch.ones(4))
+    metrics = evaluate(lambda x: x, split, data, loss_function("auto", "classification"))
+    odds = np.exp(logits.astype(np.float64))
+    expected = {
+        "loss": log_loss(y, odds / odds.sum(axis=1, keepdims=True), labels=range(4)),
+        "accuracy": accuracy_score(y, logits.argmax(axis=1)),
+    }
+    assert 0 < expected["accuracy"] < 1
+    assert metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_target_that_is_constant_in_a_split_gives_no_infinite_r2() -> None:
+    split = TensorSplit(torch.zeros(5, 1), torch.ones(5, 1), None)
+    metrics = evaluate(lambda x: x, split, data_of(split, torch.zeros(1), torch.ones(1)), functional.mse_loss)
+    assert metrics == {"loss": 1.0, "mse": 1.0, "mae": 1.0, "r2": 0.0}
+
+
+def test_the_noise_floor_compares_with_the_clean_and_the_noisy_sine() -> None:
+    sigma = 0.2
+    splits = divide(noisy_sine(n=3000, noise=sigma), Split(test=0.5))
+    data = to_device(splits, torch.device("cpu"))
+    clean = splits.test.clean
+    assert clean is not None
+    noise = splits.test.y * splits.y_std + splits.y_mean - clean
+
+    def shifted(offset: float):
+        """A model that knows the sine, but for an offset in its own units."""
+        perfect = torch.from_numpy((clean + offset - splits.y_mean) / splits.y_std)
+        return lambda x: perfect
+
+    floor = noise_floor(shifted(0.0), data.test, data, sigma)
+    assert floor["excess"] == pytest.approx(0, abs=1e-9)
+    assert floor["noise_ratio"] == pytest.approx(np.square(noise).mean() / sigma**2, rel=1e-4)
+    assert floor["noise_ratio"] == pytest.approx(1, abs=0.1)
+    off = noise_floor(shifted(0.1), data.test, data, sigma)
+    assert off["excess"] == pytest.approx(0.1**2 / sigma**2, rel=1e-4)
+    assert off["noise_ratio"] == pytest.approx(np.square(noise - 0.1).mean() / sigma**2, rel=1e-4)
+
+
+def test_predicting_in_parts_equals_predicting_at_once() -> None:
+    split = TensorSplit(torch.randn(10_001, 2), torch.zeros(10_001, 1), None)
+    sizes = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.double() * 3 + 1
+
+    outputs = predict(forward, split)
+    assert len(sizes) > 1
+    assert outputs.dtype == torch.float32
+    assert torch.equal(outputs, (split.x.double() * 3 + 1).float())
+
+
+def test_evaluating_leaves_no_gradients_behind() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    split = TensorSplit(torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1))
+    data = data_of(split, torch.zeros(1), torch.ones(1))
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(x * weight)
+        return seen[-1]
+
+    evaluate(forward, split, data, functional.mse_loss)
+    noise_floor(forward, split, data, 1.0)
+    assert seen
+    assert not any(outputs.requires_grad for outputs in seen)
+
+
+@pytest.mark.parametrize(("loss", "task"), [("mse", "classification"), ("cross_entropy", "regression")])
+def test_a_loss_that_does_not_fit_the_task_is_refused(loss: str, task: str) -> None:
+    with pytest.raises(ConfigError, match="does not fit") as caught:
+        loss_function(loss, task)
+    assert caught.value.key == "trainer.loss"
+
+
+def test_one_value_that_is_not_finite_is_enough() -> None:
+    assert is_finite({"loss": 1.0, "mae": 0.0})
+    assert not is_finite({"loss": 1.0, "mae": float("nan")})
+    assert not is_finite({"loss": float("inf"), "mae": 0.0})

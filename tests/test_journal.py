@@ -1,0 +1,188 @@
+"""sweep/record/journal.py: what was appended stays, whatever happens to the process or to the disk."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweep.record import journal
+from sweep.record.journal import Journal
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Journal]:
+    made = Journal(path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def records(path: Path) -> list[journal.Record]:
+    return [record for record, _ in journal.read(path)]
+
+
+def a_small_journal(path: Path) -> None:
+    with opened(path) as made:
+        made.event("start", name="größer")
+        made.metrics([1, 2, 3], {"step/loss": [0.5, 0.25, 0.125], "step/lr": [1e-3, 2e-3, 3e-3]})
+        made.metrics([1], {"val/loss": [0.4]})
+        made.event("end", status="FINISHED")
+
+
+def test_what_is_appended_is_read_back_by_metric(path: Path) -> None:
+    a_small_journal(path)
+    curves = journal.curves(path)
+    assert list(curves) == ["step/loss", "step/lr", "val/loss"]
+    np.testing.assert_array_equal(curves["step/lr"].steps, [1, 2, 3])
+    np.testing.assert_array_equal(curves["step/lr"].values, [1e-3, 2e-3, 3e-3])
+    assert (curves["val/loss"].steps.dtype, curves["val/loss"].values.dtype) == (np.int64, np.float64)
+    assert [record["kind"] for record in records(path)] == ["start", "metrics", "metrics", "end"]
+    assert journal.first(path, "start") == records(path)[0]
+    assert records(path)[0]["name"] == "größer"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.floats(), min_size=1, max_size=20))
+def test_every_number_comes_back_bit_for_bit(values: list[float], path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with opened(path) as made:
+        made.metrics(range(1, len(values) + 1), {"val/loss": values})
+    np.testing.assert_array_equal(journal.curves(path)["val/loss"].values, values)
+
+
+def test_each_append_is_on_file_before_the_journal_is_closed(path: Path) -> None:
+    with opened(path) as made:
+        made.event("start", name="a")
+        assert [record["kind"] for record in records(path)] == ["start"]
+        made.metrics([1], {"val/loss": [0.4]})
+        assert len(records(path)) == 2
+
+
+def test_a_torn_last_line_costs_only_itself_wherever_it_is_torn(path: Path) -> None:
+    a_small_journal(path)
+    whole = path.read_bytes()
+    ends = [offset for _, offset in journal.read(path)]
+    kept = records(path)
+    for n_bytes in range(len(whole)):
+        path.write_bytes(whole[:n_bytes])
+        n_whole = sum(end <= n_bytes for end in ends)
+        assert records(path) == kept[:n_whole]
+        with opened(path) as made:
+            made.event("start", name="again")
+        assert records(path)[:-1] == kept[:n_whole], "the torn line would have swallowed the new one"
+        assert records(path)[-1]["name"] == "again"
+
+
+def test_a_reader_goes_on_from_the_offset_where_it_stopped(path: Path) -> None:
+    a_small_journal(path)
+    pairs = list(journal.read(path))
+    assert pairs[-1][1] == path.stat().st_size
+    for i, (_, offset) in enumerate(pairs):
+        assert list(journal.read(path, offset)) == pairs[i + 1 :]
+
+
+def test_a_line_still_being_written_is_read_once_it_is_whole(path: Path) -> None:
+    a_small_journal(path)
+    size = path.stat().st_size
+    line = json.dumps({"kind": "end", "status": "KILLED"})
+    with open(path, "a") as file:
+        file.write(line)  # a whole object, but its line has not ended
+        file.flush()
+        assert list(journal.read(path, size)) == []
+        file.write("\n")
+    assert [record["status"] for record, _ in journal.read(path, size)] == ["KILLED"]
+
+
+def test_steps_recorded_before_a_crash_stand_once(path: Path) -> None:
+    with opened(path) as made:
+        made.metrics([1, 2, 3], {"step/loss": [0.3, 0.2, 0.1], "step/lr": [1.0, 1.0, 1.0]})
+        made.metrics([1], {"train/loss": [0.2], "val/loss": [0.5]})
+    with opened(path) as made:  # epoch 1 is trained again, from a checkpoint before it
+        made.metrics([1, 2], {"step/loss": [0.3, 0.2], "step/lr": [1.0, 1.0]})
+        made.metrics([3, 4], {"step/loss": [0.1, 0.05], "step/lr": [1.0, 1.0]})
+        made.metrics([1], {"train/loss": [0.2], "val/loss": [0.5]})
+        made.metrics([2], {"train/loss": [0.1], "val/loss": [0.4]})
+    curves = journal.curves(path)
+    assert curves["step/loss"].steps.tolist() == [1, 2, 3, 4]
+    assert curves["step/loss"].values.tolist() == [0.3, 0.2, 0.1, 0.05]
+    assert curves["step/lr"].steps.tolist() == [1, 2, 3, 4]
+    assert curves["val/loss"].steps.tolist() == [1, 2]
+    assert curves["val/loss"].values.tolist() == [0.5, 0.4]
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from sweep.record.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+journal = Journal(Path(sys.argv[1]))
+n = 0
+try:
+    while True:
+        journal.metrics([n + 1], {"val/loss": [n + 0.5]})
+        n += 1
+except OSError as error:
+    print(n, error.errno)
+try:
+    journal.metrics([10_000], {"x" * 6_000: [1.0]})
+except OSError as error:
+    print(n, error.errno)
+journal.event("end")  # there is room for a short one, behind whole lines
+"""
+
+
+def test_a_full_disk_is_an_oserror_and_what_was_recorded_stays_readable(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], check=True, capture_output=True, text=True)
+    (n, errno_of_row), (_, errno_of_long_row) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert os.strerror(errno_of_row) == os.strerror(errno_of_long_row) == "File too large"
+    assert n > 10
+    assert journal.curves(path)["val/loss"].steps.tolist() == list(range(1, n + 1))
+    assert [record["kind"] for record in records(path)] == ["metrics"] * n + ["end"]
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_the_status_is_that_of_the_last_attempt(path: Path) -> None:
+    assert journal.status(path) is None
+    with opened(path) as made:
+        made.event("start", name="first attempt")
+        assert journal.status(path) is None
+        made.event("end", status="KILLED")
+        assert journal.status(path) == "KILLED"
+        made.event("start", name="second attempt")
+        assert journal.status(path) is None
+        made.metrics([1], {"val/loss": [0.1]})
+        made.event("end", status="FINISHED")
+    assert journal.status(path) == "FINISHED"
+    start = journal.first(path, "start")
+    assert start is not None
+    assert start["name"] == "first attempt"
+    assert journal.first(path, "no such kind") is None
+
+
+def test_a_journal_that_is_not_there_is_empty(path: Path) -> None:
+    assert records(path) == []
+    assert journal.curves(path) == {}
+    assert journal.first(path, "start") is None
+    assert not path.exists()
+
+
+def test_a_record_is_dated_in_milliseconds(path: Path) -> None:
+    a_small_journal(path)
+    written_s = path.stat().st_mtime
+    assert all(math.isclose(record["time"] / 1000, written_s, abs_tol=3600) for record in records(path))

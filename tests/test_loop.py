@@ -1,0 +1,292 @@
+"""sweep/train/loop.py and tensors.py: which numbers a trial comes to, and that stopping it does not change them."""
+
+import copy
+import functools
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Heard, make_fit
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CyclicLR
+from torch.testing import assert_close
+
+from sweep.errors import Diverged, Interrupted
+from sweep.train import checkpoint, tensors
+from sweep.train.loop import Fit, StopRequest
+from sweep.train.tensors import TensorSplit, batches, epoch_order
+
+CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
+OVERSHOOTING = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.9", "trainer.epochs=12")
+
+
+def no_save() -> None: ...
+
+
+def run(fit: Fit, heard: Heard | None = None) -> Heard:
+    heard = heard or Heard()
+    fit.run(heard, StopRequest(), no_save)
+    return heard
+
+
+def plain_loop(
+    model: nn.Module, optimizer: Optimizer, fit: Fit, clip_norm: float | None
+) -> tuple[list[float], list[dict[str, float]]]:
+    """What a user would write without sweep, for `fit`'s data and order: the losses, and the epochs' metrics."""
+    train, val = fit.data.train, fit.data.val
+    scheduler = CyclicLR(optimizer, base_lr=1e-3, max_lr=3e-2, step_size_up=5, cycle_momentum=False)
+    losses, epochs = [], []
+    for epoch in range(1, 5):
+        order, total, lr = epoch_order(0, epoch, 68), 0.0, 0.0
+        for start in range(0, 68, 16):
+            rows = order[start : start + 16]
+            lr = optimizer.param_groups[0]["lr"]
+            loss = functional.mse_loss(model(train.x[rows]), train.y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.item())
+            total += loss.item() * len(rows)
+        with torch.no_grad():
+            val_loss = functional.mse_loss(model(val.x), val.y).item()
+        epochs.append({"train/loss": total / 68, "val/loss": val_loss, "lr": lr})
+    return losses, epochs
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rule", "clip_norm"),
+    [
+        ("sgd", SGD, None),
+        ("adam", Adam, None),
+        ("momentum", functools.partial(SGD, momentum=0.9), 0.2),
+        ("adam", Adam, 0.2),
+    ],
+)
+def test_training_equals_the_plain_pytorch_loop(
+    optimizer: str, rule: Callable[..., Optimizer], clip_norm: float | None
+) -> None:
+    clip = () if clip_norm is None else (f"trainer.clip_norm={clip_norm}",)
+    fit = make_fit(f"optimizer={optimizer}", *CYCLIC, *clip)
+    model = copy.deepcopy(fit.model)
+    losses, epochs = plain_loop(model, rule(model.parameters(), lr=1e-3), fit, clip_norm)
+    heard = run(fit)
+    assert_close([loss for loss, _ in heard.points.values()], losses)
+    for name in ("train/loss", "val/loss", "lr"):
+        assert_close(heard.curve(name), [epoch[name] for epoch in epochs])
+    assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+    full, half = make_fit(*CYCLIC), make_fit(*CYCLIC, "trainer.precision=bf16")
+    with torch.no_grad():
+        exact, rounded = full.forward(full.data.val.x), half.forward(half.data.val.x)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(rounded, exact)
+    losses, rough_losses = run(full).curve("val/loss"), run(half).curve("val/loss")
+    assert_close(rough_losses, losses, rtol=0.05, atol=0)
+    assert {weight.dtype for weight in half.model.state_dict().values()} == {torch.float32}
+
+
+def test_a_compiled_model_trains_like_the_plain_one() -> None:
+    one_shape = ("data.n=48", "split.val=0.25", "split.test=0.25", "trainer.batch_size=12")  # each one more to compile
+    one_shape = (*one_shape, "model.widths=[]", "trainer.epochs=2")
+    plain, compiled = make_fit(*one_shape), make_fit(*one_shape, "trainer.compile=true")
+    assert_close(run(compiled).curve("val/loss"), run(plain).curve("val/loss"), rtol=1e-4, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**40), epoch=st.integers(1, 1000), n=st.integers(12, 200))
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch(seed: int, epoch: int, n: int) -> None:
+    order = epoch_order(seed, epoch, n)
+    torch.rand(1)  # what else is drawn does not matter
+    assert torch.equal(epoch_order(seed, epoch, n), order)
+    assert not torch.equal(epoch_order(seed, epoch + 1, n), order)
+    assert not torch.equal(epoch_order(seed + 1, epoch, n), order)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 2**20], ids=["indexed", "gathered"])
+def test_the_batches_of_an_epoch_cover_each_sample_once(limit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_GATHER_LIMIT_BYTES", limit_bytes)
+    for n, batch_size in [(68, 16), (64, 16), (5, 5), (7, 1), (9, 100)]:
+        split = TensorSplit(torch.arange(n)[:, None] * 1.0, torch.arange(n)[:, None] * 2.0, None)
+        seen = list(batches(split, epoch_order(0, 1, n), batch_size))
+        assert [len(x) for x, _ in seen[:-1]] == [batch_size] * (math.ceil(n / batch_size) - 1)
+        assert torch.equal(torch.cat([x for x, _ in seen]).flatten(), epoch_order(0, 1, n) * 1.0)
+        assert all(torch.equal(y, 2 * x) for x, y in seen)
+        for start in range(len(seen) + 1):
+            rest = list(batches(split, epoch_order(0, 1, n), batch_size, start))
+            assert [x.tolist() for x, _ in rest] == [x.tolist() for x, _ in seen[start:]]
+
+
+def test_the_best_epoch_is_kept_and_its_weights_are_tested() -> None:
+    fit = make_fit(*OVERSHOOTING)
+    weights: list[dict[str, Tensor]] = []
+    heard = run(fit, Heard(lambda epoch: weights.append(copy.deepcopy(fit.model.state_dict()))))
+    values = heard.curve("val/loss")
+    best = values.index(min(values))
+    assert best < len(values) - 1, "the case needs a last epoch that is not the best"
+    assert fit.best is not None
+    assert (fit.best.epoch, fit.best.value) == (best + 1, values[best])
+    assert_close(fit.best.weights, dict(weights[best]), rtol=0, atol=0)
+    reference = make_fit(*OVERSHOOTING).model
+    reference.load_state_dict(weights[best])
+    with torch.no_grad():
+        expected = functional.mse_loss(reference(fit.data.test.x), fit.data.test.y).item()
+    assert fit.test(noise=0.1)["test/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (2, 0.0), (2, 0.05), (4, 0.2)])
+def test_early_stopping_counts_epochs_without_a_better_value(patience: int, min_delta: float) -> None:
+    values = run(make_fit(*OVERSHOOTING)).curve("val/loss")
+    bar, waited, expected = math.inf, 0, 0
+    for value in values:
+        expected += 1
+        if value < bar - min_delta:
+            bar, waited = value, 0
+        else:
+            waited += 1
+        if waited == patience:
+            break
+    fit = make_fit(*OVERSHOOTING, f"trainer.patience={patience}", f"trainer.min_delta={min_delta}")
+    stopped = run(fit).curve("val/loss")
+    assert 0 < len(stopped) < len(values), "the case needs a run that stops early"
+    assert stopped == values[:expected]
+    assert fit.best is not None
+    assert fit.best.value == min(stopped)
+
+
+@pytest.mark.parametrize("sync_every", [1, 7, 50])
+def test_divergence_stops_at_its_step_and_tells_the_losses_before(
+    sync_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = make_fit("optimizer=sgd", "scheduler=constant", "optimizer.lr=100", "model.widths=[]", "trainer.batch_size=4")
+    monkeypatch.setattr(fit, "_sync_every", sync_every)  # more than 1 on a GPU
+    model, losses = copy.deepcopy(fit.model), []
+    order = epoch_order(0, 1, 68)
+    while not losses or math.isfinite(losses[-1]):
+        rows = order[4 * len(losses) :][:4]
+        loss = functional.mse_loss(model(fit.data.train.x[rows]), fit.data.train.y[rows])
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                assert weight.grad is not None
+                weight -= 100 * weight.grad
+        losses.append(loss.item())
+    assert 7 < len(losses) < 14, "the case needs to diverge in the second group of 7"
+    heard = Heard()
+    with pytest.raises(Diverged) as caught:
+        run(fit, heard)
+    assert (caught.value.metric, caught.value.step, caught.value.lr) == ("train/loss", len(losses), 100)
+    assert not math.isfinite(caught.value.value)
+    told = [loss for loss, _ in heard.points.values()]
+    assert list(heard.points) == list(range(1, len(losses)))
+    assert_close(told, losses[:-1], rtol=1e-4, atol=0)
+    assert heard.epochs == {}
+
+
+def test_weights_that_explode_after_the_last_update_are_found_by_validation() -> None:
+    fit = make_fit("optimizer=sgd", "scheduler=constant", "optimizer.lr=1e25", "trainer.batch_size=68")
+    heard = Heard()
+    with pytest.raises(Diverged, match="val/loss") as caught:
+        run(fit, heard)
+    assert (caught.value.step, caught.value.lr) == (1, 1e25)
+    assert list(heard.points) == [1]
+    assert heard.epochs == {}
+
+
+def stop_after(fit: Fit, step: int) -> StopRequest:
+    """A request made while update number `step` is in progress, as a signal would."""
+    stop, n_seen = StopRequest(), fit.step
+
+    def count(module: nn.Module, inputs: object) -> None:
+        nonlocal n_seen
+        n_seen += module.training
+        if n_seen == step:
+            stop.signum = signal.SIGTERM
+
+    fit.model.register_forward_pre_hook(count)
+    return stop
+
+
+def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[Fit, Heard]:
+    """Stopped in update `step`, and continued by a new Fit from the checkpoint file alone."""
+    heard, first = Heard(), make_fit(*overrides)
+    with pytest.raises(Interrupted) as caught:
+        first.run(heard, stop_after(first, step), lambda: checkpoint.save(path, first.state_dict()))
+    assert caught.value.signum == signal.SIGTERM
+    assert first.step == step
+    second = make_fit(*overrides)
+    with torch.no_grad():
+        for weight in second.model.parameters():
+            weight.uniform_()
+    second.load_state_dict(checkpoint.load(path))
+    return second, run(second, heard)
+
+
+def assert_same(fit: Fit, heard: Heard, whole: Fit, whole_heard: Heard) -> None:
+    """Bit for bit."""
+    assert (heard.points, heard.epochs) == (whole_heard.points, whole_heard.epochs)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(fit.model.state_dict()[name], weight), name
+    assert fit.best is not None
+    assert whole.best is not None
+    assert (fit.best.epoch, fit.best.value) == (whole.best.epoch, whole.best.value)
+    assert fit.test(noise=0.1) == whole.test(noise=0.1)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 10, 19, 20])
+def test_a_stop_at_any_update_changes_nothing(step: int, tmp_path: Path) -> None:
+    whole = make_fit(*CYCLIC, "model.dropout=0.3")  # updates 5, 10, 15 and 20 end an epoch
+    whole_heard = run(whole)
+    fit, heard = run_in_two((*CYCLIC, "model.dropout=0.3"), step, tmp_path / "checkpoint.pt")
+    assert_same(fit, heard, whole, whole_heard)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=momentum", "scheduler=onecycle"),
+        ("optimizer=sgd", "scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.5"),
+        ("optimizer=radam", "scheduler=cosine_restarts"),
+        ("optimizer=adamw", "scheduler=exponential", "trainer.precision=bf16"),
+        ("optimizer=rmsprop", "scheduler=warmup_cosine", "trainer.clip_norm=0.1"),
+        ("optimizer=sgd", "scheduler=cyclic_exp_range", "trainer.patience=1", "trainer.min_delta=0.3"),
+    ],
+    ids=lambda overrides: "-".join(o.partition("=")[2] for o in overrides[:2]),
+)
+def test_every_optimizer_and_scheduler_resumes_bit_for_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = (*overrides, "model.dropout=0.3")
+    whole = make_fit(*overrides)
+    whole_heard = run(whole)
+    fit, heard = run_in_two(overrides, 8, tmp_path / "checkpoint.pt")
+    assert_same(fit, heard, whole, whole_heard)
+
+
+def test_a_checkpoint_is_due_every_interval_also_inside_an_epoch() -> None:
+    now, saved_at = 0.0, []
+    fit = make_fit("trainer.checkpoint_interval_s=3", clock=lambda: now)
+
+    def tick(module: nn.Module, inputs: object) -> None:
+        nonlocal now
+        now += module.training  # an update takes a second
+
+    fit.model.register_forward_pre_hook(tick)
+    fit.run(Heard(), StopRequest(), lambda: saved_at.append(fit.step))
+    assert saved_at == [3, 6, 9, 12, 15, 18]
+
+
+def test_an_interval_of_0_saves_after_every_epoch() -> None:
+    fit, saved_at = make_fit("trainer.checkpoint_interval_s=0"), []
+    fit.run(Heard(), StopRequest(), lambda: saved_at.append((fit.epoch, fit.step)))
+    assert saved_at == [(1, 5), (2, 10), (3, 15), (4, 20)]

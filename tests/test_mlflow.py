@@ -1,0 +1,446 @@
+"""sweep/record/mlflow.py, follow.py and sync.py against real stores: all of a run arrives, once."""
+
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL, kill_a_trial, the_run, wait_until
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
+from sweep.record import journal
+from sweep.record.folder import Busy, RunFolder
+from sweep.record.follow import Follower
+from sweep.record.journal import Journal
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+Trial = Callable[..., Outcome]
+Rows = dict[str, list[tuple[Any, ...]]]
+
+
+class Server:
+    """A real `mlflow server` on a loopback port of its own; it may be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder, self.database = folder, folder / "mlflow.db"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--workers": "1",
+            "--backend-store-uri": f"sqlite:///{self.database}",
+            "--artifacts-destination": str(self.folder / "artifacts"),
+        }
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, which `stop` ends
+            )
+        wait_until(self._answers, f"the server of {self.folder}")
+
+    def stop(self) -> None:
+        """At once, like a machine that loses its power."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            wait_until(lambda: not self._answers(), "the port to be closed")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
+                return True
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def mirror(server: Server) -> Mirror:
+    return Mirror(Store(server.uri, None))
+
+
+def rows(database: Path) -> Rows:
+    """All that a store knows of its runs, straight from the tables."""
+    tables = ("runs", "metrics", "latest_metrics", "params", "tags", "datasets", "inputs", "input_tags")
+    with closing(sqlite3.connect(database)) as connection:
+        return {table: sorted(connection.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
+
+
+def run_of(folder: Path, uri: str) -> Run:
+    """The only run of a trial in a store."""
+    start = journal.first(RunFolder(folder).journal, "start")
+    assert start is not None
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(start["experiment"])
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`sweep.uid` = '{start['uid']}'")
+    return run
+
+
+def points(run: Run, database: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every point of every metric as the store has it, duplicates included."""
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute(
+            "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key, step, timestamp",
+            [run.info.run_id],
+        )
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for key, step, value, is_nan in found:
+            curves.setdefault(key, []).append((step, math.nan if is_nan else value))
+    return curves
+
+
+def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The same from the journal, which is the truth."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for record, _ in journal.read(RunFolder(folder).journal):
+        for key, column in record.get("values", {}).items():
+            found.setdefault(key, []).extend(zip(record["steps"], column, strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def sent(server: Server, follower: Follower, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A small trial that went to the server while it ran."""
+    outputs = tmp_path_factory.mktemp("sent")
+    overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL, "seed=5"]
+    return run_trial(compose(overrides), follower=follower, overrides=["a=b", "c=d e"])
+
+
+def test_every_point_of_every_curve_arrives_once(sent: Outcome, server: Server) -> None:
+    run = run_of(sent.folder, server.uri)
+    assert sent.mirrored
+    assert sent.tracking_uri == server.uri
+    in_store = points(run, server.database)
+    assert in_store == recorded(sent.folder)
+    epochs, steps = [1, 2, 3, 4], list(range(1, 21))
+    for name in ("train/loss", "val/loss", "val/mse", "lr"):
+        assert [step for step, _ in in_store[name]] == epochs, name
+        np.testing.assert_array_equal([value for _, value in in_store[name]], sent.history[name].values)
+    for name in ("step/loss", "step/lr"):
+        assert [step for step, _ in in_store[name]] == steps, name
+    assert run.data.metrics["best/epoch"] == sent.best_epoch
+    assert run.data.metrics["test/excess"] == sent.metrics["test/excess"]
+
+
+def test_a_run_tells_what_it_was_made_of(sent: Outcome, server: Server) -> None:
+    run = run_of(sent.folder, server.uri)
+    assert (run.info.run_name, run.info.status) == ("adam-cyclic-mlp-noisy_sine-s5", "FINISHED")
+    assert run.info.start_time is not None
+    assert run.info.end_time is not None
+    assert run.info.start_time <= run.info.end_time
+    choices = {"optimizer": "adam", "scheduler": "cyclic", "model": "mlp", "data": "noisy_sine"}
+    assert choices.items() <= run.data.tags.items()
+    assert run.data.tags["command"] == "python -m sweep.run a=b 'c=d e'"
+    assert {"version.torch", "version.sweep", "python", "host", "mlflow.user"} < run.data.tags.keys()
+    expected = {"seed": "5", "trainer.epochs": "4", "trainer.batch_size": "16", "data.n": "96"}
+    expected |= {"model.widths": "[8]", "scheduler.max_lr": "0.01", "optimizer.betas": "[0.9, 0.999]"}
+    assert expected.items() <= run.data.params.items()
+    assert not any(key.startswith(("tracking.", "output_dir", "hydra")) for key in run.data.params)
+    assert run.inputs is not None
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "noisy_sine"
+    assert json.loads(dataset.dataset.profile or "")["n_train"] == 68
+    assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "training")]
+
+
+def test_the_artifacts_are_the_files_of_the_run_folder(sent: Outcome, server: Server, tmp_path: Path) -> None:
+    client, run = MlflowClient(server.uri), run_of(sent.folder, server.uri)
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names - {"uncommitted.diff"} == {"config.yaml", "overrides.yaml", "best.pt", "curves.png"}
+    for name in names:
+        copied = Path(client.download_artifacts(run.info.run_id, name, str(tmp_path)))
+        assert copied.read_bytes() == (sent.folder / name).read_bytes(), name
+    assert (sent.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Mirror) -> None:
+    before, run = rows(server.database), RunFolder(sent.folder)
+    assert before["metrics"]
+    assert mirror.push(run)
+    assert rows(server.database) == before
+    run.mirror_state.unlink()  # as after a crash between sending and writing it down
+    assert mirror.push(run)
+    assert rows(server.database) == before
+    run.mirror_state.write_text("{ torn")
+    assert mirror.push(run)
+    assert rows(server.database) == before
+    assert sync.main([str(sent.folder)]) == 0
+    assert rows(server.database) == before
+
+
+def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
+    sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
+) -> None:
+    source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
+    whole = source.journal.read_bytes().replace(b'"experiment": "sent"', b'"experiment": "in pieces"')
+    for n_bytes in (0, 40, len(whole) // 2, len(whole) // 2, len(whole) - 1):
+        copy.journal.write_bytes(whole[:n_bytes])
+        assert not mirror.push(copy) or n_bytes == 0
+    copy.journal.write_bytes(whole)
+    assert mirror.push(copy)
+    assert points(run_of(tmp_path, server.uri), server.database) == recorded(sent.folder)
+
+
+def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+    n, run = 2500, RunFolder(tmp_path)
+    params = {f"model.param_{i}": "x" * 10_000 for i in range(150)}
+    made = Journal(run.journal)
+    start(made, "many", params=params, tags={"long": "y" * 10_000})
+    made.metrics(range(1, n + 1), {"step/loss": [i / n for i in range(n)], "step/lr": [0.1] * n})
+    for epoch in range(1, 300):
+        made.metrics([epoch], {"val/loss": [1 / epoch]})
+    made.close()
+    assert mirror.push(run)
+    in_store = run_of(tmp_path, server.uri)
+    assert points(in_store, server.database) == recorded(tmp_path)
+    assert len(in_store.data.params) == 150
+    assert in_store.data.tags["long"].startswith("yyy")
+
+
+def start(made: Journal, experiment: str, **fields: Any) -> None:
+    """The first record of a trial that was never run."""
+    dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
+    told = {"uid": f"uid of {experiment}", "name": experiment, "experiment": experiment, "params": {}, "tags": {}}
+    made.event("start", **(told | {"output_dir": ".", "dataset": dataset} | fields))
+
+
+def test_values_that_are_not_finite_never_reach_the_store(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    made = Journal(run.journal)
+    start(made, "not finite")
+    made.metrics([1, 2, 3, 4], {"step/loss": [0.5, math.inf, -math.inf, math.nan], "step/lr": [0.1] * 4})
+    made.event("end", status="FAILED", steps=[0], values={"test/loss": [math.nan]}, tags={"diverged": "true"})
+    made.close()
+    assert mirror.push(run)
+    in_store = run_of(tmp_path, server.uri)
+    assert points(in_store, server.database) == {"step/loss": [(1, 0.5)], "step/lr": [(s, 0.1) for s in range(1, 5)]}
+    assert in_store.info.status == "FAILED"
+
+
+def test_a_diverged_trial_is_failed_tagged_and_keeps_its_curves(
+    server: Server, small_trial: Trial, tmp_path: Path
+) -> None:
+    explosive = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=5", "experiment_name=diverged")
+    with pytest.raises(Diverged) as caught:
+        small_trial(*explosive, "tracking=mlflow", f"tracking.uri={server.uri}")
+    run = run_of(the_run(tmp_path), server.uri)
+    assert run.info.status == "FAILED"
+    tags = {"diverged": "true", "diverged.step": str(caught.value.step), "diverged.lr": "5.0"}
+    assert tags.items() <= run.data.tags.items()
+    curves = points(run, server.database)
+    assert [step for step, _ in curves["step/loss"]] == list(range(1, caught.value.step))
+    assert all(math.isfinite(value) for curve in curves.values() for _, value in curve)
+
+
+def test_a_config_error_leaves_no_run(server: Server, small_trial: Trial) -> None:
+    tracked = ("tracking=mlflow", f"tracking.uri={server.uri}", "experiment_name=refused")
+    for mistake in ("trainer.batch_size=69", "+optimizer.momentums=1", "optimizer.betas=[0.9,2]", "data.n=3"):
+        with pytest.raises(ConfigError):
+            small_trial(*tracked, mistake)
+    good = small_trial(*tracked)  # the helper has seen to the others by now
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("refused")
+    assert experiment is not None
+    assert [r.info.run_id for r in client.search_runs([experiment.experiment_id])] == [
+        run_of(good.folder, server.uri).info.run_id
+    ]
+
+
+def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
+    server: Server, mirror: Mirror, small_trial: Trial, tmp_path: Path
+) -> None:
+    folder = kill_a_trial(tmp_path, "experiment_name=killed", "trainer.checkpoint_interval_s=0")
+    run = RunFolder(folder)
+
+    def status() -> str:
+        return run_of(folder, server.uri).info.status
+
+    mirror.push(run)
+    assert status() == "RUNNING"
+    mirror.abandon(run)
+    assert status() == "KILLED"
+    seen = []
+
+    def report(epoch: int, value: float) -> None:
+        mirror.push(run)
+        mirror.abandon(run)  # the trial runs: no business of `abandon`
+        seen.append((epoch, status()))
+
+    small_trial(f"resume={folder}", report=report)
+    assert seen == [(3, "RUNNING"), (4, "RUNNING")]
+    assert mirror.push(run)
+    mirror.abandon(run)
+    assert status() == "FINISHED"
+    in_store = run_of(folder, server.uri)
+    assert points(in_store, server.database) == recorded(folder)
+    assert [step for step, _ in points(in_store, server.database)["val/loss"]] == [1, 2, 3, 4]
+
+
+def test_a_trial_that_is_being_sent_is_not_sent_twice_at_once(
+    sent: Outcome, mirror: Mirror, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder(sent.folder).mirror_lock():
+        with pytest.raises(Busy):
+            mirror.push(RunFolder(sent.folder))
+        assert sync.main([str(sent.folder)]) == 1
+    assert "another process is sending it" in capsys.readouterr().err
+
+
+def test_sync_tells_what_it_found(tmp_path: Path, small_trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sync.main([str(tmp_path / "nowhere")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    small_trial()  # untracked
+    assert sync.main([str(tmp_path)]) == 0
+    assert "0 of 0 tracked runs" in capsys.readouterr().out
+
+
+def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is killed while a trial runs, is gone when the next one starts, and comes back for the sync."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that a dead server is known to be one at once
+    overrides = [f"output_dir={tmp_path}/outputs", "experiment_name=outage", *SMALL]
+    n_before = len(rows(server.database)["metrics"])
+
+    def kill_server(epoch: int, value: float) -> None:
+        if epoch == 2:
+            wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, "a first part to arrive")
+            server.stop()
+
+    helper = Follower(tmp_path / "mirror.log")
+    try:
+        cut_off = run_trial(compose(overrides), kill_server, follower=helper)
+        offline = run_trial(compose([*overrides, "seed=1"]), follower=helper)
+        helper.close()
+        wait_until(lambda: helper._process.poll() is not None, "the helper to give up")
+        while_down = rows(server.database)
+    finally:
+        server.start()
+    outcomes = (cut_off, offline)
+    for outcome in outcomes:
+        assert (outcome.n_epochs, outcome.mirrored, outcome.tracking_uri) == (4, False, server.uri)
+        assert (outcome.folder / "curves.png").exists()
+    assert "python -m sweep.sync" in caplog.text
+    command = [sys.executable, "-m", "sweep.sync", f"{tmp_path}/outputs"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 tracked runs" in done.stdout
+    in_store = rows(server.database)
+    assert len(in_store["runs"]) == len(while_down["runs"]) + 1, "the run that was cut off goes on"
+    for outcome in outcomes:
+        run = run_of(outcome.folder, server.uri)
+        assert run.info.status == "FINISHED"
+        assert points(run, server.database) == recorded(outcome.folder)
+    assert sync.main([f"{tmp_path}/outputs"]) == 0
+    assert rows(server.database) == in_store
+
+
+def test_a_store_that_was_never_there_does_not_stop_a_trial(
+    small_trial: Trial, caplog: pytest.LogCaptureFixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = Server(tmp_path).uri
+    outcome = small_trial("tracking=mlflow", f"tracking.uri={closed}", "tracking.close_timeout_s=0.1")
+    assert (outcome.n_epochs, outcome.mirrored) == (4, False)
+    assert "MLflow lacks this run" in caplog.text
+    assert sync.main([str(tmp_path)]) == 1
+    assert "0 of 1 tracked runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["default", "MLFLOW_TRACKING_URI"])
+def test_a_database_holds_the_run_and_the_artifacts_stay_below_output_dir(
+    own: bool, small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = tmp_path / "outputs"
+    database = tmp_path / "own.db" if own else outputs / "mlflow.db"
+    if own:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    outcome = small_trial("tracking=mlflow")
+    assert (outcome.tracking_uri, outcome.mirrored) == (f"sqlite:///{database}", True)
+    run = run_of(outcome.folder, f"sqlite:///{database}")
+    assert points(run, database) == recorded(outcome.folder)
+    (copied,) = (outputs / "mlartifacts").rglob("best.pt")
+    assert copied.as_uri() == f"{run.info.artifact_uri}/best.pt"
+
+
+def test_tracking_off_makes_no_store_and_still_draws_the_curves(small_trial: Trial, tmp_path: Path) -> None:
+    outcome = small_trial("tracking=off")
+    assert (outcome.tracking_uri, outcome.mirrored) == (None, True)
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"runs"}
+    assert (outcome.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+_OPEN_AND_PUSH = """
+import sys
+from pathlib import Path
+from sweep.record.folder import RunFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+outputs, folder = map(Path, sys.argv[1:])
+print("ready", flush=True)
+sys.stdin.readline()
+assert Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")).push(RunFolder(folder))
+"""
+
+
+def test_two_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    processes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made = Journal(RunFolder(tmp_path / name).journal)
+        start(made, "both", uid=name)
+        made.metrics([1], {"val/loss": [0.5]})
+        made.close()
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", _OPEN_AND_PUSH, str(tmp_path), str(tmp_path / name)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    in_store = rows(tmp_path / "mlflow.db")
+    assert len(in_store["runs"]) == len(in_store["metrics"]) == 2

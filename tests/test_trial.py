@@ -1,0 +1,318 @@
+"""sweep/trial.py: a trial as a library call, what it returns, records and leaves as it was."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, kill_a_trial, make_fit, the_run, wait_until
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from torch.nn import functional
+
+from sweep import ConfigError, Diverged, Outcome, compose, run_trial
+from sweep.errors import Interrupted
+from sweep.record import journal
+from sweep.record.folder import RunFolder
+from sweep.record.follow import Follower
+from sweep.record.journal import Curve
+from sweep.train import checkpoint
+
+Trial = Callable[..., Outcome]
+DROPOUT = "model.dropout=0.3"  # so that the generators' states count
+
+
+def assert_same_history(a: dict[str, Curve], b: dict[str, Curve]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name].steps, b[name].steps, name)
+        np.testing.assert_array_equal(a[name].values, b[name].values, name)
+
+
+def test_an_outcome_says_what_came_out_and_where_it_is(small_trial: Trial, tmp_path: Path) -> None:
+    outcome = small_trial("optimizer=sgd", "seed=7")
+    assert outcome.name == "sgd-cyclic-mlp-noisy_sine-s7"
+    assert outcome.n_epochs == 4
+    values = outcome.history["val/loss"].values
+    assert outcome.value == values.min() == outcome.metrics["val/loss"]
+    assert outcome.best_epoch == values.argmin() + 1
+    assert outcome.metrics["val/mae"] == outcome.history["val/mae"].values[values.argmin()]
+    assert {"test/loss", "test/mse", "test/mae", "test/r2", "test/excess", "test/noise_ratio"} < set(outcome.metrics)
+    assert outcome.train_s > 0
+    assert outcome.folder.parent == tmp_path / "outputs" / "runs"
+    assert outcome.tracking_uri is None
+    written = {path.name for path in outcome.folder.iterdir()}
+    assert written > {"config.yaml", "overrides.yaml", "journal.jsonl", "best.pt", "curves.png"}
+
+
+def test_the_history_has_every_recorded_curve_as_arrays(small_trial: Trial) -> None:
+    history = small_trial().history
+    assert {"train/loss", "val/loss", "val/mse", "val/mae", "val/r2", "lr", "step/loss", "step/lr"} == set(history)
+    for name, (steps, values) in history.items():
+        assert (steps.dtype, values.dtype) == (np.int64, np.float64)
+        assert steps.tolist() == list(range(1, 21 if name.startswith("step/") else 5)), name
+        assert np.isfinite(values).all()
+        assert len(values) == len(steps)
+    np.testing.assert_array_equal(history["lr"].values, history["step/lr"].values[4::5])
+
+
+def test_the_tested_weights_are_those_in_best_pt(small_trial: Trial) -> None:
+    outcome = small_trial()
+    fit = make_fit()
+    saved = checkpoint.load(outcome.folder / "best.pt")
+    assert (saved["epoch"], saved["value"]) == (outcome.best_epoch, outcome.value)
+    fit.model.load_state_dict(saved["model"])
+    test, data = fit.data.test, fit.data
+    assert test.clean is not None
+    with torch.no_grad():
+        outputs = fit.model(test.x)
+    assert outcome.metrics["test/loss"] == pytest.approx(functional.mse_loss(outputs, test.y).item())
+    excess = (outputs * data.y_std + data.y_mean - test.clean).square().mean().item() / 0.1**2
+    assert outcome.metrics["test/excess"] == pytest.approx(excess, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "cycle_epochs"),
+    [("sgd", 2), ("adam", 2), ("adam", 1), ("sgd", 3.4)],  # 10, 5 and 17 updates, with and without one at the peak
+)
+def test_the_recorded_learning_rate_is_the_studys_formula_at_every_step(
+    optimizer: str, cycle_epochs: float, small_trial: Trial
+) -> None:
+    base_lr, max_lr = 2e-3, 5e-2
+    outcome = small_trial(
+        f"optimizer={optimizer}",
+        f"scheduler.base_lr={base_lr}",
+        f"scheduler.max_lr={max_lr}",
+        f"scheduler.cycle_epochs={cycle_epochs}",
+        "trainer.epochs=8",
+    )
+    steps, lrs = outcome.history["step/lr"]
+    half_cycle = 5 * cycle_epochs / 2
+    position = (steps - 1) / half_cycle  # in half cycles; odd at a peak
+    cycle_progress = np.abs(position % 2 - 1)
+    assert steps.tolist() == list(range(1, 41))
+    np.testing.assert_allclose(lrs, base_lr + (max_lr - base_lr) * (1 - cycle_progress), rtol=1e-9)
+    assert lrs[0] == base_lr
+
+
+def test_a_seed_gives_the_same_history_bit_for_bit_and_another_seed_another(small_trial: Trial) -> None:
+    first, again, other = (small_trial(DROPOUT, f"seed={seed}") for seed in (1, 1, 2))
+    assert first.folder != again.folder
+    assert_same_history(first.history, again.history)
+    assert first.metrics == again.metrics
+    assert not np.isin(other.history["step/loss"].values, first.history["step/loss"].values).any()
+
+
+def _globals() -> dict[str, object]:
+    """What a trial sets, or draws from, for itself."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "torch": torch.get_rng_state().tolist(),
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
+        "environment": dict(os.environ),
+        "directory": Path.cwd(),
+        "hydra": GlobalHydra.instance().is_initialized(),
+        "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+@pytest.mark.parametrize("optimizer_lr", [1e-3, 1e30], ids=["finished", "diverged"])
+def test_a_trial_leaves_the_process_as_it_was(optimizer_lr: float, small_trial: Trial) -> None:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before = _globals()
+        try:
+            small_trial("optimizer=sgd", "scheduler=constant", f"optimizer.lr={optimizer_lr}", "trainer.threads=1")
+        except Diverged:
+            assert optimizer_lr > 1
+        after = _globals()
+    finally:
+        torch.set_num_threads(n_threads)
+        torch.use_deterministic_algorithms(False)
+    assert after == before
+
+
+def test_a_trial_does_not_change_the_config_it_was_given(follower: Follower, tmp_path: Path) -> None:
+    cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
+    before = OmegaConf.to_yaml(cfg, resolve=False)
+    assert "${seed}" in before, "interpolations are the first to go"
+    run_trial(cfg, follower=follower)
+    assert OmegaConf.to_yaml(cfg, resolve=False) == before
+
+
+def test_report_hears_every_epoch_and_its_validation_loss(small_trial: Trial) -> None:
+    heard: list[tuple[int, float]] = []
+    outcome = small_trial(report=lambda epoch, value: heard.append((epoch, value)))
+    steps, values = outcome.history["val/loss"]
+    assert heard == list(zip(steps.tolist(), values.tolist(), strict=True))
+    assert [epoch for epoch, _ in heard] == [1, 2, 3, 4]
+
+
+def test_what_report_raises_ends_the_trial_as_failed_and_propagates(small_trial: Trial, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def report(epoch: int, value: float) -> None:
+        if epoch == 2:
+            raise Stopped("enough")
+
+    with pytest.raises(Stopped, match="enough"):
+        small_trial(report=report)
+    run = RunFolder(the_run(tmp_path))
+    assert journal.status(run.journal) == "FAILED"
+    *_, (end, _) = journal.read(run.journal)
+    assert end["tags"] == {"error": "Stopped: enough"}
+    assert journal.curves(run.journal)["val/loss"].steps.tolist() == [1, 2]
+    assert journal.curves(run.journal)["step/loss"].steps.tolist() == list(range(1, 11))
+    assert not run.best.exists()
+
+
+def test_divergence_is_recorded_with_step_and_lr_and_keeps_the_curves_so_far(
+    small_trial: Trial, tmp_path: Path
+) -> None:
+    with pytest.raises(Diverged) as caught:
+        small_trial("optimizer=sgd", "scheduler=constant", "optimizer.lr=5")
+    path = the_run(tmp_path) / "journal.jsonl"
+    *_, (end, _) = journal.read(path)
+    assert (end["kind"], end["status"]) == ("end", "FAILED")
+    assert end["tags"]["diverged"] == "true"
+    assert (end["tags"]["diverged.step"], end["tags"]["diverged.lr"]) == (str(caught.value.step), "5.0")
+    curve = journal.curves(path)["step/loss"]
+    assert curve.steps.tolist() == list(range(1, caught.value.step))
+    assert np.isfinite(curve.values).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["data.n=96", "trainer.batch_size=69"], "trainer.batch_size"),  # of 68 samples to train on
+        (["data=table", "data.path=nowhere.csv", "data.target=y"], "data.path"),
+        (["+optimizer.momentums=0.9"], "optimizer.momentums"),
+        (["optimizer.betas=[0.9,1.5]"], "optimizer"),
+        (["model.activation=rela"], "model"),
+        (["trainer.loss=cross_entropy"], "trainer.loss"),
+        (["trainer.device=cuda:99"], "trainer.device"),
+        (["scheduler=warmup_cosine", "scheduler.warmup_epochs=100%"], "scheduler"),
+    ],
+)
+def test_a_config_error_is_raised_before_anything_is_recorded(
+    overrides: list[str], key: str, follower: Follower, tmp_path: Path
+) -> None:
+    cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *overrides])
+    with pytest.raises(ConfigError) as caught:
+        run_trial(cfg, follower=follower)
+    assert caught.value.key.startswith(key)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.rglob("journal.jsonl")) == []
+
+
+def test_a_trial_runs_in_a_thread_too(small_trial: Trial) -> None:
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(small_trial()))
+    thread.start()
+    thread.join()
+    assert_same_history(outcomes[0].history, small_trial().history)
+
+
+def test_ctrl_c_keeps_a_checkpoint_from_which_the_trial_goes_on_unchanged(small_trial: Trial, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as caught:
+        small_trial(DROPOUT, report=lambda epoch, value: signal.raise_signal(signal.SIGINT) if epoch == 2 else None)
+    assert caught.value.signum == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
+    folder = the_run(tmp_path)
+    assert journal.status(RunFolder(folder).journal) == "KILLED"
+    resumed = small_trial(f"resume={folder}")
+    assert resumed.folder == folder
+    assert journal.status(RunFolder(folder).journal) == "FINISHED"
+    whole = small_trial(DROPOUT)
+    assert_same_history(resumed.history, whole.history)
+    assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("interval_s", [1e-9, 1e9], ids=["checkpoint at every update", "no checkpoint"])
+def test_a_trial_killed_in_the_middle_resumes_to_the_same_numbers(
+    interval_s: float, small_trial: Trial, tmp_path: Path
+) -> None:
+    overrides = (DROPOUT, "optimizer=nadam", f"trainer.checkpoint_interval_s={interval_s}")
+    folder = kill_a_trial(tmp_path, *overrides)
+    assert journal.status(RunFolder(folder).journal) is None
+    assert (folder / "checkpoint.pt").exists() == (interval_s < 1)
+    resumed, whole = small_trial(f"resume={folder}"), small_trial(*overrides)
+    assert_same_history(resumed.history, whole.history)
+    assert resumed.metrics == whole.metrics
+    assert (resumed.best_epoch, resumed.n_epochs) == (whole.best_epoch, whole.n_epochs)
+
+
+def test_only_an_unfinished_trial_can_be_resumed(small_trial: Trial, tmp_path: Path) -> None:
+    outcome = small_trial()
+    with pytest.raises(ConfigError, match="has finished") as caught:
+        small_trial(f"resume={outcome.folder}")
+    assert caught.value.key == "resume"
+    with pytest.raises(ConfigError) as caught:
+        small_trial(f"resume={tmp_path}/nowhere")
+    assert caught.value.key == "resume"
+
+
+def test_a_trial_that_is_running_is_not_run_twice(small_trial: Trial, tmp_path: Path) -> None:
+    refused: list[ConfigError] = []
+
+    def report(epoch: int, value: float) -> None:
+        if epoch == 1:
+            folder = the_run(tmp_path)
+            with pytest.raises(ConfigError, match="being trained by another process") as caught:
+                small_trial(f"resume={folder}")
+            refused.append(caught.value)
+
+    assert small_trial(report=report).n_epochs == 4
+    assert [error.key for error in refused] == ["resume"]
+
+
+def test_a_truncated_checkpoint_is_refused_and_nothing_more_is_recorded(small_trial: Trial, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        small_trial(report=lambda epoch, value: signal.raise_signal(signal.SIGTERM))
+    folder = the_run(tmp_path)
+    run = RunFolder(folder)
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-100])
+    before = run.journal.read_bytes()
+    with pytest.raises(ConfigError, match="damaged") as caught:
+        small_trial(f"resume={folder}")
+    assert caught.value.key == "resume"
+    assert run.journal.read_bytes() == before
+
+
+def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) -> None:
+    helper = Follower(tmp_path / "mirror.log")
+    cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
+
+    def report(epoch: int, value: float) -> None:
+        helper._process.kill()
+        helper._process.wait()
+
+    outcome = run_trial(cfg, report, follower=helper)
+    helper.close()
+    assert outcome.n_epochs == 4
+    assert journal.status(RunFolder(outcome.folder).journal) == "FINISHED"
+    assert not outcome.mirrored
+
+
+def test_a_trial_leaves_no_process_behind(tmp_path: Path) -> None:
+    def children() -> set[str]:
+        return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+    before = children()
+    run_trial(compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL]))
+    wait_until(lambda: children() == before, "the helper to end, and be reaped")
