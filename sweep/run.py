@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -58,6 +59,8 @@ def main() -> None:
     """Runs Hydra's command line. Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n."""
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
+    logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
     command = hydra.main(config_path=str(CONF_DIR), config_name="config", execution_whitelist=())(run)
     try:
@@ -73,7 +76,7 @@ def main() -> None:
         sys.exit(told.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # a second Ctrl-C in training
         sys.exit(130)
 
 

@@ -1,39 +1,35 @@
 """One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
 import logging
-import os
 import shlex
-import signal
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweep import build
-from sweep.config import Config, require_run, validate
+from sweep.config import Config, validate
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.errors import DISK_FULL, ConfigError, DiskFull, Diverged
 from sweep.record import journal as journals
-from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
-from sweep.record.folder import Busy, RunFolder, write_atomic
+from sweep.record.describe import run_name
+from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
 from sweep.record.progress import progress
-from sweep.record.provenance import provenance_tags, uncommitted_diff
 from sweep.record.recorder import Recorder, Report
+from sweep.record.start import stored_config, write_start
 from sweep.record.store import Store, output_dir_of, tracking_store
+from sweep.signals import stop_on_signal
 
 if TYPE_CHECKING:
-    from sweep.train.loop import Fit, StopRequest
+    from sweep.train.loop import Fit
 
 log = logging.getLogger("sweep")
 
@@ -84,7 +80,7 @@ def run_trial(
         run = RunFolder(folder or _new_folder(config))
     else:
         run = RunFolder(config.resume)
-        config, overrides = _stored(run)
+        config, overrides = stored_config(run)
     samples = build.samples(config.data)
     splits = _divide(samples, config)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
@@ -105,8 +101,8 @@ def run_trial(
         follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(_fit(config, samples, splits))
         _restore(fit, run)
-        with _journal(run) as journal, _told_when_full(run):
-            _write_start(journal, run, config, samples, splits, overrides, output_dir)
+        with Journal(run.journal) as journal, _told_when_full(run):
+            write_start(journal, run, config, samples, splits, overrides, output_dir)
             recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
             try:
                 metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
@@ -146,7 +142,8 @@ def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
         model = build.model(config.model, samples).to(device)
         data = to_device(splits, device)
         set_threads(trainer.threads, model, data.train.x[: trainer.batch_size])
-        schedule = Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch"))
+        shapes = [weight.shape for weight in model.parameters()]
+        schedule = Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch"), shapes)
         seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
         yield Fit(
             model=model,
@@ -170,7 +167,7 @@ def _train(
 
     start = time.perf_counter()
     try:
-        with progress(config.trainer.epochs, fit.epoch, live) as recorder.show, _stop_on_signal() as stop:
+        with progress(config.trainer.epochs, fit.epoch, live) as recorder.show, stop_on_signal() as stop:
             best = fit.run(recorder, stop, save)
         train_s = time.perf_counter() - start
         val = {
@@ -207,45 +204,6 @@ def _ending(error: BaseException) -> tuple[str, dict[str, str]]:
     return "FAILED", tags
 
 
-def _write_start(
-    journal: Journal,
-    run: RunFolder,
-    config: Config,
-    samples: Samples,
-    splits: Splits,
-    overrides: Sequence[str],
-    output_dir: Path,
-) -> None:
-    """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`."""
-    earlier = journals.first(run.journal, "start")
-    run.curves.unlink(missing_ok=True)
-    if earlier is None:
-        write_atomic(run.overrides, OmegaConf.to_yaml(list(overrides)))
-        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
-        if diff := uncommitted_diff():
-            write_atomic(run.diff, diff)
-    journal.event(
-        "start",
-        uid=uuid.uuid4().hex if earlier is None else earlier["uid"],
-        name=run_name(config),
-        experiment=config.experiment_name,
-        output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
-        params=hyperparameters(config),
-        tags={**provenance_tags(overrides), **group_choices(config)},
-        dataset=dataset(samples, splits),
-    )
-
-
-def _stored(run: RunFolder) -> tuple[Config, list[str]]:
-    """The config and overrides of an earlier trial that did not finish."""
-    require_run(run.path)
-    if journals.status(run.journal) == "FINISHED":
-        raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
-    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
-    assert isinstance(stored, DictConfig)
-    return validate(stored), list(OmegaConf.load(run.overrides))
-
-
 def _restore(fit: "Fit", run: RunFolder) -> None:
     from sweep.train import checkpoint
 
@@ -254,15 +212,6 @@ def _restore(fit: "Fit", run: RunFolder) -> None:
         log.info("resuming %s after epoch %d", run.path, fit.epoch)
     elif run.journal.exists():
         log.info("resuming %s from its beginning: it left no checkpoint", run.path)
-
-
-@contextmanager
-def _journal(run: RunFolder) -> Iterator[Journal]:
-    journal = Journal(run.journal)
-    try:
-        yield journal
-    finally:
-        journal.close()
 
 
 @contextmanager
@@ -304,25 +253,3 @@ def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir:
             shlex.quote(str(output_dir)),
         )
     return problem is None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator["StopRequest"]:
-    """Turns the first Ctrl-C or SIGTERM into a request that the loop honours; a second Ctrl-C stops at once."""
-    from sweep.train.loop import StopRequest
-
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield stop
-        return
-
-    def request(signum: int, frame: FrameType | None) -> None:
-        stop.signum = signum
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

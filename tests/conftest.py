@@ -166,7 +166,10 @@ run_trial(compose(sys.argv[1:]), report)
 
 
 def kill_a_trial(tmp_path: Path, *overrides: str) -> Path:
-    """A SMALL, untracked trial in a process of its own, killed as it reports its third epoch of 4; its folder."""
+    """A SMALL trial in a process of its own, killed as it reports its third epoch of 4; its folder.
+
+    Untracked unless the overrides say otherwise.
+    """
     overrides = ("tracking=off", f"output_dir={tmp_path}/outputs", *SMALL, *overrides)
     done = subprocess.run([sys.executable, "-c", _KILLED, *overrides], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -385,6 +385,12 @@ def test_a_feature_that_is_constant_where_it_is_trained_on_is_named(offset: floa
     assert divide(made, Split(normalize=False)).train.x.shape == (28, 2)
 
 
+def test_a_feature_that_varies_by_rounding_errors_only_is_constant_too():
+    x = np.stack([np.arange(40, dtype=np.float32), np.full(40, 0.1, np.float32)], 1)
+    x[::9, 1] = np.nextafter(np.float32(0.1), 1)
+    assert refusal(lambda: divide(samples(x=x, y=np.arange(40)), Split())).key == "data.features"
+
+
 def test_a_constant_target_is_refused():
     error = refusal(lambda: divide(samples(x=np.arange(20)[:, None], y=np.full(20, 2.5)), Split()))
     assert error.key == "data.target"

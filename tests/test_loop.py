@@ -99,10 +99,14 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 
 
 def test_a_compiled_model_trains_like_the_plain_one() -> None:
+    from torch._dynamo.utils import counters  # it takes a second to load
+
     one_shape = ("data.n=48", "split.val=0.25", "split.test=0.25", "trainer.batch_size=12")  # each one more to compile
     one_shape = (*one_shape, "model.widths=[]", "trainer.epochs=2")
     plain, compiled = make_fit(*one_shape), make_fit(*one_shape, "trainer.compile=true")
+    n_compiled = counters["frames"]["ok"]
     assert_close(run(compiled).curve("val/loss"), run(plain).curve("val/loss"), rtol=1e-4, atol=1e-5)
+    assert counters["frames"]["ok"] > n_compiled
 
 
 @given(seed=st.integers(0, 2**40), epoch=st.integers(1, 1000), n=st.integers(12, 200))
@@ -195,6 +199,25 @@ def test_divergence_stops_at_its_step_and_tells_the_losses_before(
     assert heard.epochs == {}
 
 
+@pytest.mark.parametrize(("sync_every", "n_told"), [(1, 13), (5, 12)])
+def test_an_error_inside_the_model_tells_the_losses_before(
+    sync_every: int, n_told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In update 14, the last of the second epoch."""
+    fit, expected = make_fit("trainer.batch_size=10"), run(make_fit("trainer.batch_size=10"))
+    monkeypatch.setattr(fit, "_sync_every", sync_every)  # more than 1 on a GPU
+
+    def fail(module: nn.Module, inputs: object) -> None:
+        if fit.step == 13:
+            raise MemoryError
+
+    fit.model.register_forward_pre_hook(fail)
+    heard = Heard()
+    with pytest.raises(MemoryError):
+        run(fit, heard)
+    assert heard.points == dict(list(expected.points.items())[:n_told])
+
+
 def test_weights_that_explode_after_the_last_update_are_found_by_validation() -> None:
     fit = make_fit("optimizer=sgd", "scheduler=constant", "optimizer.lr=1e25", "trainer.batch_size=68")
     heard = Heard()
@@ -250,6 +273,15 @@ def test_a_stop_at_any_update_changes_nothing(step: int, tmp_path: Path) -> None
     whole = make_fit(*CYCLIC, "model.dropout=0.3")  # updates 5, 10, 15 and 20 end an epoch
     whole_heard = run(whole)
     fit, heard = run_in_two((*CYCLIC, "model.dropout=0.3"), step, tmp_path / "checkpoint.pt")
+    assert_same(fit, heard, whole, whole_heard)
+
+
+def test_the_best_epoch_so_far_survives_a_stop(tmp_path: Path) -> None:
+    whole = make_fit(*OVERSHOOTING)
+    whole_heard = run(whole)
+    assert whole.best is not None
+    assert whole.best.epoch < 11, "the case needs its best epoch before the stop, in epoch 11"
+    fit, heard = run_in_two(OVERSHOOTING, 53, tmp_path / "checkpoint.pt")
     assert_same(fit, heard, whole, whole_heard)
 
 

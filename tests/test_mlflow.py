@@ -97,14 +97,19 @@ def rows(database: Path) -> Rows:
         return {table: sorted(connection.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
 
 
-def run_of(folder: Path, uri: str) -> Run:
-    """The only run of a trial in a store."""
+def runs_of(folder: Path, uri: str) -> list[Run]:
+    """A trial's runs in a store; one, when all is well."""
     start = journal.first(RunFolder(folder).journal, "start")
     assert start is not None
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(start["experiment"])
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.`sweep.uid` = '{start['uid']}'")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], f"tags.`sweep.uid` = '{start['uid']}'"))
+
+
+def run_of(folder: Path, uri: str) -> Run:
+    (run,) = runs_of(folder, uri)
     return run
 
 
@@ -281,31 +286,40 @@ def test_a_config_error_leaves_no_run(server: Server, small_trial: Trial) -> Non
 def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
     server: Server, mirror: Mirror, small_trial: Trial, tmp_path: Path
 ) -> None:
-    folder = kill_a_trial(tmp_path, "experiment_name=killed", "trainer.checkpoint_interval_s=0")
-    run = RunFolder(folder)
+    tracked = ("tracking=mlflow", f"tracking.uri={server.uri}", "experiment_name=killed")
+    folder = kill_a_trial(tmp_path, *tracked, "trainer.checkpoint_interval_s=0")
 
-    def status() -> str:
-        return run_of(folder, server.uri).info.status
+    def statuses() -> list[str]:
+        return [run.info.status for run in runs_of(folder, server.uri)]
 
-    mirror.push(run)
-    assert status() == "RUNNING"
-    mirror.abandon(run)
-    assert status() == "KILLED"
+    wait_until(lambda: statuses() == ["KILLED"], "the helper that the trial left behind")
     seen = []
 
     def report(epoch: int, value: float) -> None:
-        mirror.push(run)
-        mirror.abandon(run)  # the trial runs: no business of `abandon`
-        seen.append((epoch, status()))
+        wait_until(lambda: statuses() == ["RUNNING"], "the run to go on")
+        mirror.abandon(RunFolder(folder))  # the trial lives: it must not be marked
+        seen.append((epoch, statuses()))
 
-    small_trial(f"resume={folder}", report=report)
-    assert seen == [(3, "RUNNING"), (4, "RUNNING")]
-    assert mirror.push(run)
-    mirror.abandon(run)
-    assert status() == "FINISHED"
-    in_store = run_of(folder, server.uri)
-    assert points(in_store, server.database) == recorded(folder)
-    assert [step for step, _ in points(in_store, server.database)["val/loss"]] == [1, 2, 3, 4]
+    resumed = small_trial(f"resume={folder}", report=report)
+    assert seen == [(3, ["RUNNING"]), (4, ["RUNNING"])]
+    assert resumed.mirrored
+    run = run_of(folder, server.uri)
+    assert run.info.status == "FINISHED"
+    assert points(run, server.database) == recorded(folder)
+    assert [step for step, _ in points(run, server.database)["step/lr"]] == list(range(1, 21))
+
+
+def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    made = Journal(run.journal)
+    start(made, "abandoned")
+    made.close()
+    run.config.write_text(f"tracking:\n  uri: {server.uri}\n")
+    with run.lock():  # as its own process would hold it
+        assert sync.main([str(tmp_path)]) == 0
+        assert run_of(tmp_path, server.uri).info.status == "RUNNING"
+    assert sync.main([str(tmp_path)]) == 0
+    assert run_of(tmp_path, server.uri).info.status == "KILLED"
 
 
 def test_a_trial_that_is_being_sent_is_not_sent_twice_at_once(

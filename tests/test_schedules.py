@@ -275,6 +275,20 @@ def test_a_schedule_goes_on_identically_from_a_saved_state(scheduler, within_an_
     assert rows_of_epochs(resumed, per_epoch, values[done:]) == expected[done:]
 
 
+def test_an_optimizer_may_group_the_weights_as_it_likes():
+    model = torch.nn.Linear(3, 2)
+
+    def without_decay_for_biases(parameters: Any) -> torch.optim.Optimizer:
+        weights = list(parameters)
+        matrices, vectors = ([w for w in weights if (w.ndim > 1) == wide] for wide in (True, False))
+        return torch.optim.SGD([{"params": matrices, "lr": 0.4}, {"params": vectors, "lr": 0.2}])
+
+    halving = build.scheduler(node("exponential", gamma=0.5), 1, 3)
+    schedule = Schedule(without_decay_for_biases, halving, "epoch", [w.shape for w in model.parameters()])
+    rows = [row for rows in rows_of_epochs(schedule, 1, [1.0] * 3) for row in rows]
+    assert [[group["lr"] for group in row] for row in rows] == [[0.4, 0.2], [0.2, 0.1], [0.1, 0.05]]
+
+
 def test_a_saved_state_is_unmoved_by_what_the_schedule_does_next():
     schedule = make_schedule(ADAM, node("cosine"), 4, 3)
     schedule.start_epoch(4)

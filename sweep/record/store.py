@@ -22,7 +22,8 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
     if not tracking.mlflow:
         return Store(None, None)
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir}/mlflow.db"
+    escaped = str(output_dir).replace("%", "%25")  # a URL's own sign
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{escaped}/mlflow.db"
     return Store(uri, output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None)
 
 

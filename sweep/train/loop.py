@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sweep.errors import ConfigError, Diverged, Interrupted
+from sweep.signals import StopRequest
 from sweep.train.checkpoint import random_states, set_random_states
 from sweep.train.evaluate import LossFn, evaluate, is_finite, noise_floor
 from sweep.train.schedule import Row, Schedule
@@ -28,13 +29,6 @@ class Listener(Protocol):
 
     def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
-
-
-@dataclass
-class StopRequest:
-    """Set `signum` from a signal handler: the loop saves a checkpoint after the update in progress, and stops."""
-
-    signum: int | None = None
 
 
 @dataclass
@@ -84,7 +78,7 @@ class Fit:
             try:
                 self._train_epoch(stop, save)
             finally:  # a diverged epoch's steps are worth seeing too
-                listener.steps(self.step - len(self.losses) + 1, self.losses, self._lrs())
+                listener.steps(self.epoch * self.n_updates + 1, self.losses, self._lrs())
             metrics = self._finish_epoch()
             listener.epoch(self.epoch, metrics)
             if self.trainer.checkpoint_interval_s == 0:

@@ -1,6 +1,6 @@
 """What a scheduler sets the optimizer to, step by step, read off torch's own scheduler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ _SCHEDULED = ("lr", "momentum", "betas")
 
 
 class Schedule:
-    """Runs the real scheduler on a shadow optimizer of one dummy weight, an epoch ahead of the training loop.
+    """Runs the real scheduler on a shadow optimizer of dummy weights, an epoch ahead of the training loop.
 
     So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
-    `interval` says whether the scheduler is stepped after each update or after each epoch.
+    `interval` says whether the scheduler is stepped after each update or after each epoch. `shapes` are those of the
+    model's weights; they matter to an optimizer that makes several parameter groups of them.
     """
 
     def __init__(
@@ -23,8 +24,10 @@ class Schedule:
         make_optimizer: Callable[[Any], Optimizer],
         make_scheduler: Callable[[Optimizer], LRScheduler],
         interval: str,
+        shapes: Iterable[Sequence[int]] = ((1, 1),),
     ) -> None:
-        self._shadow = make_optimizer([torch.nn.Parameter(torch.zeros(1, 1))])
+        dummy = torch.zeros(())  # expanded, so that it takes no memory
+        self._shadow = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
         self.scheduler = make_scheduler(self._shadow)
         self._shadow.step()  # torch warns about a scheduler stepped before its optimizer
         self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)

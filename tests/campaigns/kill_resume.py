@@ -3,8 +3,8 @@
     python tests/campaigns/kill_resume.py --rounds 15
 
 A round takes one random configuration, trains it undisturbed, then once more with up to four `kill -9` at random
-moments: while a process starts, in the middle of an epoch or of a checkpoint, after the end. It compares every curve and
-the test values bitwise, and what MLflow has of them. Exit status: 0, or 1 when anything differs.
+moments: while a process starts, in the middle of an epoch or of a checkpoint, after the end. It compares every curve
+and the test values bitwise, and what MLflow has of them. Exit status: 0, or 1 when anything differs.
 """
 
 import argparse

@@ -1,0 +1,56 @@
+"""The start of a trial's record: who it is, in files and in the journal; and reading it again to resume it."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.config import Config, require_run, validate
+from sweep.data import Samples
+from sweep.data.split import Splits
+from sweep.errors import ConfigError
+from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
+from sweep.record.folder import RunFolder, write_atomic
+from sweep.record.journal import Journal, first, status
+from sweep.record.provenance import provenance_tags, uncommitted_diff
+
+
+def write_start(
+    journal: Journal,
+    run: RunFolder,
+    config: Config,
+    samples: Samples,
+    splits: Splits,
+    overrides: Sequence[str],
+    output_dir: Path,
+) -> None:
+    """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`."""
+    earlier = first(run.journal, "start")
+    run.curves.unlink(missing_ok=True)
+    if earlier is None:
+        write_atomic(run.overrides, OmegaConf.to_yaml(list(overrides)))
+        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
+        if diff := uncommitted_diff():
+            write_atomic(run.diff, diff)
+    journal.event(
+        "start",
+        uid=uuid.uuid4().hex if earlier is None else earlier["uid"],
+        name=run_name(config),
+        experiment=config.experiment_name,
+        output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
+        params=hyperparameters(config),
+        tags={**provenance_tags(overrides), **group_choices(config)},
+        dataset=dataset(samples, splits),
+    )
+
+
+def stored_config(run: RunFolder) -> tuple[Config, list[str]]:
+    """The config and overrides of an earlier trial that did not finish."""
+    require_run(run.path)
+    if status(run.journal) == "FINISHED":
+        raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
+    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
+    assert isinstance(stored, DictConfig)
+    return validate(stored), list(OmegaConf.load(run.overrides))
