@@ -270,6 +270,9 @@ def _check_learning_rates(config: Config) -> None:
             if isinstance(lr, bool) or not isinstance(lr, int | float):
                 raise ConfigError(f"{key}.{name}", f"must be a number, got {lr!r}")
             _require(_positive(lr), f"{key}.{name}", f"must be a finite number > 0, got {lr}")
+    gamma = config.scheduler.get("gamma")
+    if isinstance(gamma, int | float):
+        _require(_positive(gamma), "scheduler.gamma", f"must be a finite number > 0, got {gamma}")
     min_lr = config.scheduler.get("min_lr")
     if isinstance(min_lr, int | float):
         _require(0 <= min_lr < math.inf, "scheduler.min_lr", f"must be a finite number >= 0, got {min_lr}")

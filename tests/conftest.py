@@ -62,6 +62,7 @@ def the_run(tmp_path: Path) -> Path:
 
 
 SMALL = ("data.n=96", "model.widths=[8]", "trainer.batch_size=16", "trainer.epochs=4")  # 5 updates an epoch
+OVERSHOOTING = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.9", "trainer.epochs=12")  # best in the middle
 
 
 def make_fit(*overrides: str, clock: Callable[[], float] = time.monotonic) -> "Fit":

@@ -31,9 +31,9 @@ def samples(**changes: Any) -> Samples:
 # Samples
 
 
-def test_samples_are_float32_rows_and_columns_with_names():
+def test_samples_are_rows_and_columns_with_names():
     made = samples(x=[[1, 2], [3, 4], [5, 6]], y=[1, 2, 3], clean=[1, 2, 3])
-    assert made.x.dtype == made.y.dtype == np.float32
+    assert made.x.dtype == made.y.dtype == np.float64
     assert made.y.shape == (3, 1)
     assert made.clean is not None
     assert made.clean.shape == (3, 1)
@@ -385,6 +385,18 @@ def test_a_feature_that_is_constant_where_it_is_trained_on_is_named(offset: floa
     assert divide(made, Split(normalize=False)).train.x.shape == (28, 2)
 
 
+def test_a_large_offset_costs_no_precision():
+    seconds = 1.7e9 + np.arange(40.0)  # float32 would round them to multiples of 128
+    divided = divide(samples(x=seconds[:, None], y=seconds), Split())
+    assert divided.train.x.dtype == divided.train.y.dtype == np.float32
+    np.testing.assert_allclose(divided.train.x, divided.train.y, rtol=1e-6)
+    assert len(np.unique(divided.train.x)) == 28
+
+
+def test_samples_given_in_float32_stay_so():
+    assert samples(x=np.ones((2, 1), np.float32)).x.dtype == np.float32
+
+
 def test_a_feature_that_varies_by_rounding_errors_only_is_constant_too():
     x = np.stack([np.arange(40, dtype=np.float32), np.full(40, 0.1, np.float32)], 1)
     x[::9, 1] = np.nextafter(np.float32(0.1), 1)
@@ -402,3 +414,11 @@ def test_too_few_samples_are_told_with_what_each_split_would_get():
     assert error.key == "split"
     assert "3 samples are too few: 3 to train, 0 to validate, 0 to test (needed: 2, 1, 1)" in error.problem
     assert [len(part.x) for part in parts(divide(numbered(4), Split(normalize=False)))] == [2, 1, 1]
+
+
+def test_a_column_of_dates_is_refused(tmp_path: Path):
+    path = tmp_path / "days.parquet"
+    pd.DataFrame({"day": pd.date_range("2026-01-01", periods=3), "y": [1.0, 2.0, 3.0]}).to_parquet(path)
+    error = refusal(lambda: table(str(path), "y"))
+    assert error.key == "data.features"
+    assert "'day' holds dates" in error.problem

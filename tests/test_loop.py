@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import OVERSHOOTING, Heard, make_fit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from sweep.train.loop import Fit, StopRequest
 from sweep.train.tensors import TensorSplit, batches, epoch_order
 
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
-OVERSHOOTING = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.9", "trainer.epochs=12")
 
 
 def no_save() -> None: ...

@@ -15,7 +15,8 @@ TaskName = Literal["regression", "classification"]
 class Samples:
     """N samples in their own units, before any split or normalisation.
 
-    x: (N, n_features) for tables, (N, channels, height, width) for images; any real dtype, kept as float32.
+    x: (N, n_features) for tables, (N, channels, height, width) for images; float32 stays,
+       any other real dtype becomes float64, so that a large offset costs nothing before normalisation.
     y: (N,) or (N, n_targets) real numbers for regression; (N,) class indices from 0 for classification.
     clean: y without its noise, where the data is made and it is known; same shape as y.
     noise: standard deviation of that noise, in the units of y.
@@ -77,21 +78,22 @@ def _indices(values: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _real(key: str, values: ArrayLike) -> NDArray[np.float32]:
+def _real(key: str, values: ArrayLike) -> NDArray[np.floating]:
     try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
-            array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
+        array = array.astype(np.float32 if array.dtype == np.float32 else np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(key, f"holds values that are no numbers ({error})") from error
     if array.ndim == 0:
         raise ConfigError(key, "is a single number; give an array with one row a sample")
-    if not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
+    fits = np.abs(array) <= np.finfo(np.float32).max  # what training will hold; not so for NaN
+    if not fits.all():
+        row = int(np.argwhere(~fits)[0][0])
         raise ConfigError(key, f"holds a value that is not finite, in row {row}")
     return array
 
 
-def _columns(array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _columns(array: NDArray[np.floating]) -> NDArray[np.floating]:
     if array.ndim > 2:
         raise ConfigError("data.target", f"must be (N,) or (N, n_targets), got {array.shape}")
     return array[:, None] if array.ndim == 1 else array

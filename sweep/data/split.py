@@ -47,7 +47,8 @@ def divide(samples: Samples, split: Split) -> Splits:
     order = np.random.default_rng(split.seed).permutation(n)
     train, val, test = np.split(order, [n_train, n_train + n_val])
     x, y = samples.x, samples.y
-    y_mean, y_std = np.zeros(samples.out_features, np.float32), np.ones(samples.out_features, np.float32)
+    y_dtype = np.int64 if samples.task == "classification" else np.float32
+    y_mean, y_std = np.zeros(samples.out_features), np.ones(samples.out_features)
     if split.normalize:
         x_mean, x_std = _statistics(x[train])
         _refuse_constant(samples, x_std)
@@ -59,20 +60,22 @@ def divide(samples: Samples, split: Split) -> Splits:
             y = (y - y_mean) / y_std
 
     def part(rows: NDArray[np.int64]) -> Part:
-        return Part(x[rows], y[rows], None if samples.clean is None else samples.clean[rows])
+        clean = None if samples.clean is None else samples.clean[rows].astype(np.float32)
+        return Part(x[rows].astype(np.float32), y[rows].astype(y_dtype), clean)
 
-    return Splits(part(train), part(val), part(test), y_mean, y_std)
+    return Splits(part(train), part(val), part(test), y_mean.astype(np.float32), y_std.astype(np.float32))
 
 
-def _statistics(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _statistics(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation over samples and pixels, shaped to broadcast."""
     axes = (0, *range(2, values.ndim))  # all but columns, or channels
     exact = values.astype(np.float64)
     mean, std = exact.mean(axes, keepdims=True), exact.std(axes, keepdims=True)
-    std[std <= 1e-7 * np.abs(mean)] = 0  # what rounding leaves of a constant
-    return mean.astype(np.float32), std.astype(np.float32)
+    std[std <= 16 * np.finfo(values.dtype).eps * np.abs(mean)] = 0  # what rounding leaves of a constant
+    return mean, std
 
 
-def _refuse_constant(samples: Samples, std: NDArray[np.float32]) -> None:
+def _refuse_constant(samples: Samples, std: NDArray[np.float64]) -> None:
     constant = np.flatnonzero(std == 0)
     if len(constant):
         name = samples.features[int(constant[0])]

@@ -92,6 +92,8 @@ def _numbers(frame: "pd.DataFrame", key: str, name: str) -> NDArray[np.float64]:
     import pandas as pd
 
     column = frame[name]
+    if column.dtype.kind in "mM":
+        raise ConfigError(key, f"column '{name}' holds dates or durations; turn them into numbers, or leave it out")
     numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
     bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))  # NaN too
     if len(bad):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sweep.config import Tracking
+from sweep.errors import ConfigError
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 
@@ -22,8 +23,10 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
     if not tracking.mlflow:
         return Store(None, None)
-    escaped = str(output_dir).replace("%", "%25")  # a URL's own sign
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{escaped}/mlflow.db"
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and "%" in str(output_dir):  # SQLAlchemy and MLflow disagree about its meaning in a URL
+        raise ConfigError("output_dir", f"'{output_dir}' holds a %, so no MLflow store fits; choose another name")
+    uri = uri or f"sqlite:///{output_dir}/mlflow.db"
     return Store(uri, output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None)
 
 
