@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 # What a constructor raises for arguments that it refuses; torch's own ones raise all of these.
-_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError)
+_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError, MemoryError)
 
 
 def samples(node: Mapping[str, Any]) -> Samples:
@@ -75,7 +75,15 @@ def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
 def scheduler(node: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> "SchedulerFactory":
     """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's."""
     node = {key: value for key, value in node.items() if key != "interval"}
-    return _bind("scheduler", node, {"steps_per_epoch": steps_per_epoch, "epochs": epochs}, positional=1)
+    make = _bind("scheduler", node, {"steps_per_epoch": steps_per_epoch, "epochs": epochs}, positional=1)
+
+    def checked(optimizer: "Optimizer") -> "LRScheduler":
+        made = make(optimizer)
+        if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
+            raise ConfigError("scheduler._target_", f"{node['_target_']} returned {type(made).__name__}, no scheduler")
+        return made
+
+    return checked
 
 
 def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positional: int = 0) -> Callable[..., Any]:
@@ -115,7 +123,8 @@ def _check_arguments(
         for name in arguments:
             if name not in takes:
                 raise ConfigError(
-                    f"{key}.{name}", f"{name_of_target} takes no such argument; it takes: {', '.join(takes)}"
+                    f"{key}.{name}",
+                    f"{name_of_target} takes no such argument; it takes: {', '.join(takes) or 'nothing'}",
                 )
     for parameter in parameters[positional:]:
         required = parameter.default is parameter.empty and parameter.kind not in (

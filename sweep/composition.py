@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from sweep.config import COMPONENTS, CONF_DIR, keys_of, register, with_choices
+from sweep.config import COMPONENTS, CONF_DIR, keys_of, register, with_origin
 from sweep.errors import ConfigError, one_line
 
 
@@ -36,7 +36,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
-    return with_choices(cfg, choices)
+    return with_origin(cfg, choices, [*searchpath, *overrides])
 
 
 @contextmanager

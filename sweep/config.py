@@ -6,7 +6,7 @@ Imports neither torch, Optuna nor MLflow: a bad config is refused before any of 
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 
 # Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
 _INSIDE = Path(__file__).parent / "conf"
@@ -31,12 +31,16 @@ INTERVALS = ("step", "epoch")
 # Nodes are not frozen: OmegaConf would make them read-only.
 @dataclass(kw_only=True)
 class Split:
-    """How samples are divided. `val` and `test` are shares of all samples, in (0, 1); the rest is for training."""
+    """How samples are divided. `val` and `test` are shares of the samples, in (0, 1); the rest is for training.
+
+    `max_samples` takes so many of the data, at random; null takes all.
+    """
 
     val: float = 0.15
     test: float = 0.15
     seed: int = 0
     normalize: bool = True
+    max_samples: int | None = None
 
     def __post_init__(self) -> None:
         for name, share in (("val", self.val), ("test", self.test)):
@@ -45,6 +49,8 @@ class Split:
             self.val + self.test < 1, "split.val", f"{self.val} and split.test {self.test} leave nothing to train on"
         )
         _require(self.seed >= 0, "split.seed", f"must be >= 0, got {self.seed}")
+        if self.max_samples is not None:
+            _require(self.max_samples >= 4, "split.max_samples", f"must be >= 4 or null, got {self.max_samples}")
 
 
 @dataclass(kw_only=True)
@@ -125,7 +131,8 @@ class Config:
     split: Split = field(default_factory=Split)
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
-    choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in after composing
+    choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in by composing, as is
+    overrides: list[str] | None = None  # the command line that composes this; None where none is known
 
 
 def register() -> None:
@@ -135,15 +142,20 @@ def register() -> None:
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
 
 
-def with_choices(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
-    """`cfg` with the chosen option of each of its own groups (Hydra's groups left out)."""
+def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> DictConfig:
+    """`cfg` with the chosen option of each of its own groups (Hydra's left out), and the overrides that chose them."""
+    cfg.overrides = list(overrides)
     cfg.choices = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
     return cfg
 
 
 def keys_of(node: str) -> list[str]:
     """The keys of a node that the schema describes ("" for the root); of any other, none."""
-    return [key.name for key in fields(_SCHEMA[node]) if key.name != "choices"] if node in _SCHEMA else []
+    return (
+        [key.name for key in fields(_SCHEMA[node]) if key.name not in ("choices", "overrides")]
+        if node in _SCHEMA
+        else []
+    )
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -154,16 +166,20 @@ def validate(cfg: DictConfig) -> Config:
         _require(cfg.seed >= 0, "seed", f"must be >= 0, got {cfg.seed}")  # before trainer.seed, its copy
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(getattr(error, "full_key", None) or "config"), _first_line(error)) from error
+        raise ConfigError(str(getattr(error, "full_key", None) or "config"), one_line(error)) from error
     assert isinstance(config, Config)
     _checked_output_dir(config.output_dir)
     _require(bool(config.experiment_name.strip()), "experiment_name", "is empty; name an MLflow experiment")
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
     _check_learning_rates(config)
-    interval = config.scheduler.get("interval", "epoch")
-    _one_of("scheduler.interval", interval, INTERVALS)
+    _one_of("scheduler.interval", interval_of(config.scheduler), INTERVALS)
     return config
+
+
+def interval_of(scheduler: Mapping[str, Any]) -> str:
+    """Whether the scheduler is stepped after each `step` or each `epoch`; as in torch's examples, an epoch."""
+    return scheduler.get("interval", "epoch")
 
 
 def allowed_targets() -> tuple[str, ...]:
@@ -276,6 +292,8 @@ def _check_learning_rates(config: Config) -> None:
     min_lr = config.scheduler.get("min_lr")
     if isinstance(min_lr, int | float):
         _require(0 <= min_lr < math.inf, "scheduler.min_lr", f"must be a finite number >= 0, got {min_lr}")
+        lr = config.optimizer.get("lr", math.inf)
+        _require(min_lr < lr, "scheduler.min_lr", f"is {min_lr:g}, not below optimizer.lr = {lr:g}; lower it")
     base_lr, max_lr = config.scheduler.get("base_lr"), config.scheduler.get("max_lr")
     if base_lr is not None and max_lr is not None and base_lr >= max_lr:
         raise ConfigError(
@@ -299,7 +317,3 @@ def _require(holds: bool, key: str, problem: str) -> None:
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, f"'{value}' is unknown; choose one of {', '.join(choices)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -9,10 +9,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of an OSError
 _FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See https?:).*$", re.MULTILINE)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of `error` on one line; its type where it has none."""
-    lines = (line.strip() for line in _FOR_PROGRAMMERS.sub("", str(error)).splitlines())
-    return " ".join(line for line in lines if line) or type(error).__name__
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of `error` on one line of at most `limit` characters; its type where it has none."""
+    words = " ".join(_FOR_PROGRAMMERS.sub("", str(error)).split()) or type(error).__name__
+    return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
 class SweepError(Exception):
@@ -53,13 +53,13 @@ class Diverged(SweepError):
 class DiskFull(SweepError):
     """A write found no room. What was recorded before is whole."""
 
-    def __init__(self, reason: str, folder: str) -> None:
-        super().__init__(reason, folder)
+    def __init__(self, reason: str, resume_command: str) -> None:
+        super().__init__(reason, resume_command)
         self.reason = reason
-        self.folder = folder
+        self.resume_command = resume_command
 
     def __str__(self) -> str:
-        return f"output_dir: {self.reason}; make room and go on with resume={self.folder}"
+        return f"output_dir: {self.reason}; make room and go on with:  {self.resume_command}"
 
 
 class Interrupted(KeyboardInterrupt):

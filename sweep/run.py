@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep.composition import config_error
-from sweep.config import CONF_DIR, register, with_choices
+from sweep.config import CONF_DIR, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 
 if TYPE_CHECKING:
@@ -37,14 +37,17 @@ def run(cfg: DictConfig) -> float:
     if "SWEEP_TARGETS" in job.job.env_set:
         raise ConfigError("hydra.job.env_set.SWEEP_TARGETS", "a config cannot vouch for targets; set it in the shell")
     overrides = list(job.overrides.task)
+    if job.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir", "would move outputs and data away from their relative paths; leave it false"
+        )
     if cfg.resume is not None:
         _refuse_changes(overrides)
     try:
         outcome = run_trial(
-            with_choices(cfg, job.runtime.choices),
+            with_origin(cfg, job.runtime.choices, [*_searchpath(job), *overrides]),
             folder=job.runtime.output_dir,
             follower=_follower,
-            overrides=[*_searchpath(job), *overrides],
             live=sys.stderr.isatty(),
         )
     except SweepError as error:

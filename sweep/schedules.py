@@ -123,7 +123,7 @@ def cosine_restarts(
 
 
 def step(
-    optimizer: Optimizer, steps_per_epoch: int, epochs: int, step_epochs: Length = "33%", gamma: float = 0.1
+    optimizer: Optimizer, steps_per_epoch: int, epochs: int, step_epochs: Length = "34%", gamma: float = 0.1
 ) -> LRScheduler:
     """Multiplies the learning rate by `gamma` after every `step_epochs`."""
     length = n_steps("step_epochs", step_epochs, steps_per_epoch, epochs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sweep.config import Tracking
+from sweep.errors import one_line
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.store import Store, output_dir_of, tracking_store
 
@@ -55,7 +56,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             mirrors[store].abandon(run)
             yield True
         except (Busy, *FAILURES) as error:
-            reason = "another process is sending it" if isinstance(error, Busy) else " ".join(str(error).split())[:300]
+            reason = "another process is sending it" if isinstance(error, Busy) else one_line(error)
             print(f"{run.path}: {reason}", file=sys.stderr)
             yield False
 

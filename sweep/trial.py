@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from sweep import build
-from sweep.config import Config, validate
+from sweep.config import Config, interval_of, validate
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.errors import DISK_FULL, ConfigError, DiskFull, Diverged
@@ -23,6 +23,7 @@ from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
 from sweep.record.progress import progress
+from sweep.record.provenance import resume_command
 from sweep.record.recorder import Recorder, Report
 from sweep.record.start import stored_config, write_start
 from sweep.record.store import Store, output_dir_of, tracking_store
@@ -61,7 +62,6 @@ def run_trial(
     *,
     folder: str | Path | None = None,
     follower: Follower | Callable[[Path], Follower] | None = None,
-    overrides: Sequence[str] = (),
     live: bool = False,
 ) -> Outcome:
     """Trains the trial that `cfg` describes, or continues the one in the folder `cfg.resume`.
@@ -70,7 +70,6 @@ def run_trial(
     folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
     follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir` that
     the trial belongs to; by default one for this trial.
-    overrides: the command line that composed `cfg`, recorded so that the trial can be run again.
     live: whether progress is shown as a live line instead of log lines.
 
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
@@ -80,7 +79,7 @@ def run_trial(
         run = RunFolder(folder or _new_folder(config))
     else:
         run = RunFolder(config.resume)
-        config, overrides = stored_config(run)
+        config = stored_config(run)
     samples = build.samples(config.data)
     splits = _divide(samples, config)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
@@ -102,7 +101,7 @@ def run_trial(
         fit = stack.enter_context(_fit(config, samples, splits))
         _restore(fit, run)
         with Journal(run.journal) as journal, _told_when_full(run):
-            write_start(journal, run, config, samples, splits, overrides, output_dir)
+            write_start(journal, run, config, samples, splits, output_dir)
             recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
             try:
                 metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
@@ -128,7 +127,7 @@ def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
     """Everything built and seeded, under the process-wide settings that training needs."""
     from sweep.train.evaluate import loss_function
     from sweep.train.loop import Fit
-    from sweep.train.runtime import pick_device, reproducible, seed_generators, set_threads
+    from sweep.train.runtime import check_model, pick_device, reproducible, seed_generators, set_threads
     from sweep.train.schedule import Schedule
     from sweep.train.tensors import to_device
 
@@ -141,9 +140,11 @@ def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
         seed_generators(trainer.seed, "init")
         model = build.model(config.model, samples).to(device)
         data = to_device(splits, device)
-        set_threads(trainer.threads, model, data.train.x[: trainer.batch_size])
+        batch = data.train.x[: trainer.batch_size]
+        check_model(model, batch, samples.out_features)
+        set_threads(trainer.threads, model, batch)
         shapes = [weight.shape for weight in model.parameters()]
-        schedule = Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch"), shapes)
+        schedule = Schedule(make_optimizer, make_scheduler, interval_of(config.scheduler), shapes)
         seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
         yield Fit(
             model=model,
@@ -186,7 +187,7 @@ def _train(
             status, tags = _ending(error)
             journal.event("end", status=status, steps=[], values={}, tags=tags)
         if isinstance(error, KeyboardInterrupt):
-            log.warning("stopped; go on with:  python -m sweep.run resume=%s", shlex.quote(str(run.path)))
+            log.warning("stopped; go on with:  %s", resume_command(run.path))
         raise
     finally:
         with suppress(OSError):
@@ -222,7 +223,7 @@ def _told_when_full(run: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise DiskFull(str(error), str(run.path)) from error
+        raise DiskFull(str(error), resume_command(run.path)) from error
 
 
 def _divide(samples: Samples, config: Config) -> Splits:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sweep.trial import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is known to be, at once
 
 settings.register_profile("sweep", deadline=None)  # a busy machine is no failure
 settings.load_profile("sweep")

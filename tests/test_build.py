@@ -42,7 +42,7 @@ def loss_falls(node: dict[str, Any]) -> bool:
     torch.manual_seed(0)
     model = MLP(in_features=3, out_features=2, widths=[8])
     optimizer = make_optimizer(node, model)
-    x, y = torch.from_numpy(ROWS.x), torch.from_numpy(ROWS.y)
+    x, y = torch.from_numpy(ROWS.x).float(), torch.from_numpy(ROWS.y).float()
     losses = []
     for _ in range(20):
         optimizer.zero_grad()

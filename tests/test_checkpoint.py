@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweep.errors import ConfigError
+from sweep.signals import StopRequest
 from sweep.train import checkpoint
-from sweep.train.loop import StopRequest
 
 
 @pytest.fixture

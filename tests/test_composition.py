@@ -89,7 +89,7 @@ def test_the_defaults_are_the_original_study():
 
 def test_debug_is_tiny():
     debug = composed("experiment=debug")
-    assert (debug.trainer.epochs, debug.data.n) == (2, 64)
+    assert (debug.trainer.epochs, debug.split.max_samples) == (2, 64)
 
 
 def test_an_override_beats_an_experiment():
@@ -262,4 +262,4 @@ def test_compose_gives_what_the_command_line_uses(tmp_path: Path):
     _, printed, _, _ = command(tmp_path, "--cfg", "job", *overrides)
     theirs: Any = OmegaConf.to_container(OmegaConf.create(printed), resolve=True)
     ours: Any = OmegaConf.to_container(compose(overrides), resolve=True)
-    assert {**theirs, "choices": ours["choices"]} == ours  # which options were chosen is filled in afterwards
+    assert {**theirs, "choices": ours["choices"], "overrides": overrides} == ours  # filled in afterwards

@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import CyclicLR
 from torch.testing import assert_close
 
 from sweep.errors import Diverged, Interrupted
+from sweep.signals import StopRequest
 from sweep.train import checkpoint, tensors
-from sweep.train.loop import Fit, StopRequest
+from sweep.train.loop import Fit
 from sweep.train.tensors import TensorSplit, batches, epoch_order
 
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")

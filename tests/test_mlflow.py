@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 from conftest import SMALL, kill_a_trial, the_run, wait_until
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from omegaconf import OmegaConf
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
 from sweep.record import journal
@@ -140,7 +142,7 @@ def sent(server: Server, follower: Follower, tmp_path_factory: pytest.TempPathFa
     """A small trial that went to the server while it ran."""
     outputs = tmp_path_factory.mktemp("sent")
     overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL, "seed=5"]
-    return run_trial(compose(overrides), follower=follower, overrides=["a=b", "c=d e"])
+    return run_trial(compose(overrides), follower=follower)
 
 
 def test_every_point_of_every_curve_arrives_once(sent: Outcome, server: Server) -> None:
@@ -167,7 +169,10 @@ def test_a_run_tells_what_it_was_made_of(sent: Outcome, server: Server) -> None:
     assert run.info.start_time <= run.info.end_time
     choices = {"optimizer": "adam", "scheduler": "cyclic", "model": "mlp", "data": "noisy_sine"}
     assert choices.items() <= run.data.tags.items()
-    assert run.data.tags["command"] == "python -m sweep.run a=b 'c=d e'"
+    overrides = OmegaConf.to_object(OmegaConf.load(sent.folder / "overrides.yaml"))
+    assert isinstance(overrides, list)
+    assert overrides[-1] == "seed=5"
+    assert run.data.tags["command"] == shlex.join(["python", "-m", "sweep.run", *overrides])
     assert {"version.torch", "version.sweep", "python", "host", "mlflow.user"} < run.data.tags.keys()
     expected = {"seed": "5", "trainer.epochs": "4", "trainer.batch_size": "16", "data.n": "96"}
     expected |= {"model.widths": "[8]", "scheduler.max_lr": "0.01", "optimizer.betas": "[0.9, 0.999]"}
@@ -203,6 +208,18 @@ def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Mi
     assert rows(server.database) == before
     assert sync.main([str(sent.folder)]) == 0
     assert rows(server.database) == before
+
+
+def test_a_run_that_the_store_has_lost_is_sent_again(
+    sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
+) -> None:
+    """As when the store is put back from an older copy."""
+    source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
+    copy.journal.write_bytes(source.journal.read_bytes().replace(b'"experiment": "sent"', b'"experiment": "lost"'))
+    states = json.loads(source.mirror_state.read_text())
+    copy.mirror_state.write_text(json.dumps({store: state | {"run_id": "0" * 32} for store, state in states.items()}))
+    assert mirror.push(copy)
+    assert points(run_of(tmp_path, server.uri), server.database) == recorded(sent.folder)
 
 
 def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
@@ -345,7 +362,6 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
 ) -> None:
     """The server is killed while a trial runs, is gone when the next one starts, and comes back for the sync."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that a dead server is known to be one at once
     overrides = [f"output_dir={tmp_path}/outputs", "experiment_name=outage", *SMALL]
     n_before = len(rows(server.database)["metrics"])
 

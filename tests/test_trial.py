@@ -247,14 +247,11 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_the_trial_goes_on_unchanged(small_
     assert resumed.metrics == whole.metrics
 
 
-@pytest.mark.parametrize("interval_s", [1e-9, 1e9], ids=["checkpoint at every update", "no checkpoint"])
-def test_a_trial_killed_in_the_middle_resumes_to_the_same_numbers(
-    interval_s: float, small_trial: Trial, tmp_path: Path
-) -> None:
-    overrides = (DROPOUT, "optimizer=nadam", f"trainer.checkpoint_interval_s={interval_s}")
+def test_a_trial_killed_at_the_end_of_an_epoch_resumes_to_the_same_numbers(small_trial: Trial, tmp_path: Path) -> None:
+    overrides = (DROPOUT, "optimizer=nadam", "trainer.checkpoint_interval_s=1e-9")  # a checkpoint at every update
     folder = kill_a_trial(tmp_path, *overrides)
     assert journal.status(RunFolder(folder).journal) is None
-    assert (folder / "checkpoint.pt").exists() == (interval_s < 1)
+    assert checkpoint.load(folder / "checkpoint.pt")["step"] == 15, "the last of epoch 3, not yet validated"
     resumed, whole = small_trial(f"resume={folder}"), small_trial(*overrides)
     assert_same_history(resumed.history, whole.history)
     assert resumed.metrics == whole.metrics
@@ -320,3 +317,45 @@ def test_a_trial_leaves_no_process_behind(tmp_path: Path) -> None:
     before = children()
     run_trial(compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL]))
     wait_until(lambda: children() == before, "the helper to end, and be reaped")
+
+
+def a_table(path: Path, slope: float) -> str:
+    rows = [f"{i},{(i * 7) % 5},{slope * i}" for i in range(40)]
+    path.write_text("\n".join(["a,b,y", *rows]))
+    return str(path)
+
+
+def test_a_trial_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_table(tmp_path / "rows.csv", slope=1.0)
+    table = ["data=table", "data.path=rows.csv", "data.target=y", "trainer.batch_size=8", "trainer.epochs=3"]
+
+    def stop(epoch: int, value: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(compose([*table, "tracking=off", "output_dir=outputs"]), stop)
+    folder = the_run(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    a_table(tmp_path / "rows.csv", slope=2.0)
+    with pytest.raises(ConfigError, match="the data have changed"):
+        run_trial(compose([f"resume={folder}"]))
+    a_table(tmp_path / "rows.csv", slope=1.0)
+    assert run_trial(compose([f"resume={folder}"])).n_epochs == 3
+
+
+def test_debug_takes_64_samples_of_any_data(tmp_path: Path) -> None:
+    cfg = compose(["experiment=debug", "data=digits", "tracking=off", f"output_dir={tmp_path}"])
+    outcome = run_trial(cfg)
+    start = journal.first(RunFolder(outcome.folder).journal, "start")
+    assert start is not None
+    profile = start["dataset"]["profile"]
+    assert (profile["n_train"], profile["n_val"], profile["n_test"]) == (44, 10, 10)
+
+
+def test_a_trial_of_the_library_records_the_command_that_reruns_it(small_trial: Trial) -> None:
+    start = journal.first(RunFolder(small_trial().folder).journal, "start")
+    assert start is not None
+    assert start["tags"]["command"].startswith("python -m sweep.run ")
+    assert f"{SMALL[0]}" in start["tags"]["command"]

@@ -36,7 +36,7 @@ def divide(samples: Samples, split: Split) -> Splits:
     With `split.normalize`, inputs and regression targets become (x - mu) / sigma with mu and sigma of the training
     part only: per column for tables, per channel for images.
     """
-    n = len(samples.x)
+    n = min(len(samples.x), split.max_samples or len(samples.x))
     n_val, n_test = round(n * split.val), round(n * split.test)
     n_train = n - n_val - n_test
     if n_train < 2 or n_val < 1 or n_test < 1:
@@ -44,7 +44,7 @@ def divide(samples: Samples, split: Split) -> Splits:
             "split",
             f"{n} samples are too few: {n_train} to train, {n_val} to validate, {n_test} to test (needed: 2, 1, 1)",
         )
-    order = np.random.default_rng(split.seed).permutation(n)
+    order = np.random.default_rng(split.seed).permutation(len(samples.x))[:n]
     train, val, test = np.split(order, [n_train, n_train + n_val])
     x, y = samples.x, samples.y
     y_dtype = np.int64 if samples.task == "classification" else np.float32

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.data.samples import Samples, TaskName
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def _read(path: Path) -> "pd.DataFrame":
     except pd.errors.EmptyDataError:
         raise ConfigError("data.path", f"'{path}' is empty") from None
     except Exception as error:  # parsers raise what they like: pandas, pyarrow, the file system
-        raise ConfigError("data.path", f"cannot read '{path}': {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError("data.path", f"cannot read '{path}': {one_line(error)}") from error
     if frame.empty:
         raise ConfigError("data.path", f"'{path}' has no rows")
     frame.columns = frame.columns.map(str)

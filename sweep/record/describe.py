@@ -28,7 +28,9 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     params: dict[str, Any] = {"seed": config.seed, "split.seed": config.split.seed}
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
-        params |= _leaves(key, getattr(config, key))
+        params |= dict(_leaves(key, getattr(config, key)))
+    if "max_lr" in config.scheduler:  # such a schedule sets the learning rate; the optimizer's own plays no part
+        params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}
 
 
@@ -51,14 +53,10 @@ def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
     }
 
 
-def _leaves(key: str, node: Any) -> dict[str, Any]:
-    return dict(_walk(key, node))
-
-
-def _walk(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield key, node
         return
     for name, child in node.items():
         if name not in ("_target_", "interval"):
-            yield from _walk(f"{key}.{name}", child)
+            yield from _leaves(f"{key}.{name}", child)

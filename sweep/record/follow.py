@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from sweep.errors import one_line
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import ensure_curves, load_matplotlib
@@ -157,7 +158,7 @@ def _attempt(action: Callable[[], Any]) -> str | None:
         return "another process is sending it"
     except Exception as error:
         logging.getLogger(__name__).exception("cannot mirror")
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return one_line(error)
     return None
 
 

@@ -46,6 +46,7 @@ class Mirror:
         self._artifact_root = store.artifact_root
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
+        self._known: set[str] = set()  # runs that the store had when last asked
         with _first_start(store.artifact_root):
             self._client = MlflowClient(store.uri)  # makes an embedded store's tables
             self._client.search_experiments(max_results=1)  # connects
@@ -55,6 +56,8 @@ class Mirror:
         with folder.mirror_lock():
             states = read_json(folder.mirror_state, {})
             state = states.setdefault(self._store, {"run_id": None, "offset": 0})
+            if not self._has(state["run_id"]):
+                state.update(run_id=None, offset=0)
             for records, offset in _chunks(journal.read(folder.journal, state["offset"]), state["offset"]):
                 state["run_id"] = state["run_id"] or self._run_of(folder)
                 self._send(folder, state["run_id"], records)
@@ -67,6 +70,20 @@ class Mirror:
         run_id = read_json(folder.mirror_state, {}).get(self._store, {}).get("run_id")
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
+
+    def _has(self, run_id: str | None) -> bool:
+        """Whether the store still has the run; it may have been emptied, or replaced by an older copy."""
+        if run_id is None:
+            return False
+        if run_id not in self._known:
+            try:
+                self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
+            self._known.add(run_id)
+        return True
 
     def _run_of(self, folder: RunFolder) -> str:
         """The trial's MLflow run, made when there is none yet."""

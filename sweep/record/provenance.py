@@ -2,27 +2,31 @@
 
 import getpass
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
 
-def provenance_tags(overrides: Sequence[str]) -> dict[str, str]:
-    """Git state of the working directory, versions, machine, user, and the command that reruns this."""
-    command = rerun_command(overrides)
+def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
+    """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
+    command = "" if overrides is None else rerun_command(overrides)
     tags = {
         "command": command,
+        "cwd": os.getcwd(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "os": platform.platform(),
         "cpus": str(os.cpu_count()),
-        "mlflow.source.name": command,
+        "mlflow.source.name": command or "sweep.run_trial",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
     }
@@ -43,6 +47,12 @@ def uncommitted_diff() -> str:
 
 def rerun_command(overrides: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "sweep.run", *overrides])
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in `folder`, quoted for Hydra and for the shell."""
+    plain = re.fullmatch(r"[\w./:@-]+", str(folder))
+    return rerun_command([f"resume={folder if plain else json.dumps(str(folder), ensure_ascii=False)}"])
 
 
 def _git(*arguments: str) -> str:

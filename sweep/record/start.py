@@ -2,7 +2,6 @@
 
 import os
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,14 +22,18 @@ def write_start(
     config: Config,
     samples: Samples,
     splits: Splits,
-    overrides: Sequence[str],
     output_dir: Path,
 ) -> None:
     """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`."""
     earlier = first(run.journal, "start")
+    data = dataset(samples, splits)
+    if earlier is not None and earlier["dataset"]["digest"] != data["digest"]:
+        raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
     run.curves.unlink(missing_ok=True)
     if earlier is None:
-        write_atomic(run.overrides, OmegaConf.to_yaml(list(overrides)))
+        if isinstance(config.data.get("path"), str):
+            config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
+        write_atomic(run.overrides, OmegaConf.to_yaml(config.overrides or []))
         write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
         if diff := uncommitted_diff():
             write_atomic(run.diff, diff)
@@ -41,16 +44,16 @@ def write_start(
         experiment=config.experiment_name,
         output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
         params=hyperparameters(config),
-        tags={**provenance_tags(overrides), **group_choices(config)},
-        dataset=dataset(samples, splits),
+        tags={**provenance_tags(config.overrides), **group_choices(config)},
+        dataset=data,
     )
 
 
-def stored_config(run: RunFolder) -> tuple[Config, list[str]]:
-    """The config and overrides of an earlier trial that did not finish."""
+def stored_config(run: RunFolder) -> Config:
+    """The config of an earlier trial that did not finish."""
     require_run(run.path)
     if status(run.journal) == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
     assert isinstance(stored, DictConfig)
-    return validate(stored), list(OmegaConf.load(run.overrides))
+    return validate(stored)

@@ -1,6 +1,7 @@
 """Which tracking store a trial is mirrored to, said without importing MLflow."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and "%" in str(output_dir):  # SQLAlchemy and MLflow disagree about its meaning in a URL
         raise ConfigError("output_dir", f"'{output_dir}' holds a %, so no MLflow store fits; choose another name")
+    if uri and "://" not in uri and not uri.startswith("databricks"):
+        key = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+        raise ConfigError(key, f"'{uri}' is no URI that MLflow 3 takes; write sqlite:///{uri.rstrip('/')}/mlflow.db")
+    if uri and (file := re.fullmatch(r"sqlite:///([^/].*)", uri)):
+        uri = f"sqlite:///{Path(file[1]).absolute()}"  # else it would mean another file elsewhere
     uri = uri or f"sqlite:///{output_dir}/mlflow.db"
     return Store(uri, output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None)
 

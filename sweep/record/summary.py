@@ -1,5 +1,6 @@
 """The closing words of a run."""
 
+import re
 import shlex
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from sweep.trial import Outcome
 
-_LABELS = {
+_MEANINGS = {
     "test/noise_ratio": "test MSE / noise variance",
-    "test/excess": "  in excess of the noise",
+    "test/excess": "MSE against the noiseless target / noise variance",
 }
 
 
@@ -22,17 +23,19 @@ def print_summary(outcome: "Outcome") -> None:
     table.add_row("best val/loss", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
     for key, value in outcome.metrics.items():
         if key.startswith("test/"):
-            table.add_row(_LABELS.get(key, key), f"{value:.6g}")
+            table.add_row(key, f"{value:.6g}", _MEANINGS.get(key, ""))
     table.add_row("time", f"{outcome.train_s:.1f} s of training")
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"Run folder:    {outcome.folder}", highlight=False, markup=False)
-    console.print(_where_to_look(outcome.tracking_uri), highlight=False, markup=False)
+    if outcome.mirrored:
+        console.print(_where_to_look(outcome.tracking_uri), highlight=False, markup=False)
 
 
 def _where_to_look(uri: str | None) -> str:
     if uri is None:
         return "Tracking is off; the run folder has the curves in curves.png."
+    uri = re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", uri)  # a password is not for the screen
     if uri.startswith(("http://", "https://")):
         return f"Compare runs at {uri}"
     return f"Compare runs:  mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 
 FORMAT = 1
 
@@ -35,9 +35,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler trips over a foreign file in any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            "resume", f"'{path}' is damaged or no checkpoint ({reason[:120]}); start a new run"
+            "resume", f"'{path}' is damaged or no checkpoint ({one_line(error, 120)}); start a new run"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError("resume", f"'{path}' is no checkpoint of this version of sweep; start a new run")

@@ -36,9 +36,10 @@ def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: Lo
     if not split.y.is_floating_point():
         hits = (outputs.argmax(dim=1) == split.y).float().mean()
         return _read(loss=loss_fn(outputs, split.y), accuracy=hits)
-    error = (outputs - split.y) * data.y_std  # (n, n_targets)
+    y_std = data.y_std.double()  # own units may be too large for float32 to square
+    error = (outputs - split.y) * y_std  # (n, n_targets)
     squared = error.square().mean(dim=0)  # (n_targets,)
-    variance = (split.y * data.y_std).var(dim=0, correction=0)
+    variance = (split.y * y_std).var(dim=0, correction=0)
     r2 = torch.where(variance > 0, 1 - squared / variance, 0.0)
     return _read(loss=loss_fn(outputs, split.y), mse=squared.mean(), mae=error.abs().mean(), r2=r2.mean())
 
@@ -54,8 +55,8 @@ def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: f
     own = predict(forward, split) * data.y_std + data.y_mean
     noisy = split.y * data.y_std + data.y_mean
     return _read(
-        excess=(own - split.clean).square().mean() / noise**2,
         noise_ratio=(own - noisy).square().mean() / noise**2,
+        excess=(own - split.clean).square().mean() / noise**2,
     )
 
 
@@ -71,5 +72,5 @@ def is_finite(metrics: dict[str, float]) -> bool:
 
 
 def _read(**values: Tensor) -> dict[str, float]:
-    numbers = torch.stack([v.float() for v in values.values()]).tolist()  # one synchronisation for all
+    numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one synchronisation for all
     return dict(zip(values, numbers, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sweep.errors import ConfigError, Diverged, Interrupted
+from sweep.errors import ConfigError, Diverged, Interrupted, one_line
 from sweep.signals import StopRequest
 from sweep.train.checkpoint import random_states, set_random_states
 from sweep.train.evaluate import LossFn, evaluate, is_finite, noise_floor
@@ -185,7 +185,7 @@ class Fit:
             try:
                 getattr(self, part).load_state_dict(state[part])
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 raise ConfigError(
                     "resume", f"the checkpoint is of another {part} than the config ({reason})"
                 ) from error

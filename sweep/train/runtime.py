@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 from sweep.train.tensors import derive_seed
 
 _FLOPS_WORTH_THREADS = 10_000_000
@@ -23,9 +23,23 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError("trainer.device", f"'{name}' cannot be used here ({reason}); try auto or cpu") from error
+        raise ConfigError(
+            "trainer.device", f"'{name}' cannot be used here ({one_line(error)}); try auto or cpu"
+        ) from error
     return device
+
+
+@torch.no_grad()
+def check_model(model: nn.Module, x: Tensor, out_features: int) -> None:
+    """Tries the model on one batch of inputs; lazy layers get their shapes. Raises ConfigError unless it fits."""
+    model.eval()
+    try:
+        outputs = model(x)
+    except Exception as error:  # whatever a user's model raises
+        raise ConfigError("model", f"cannot take a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if shape != (len(x), out_features):
+        raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {(len(x), out_features)}")
 
 
 def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
@@ -40,12 +54,13 @@ def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
         torch.set_num_threads(threads)
 
 
+@torch.no_grad()
 def _flops(model: nn.Module, x: Tensor) -> int:
     """Floating-point operations of one forward pass, in evaluation mode."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops()
 
