@@ -74,11 +74,12 @@ def test_a_run_ends_with_a_table_and_the_command_that_shows_it_in_mlflow(debug_r
         "test/mse",
         "test/mae",
         "test/r2",
-        "test MSE / noise variance",
-        "in excess of the noise",
+        "test/noise_ratio",
+        "test/excess",
         "time",
     ):
         assert [line for line in lines if line.strip().startswith(label)], label
+    assert "test MSE / sigma^2" in debug_run.process.stdout
     val = recorded(folder)["val/loss"][1]
     assert f"{min(val):.6g} (epoch {val.index(min(val)) + 1} of 2)" in debug_run.process.stdout
     assert lines[-2].split() == ["Run", "folder:", str(folder.path)]
@@ -114,7 +115,7 @@ def test_mlflow_has_the_run_with_its_name_params_tags_and_data(debug_run):
     assert params["trainer.epochs"] == "2"
     assert params["trainer.batch_size"] == "16"
     assert params["scheduler.max_lr"] == "0.01"
-    assert params["data.n"] == "64"
+    assert params["split.max_samples"] == "64"
     assert params["seed"] == "0"
     assert "output_dir" not in params
     tags = logged.data.tags

@@ -8,6 +8,7 @@ from sweep.config import COMPONENTS, Config
 from sweep.data import Samples
 from sweep.data.split import Splits
 
+_SPLIT_PARAMS = ("seed", "max_samples")
 _TRAINER_PARAMS = ("epochs", "batch_size", "loss", "precision", "clip_norm", "patience", "seed")
 
 
@@ -25,7 +26,8 @@ def run_name(config: Config) -> str:
 
 def hyperparameters(config: Config) -> dict[str, Any]:
     """What tells trials apart, by config key; what is not set is left out."""
-    params: dict[str, Any] = {"seed": config.seed, "split.seed": config.split.seed}
+    params: dict[str, Any] = {"seed": config.seed}
+    params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
         params |= dict(_leaves(key, getattr(config, key)))

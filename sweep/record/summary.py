@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from sweep.trial import Outcome
 
 _MEANINGS = {
-    "test/noise_ratio": "test MSE / noise variance",
-    "test/excess": "MSE against the noiseless target / noise variance",
+    "test/noise_ratio": "test MSE / sigma^2",
+    "test/excess": "noiseless MSE / sigma^2",
 }
 
 
