@@ -11,7 +11,7 @@ import tempfile
 
 from common import print_setting, print_verdict, time_in_turn
 
-RUN = [sys.executable, "-m", "sweep.run", "optimizer=adam", "trainer.epochs=50", "data.n=12000"]
+RUN = [sys.executable, "-m", "sweep.run", "optimizer=adam", "trainer.epochs=50", "data.n=28000"]
 
 
 def main() -> int:

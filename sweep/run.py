@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -81,6 +82,8 @@ def main() -> None:
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # a second Ctrl-C in training
         sys.exit(130)
+    finally:
+        gc.freeze()  # the interpreter's last collection would walk all of torch, for 0.6 s
 
 
 class _WithoutHydrasLine:
