@@ -4,6 +4,7 @@ Arguments are bound against the target's signature before anything is called, so
 """
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from hydra.utils import instantiate
 
 from sweep.config import allowed_targets
 from sweep.data import Samples
-from sweep.errors import ConfigError, one_line
+from sweep.errors import ConfigError, SweepError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     OptimizerFactory = Callable[[Any], Optimizer]
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-# What a constructor raises for arguments that it refuses; torch's own ones raise all of these.
-_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, OSError, MemoryError)
 
 
 def samples(node: Mapping[str, Any]) -> Samples:
@@ -96,10 +94,13 @@ def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positio
         target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=allowed_targets())
     except (HydraException, ImportError) as error:
         raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
-    except _REFUSALS as error:  # a nested node's own call
+    except SweepError:
+        raise
+    except Exception as error:  # a nested node's own call
         raise ConfigError(key, _reason(error)) from error
     arguments = dict(target.keywords)
     _check_arguments(key, target.func, arguments, offered, positional)
+    configured = dict(arguments)
     arguments |= {
         name: value for name, value in offered.items() if name in _named(target.func) and name not in arguments
     }
@@ -107,8 +108,10 @@ def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positio
     def call(*args: Any) -> Any:
         try:
             return target(*args, **arguments)
-        except _REFUSALS as error:
-            raise ConfigError(key, _reason(error)) from error
+        except SweepError:
+            raise
+        except Exception as error:  # torch's constructors and a user's own raise what they like
+            raise ConfigError(_argument_meant(key, configured, error), _reason(error)) from error
 
     return call
 
@@ -135,8 +138,7 @@ def _check_arguments(
             raise ConfigError(f"{key}.{parameter.name}", f"{name_of_target} needs it; set {key}.{parameter.name}=...")
     for name, annotation in _annotations(target).items():
         if name in arguments and not _fits(arguments[name], annotation):
-            expected = inspect.formatannotation(annotation)
-            raise ConfigError(f"{key}.{name}", f"must be {expected}, got {arguments[name]!r}")
+            raise ConfigError(f"{key}.{name}", f"must be {_in_words(annotation)}, got {arguments[name]!r}")
 
 
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -177,6 +179,31 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     return not (isinstance(annotation, type) and annotation.__module__.startswith("torch"))
+
+
+def _in_words(annotation: Any) -> str:
+    """An annotation as a user would say it."""
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [_in_words(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
+        return " or ".join(dict.fromkeys(kinds))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple and options and options[-1] is not Ellipsis:
+        return f"a list of {len(options)}: {', '.join(map(_in_words, options))}"
+    if origin in (list, tuple, Sequence) and options:
+        return f"a list, each {_in_words(options[0])}"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(annotation) or inspect.formatannotation(annotation)
+
+
+def _argument_meant(key: str, arguments: Mapping[str, Any], error: Exception) -> str:
+    """The config key of the argument that the message names, or that of the group."""
+    words = set(re.findall(r"\w+", str(error)))
+    also = {"beta": "betas", "epsilon": "eps", "learning": "lr"}  # torch's words for its arguments
+    words |= {argument for word, argument in also.items() if word in words}
+    named = [name for name in arguments if name in words]
+    return f"{key}.{named[0]}" if len(named) == 1 else key
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     `config_dir` is a folder with options of your own, like Hydra's --config-dir. Hydra's global state is as before
     afterwards. Raises ConfigError.
     """
+    if isinstance(overrides, str):
+        raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
     register()
     searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
     try:
@@ -71,7 +73,8 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
     if isinstance(error, OverrideParseException):
         _, _, reason = str(error).partition("\n")  # the first line only counts overrides
         key = error.override.partition("=")[0] or error.override
-        return ConfigError(key, f"cannot read '{error.override}'; {one_line(ValueError(reason))}")
+        hint = " (a value with other than plain characters needs quotes: 'key=\"value\"')" if "Lexer" in reason else ""
+        return ConfigError(key or "override", f"cannot read '{error.override}'; {one_line(ValueError(reason))}{hint}")
     if isinstance(error, YAMLError):
         return ConfigError("config", one_line(error))  # names the file, the line and the column
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):

@@ -4,6 +4,8 @@ Imports neither torch, Optuna nor MLflow: a bad config is refused before any of 
 """
 
 import functools
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,11 @@ COMPONENTS = ("data", "model", "optimizer", "scheduler")
 PRECISIONS = ("float32", "bf16")
 LOSSES = ("auto", "mse", "cross_entropy")
 INTERVALS = ("step", "epoch")
+_LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
+_ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
+_LONGEST_NAME = 500
+_LONGEST_WAIT_S = 1e6
+_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
 
 
 # Nodes are not frozen: OmegaConf would make them read-only.
@@ -89,7 +96,9 @@ class Trainer:
         )
         _require(self.seed >= 0, "trainer.seed", f"must be >= 0, got {self.seed}")
         _require(
-            self.threads is None or self.threads >= 1, "trainer.threads", f"must be >= 1 or null, got {self.threads}"
+            self.threads is None or 1 <= self.threads <= _MOST_THREADS,
+            "trainer.threads",
+            f"must be between 1 and {_MOST_THREADS} or null, got {self.threads}",
         )
 
 
@@ -104,7 +113,11 @@ class Tracking:
 
     def __post_init__(self) -> None:
         _require(self.step_points >= 0, "tracking.step_points", f"must be >= 0, got {self.step_points}")
-        _require(self.close_timeout_s >= 0, "tracking.close_timeout_s", f"must be >= 0, got {self.close_timeout_s}")
+        _require(
+            0 <= self.close_timeout_s <= _LONGEST_WAIT_S,
+            "tracking.close_timeout_s",
+            f"must be between 0 and {_LONGEST_WAIT_S:g} seconds, got {self.close_timeout_s}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -133,6 +146,7 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in by composing, as is
     overrides: list[str] | None = None  # the command line that composes this; None where none is known
+    composed: str | None = None  # fingerprint of what those overrides composed
 
 
 def register() -> None:
@@ -146,16 +160,21 @@ def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: S
     """`cfg` with the chosen option of each of its own groups (Hydra's left out), and the overrides that chose them."""
     cfg.overrides = list(overrides)
     cfg.choices = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+    cfg.composed = fingerprint(cfg)
     return cfg
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """Tells whether a config was edited since its overrides composed it."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    values = {key: value for key, value in plain.items() if key not in _ORIGIN}
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
 def keys_of(node: str) -> list[str]:
     """The keys of a node that the schema describes ("" for the root); of any other, none."""
-    return (
-        [key.name for key in fields(_SCHEMA[node]) if key.name not in ("choices", "overrides")]
-        if node in _SCHEMA
-        else []
-    )
+    return [key.name for key in fields(_SCHEMA[node]) if key.name not in _ORIGIN] if node in _SCHEMA else []
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -170,16 +189,47 @@ def validate(cfg: DictConfig) -> Config:
     assert isinstance(config, Config)
     _checked_output_dir(config.output_dir)
     _require(bool(config.experiment_name.strip()), "experiment_name", "is empty; name an MLflow experiment")
+    _require(
+        len(config.experiment_name) <= _LONGEST_NAME,
+        "experiment_name",
+        f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
+    )
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
     _check_learning_rates(config)
     _one_of("scheduler.interval", interval_of(config.scheduler), INTERVALS)
+    if _counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
+        raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
     return config
 
 
 def interval_of(scheduler: Mapping[str, Any]) -> str:
-    """Whether the scheduler is stepped after each `step` or each `epoch`; as in torch's examples, an epoch."""
-    return scheduler.get("interval", "epoch")
+    """Whether the scheduler is stepped after each `step` or each `epoch`: what it says, or else what our own schedules
+    count in, or else an epoch, as in torch's examples."""
+    return scheduler.get("interval") or ("step" if _counts_steps(scheduler) else "epoch")
+
+
+def _counts_steps(scheduler: Mapping[str, Any]) -> bool:
+    return scheduler["_target_"].startswith("sweep.schedules.") and scheduler["_target_"] != "sweep.schedules.constant"
+
+
+def in_epochs(length: Any, epochs: int) -> float | None:
+    """A schedule's length, a number of epochs or a share of the run such as "25%", in epochs; None for what is none."""
+    if isinstance(length, bool):
+        return None
+    share = isinstance(length, str) and length.endswith("%")
+    try:
+        value = float(str(length).removesuffix("%")) * (epochs / 100 if share else 1)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def loss_name(loss: str, task: str) -> str:
+    """The loss to train with; `auto` takes the task's own. Raises ConfigError when the two do not fit."""
+    own = _LOSS_OF_TASK[task]
+    _require(loss in ("auto", own), "trainer.loss", f"{loss} does not fit {task} data; use {own} or auto")
+    return own
 
 
 def allowed_targets() -> tuple[str, ...]:
@@ -259,6 +309,9 @@ def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(key, f"needs a _target_; choose an option such as {key}={_example(key)}")
     for path, target in _targets(key, node):
+        _require(
+            bool(str(target).strip()), f"{path}._target_", "is empty; write a dotted path such as torch.optim.Adam"
+        )
         if not is_allowed(str(target)):
             vouch = f"SWEEP_TARGETS={str(target).partition('.')[0]}.*"
             raise ConfigError(f"{path}._target_", f"'{target}' is not an allowed target; if you trust it, set {vouch}")
@@ -280,9 +333,9 @@ def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
 def _check_learning_rates(config: Config) -> None:
     for key, node in (("optimizer", config.optimizer), ("scheduler", config.scheduler)):
         for name in ("lr", "base_lr", "max_lr"):
-            lr = node.get(name)
-            if lr is None:
+            if name not in node:
                 continue
+            lr = node[name]
             if isinstance(lr, bool) or not isinstance(lr, int | float):
                 raise ConfigError(f"{key}.{name}", f"must be a number, got {lr!r}")
             _require(_positive(lr), f"{key}.{name}", f"must be a finite number > 0, got {lr}")
@@ -294,6 +347,14 @@ def _check_learning_rates(config: Config) -> None:
         _require(0 <= min_lr < math.inf, "scheduler.min_lr", f"must be a finite number >= 0, got {min_lr}")
         lr = config.optimizer.get("lr", math.inf)
         _require(min_lr < lr, "scheduler.min_lr", f"is {min_lr:g}, not below optimizer.lr = {lr:g}; lower it")
+    for name, length in config.scheduler.items():
+        if name.endswith("_epochs") and config.scheduler["_target_"].startswith("sweep.schedules."):
+            told = f"must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}"
+            _require(in_epochs(length, 1) is not None, f"scheduler.{name}", told)
+    for name in ("div_factor", "final_div_factor"):
+        factor = config.scheduler.get(name)
+        if isinstance(factor, int | float):
+            _require(_positive(factor), f"scheduler.{name}", f"must be a finite number > 0, got {factor}")
     base_lr, max_lr = config.scheduler.get("base_lr"), config.scheduler.get("max_lr")
     if base_lr is not None and max_lr is not None and base_lr >= max_lr:
         raise ConfigError(

@@ -50,6 +50,18 @@ class Diverged(SweepError):
         return f"diverged: {self.metric} is {self.value} {where}; lower the learning rate"
 
 
+class TrainingFailed(SweepError):
+    """Something raised while training: the user's model, or torch. `step` is the update it happened in, from 1."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        super().__init__(reason, step)
+        self.reason = reason
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"training failed at step {self.step}: {self.reason} (HYDRA_FULL_ERROR=1 shows the traceback)"
+
+
 class DiskFull(SweepError):
     """A write found no room. What was recorded before is whole."""
 

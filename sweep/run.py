@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ from omegaconf import DictConfig
 from sweep.composition import config_error
 from sweep.config import CONF_DIR, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
+from sweep.record.folder import RunFolder
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -44,6 +46,8 @@ def run(cfg: DictConfig) -> float:
         )
     if cfg.resume is not None:
         _refuse_changes(overrides)
+    if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
+        log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
     try:
         outcome = run_trial(
             with_origin(cfg, job.runtime.choices, [*_searchpath(job), *overrides]),
@@ -54,6 +58,8 @@ def run(cfg: DictConfig) -> float:
     except SweepError as error:
         if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
             log.error("failed: %s", error)
+        elif isinstance(error, ConfigError):
+            _remove_unused(Path(job.runtime.output_dir))
         raise
     print_summary(outcome)
     return outcome.value
@@ -109,6 +115,12 @@ def _told(error: Exception) -> SweepError | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):  # Hydra's files
         return ConfigError("output_dir", f"cannot be written ({error}); give another one")
     return config_error(error, sys.argv[1:])
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes what Hydra wrote for a run that was refused before it began."""
+    if not RunFolder(folder).journal.exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

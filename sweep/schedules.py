@@ -12,19 +12,17 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
+from sweep.config import in_epochs
+
 Length = float | str
 
 
 def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: int) -> int:
     """`length` in optimizer steps, at least 1. Raises ValueError unless it is a number > 0 or a share such as "25%"."""
-    try:
-        share = isinstance(length, str) and length.endswith("%")
-        in_epochs = float(str(length).removesuffix("%")) * (epochs / 100 if share else 1)
-    except ValueError:
-        in_epochs = math.nan
-    if not (math.isfinite(in_epochs) and in_epochs > 0):
+    n_epochs = in_epochs(length, epochs)
+    if n_epochs is None:
         raise ValueError(f"{name} must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}")
-    return max(1, round(in_epochs * steps_per_epoch))
+    return max(1, round(n_epochs * steps_per_epoch))
 
 
 def constant(optimizer: Optimizer) -> LRScheduler:

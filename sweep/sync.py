@@ -8,36 +8,44 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sweep.config import Tracking
-from sweep.errors import one_line
+from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, RunFolder
-from sweep.record.store import Store, output_dir_of, tracking_store
+from sweep.record.store import Store, output_dir_of, store_of, tracking_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder."""
+    """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder or store."""
     parser = argparse.ArgumentParser(prog="python -m sweep.sync", description=__doc__)
     parser.add_argument(
         "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
     )
-    output_dir = parser.parse_args(arguments).output_dir.absolute()
+    parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
+    given = parser.parse_args(arguments)
+    output_dir = given.output_dir.absolute()
     if not output_dir.is_dir():
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
-    tracked = [(run, store) for run in runs if (store := _store(run)) is not None]
+    try:
+        tracked = [(run, store) for run in runs if (store := _store(run, given.uri)) is not None]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     n_sent = sum(_sync_all(tracked))
     print(f"{n_sent} of {len(tracked)} tracked runs below {output_dir} are in MLflow")
     return 0 if n_sent == len(tracked) else 1
 
 
-def _store(run: RunFolder) -> Store | None:
-    """Where the run belongs; None when its tracking is off or it never started."""
+def _store(run: RunFolder, uri: str | None) -> Store | None:
+    """Where the run belongs, `uri` if that is given; None when its tracking is off or it never started."""
     output_dir = output_dir_of(run)
     if output_dir is None:
         return None
     tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.load(run.config).tracking))
     assert isinstance(tracking, Tracking)
-    store = tracking_store(tracking, output_dir)
+    if uri is not None:
+        tracking.uri = uri
+    store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
     return store if store.uri else None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from sweep import build
-from sweep.config import Config, interval_of, validate
+from sweep.config import Config, fingerprint, interval_of, loss_name, validate
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.errors import DISK_FULL, ConfigError, DiskFull, Diverged
@@ -26,7 +26,7 @@ from sweep.record.progress import progress
 from sweep.record.provenance import resume_command
 from sweep.record.recorder import Recorder, Report
 from sweep.record.start import stored_config, write_start
-from sweep.record.store import Store, output_dir_of, tracking_store
+from sweep.record.store import Store, output_dir_of, recorded_uri, store_of
 from sweep.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -75,15 +75,18 @@ def run_trial(
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
     config = validate(cfg.copy())
+    if config.composed != fingerprint(cfg):
+        config.overrides = None  # edited since: they would make another trial
     if config.resume is None:
         run = RunFolder(folder or _new_folder(config))
     else:
         run = RunFolder(config.resume)
         config = stored_config(run)
     samples = build.samples(config.data)
+    loss_name(config.trainer.loss, samples.task)  # told before torch is loaded
     splits = _divide(samples, config)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
-    store = tracking_store(config.tracking, output_dir)
+    store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
         try:
             run.create()
@@ -101,7 +104,9 @@ def run_trial(
         fit = stack.enter_context(_fit(config, samples, splits))
         _restore(fit, run)
         with Journal(run.journal) as journal, _told_when_full(run):
-            write_start(journal, run, config, samples, splits, output_dir)
+            write_start(
+                journal, run, config, samples, splits, output_dir, recorded_uri(store, output_dir), fit.device.type
+            )
             recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
             try:
                 metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
@@ -142,6 +147,8 @@ def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
         data = to_device(splits, device)
         batch = data.train.x[: trainer.batch_size]
         check_model(model, batch, samples.out_features)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
         set_threads(trainer.threads, model, batch)
         shapes = [weight.shape for weight in model.parameters()]
         schedule = Schedule(make_optimizer, make_scheduler, interval_of(config.scheduler), shapes)
@@ -172,11 +179,11 @@ def _train(
             best = fit.run(recorder, stop, save)
         train_s = time.perf_counter() - start
         val = {
-            name: curve.values[best.epoch - 1]
+            name: dict(zip(*curve.tolist(), strict=True))[best.epoch]
             for name, curve in journals.curves(run.journal).items()
             if name.startswith("val/")
         }
-        metrics = {**{name: float(value) for name, value in val.items()}, **fit.test(noise)}
+        metrics = {**val, **fit.test(noise)}
         checkpoint.save(run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
         values = {"best/epoch": best.epoch, "best/val_loss": best.value, "time/train_s": train_s}
         values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
@@ -187,7 +194,7 @@ def _train(
             status, tags = _ending(error)
             journal.event("end", status=status, steps=[], values={}, tags=tags)
         if isinstance(error, KeyboardInterrupt):
-            log.warning("stopped; go on with:  %s", resume_command(run.path))
+            log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
         raise
     finally:
         with suppress(OSError):
@@ -210,6 +217,9 @@ def _restore(fit: "Fit", run: RunFolder) -> None:
 
     if run.checkpoint.exists():
         fit.load_state_dict(checkpoint.load(run.checkpoint))
+        recorded = journals.curves(run.journal).get("val/loss")
+        if fit.epoch > (0 if recorded is None else len(recorded.steps)):
+            raise ConfigError("resume", f"'{run.journal}' lacks epochs that the checkpoint has; start a new run")
         log.info("resuming %s after epoch %d", run.path, fit.epoch)
     elif run.journal.exists():
         log.info("resuming %s from its beginning: it left no checkpoint", run.path)
@@ -246,10 +256,10 @@ def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir:
     """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
     problem = follower.finish(run, timeout_s)
     if problem is not None and store.uri is None:
-        log.warning("cannot draw the curves (%s)", problem)
+        log.warning("warning: cannot draw the curves (%s)", problem)
     elif problem is not None:
         log.warning(
-            "MLflow lacks this run (%s). Nothing is lost; later:  python -m sweep.sync %s",
+            "warning: MLflow lacks this run (%s). Nothing is lost; later:  python -m sweep.sync %s",
             problem,
             shlex.quote(str(output_dir)),
         )

@@ -88,15 +88,15 @@ def test_an_optimizer_that_calls_the_loss_itself_is_refused():
     [
         ({"momentum": 0.9}, "optimizer.momentum", "Adam takes no such argument; it takes: lr, betas, eps, "),
         ({"params": []}, "optimizer.params", "takes no such argument"),  # the model's, not the config's
-        ({"lr": "abc"}, "optimizer.lr", "must be float | torch.Tensor, got 'abc'"),
-        ({"eps": True}, "optimizer.eps", "must be float, got True"),
-        ({"fused": "yes"}, "optimizer.fused", "must be bool | None, got 'yes'"),
+        ({"lr": "abc"}, "optimizer.lr", "must be a number, got 'abc'"),
+        ({"eps": True}, "optimizer.eps", "must be a number, got True"),
+        ({"fused": "yes"}, "optimizer.fused", "must be true or false or null, got 'yes'"),
         ({"betas": 0.9}, "optimizer.betas", "got 0.9"),
         ({"betas": [0.9]}, "optimizer.betas", "got [0.9]"),
         ({"betas": [0.9, 0.99, 0.999]}, "optimizer.betas", "got [0.9, 0.99, 0.999]"),
         ({"betas": [0.9, "high"]}, "optimizer.betas", "got [0.9, 'high']"),
-        ({"betas": [0.9, 1.5]}, "optimizer", "Invalid beta parameter at index 1: 1.5"),
-        ({"weight_decay": -1.0}, "optimizer", "Invalid weight_decay value: -1.0"),
+        ({"betas": [0.9, 1.5]}, "optimizer.betas", "Invalid beta parameter at index 1: 1.5"),
+        ({"weight_decay": -1.0}, "optimizer.weight_decay", "Invalid weight_decay value: -1.0"),
         ({"fused": True, "foreach": True}, "optimizer", "`fused` and `foreach` cannot be `True` together"),
         ({"_target_": "torch.optim.Adma"}, "optimizer._target_", "cannot load 'torch.optim.Adma'"),
         ({"_target_": "torch.optim.lr_scheduler"}, "optimizer._target_", "Expected a callable"),
@@ -181,8 +181,8 @@ def test_a_model_may_be_composed_of_nested_targets():
         ({"_target_": "sweep.models.MLP", "widths": 64}, "model.widths", "got 64"),
         ({"_target_": "sweep.models.MLP", "widths": [64, "a"]}, "model.widths", "got [64, 'a']"),
         ({"_target_": "sweep.models.MLP", "widths": [64, 1.5]}, "model.widths", "got [64, 1.5]"),
-        ({"_target_": "sweep.models.MLP", "activation": 3}, "model.activation", "must be str, got 3"),
-        ({"_target_": "sweep.models.MLP", "activation": "rleu"}, "model", "choose one of relu, "),
+        ({"_target_": "sweep.models.MLP", "activation": 3}, "model.activation", "must be a text, got 3"),
+        ({"_target_": "sweep.models.MLP", "activation": "rleu"}, "model.activation", "choose one of relu, "),
         ({"_target_": "sweep.models.ConvNet"}, "model", "try model=mlp"),
         ({"_target_": "sweep.models.Transformer"}, "model._target_", "cannot load 'sweep.models.Transformer'"),
         ({"_target_": "torch.nn.Bilinear"}, "model.in1_features", "Bilinear needs it; set model.in1_features=..."),
@@ -218,7 +218,7 @@ def test_a_run_length_that_the_config_sets_is_kept():
     [
         ({"_target_": "torch.optim.lr_scheduler.StepLR"}, "scheduler.step_size", "set scheduler.step_size=..."),
         ({"_target_": "sweep.schedules.step", "step_size": 3}, "scheduler.step_size", "step_epochs, gamma"),
-        ({"_target_": "sweep.schedules.step", "gamma": "low"}, "scheduler.gamma", "must be float, got 'low'"),
+        ({"_target_": "sweep.schedules.step", "gamma": "low"}, "scheduler.gamma", "must be a number, got 'low'"),
         ({"_target_": "sweep.schedules.onecycle", "max_lr": 0.1, "div_factor": 0}, "scheduler", "ZeroDivisionError"),
         ({"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "factor": 2.0}, "scheduler", "< 1.0"),
     ],
@@ -233,7 +233,7 @@ def test_an_unknown_cycle_shape_is_refused_with_the_choices():
     node = {"_target_": "sweep.schedules.cyclic", "base_lr": 1e-3, "max_lr": 1e-2, "cycle_epochs": 2, "mode": "square"}
     error = refusal(lambda: make_scheduler(node))
     assert error.key == "scheduler.mode"
-    assert "'triangular', 'triangular2', 'exp_range'" in error.problem
+    assert "one of triangular, triangular2, exp_range" in error.problem
 
 
 # A user's own package

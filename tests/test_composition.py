@@ -262,4 +262,5 @@ def test_compose_gives_what_the_command_line_uses(tmp_path: Path):
     _, printed, _, _ = command(tmp_path, "--cfg", "job", *overrides)
     theirs: Any = OmegaConf.to_container(OmegaConf.create(printed), resolve=True)
     ours: Any = OmegaConf.to_container(compose(overrides), resolve=True)
-    assert {**theirs, "choices": ours["choices"], "overrides": overrides} == ours  # filled in afterwards
+    filled_in = {key: ours[key] for key in ("choices", "composed")}
+    assert {**theirs, **filled_in, "overrides": overrides} == ours

@@ -338,7 +338,7 @@ def test_targets_come_back_from_their_scale(whole: list[int], scale: float, seed
     for part, own in zip(parts(splits), parts(plain), strict=True):
         assert_allclose(part.y * splits.y_std + splits.y_mean, own.y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
         assert part.clean is not None
-        assert_array_equal(part.clean, own.y)  # stays in the data's own units
+        assert_array_equal(part.clean, part.y)  # the same scale
 
 
 def test_each_of_several_targets_has_its_own_scale():
@@ -422,3 +422,34 @@ def test_a_column_of_dates_is_refused(tmp_path: Path):
     error = refusal(lambda: table(str(path), "y"))
     assert error.key == "data.features"
     assert "'day' holds dates" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "features", "key", "says"),
+    [
+        ("a,a,y\n1,2,3\n4,5,6\n", None, "data.path", "two columns of"),
+        ("a,b,y\n1,2,3\n4,5,6\n", ["a", "a"], "data.features", "names a column twice: a, a"),
+        ("a,y\n1,2\n", None, "split", "1 samples are too few"),
+    ],
+)
+def test_a_table_that_is_odd_in_other_ways_is_told(
+    text: str, features: list[str] | None, key: str, says: str, tmp_path: Path
+):
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    error = refusal(lambda: divide(table(str(path), "y", features), Split()))
+    assert error.key == key
+    assert says in error.problem
+
+
+def test_blanks_after_the_commas_of_a_header_are_no_part_of_the_names(tmp_path: Path):
+    path = tmp_path / "blanks.csv"
+    path.write_text("a, b, y\n" + "".join(f"{i}, {i * i}, {2 * i}\n" for i in range(9)))
+    assert table(str(path), "y").features == ("a", "b")
+
+
+def test_fractions_are_no_classes(tmp_path: Path):
+    path = tmp_path / "fractions.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{i / 4}\n" for i in range(9)))
+    error = refusal(lambda: table(str(path), "y", task="classification"))
+    assert "column 'y' holds fractions" in error.problem

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sweep.config import Split
+from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
 from sweep.errors import ConfigError
@@ -15,8 +16,8 @@ from sweep.train.evaluate import evaluate, is_finite, loss_function, noise_floor
 from sweep.train.tensors import TensorData, TensorSplit, to_device
 
 
-def data_of(split: TensorSplit, y_mean: Tensor, y_std: Tensor) -> TensorData:
-    return TensorData(split, split, split, y_mean, y_std)
+def data_of(split: TensorSplit, y_std: Tensor) -> TensorData:
+    return TensorData(split, split, split, y_std)
 
 
 def test_regression_metrics_are_in_the_targets_own_units() -> None:
@@ -24,7 +25,7 @@ def test_regression_metrics_are_in_the_targets_own_units() -> None:
     x, y = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 2)).astype(np.float32)
     y_mean, y_std = np.array([300.0, -2.0], np.float32), np.array([40.0, 0.1], np.float32)
     split = TensorSplit(torch.from_numpy(x), torch.from_numpy(y), None)
-    data = data_of(split, torch.from_numpy(y_mean), torch.from_numpy(y_std))
+    data = data_of(split, torch.from_numpy(y_std))
     weights = torch.from_numpy(rng.normal(size=(3, 2)).astype(np.float32))
     metrics = evaluate(lambda x: x @ weights, split, data, functional.mse_loss)
     outputs = x @ weights.numpy()
@@ -44,7 +45,7 @@ def test_classification_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(1)
     logits, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 4, size=60)
     split = TensorSplit(torch.from_numpy(logits), torch.from_numpy(y), None)
-    data = data_of(split, torch.zeros(4), torch.ones(4))
+    data = data_of(split, torch.ones(4))
     metrics = evaluate(lambda x: x, split, data, loss_function("auto", "classification"))
     odds = np.exp(logits.astype(np.float64))
     expected = {
@@ -57,8 +58,21 @@ def test_classification_metrics_equal_scikit_learns() -> None:
 
 def test_a_target_that_is_constant_in_a_split_gives_no_infinite_r2() -> None:
     split = TensorSplit(torch.zeros(5, 1), torch.ones(5, 1), None)
-    metrics = evaluate(lambda x: x, split, data_of(split, torch.zeros(1), torch.ones(1)), functional.mse_loss)
+    metrics = evaluate(lambda x: x, split, data_of(split, torch.ones(1)), functional.mse_loss)
     assert metrics == {"loss": 1.0, "mse": 1.0, "mae": 1.0, "r2": 0.0}
+
+
+@pytest.mark.parametrize(("offset", "noise"), [(0.0, 0.1), (1e7, 0.1), (0.0, 1e-25)])
+def test_the_noise_floor_is_exact_for_targets_far_from_zero_and_for_the_faintest_noise(offset: float, noise: float):
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=400) * noise
+    y = offset + clean + rng.normal(size=400) * noise
+    made = Samples(name="", task="regression", x=np.arange(400.0)[:, None], y=y, clean=offset + clean, noise=noise)
+    splits = divide(made, Split(test=0.5))
+    data = to_device(splits, torch.device("cpu"))
+    floor = noise_floor(lambda x: data.test.y, data.test, data, noise)  # a model that repeats the noisy targets
+    assert floor["noise_ratio"] == 0
+    assert floor["excess"] == pytest.approx(1, abs=0.25)
 
 
 def test_the_noise_floor_compares_with_the_clean_and_the_noisy_sine() -> None:
@@ -67,11 +81,11 @@ def test_the_noise_floor_compares_with_the_clean_and_the_noisy_sine() -> None:
     data = to_device(splits, torch.device("cpu"))
     clean = splits.test.clean
     assert clean is not None
-    noise = splits.test.y * splits.y_std + splits.y_mean - clean
+    noise = (splits.test.y - clean) * splits.y_std
 
     def shifted(offset: float):
         """A model that knows the sine, but for an offset in its own units."""
-        perfect = torch.from_numpy((clean + offset - splits.y_mean) / splits.y_std)
+        perfect = torch.from_numpy(clean + offset / splits.y_std)
         return lambda x: perfect
 
     floor = noise_floor(shifted(0.0), data.test, data, sigma)
@@ -100,7 +114,7 @@ def test_predicting_in_parts_equals_predicting_at_once() -> None:
 def test_evaluating_leaves_no_gradients_behind() -> None:
     weight = torch.ones(1, requires_grad=True)
     split = TensorSplit(torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1))
-    data = data_of(split, torch.zeros(1), torch.ones(1))
+    data = data_of(split, torch.ones(1))
     seen = []
 
     def forward(x: Tensor) -> Tensor:

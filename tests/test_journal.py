@@ -186,3 +186,17 @@ def test_a_record_is_dated_in_milliseconds(path: Path) -> None:
     a_small_journal(path)
     written_s = path.stat().st_mtime
     assert all(math.isclose(record["time"] / 1000, written_s, abs_tol=3600) for record in records(path))
+
+
+def test_a_damaged_line_is_found_and_nothing_behind_it_is_lost(path: Path) -> None:
+    with opened(path) as made:
+        for epoch in range(1, 5):
+            made.metrics([epoch], {"val/loss": [1.0 / epoch]})
+    assert journal.damaged_line(path) is None
+    data = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(data[0] + b"{" + data[1] + data[2] + data[3])
+    size = path.stat().st_size
+    assert journal.damaged_line(path) == 2
+    with opened(path):
+        pass
+    assert path.stat().st_size == size

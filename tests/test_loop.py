@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR
 from torch.testing import assert_close
 
-from sweep.errors import Diverged, Interrupted
+from sweep.errors import Diverged, Interrupted, TrainingFailed
 from sweep.signals import StopRequest
 from sweep.train import checkpoint, tensors
 from sweep.train.loop import Fit
@@ -213,8 +213,9 @@ def test_an_error_inside_the_model_tells_the_losses_before(
 
     fit.model.register_forward_pre_hook(fail)
     heard = Heard()
-    with pytest.raises(MemoryError):
+    with pytest.raises(TrainingFailed, match="step 14: MemoryError") as caught:
         run(fit, heard)
+    assert isinstance(caught.value.__cause__, MemoryError)
     assert heard.points == dict(list(expected.points.items())[:n_told])
 
 

@@ -255,7 +255,7 @@ def start(made: Journal, experiment: str, **fields: Any) -> None:
     """The first record of a trial that was never run."""
     dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
     told = {"uid": f"uid of {experiment}", "name": experiment, "experiment": experiment, "params": {}, "tags": {}}
-    made.event("start", **(told | {"output_dir": ".", "dataset": dataset} | fields))
+    made.event("start", **(told | {"output_dir": ".", "store": None, "dataset": dataset} | fields))
 
 
 def test_values_that_are_not_finite_never_reach_the_store(server: Server, mirror: Mirror, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
 def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Mirror, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     made = Journal(run.journal)
-    start(made, "abandoned")
+    start(made, "abandoned", store=server.uri)
     made.close()
     run.config.write_text(f"tracking:\n  uri: {server.uri}\n")
     with run.lock():  # as its own process would hold it
@@ -384,6 +384,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
         assert (outcome.n_epochs, outcome.mirrored, outcome.tracking_uri) == (4, False, server.uri)
         assert (outcome.folder / "curves.png").exists()
     assert "python -m sweep.sync" in caplog.text
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the runs know where they belong
     command = [sys.executable, "-m", "sweep.sync", f"{tmp_path}/outputs"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -396,6 +397,27 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
         assert points(run, server.database) == recorded(outcome.folder)
     assert sync.main([f"{tmp_path}/outputs"]) == 0
     assert rows(server.database) == in_store
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_sync_sends_all_runs_to_another_store_when_told_so(tmp_path: Path, small_trial: Trial) -> None:
+    outcome = small_trial("tracking=mlflow", "tracking.uri=http://127.0.0.1:9", "tracking.close_timeout_s=0")
+    elsewhere = f"sqlite:///{tmp_path}/elsewhere.db"
+    assert sync.main([str(tmp_path / "outputs"), "--uri", elsewhere]) == 0
+    assert run_of(outcome.folder, elsewhere).info.status == "FINISHED"
+
+
+def test_a_password_is_in_no_file_and_has_to_be_given_again(
+    tmp_path: Path, small_trial: Trial, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = uuid.uuid4().hex
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{secret}@127.0.0.1:9")
+    outcome = small_trial("tracking=mlflow", "tracking.close_timeout_s=0")
+    written = [path for path in outcome.folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert written == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync.main([str(tmp_path / "outputs")]) == 2
+    assert "the run belongs to http://me:***@127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_a_store_that_was_never_there_does_not_stop_a_trial(

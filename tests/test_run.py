@@ -275,6 +275,7 @@ def test_a_mistake_in_the_config_is_one_line_before_torch_is_loaded(mistake, tmp
     assert done.returncode == 2
     assert n_mlflow_runs(tmp_path) == 0
     assert not (tmp_path / "nowhere").exists()
+    assert list(tmp_path.glob("outputs/runs/*")) == []  # not even an empty folder
 
 
 GOOD_ROWS = [f"{i},{i * i},{2 * i}" for i in range(40)]

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from sweep import ConfigError, build
 from sweep.config import CONF_DIR, LrBounds
+from sweep.errors import TrainingFailed
 from sweep.schedules import n_steps
 from sweep.train.schedule import Row, Schedule
 
@@ -198,7 +199,7 @@ def test_a_length_may_be_epochs_or_a_share_of_the_run(option: str, name: str):
 @pytest.mark.parametrize(("option", "name"), LENGTHS.items())
 @pytest.mark.parametrize("length", [0, -1, "0%", "-5%", "abc", "5 %%", "", math.inf, math.nan])
 def test_a_length_that_is_none_is_refused(option: str, name: str, length: Any):
-    with pytest.raises(ConfigError, match=f"scheduler: {name} must be a number of epochs > 0, or a share"):
+    with pytest.raises(ConfigError, match=f"scheduler.{name}: {name} must be a number of epochs > 0, or a share"):
         make_schedule(ADAM, node(option, **{name: length}), 10, 20)
 
 
@@ -297,3 +298,13 @@ def test_a_saved_state_is_unmoved_by_what_the_schedule_does_next():
     schedule.end_epoch(1.0)
     schedule.start_epoch(4)
     assert repr(state) == before
+
+
+def test_a_negative_learning_rate_is_refused_before_it_is_used():
+    node = {"_target_": "torch.optim.lr_scheduler.LinearLR", "start_factor": 1.0, "end_factor": 0.0, "total_iters": 4}
+    schedule = make_schedule(ADAM, node | {"interval": "epoch"}, 4, 2)
+    schedule.start_epoch(4)
+    for group in schedule._shadow.param_groups:
+        group["lr"] = -1e-3
+    with pytest.raises(TrainingFailed, match="sets a learning rate of -"):
+        schedule.start_epoch(4)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial
-from sweep.errors import Interrupted
+from sweep.errors import Interrupted, TrainingFailed
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 from sweep.record.follow import Follower
@@ -73,7 +73,7 @@ def test_the_tested_weights_are_those_in_best_pt(small_trial: Trial) -> None:
     with torch.no_grad():
         outputs = fit.model(test.x)
     assert outcome.metrics["test/loss"] == pytest.approx(functional.mse_loss(outputs, test.y).item())
-    excess = (outputs * data.y_std + data.y_mean - test.clean).square().mean().item() / 0.1**2
+    excess = ((outputs - test.clean) * data.y_std).square().mean().item() / 0.1**2
     assert outcome.metrics["test/excess"] == pytest.approx(excess, rel=1e-5)
 
 
@@ -359,3 +359,26 @@ def test_a_trial_of_the_library_records_the_command_that_reruns_it(small_trial: 
     assert start is not None
     assert start["tags"]["command"].startswith("python -m sweep.run ")
     assert f"{SMALL[0]}" in start["tags"]["command"]
+
+
+def test_a_config_that_was_edited_has_no_command(follower: Follower, tmp_path: Path) -> None:
+    cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
+    cfg.trainer.epochs = 2
+    start = journal.first(RunFolder(run_trial(cfg, follower=follower).folder).journal, "start")
+    assert start is not None
+    assert start["tags"]["command"] == ""
+
+
+def test_another_target_gives_the_run_its_name_and_tag(small_trial: Trial) -> None:
+    outcome = small_trial("optimizer._target_=torch.optim.Adamax", "~optimizer.fused")
+    start = journal.first(RunFolder(outcome.folder).journal, "start")
+    assert start is not None
+    assert start["name"].startswith("adamax-cyclic-mlp")
+    assert (start["tags"]["optimizer"], start["tags"]["device"]) == ("adamax", "cpu")
+    assert start["params"]["optimizer._target_"] == "torch.optim.Adamax"
+
+
+@pytest.mark.parametrize("overrides", [("optimizer._target_=torch.optim.SparseAdam", "~optimizer.weight_decay")])
+def test_what_torch_raises_while_training_is_told_in_one_line(overrides: tuple[str, ...], small_trial: Trial) -> None:
+    with pytest.raises(TrainingFailed, match="at step 1: RuntimeError: SparseAdam does not support dense gradients"):
+        small_trial(*overrides, "~optimizer.fused")

@@ -12,7 +12,7 @@ from sweep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Part:
-    """One split, normalised. x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, in own units."""
+    """One split, normalised. x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, without noise."""
 
     x: NDArray[np.float32]
     y: NDArray
@@ -58,9 +58,10 @@ def divide(samples: Samples, split: Split) -> Splits:
             if not (y_std > 0).all():
                 raise ConfigError("data.target", "is constant over the training split; there is nothing to learn")
             y = (y - y_mean) / y_std
+    scaled = None if samples.clean is None else (samples.clean - y_mean) / y_std
 
     def part(rows: NDArray[np.int64]) -> Part:
-        clean = None if samples.clean is None else samples.clean[rows].astype(np.float32)
+        clean = None if scaled is None else scaled[rows].astype(np.float32)
         return Part(x[rows].astype(np.float32), y[rows].astype(y_dtype), clean)
 
     return Splits(part(train), part(val), part(test), y_mean.astype(np.float32), y_std.astype(np.float32))

@@ -31,6 +31,9 @@ def table(
     if not targets:
         raise ConfigError("data.target", "is empty; name the column to predict")
     inputs = [str(c) for c in frame.columns if c not in targets] if features is None else list(features)
+    for key, names in (("data.target", targets), ("data.features", inputs)):
+        if len(set(names)) < len(names):
+            raise ConfigError(key, f"names a column twice: {', '.join(names)}")
     _require_columns(frame, "data.target", targets)
     _require_columns(frame, "data.features", inputs)
     if not inputs:
@@ -39,7 +42,7 @@ def table(
         raise ConfigError("data.features", f"'{both[0]}' is a target too; leave it out of one of them")
     x = np.column_stack([_numbers(frame, "data.features", name) for name in inputs])
     for name, column in zip(inputs, x.T, strict=True):
-        if np.ptp(column) == 0:
+        if len(column) > 1 and np.ptp(column) == 0:
             raise ConfigError("data.features", f"column '{name}' is constant ({column[0]:g}); leave it out")
     source = str(Path(path).resolve())
     name = Path(path).stem
@@ -77,7 +80,12 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            return pd.read_csv(path, index_col=False)  # else it takes a column that the header lacks for row labels
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, skipinitialspace=True).iloc[0].dropna()
+            if twice := header[header.duplicated()].tolist():
+                raise ConfigError("data.path", f"two columns of '{path}' are called '{twice[0]}'; rename one")
+            return pd.read_csv(
+                path, index_col=False, skipinitialspace=True
+            )  # else it takes a column that the header lacks for row labels
         except pd.errors.ParserWarning:
             raise ConfigError("data.path", f"rows of '{path}' have more cells than its header line") from None
 
@@ -112,6 +120,10 @@ def _classes(frame: "pd.DataFrame", name: str) -> tuple[NDArray[np.int64], tuple
     empty = np.flatnonzero(column.isna().to_numpy())
     if len(empty):
         raise ConfigError("data.target", f"row {int(empty[0]) + 1}, column '{name}' is empty or NaN")
+    if column.dtype.kind == "f" and np.any(column.to_numpy() % 1 != 0):
+        raise ConfigError(
+            "data.target", f"column '{name}' holds fractions, which are no classes; set data.task=regression"
+        )
     classes, y = np.unique(column.to_numpy(), return_inverse=True)
     if len(classes) < 2:
         raise ConfigError("data.target", f"column '{name}' holds one class only, '{classes[0]}'")

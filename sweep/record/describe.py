@@ -8,14 +8,26 @@ from sweep.config import COMPONENTS, Config
 from sweep.data import Samples
 from sweep.data.split import Splits
 
-_SPLIT_PARAMS = ("seed", "max_samples")
-_TRAINER_PARAMS = ("epochs", "batch_size", "loss", "precision", "clip_norm", "patience", "seed")
+_SPLIT_PARAMS = ("seed", "val", "test", "normalize", "max_samples")
+_TRAINER_PARAMS = (
+    "epochs",
+    "batch_size",
+    "loss",
+    "precision",
+    "clip_norm",
+    "patience",
+    "min_delta",
+    "compile",
+    "seed",
+)
 
 
 def group_choices(config: Config) -> dict[str, str]:
-    """The option of each group; for a config that was not composed, the last word of the group's target."""
+    """The option of each group; where the command line sets another target than the option's, or the config was not
+    composed, the last word of the target."""
     own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
-    return own | config.choices
+    retargeted = [key for key in COMPONENTS if any(_sets(f"{key}._target_", o) for o in config.overrides or ())]
+    return own | {key: option for key, option in config.choices.items() if key not in retargeted}
 
 
 def run_name(config: Config) -> str:
@@ -55,10 +67,14 @@ def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
     }
 
 
+def _sets(key: str, override: str) -> bool:
+    return override.lstrip("+").partition("=")[0] == key
+
+
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield key, node
         return
     for name, child in node.items():
-        if name not in ("_target_", "interval"):
+        if name != "interval":
             yield from _leaves(f"{key}.{name}", child)

@@ -24,6 +24,9 @@ class Curve(NamedTuple):
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
+    def tolist(self) -> tuple[list[int], list[float]]:
+        return self.steps.tolist(), self.values.tolist()
+
 
 class Journal:
     """Appends records; each append survives a crash of this process, and `sync` one of the machine.
@@ -121,8 +124,17 @@ def _last_steps(path: Path) -> dict[str, int]:
     return {key: int(curve.steps[-1]) for key, curve in curves(path).items()}
 
 
+def damaged_line(path: Path) -> int | None:
+    """The number, from 1, of the first finished line that cannot be read. A crash leaves none."""
+    ends = [end for _, end in read(path)]
+    with open(path, "rb") as file:
+        file.seek(ends[-1] if ends else 0)
+        return len(ends) + 1 if file.readline().endswith(b"\n") else None
+
+
 def _cut_torn_line(path: Path) -> None:
     if path.exists():
-        whole = max((end for _, end in read(path)), default=0)
-        if whole < path.stat().st_size:
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
             os.truncate(path, whole)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -112,6 +113,9 @@ class Mirror:
                     if found is None:
                         raise
             if found is not None:
+                if found.lifecycle_stage == "deleted":
+                    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                    raise MlflowException(f"experiment '{name}' was deleted; bring it back with: {restore}")
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 

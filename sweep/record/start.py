@@ -12,7 +12,7 @@ from sweep.data.split import Splits
 from sweep.errors import ConfigError
 from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
 from sweep.record.folder import RunFolder, write_atomic
-from sweep.record.journal import Journal, first, status
+from sweep.record.journal import Journal, damaged_line, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 
 
@@ -23,8 +23,13 @@ def write_start(
     samples: Samples,
     splits: Splits,
     output_dir: Path,
+    store: str | None,
+    device: str,
 ) -> None:
-    """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`."""
+    """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`.
+
+    store: as `recorded_uri` has it. device: the kind that the trial trains on.
+    """
     earlier = first(run.journal, "start")
     data = dataset(samples, splits)
     if earlier is not None and earlier["dataset"]["digest"] != data["digest"]:
@@ -43,8 +48,9 @@ def write_start(
         name=run_name(config),
         experiment=config.experiment_name,
         output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
+        store=store,
         params=hyperparameters(config),
-        tags={**provenance_tags(config.overrides), **group_choices(config)},
+        tags={**provenance_tags(config.overrides), **group_choices(config), "device": device},
         dataset=data,
     )
 
@@ -54,6 +60,8 @@ def stored_config(run: RunFolder) -> Config:
     require_run(run.path)
     if status(run.journal) == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
+    if run.journal.exists() and (line := damaged_line(run.journal)) is not None:
+        raise ConfigError("resume", f"line {line} of '{run.journal}' is damaged; start a new run")
     stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
     assert isinstance(stored, DictConfig)
     return validate(stored)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from sweep.record import journal
 from sweep.record.folder import RunFolder
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
+_SCHEMES = ("http", "https", *_DATABASES, "databricks")
 
 
 class Store(NamedTuple):
@@ -33,7 +35,45 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     if uri and (file := re.fullmatch(r"sqlite:///([^/].*)", uri)):
         uri = f"sqlite:///{Path(file[1]).absolute()}"  # else it would mean another file elsewhere
     uri = uri or f"sqlite:///{output_dir}/mlflow.db"
-    return Store(uri, output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None)
+    _check_scheme("tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI", uri)
+    return Store(uri, _artifact_root(uri, output_dir))
+
+
+def _artifact_root(uri: str, output_dir: Path) -> Path | None:
+    return output_dir / "mlartifacts" if uri.startswith(_DATABASES) else None
+
+
+def _check_scheme(key: str, uri: str) -> None:
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in _SCHEMES or any(point.name == scheme for point in entry_points(group="mlflow.tracking_store")):
+        return
+    raise ConfigError(key, f"'{without_password(uri)}' is of no kind that MLflow takes; choose {', '.join(_SCHEMES)}")
+
+
+def recorded_uri(store: Store, output_dir: Path) -> str | None:
+    """How a run's record names its store: None for the one in `output_dir`, which may be moved; without a password."""
+    own = f"sqlite:///{output_dir}/mlflow.db"
+    return None if store.uri in (None, own) else without_password(store.uri)
+
+
+def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
+    """Where the run belongs: the store it began in, whatever MLFLOW_TRACKING_URI says now.
+
+    Raises ConfigError when that takes a password which only the environment can give.
+    """
+    store = tracking_store(tracking, output_dir)
+    start = journal.first(run.journal, "start")
+    if start is None or store.uri is None or recorded_uri(store, output_dir) == start["store"]:
+        return store
+    if start["store"] is None:
+        return Store(f"sqlite:///{output_dir}/mlflow.db", output_dir / "mlartifacts")
+    if "***" in start["store"]:
+        raise ConfigError("MLFLOW_TRACKING_URI", f"the run belongs to {start['store']}; set it so, with the password")
+    return Store(start["store"], _artifact_root(start["store"], output_dir))
+
+
+def without_password(uri: str) -> str:
+    return re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", uri)
 
 
 def output_dir_of(run: RunFolder) -> Path | None:

@@ -1,12 +1,13 @@
 """The closing words of a run."""
 
-import re
 import shlex
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from sweep.record.store import without_password
 
 if TYPE_CHECKING:
     from sweep.trial import Outcome
@@ -35,7 +36,7 @@ def print_summary(outcome: "Outcome") -> None:
 def _where_to_look(uri: str | None) -> str:
     if uri is None:
         return "Tracking is off; the run folder has the curves in curves.png."
-    uri = re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", uri)  # a password is not for the screen
+    uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return f"Compare runs at {uri}"
     return f"Compare runs:  mlflow ui --backend-store-uri {shlex.quote(uri)}"

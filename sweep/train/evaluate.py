@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sweep.errors import ConfigError
+from sweep.config import loss_name
 from sweep.train.tensors import TensorData, TensorSplit
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -15,15 +15,11 @@ Forward = Callable[[Tensor], Tensor]
 _EVAL_BATCH = 4096
 
 _LOSSES: dict[str, LossFn] = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}
-_LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 
 
 def loss_function(name: str, task: str) -> LossFn:
-    """The mean loss over a batch; `auto` takes the task's own. Raises ConfigError when the two do not fit."""
-    own = _LOSS_OF_TASK[task]
-    if name not in ("auto", own):
-        raise ConfigError("trainer.loss", f"{name} does not fit {task} data; use {own} or auto")
-    return _LOSSES[own]
+    """The mean loss over a batch; names as in `loss_name`."""
+    return _LOSSES[loss_name(name, task)]
 
 
 @torch.no_grad()
@@ -52,11 +48,11 @@ def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: f
     error against the noisy ones / sigma^2 (about 1 is as low as it gets).
     """
     assert split.clean is not None
-    own = predict(forward, split) * data.y_std + data.y_mean
-    noisy = split.y * data.y_std + data.y_mean
+    outputs = predict(forward, split)
+    y_std = data.y_std.double()
     return _read(
-        noise_ratio=(own - noisy).square().mean() / noise**2,
-        excess=(own - split.clean).square().mean() / noise**2,
+        noise_ratio=((outputs - split.y) * y_std).square().mean() / noise**2,
+        excess=((outputs - split.clean) * y_std).square().mean() / noise**2,
     )
 
 

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sweep.errors import ConfigError, Diverged, Interrupted, one_line
+from sweep.errors import ConfigError, Diverged, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.signals import StopRequest
 from sweep.train.checkpoint import random_states, set_random_states
 from sweep.train.evaluate import LossFn, evaluate, is_finite, noise_floor
@@ -76,15 +77,27 @@ class Fit:
         """
         while self.epoch < self.trainer.epochs and not self._out_of_patience():
             try:
-                self._train_epoch(stop, save)
+                with self._telling_failures():
+                    self._train_epoch(stop, save)
             finally:  # a diverged epoch's steps are worth seeing too
                 listener.steps(self.epoch * self.n_updates + 1, self.losses, self._lrs())
-            metrics = self._finish_epoch()
+            with self._telling_failures():
+                metrics = self._finish_epoch()
             listener.epoch(self.epoch, metrics)
             if self.trainer.checkpoint_interval_s == 0:
                 self._checkpoint(save)
         assert self.best is not None
         return self.best
+
+    @contextmanager
+    def _telling_failures(self) -> Iterator[None]:
+        """Raises TrainingFailed for whatever a model or torch raises; a full disk is told as itself."""
+        try:
+            yield
+        except (SweepError, OSError):
+            raise
+        except Exception as error:
+            raise TrainingFailed(f"{type(error).__name__}: {one_line(error)}", self.step + 1) from error
 
     def _train_epoch(self, stop: StopRequest, save: Callable[[], None]) -> None:
         if not self.losses:  # else a checkpoint from inside this epoch was loaded

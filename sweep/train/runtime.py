@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # which a device without memory, `meta`, cannot do
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             "trainer.device", f"'{name}' cannot be used here ({one_line(error)}); try auto or cpu"

@@ -1,11 +1,14 @@
 """What a scheduler sets the optimizer to, step by step, read off torch's own scheduler."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from sweep.errors import TrainingFailed
 
 Row = list[dict[str, Any]]  # per parameter group: the values that a scheduler may change
 _SCHEDULED = ("lr", "momentum", "betas")
@@ -40,6 +43,10 @@ class Schedule:
             self.rows = [self._advance() for _ in range(n_updates)]
         else:
             self.rows = [self._row()] * n_updates
+        for i, row in enumerate(self.rows):
+            for group in row:
+                if not 0 <= float(group.get("lr", 0.0)) < math.inf:
+                    raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
     def end_epoch(self, value: float) -> None:
         """Tells a scheduler that is stepped per epoch that one is over, with its validation value."""

@@ -14,7 +14,7 @@ _GATHER_LIMIT_BYTES = 64 * 2**20  # below this an epoch's shuffled copy costs le
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, in own units."""
+    """x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, without noise."""
 
     x: Tensor
     y: Tensor
@@ -23,12 +23,11 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class TensorData:
-    """Train, val and test on one device; y_own = y * y_std + y_mean, (n_targets,) each."""
+    """Train, val and test on one device. y_std: (n_targets,), one normalised unit in the target's own."""
 
     train: TensorSplit
     val: TensorSplit
     test: TensorSplit
-    y_mean: Tensor
     y_std: Tensor
 
 
@@ -37,8 +36,8 @@ def to_device(splits: Splits, device: torch.device) -> TensorData:
         clean = None if part.clean is None else torch.from_numpy(part.clean).to(device)
         return TensorSplit(torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device), clean)
 
-    scale = (torch.from_numpy(s).to(device) for s in (splits.y_mean, splits.y_std))
-    return TensorData(split(splits.train), split(splits.val), split(splits.test), *scale)
+    y_std = torch.from_numpy(splits.y_std).to(device)
+    return TensorData(split(splits.train), split(splits.val), split(splits.test), y_std)
 
 
 def derive_seed(seed: int, stream: str) -> int:
