@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -456,6 +457,7 @@ def test_tracking_off_makes_no_store_and_still_draws_the_curves(small_trial: Tri
 
 _OPEN_AND_PUSH = """
 import sys
+import uuid
 from pathlib import Path
 from sweep.record.folder import RunFolder
 from sweep.record.mlflow import Mirror
