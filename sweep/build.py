@@ -18,12 +18,16 @@ from sweep.data import Samples
 from sweep.errors import ConfigError, SweepError, one_line
 
 if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
     from torch import nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     OptimizerFactory = Callable[[Any], Optimizer]
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+_OPTUNA_TARGETS = ("optuna.samplers.*", "optuna.pruners.*", "hydra_plugins.hydra_optuna_sweeper.*")
 
 
 def samples(node: Mapping[str, Any]) -> Samples:
@@ -84,14 +88,45 @@ def scheduler(node: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> "Sc
     return checked
 
 
-def _bind(key: str, node: Mapping[str, Any], offered: Mapping[str, Any], positional: int = 0) -> Callable[..., Any]:
+def sampler(node: Mapping[str, Any]) -> "BaseSampler":
+    """Calls the target of `hydra.sweeper.sampler`. Raises ConfigError, as do all of these."""
+    from optuna.samplers import BaseSampler
+
+    return _of_optuna("hydra.sweeper.sampler", node, BaseSampler)
+
+
+def pruner(node: Mapping[str, Any]) -> "BasePruner":
+    """Calls the target of `hydra.sweeper.pruner`."""
+    from optuna.pruners import BasePruner
+
+    return _of_optuna("hydra.sweeper.pruner", node, BasePruner)
+
+
+def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
+    if not isinstance(node.get("_target_"), str):
+        group = key.replace(".", "/")
+        raise ConfigError(key, f"needs a _target_; choose an option with {group}=...")
+    made = _bind(key, node, offered={}, allowed=(*_OPTUNA_TARGETS, *allowed_targets()))()
+    if not isinstance(made, kind):
+        raise ConfigError(f"{key}._target_", f"{node['_target_']} returned {type(made).__name__}, no {kind.__name__}")
+    return made
+
+
+def _bind(
+    key: str,
+    node: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    positional: int = 0,
+    allowed: Sequence[str] | None = None,
+) -> Callable[..., Any]:
     """The node's target with its arguments bound; the caller still passes `positional` arguments.
 
     `offered` fills parameters that the target has and the config leaves out. Raises ConfigError, here for arguments
     that the target cannot take and when called for values it refuses.
     """
     try:
-        target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=allowed_targets())
+        whitelist = allowed_targets() if allowed is None else tuple(allowed)
+        target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
     except (HydraException, ImportError) as error:
         raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
     except SweepError:

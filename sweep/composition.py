@@ -1,9 +1,11 @@
 """Composing a config, and saying what is wrong with one in a single line."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -60,6 +62,13 @@ def _searchpath(folder: Path) -> str:
     return f'hydra.searchpath=["file://{quoted}"]'
 
 
+def searchpath_overrides(hydra_node: Any) -> list[str]:
+    """The user's own folders of options as an override, so that the recorded command finds them from anywhere."""
+    sources = [s for s in hydra_node.runtime.config_sources if "command-line" in s.provider]
+    quoted = [json.dumps(f"{s.schema}://{s.path}", ensure_ascii=False) for s in sources]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+
+
 def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
     """Hydra's or OmegaConf's error, which may run over many lines and causes, as one line with its config key.
 
@@ -92,7 +101,7 @@ def _of_key(error: BaseException) -> ConfigError:
     elif problem.startswith("Ambiguous value"):  # Hydra's next lines, in a few words
         problem = f"{str(error).splitlines()[0]}; add -m to run each, or write a list as [a,b]"
     elif "does not support sweep type" in problem:
-        key, problem = "hydra/sweeper", f"{problem}; choose hydra/sweeper=optuna"
+        key, problem = "hydra/sweeper", f"{problem}; choose hydra/sweeper=study"
     return ConfigError(key, problem)
 
 

@@ -129,6 +129,15 @@ class LrBounds:
 
 
 @dataclass(kw_only=True)
+class LrSearch:
+    """Where a study searches learning rates, in Hydra's sweep grammar; each optimizer option states its own."""
+
+    lr: str = "tag(log, interval(1e-4, 1e-1))"
+    base_lr: str = "tag(log, interval(1e-5, 1e-3))"
+    max_lr: str = "tag(log, interval(1e-3, 1e-1))"
+
+
+@dataclass(kw_only=True)
 class Config:
     """One trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes, open to any argument."""
 
@@ -136,11 +145,15 @@ class Config:
     output_dir: str = "outputs"
     experiment_name: str = "sweep"
     resume: str | None = None
+    from_study: str | None = None
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     lr_bounds: LrBounds = field(default_factory=LrBounds)
+    lr_search: LrSearch = field(default_factory=LrSearch)
+    search: dict[str, Any] = field(default_factory=dict)  # what a study searches: ranges by full config key
+    where: dict[str, Any] = field(default_factory=dict)  # named conditions that a searched configuration must meet
     split: Split = field(default_factory=Split)
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
@@ -267,7 +280,14 @@ def _environment_targets() -> tuple[str, ...]:
     return patterns
 
 
-_SCHEMA = {"": Config, "split": Split, "trainer": Trainer, "tracking": Tracking, "lr_bounds": LrBounds}
+_SCHEMA = {
+    "": Config,
+    "split": Split,
+    "trainer": Trainer,
+    "tracking": Tracking,
+    "lr_bounds": LrBounds,
+    "lr_search": LrSearch,
+}
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:

@@ -62,6 +62,20 @@ class TrainingFailed(SweepError):
         return f"training failed at step {self.step}: {self.reason} (HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
+class StudyFailed(SweepError):
+    """So many trials of a study failed that it stopped; `trial` was the first of them, in `folder`."""
+
+    def __init__(self, study: str, trial: int, reason: str, folder: object) -> None:
+        super().__init__(study, trial, reason, folder)
+        self.study = study
+        self.trial = trial
+        self.reason = reason
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"study {self.study}: too many trials fail; the first, trial {self.trial}: {self.reason} ({self.folder})"
+
+
 class DiskFull(SweepError):
     """A write found no room. What was recorded before is whole."""
 
@@ -72,6 +86,14 @@ class DiskFull(SweepError):
 
     def __str__(self) -> str:
         return f"output_dir: {self.reason}; make room and go on with:  {self.resume_command}"
+
+
+class Pruned(Exception):
+    """A study stops a trial that is not worth going on with. No error: the trial ends well, and early."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
 
 
 class Interrupted(KeyboardInterrupt):

@@ -4,7 +4,7 @@ import atexit
 import contextlib
 import functools
 import gc
-import json
+import importlib
 import logging
 import os
 import shutil
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import hydra
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweep.composition import config_error
+from sweep.composition import config_error, searchpath_overrides
 from sweep.config import CONF_DIR, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.record.folder import RunFolder
@@ -46,11 +45,17 @@ def run(cfg: DictConfig) -> float:
         )
     if cfg.resume is not None:
         _refuse_changes(overrides)
+    if cfg.from_study is not None:
+        from sweep.study.again import best_config
+
+        cfg = best_config(cfg.output_dir, cfg.from_study, [*searchpath_overrides(job), *overrides])
+    else:
+        cfg = with_origin(cfg, job.runtime.choices, [*searchpath_overrides(job), *overrides])
     if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
         log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
     try:
         outcome = run_trial(
-            with_origin(cfg, job.runtime.choices, [*_searchpath(job), *overrides]),
+            cfg,
             folder=job.runtime.output_dir,
             follower=_follower,
             live=sys.stderr.isatty(),
@@ -133,13 +138,6 @@ def _follower(output_dir: Path) -> "Follower":
     return follower
 
 
-def _searchpath(job: HydraConf) -> list[str]:
-    """The user's own folders of options as an override, so that the recorded command finds them from anywhere."""
-    sources = [s for s in job.runtime.config_sources if "command-line" in s.provider]
-    quoted = [json.dumps(f"{s.schema}://{s.path}", ensure_ascii=False) for s in sources]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
-
-
 def _refuse_changes(overrides: list[str]) -> None:
     changes = [o for o in overrides if not o.startswith("resume=")]
     if changes:
@@ -149,4 +147,5 @@ def _refuse_changes(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes can load what it hands to them.
+    importlib.import_module("sweep.run").main()

@@ -4,13 +4,17 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from sweep.config import Tracking
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, RunFolder
-from sweep.record.store import Store, output_dir_of, store_of, tracking_store
+from sweep.record.store import Store, output_dir_of, store_of, tracking_store, without_password
+
+if TYPE_CHECKING:
+    from sweep.record.mlflow import Mirror
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,17 +60,38 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
     from sweep.record.mlflow import FAILURES, Mirror
 
     mirrors: dict[Store, Mirror] = {}
+    down: set[Store] = set()
     for run, store in tracked:
+        if store in down:
+            yield False
+            continue
         try:
             if store not in mirrors:
                 mirrors[store] = Mirror(store)
             mirrors[store].push(run)
             mirrors[store].abandon(run)
             yield True
-        except (Busy, *FAILURES) as error:
-            reason = "another process is sending it" if isinstance(error, Busy) else one_line(error)
-            print(f"{run.path}: {reason}", file=sys.stderr)
+        except Busy:
+            print(f"{run.path}: another process is sending it", file=sys.stderr)
             yield False
+        except FAILURES as error:
+            print(f"{run.path}: {one_line(error)}", file=sys.stderr)
+            if not _answers(mirrors.get(store)):
+                down.add(store)
+                print(f"{without_password(store.uri or '')} does not answer; its other runs wait", file=sys.stderr)
+            yield False
+
+
+def _answers(mirror: "Mirror | None") -> bool:
+    from sweep.record.mlflow import FAILURES
+
+    if mirror is None:
+        return False
+    try:
+        mirror.reach()
+    except FAILURES:
+        return False
+    return True
 
 
 if __name__ == "__main__":

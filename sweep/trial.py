@@ -4,29 +4,28 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from sweep import build
-from sweep.config import Config, fingerprint, interval_of, loss_name, validate
-from sweep.data import Samples
-from sweep.data.split import Splits, divide
-from sweep.errors import DISK_FULL, ConfigError, DiskFull, Diverged
+from sweep.config import Config, fingerprint, validate
+from sweep.errors import DISK_FULL, ConfigError, DiskFull
+from sweep.prepare import Data, check_data, load_data, prepared
 from sweep.record import journal as journals
 from sweep.record.describe import run_name
+from sweep.record.ending import write_end
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
-from sweep.record.progress import progress
+from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command
 from sweep.record.recorder import Recorder, Report
-from sweep.record.start import stored_config, write_start
-from sweep.record.store import Store, output_dir_of, recorded_uri, store_of
+from sweep.record.start import Membership, stored_config, write_start
+from sweep.record.store import Store, output_dir_of, recorded_uri, store_of, tracking_store
 from sweep.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -63,14 +62,18 @@ def run_trial(
     folder: str | Path | None = None,
     follower: Follower | Callable[[Path], Follower] | None = None,
     live: bool = False,
+    member: Membership | None = None,
+    load: "Callable[[Config], Data] | None" = None,
 ) -> Outcome:
     """Trains the trial that `cfg` describes, or continues the one in the folder `cfg.resume`.
 
-    report: called after each epoch with (epoch, validation loss); it may raise to end the trial.
+    report: called after each epoch with (epoch, metrics); it may raise to end the trial.
     folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
     follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir` that
     the trial belongs to; by default one for this trial.
     live: whether progress is shown as a live line instead of log lines.
+    member: the trial's place in a study, which shows its progress and mirrors it.
+    load: what loads and divides the data, `load_data` by default.
 
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
@@ -82,16 +85,17 @@ def run_trial(
     else:
         run = RunFolder(config.resume)
         config = stored_config(run)
-    samples = build.samples(config.data)
-    loss_name(config.trainer.loss, samples.task)  # told before torch is loaded
-    splits = _divide(samples, config)
+    data = (load or load_data)(config)
+    check_data(data, config)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
     store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
         try:
             run.create()
             stack.enter_context(run.lock())
-            if follower is None:
+            if member is not None:
+                follower = None
+            elif follower is None:
                 follower = Follower(output_dir / "mirror.log")
                 stack.callback(follower.close)
             elif callable(follower):
@@ -100,18 +104,21 @@ def run_trial(
             raise ConfigError("resume", f"'{run.path}' is being trained by another process") from None
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
-        follower.follow(run, store)  # it loads MLflow while we load torch
-        fit = stack.enter_context(_fit(config, samples, splits))
+        if follower is not None:
+            follower.follow(run, store)  # it loads MLflow while we load torch
+        fit = stack.enter_context(prepared(config, data))
         _restore(fit, run)
         with Journal(run.journal) as journal, _told_when_full(run):
-            write_start(
-                journal, run, config, samples, splits, output_dir, recorded_uri(store, output_dir), fit.device.type
-            )
+            recorded = recorded_uri(store, output_dir)
+            write_start(journal, run, config, data.description, output_dir, recorded, fit.device.type, member)
             recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
             try:
-                metrics, train_s = _train(fit, config, run, journal, recorder, samples.noise, live)
+                with _shown(config, fit, live, member) as recorder.show:
+                    metrics, train_s = _train(fit, config, run, journal, recorder, data.samples.noise, member)
             finally:
-                mirrored = _finish_mirror(follower, run, store, output_dir, config.tracking.close_timeout_s)
+                mirrored = follower is not None and _finish_mirror(
+                    follower, run, store, output_dir, config.tracking.close_timeout_s
+                )
     assert fit.best is not None
     return Outcome(
         name=run_name(config),
@@ -127,44 +134,26 @@ def run_trial(
     )
 
 
-@contextmanager
-def _fit(config: Config, samples: Samples, splits: Splits) -> Iterator["Fit"]:
-    """Everything built and seeded, under the process-wide settings that training needs."""
-    from sweep.train.evaluate import loss_function
-    from sweep.train.loop import Fit
-    from sweep.train.runtime import check_model, pick_device, reproducible, seed_generators, set_threads
-    from sweep.train.schedule import Schedule
-    from sweep.train.tensors import to_device
-
-    trainer = config.trainer
-    device = pick_device(trainer.device)
-    with reproducible(device):
-        steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
-        make_optimizer = build.optimizer(config.optimizer)
-        make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs)
-        seed_generators(trainer.seed, "init")
-        model = build.model(config.model, samples).to(device)
-        data = to_device(splits, device)
-        batch = data.train.x[: trainer.batch_size]
-        check_model(model, batch, samples.out_features)
-        if not any(weight.requires_grad for weight in model.parameters()):
-            raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
-        set_threads(trainer.threads, model, batch)
-        shapes = [weight.shape for weight in model.parameters()]
-        schedule = Schedule(make_optimizer, make_scheduler, interval_of(config.scheduler), shapes)
-        seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
-        yield Fit(
-            model=model,
-            optimizer=make_optimizer(model.parameters()),
-            schedule=schedule,
-            loss_fn=loss_function(trainer.loss, samples.task),
-            data=data,
-            trainer=trainer,
-        )
+def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Membership) -> None:
+    """Records a study's trial that could not even begin; other trials just raise."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    output_dir = Path(config.output_dir).absolute()
+    store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
+    run.create()
+    with Journal(run.journal) as journal:
+        write_start(journal, run, config, None, output_dir, store, None, member)
+        write_end(journal, run, error, member)
 
 
 def _train(
-    fit: "Fit", config: Config, run: RunFolder, journal: Journal, recorder: Recorder, noise: float | None, live: bool
+    fit: "Fit",
+    config: Config,
+    run: RunFolder,
+    journal: Journal,
+    recorder: Recorder,
+    noise: float | None,
+    member: Membership | None,
 ) -> tuple[dict[str, float], float]:
     """Trains and tests; the journal knows how it ended, whatever happens. Returns the metrics and the seconds."""
     from sweep.train import checkpoint
@@ -173,11 +162,15 @@ def _train(
         journal.sync()  # a checkpoint must not know of epochs that the journal lacks
         checkpoint.save(run.checkpoint, fit.state_dict())
 
+    def reached() -> dict[str, float]:
+        values = {"time/train_s": time.perf_counter() - start}
+        return values if fit.best is None else {"best/epoch": fit.best.epoch, "best/val_loss": fit.best.value, **values}
+
     start = time.perf_counter()
     try:
-        with progress(config.trainer.epochs, fit.epoch, live) as recorder.show, stop_on_signal() as stop:
+        with stop_on_signal() as stop:
             best = fit.run(recorder, stop, save)
-        train_s = time.perf_counter() - start
+        values = reached()
         val = {
             name: dict(zip(*curve.tolist(), strict=True))[best.epoch]
             for name, curve in journals.curves(run.journal).items()
@@ -185,31 +178,25 @@ def _train(
         }
         metrics = {**val, **fit.test(noise)}
         checkpoint.save(run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
-        values = {"best/epoch": best.epoch, "best/val_loss": best.value, "time/train_s": train_s}
+        values["model/n_weights"] = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
         values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
-        columns = {name: [value] for name, value in values.items()}
-        journal.event("end", status="FINISHED", steps=[0], values=columns, tags={})  # step 0: bars in MLflow
+        write_end(journal, run, None, member, values)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
-            status, tags = _ending(error)
-            journal.event("end", status=status, steps=[], values={}, tags=tags)
-        if isinstance(error, KeyboardInterrupt):
+            write_end(journal, run, error, member, reached())
+        if isinstance(error, KeyboardInterrupt) and member is None:
             log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
         raise
     finally:
         with suppress(OSError):
             journal.sync()
-    return metrics, train_s
+    return metrics, values["time/train_s"]
 
 
-def _ending(error: BaseException) -> tuple[str, dict[str, str]]:
-    """MLflow's status for a trial that ended with `error`, and tags that say more."""
-    if isinstance(error, KeyboardInterrupt):
-        return "KILLED", {}
-    tags = {"error": f"{type(error).__name__}: {error}"}
-    if isinstance(error, Diverged):
-        tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
-    return "FAILED", tags
+def _shown(config: Config, fit: "Fit", live: bool, member: Membership | None) -> AbstractContextManager[Show]:
+    if member is not None:  # a study shows its trials side by side
+        return nullcontext(lambda epoch, metrics: None)
+    return progress(config.trainer.epochs, fit.epoch, live)
 
 
 def _restore(fit: "Fit", run: RunFolder) -> None:
@@ -234,17 +221,6 @@ def _told_when_full(run: RunFolder) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         raise DiskFull(str(error), resume_command(run.path)) from error
-
-
-def _divide(samples: Samples, config: Config) -> Splits:
-    splits = divide(samples, config.split)
-    n_train = len(splits.train.x)
-    if config.trainer.batch_size > n_train:
-        raise ConfigError(
-            "trainer.batch_size",
-            f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it",
-        )
-    return splits
 
 
 def _new_folder(config: Config) -> Path:

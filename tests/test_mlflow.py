@@ -2,29 +2,22 @@
 
 import json
 import math
-import os
 import shlex
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SMALL, kill_a_trial, the_run, wait_until
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
+from stores import Server, points, recorded, rows, run_of, runs_of
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
-from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
@@ -32,52 +25,6 @@ from sweep.record.mlflow import Mirror
 from sweep.record.store import Store
 
 Trial = Callable[..., Outcome]
-Rows = dict[str, list[tuple[Any, ...]]]
-
-
-class Server:
-    """A real `mlflow server` on a loopback port of its own; it may be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.folder, self.database = folder, folder / "mlflow.db"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = {
-            "--host": "127.0.0.1",
-            "--port": str(self.port),
-            "--workers": "1",
-            "--backend-store-uri": f"sqlite:///{self.database}",
-            "--artifacts-destination": str(self.folder / "artifacts"),
-        }
-        with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, which `stop` ends
-            )
-        wait_until(self._answers, f"the server of {self.folder}")
-
-    def stop(self) -> None:
-        """At once, like a machine that loses its power."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            wait_until(lambda: not self._answers(), "the port to be closed")
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
-                return True
-        except OSError:
-            return False
 
 
 @pytest.fixture(scope="module")
@@ -91,51 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def mirror(server: Server) -> Mirror:
     return Mirror(Store(server.uri, None))
-
-
-def rows(database: Path) -> Rows:
-    """All that a store knows of its runs, straight from the tables."""
-    tables = ("runs", "metrics", "latest_metrics", "params", "tags", "datasets", "inputs", "input_tags")
-    with closing(sqlite3.connect(database)) as connection:
-        return {table: sorted(connection.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
-
-
-def runs_of(folder: Path, uri: str) -> list[Run]:
-    """A trial's runs in a store; one, when all is well."""
-    start = journal.first(RunFolder(folder).journal, "start")
-    assert start is not None
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(start["experiment"])
-    if experiment is None:
-        return []
-    return list(client.search_runs([experiment.experiment_id], f"tags.`sweep.uid` = '{start['uid']}'"))
-
-
-def run_of(folder: Path, uri: str) -> Run:
-    (run,) = runs_of(folder, uri)
-    return run
-
-
-def points(run: Run, database: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every point of every metric as the store has it, duplicates included."""
-    with closing(sqlite3.connect(database)) as connection:
-        found = connection.execute(
-            "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key, step, timestamp",
-            [run.info.run_id],
-        )
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for key, step, value, is_nan in found:
-            curves.setdefault(key, []).append((step, math.nan if is_nan else value))
-    return curves
-
-
-def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same from the journal, which is the truth."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for record, _ in journal.read(RunFolder(folder).journal):
-        for key, column in record.get("values", {}).items():
-            found.setdefault(key, []).extend(zip(record["steps"], column, strict=True))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +215,7 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
     wait_until(lambda: statuses() == ["KILLED"], "the helper that the trial left behind")
     seen = []
 
-    def report(epoch: int, value: float) -> None:
+    def report(epoch: int, metrics: object) -> None:
         wait_until(lambda: statuses() == ["RUNNING"], "the run to go on")
         mirror.abandon(RunFolder(folder))  # the trial lives: it must not be marked
         seen.append((epoch, statuses()))
@@ -366,7 +268,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
     overrides = [f"output_dir={tmp_path}/outputs", "experiment_name=outage", *SMALL]
     n_before = len(rows(server.database)["metrics"])
 
-    def kill_server(epoch: int, value: float) -> None:
+    def kill_server(epoch: int, metrics: object) -> None:
         if epoch == 2:
             wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, "a first part to arrive")
             server.stop()

@@ -1,6 +1,6 @@
 """sweep/record/recorder.py: which points of a trial's progress are kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,8 @@ def test_an_epoch_is_on_file_and_shown_before_the_study_hears_of_it(path: Path, 
 
     told = []
 
-    def report(epoch: int, value: float) -> None:
-        told.append((epoch, value, journal.curves(path)["val/loss"].values.tolist(), list(shown)))
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        told.append((epoch, metrics["val/loss"], journal.curves(path)["val/loss"].values.tolist(), list(shown)))
         raise Pruned
 
     recorder, shown = Recorder(a_journal, 10, 100, report), []

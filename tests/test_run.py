@@ -197,7 +197,7 @@ def test_the_recorded_command_finds_a_users_options_from_anywhere(run_in_a_repos
 @pytest.fixture(scope="module")
 def four_runs(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     cwd = tmp_path_factory.mktemp("multirun")
-    done = run(cwd, "-m", DEBUG, "optimizer=sgd,adam", "seed=0,1")
+    done = run(cwd, "-m", "hydra/sweeper=basic", DEBUG, "optimizer=sgd,adam", "seed=0,1")
     assert done.returncode == 0, done.stderr
     return Finished(cwd, done)
 
@@ -245,7 +245,11 @@ CONFIG_MISTAKES = {
     "unknown root key, added": (["+optimiser=adam"], "optimiser", "optimizer"),
     "unknown key of a component": (["optimizer.bettas=[0.9,0.99]"], "optimizer.bettas", "betas"),
     "a list without -m": (["optimizer=sgd,adam"], "optimizer", "add -m"),
-    "a range without a sampler": (["-m", "optimizer.lr=interval(1e-3,1)"], "hydra/sweeper", "hydra/sweeper=optuna"),
+    "a range without a sampler": (
+        ["-m", "hydra/sweeper=basic", "optimizer.lr=interval(1e-3,1)"],
+        "hydra/sweeper",
+        "hydra/sweeper=study",
+    ),
     "unreadable override": (["optimizer.lr=[1"], "optimizer.lr", "optimizer.lr=[1"),
     "wrong type": (["trainer.epochs=many"], "trainer.epochs", "'many'"),
     "wrong type of a learning rate": (["optimizer.lr=high"], "optimizer.lr", "number"),
@@ -334,7 +338,7 @@ def test_a_traceback_is_shown_only_where_it_is_asked_for(tmp_path, tripwire):
 
 
 def test_a_mistake_in_one_trial_of_a_multirun_is_one_line_and_spares_the_others(tmp_path):
-    done = run(tmp_path, "-m", *UNTRACKED, "scheduler=constant", "optimizer.lr=0,1e-3")
+    done = run(tmp_path, "-m", "hydra/sweeper=basic", *UNTRACKED, "scheduler=constant", "optimizer.lr=0,1e-3")
     assert error_line(done).startswith("error: optimizer.lr: ")
     assert done.returncode == 2
     (finished,) = tmp_path.glob("outputs/multirun/*/*/journal.jsonl")

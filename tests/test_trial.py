@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,7 @@ def test_a_trial_does_not_change_the_config_it_was_given(follower: Follower, tmp
 
 def test_report_hears_every_epoch_and_its_validation_loss(small_trial: Trial) -> None:
     heard: list[tuple[int, float]] = []
-    outcome = small_trial(report=lambda epoch, value: heard.append((epoch, value)))
+    outcome = small_trial(report=lambda epoch, metrics: heard.append((epoch, metrics["val/loss"])))
     steps, values = outcome.history["val/loss"]
     assert heard == list(zip(steps.tolist(), values.tolist(), strict=True))
     assert [epoch for epoch, _ in heard] == [1, 2, 3, 4]
@@ -169,7 +169,7 @@ def test_what_report_raises_ends_the_trial_as_failed_and_propagates(small_trial:
     class Stopped(Exception):
         pass
 
-    def report(epoch: int, value: float) -> None:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
         if epoch == 2:
             raise Stopped("enough")
 
@@ -234,7 +234,7 @@ def test_a_trial_runs_in_a_thread_too(small_trial: Trial) -> None:
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_trial_goes_on_unchanged(small_trial: Trial, tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted) as caught:
-        small_trial(DROPOUT, report=lambda epoch, value: signal.raise_signal(signal.SIGINT) if epoch == 2 else None)
+        small_trial(DROPOUT, report=lambda epoch, metrics: signal.raise_signal(signal.SIGINT) if epoch == 2 else None)
     assert caught.value.signum == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
     folder = the_run(tmp_path)
@@ -271,7 +271,7 @@ def test_only_an_unfinished_trial_can_be_resumed(small_trial: Trial, tmp_path: P
 def test_a_trial_that_is_running_is_not_run_twice(small_trial: Trial, tmp_path: Path) -> None:
     refused: list[ConfigError] = []
 
-    def report(epoch: int, value: float) -> None:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
         if epoch == 1:
             folder = the_run(tmp_path)
             with pytest.raises(ConfigError, match="being trained by another process") as caught:
@@ -284,7 +284,7 @@ def test_a_trial_that_is_running_is_not_run_twice(small_trial: Trial, tmp_path: 
 
 def test_a_truncated_checkpoint_is_refused_and_nothing_more_is_recorded(small_trial: Trial, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        small_trial(report=lambda epoch, value: signal.raise_signal(signal.SIGTERM))
+        small_trial(report=lambda epoch, metrics: signal.raise_signal(signal.SIGTERM))
     folder = the_run(tmp_path)
     run = RunFolder(folder)
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-100])
@@ -299,7 +299,7 @@ def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) 
     helper = Follower(tmp_path / "mirror.log")
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
 
-    def report(epoch: int, value: float) -> None:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
         helper._process.kill()
         helper._process.wait()
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -26,16 +27,13 @@ class RunFolder:
         self.best = self.path / "best.pt"  # weights of the best epoch
         self.curves = self.path / "curves.png"
         self.diff = self.path / "uncommitted.diff"
+        self.error = self.path / "error.txt"  # the traceback of a trial that failed
         self.mirror_state = self.path / "mlflow.json"
         self._lock = self.path / ".lock"
         self._mirror_lock = self.path / ".mirror.lock"
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-
-    def artifacts(self) -> list[Path]:
-        """The files worth keeping beside the metrics, those that exist."""
-        return [f for f in (self.config, self.overrides, self.best, self.curves, self.diff) if f.exists()]
 
     def lock(self) -> AbstractContextManager[None]:
         """Held while the trial runs, so that a dead trial can be told from a slow one. Raises Busy."""
@@ -47,11 +45,56 @@ class RunFolder:
 
     def is_running(self) -> bool:
         """Whether some process holds the trial's lock."""
-        try:
-            with _locked(self._lock):
-                return False
-        except Busy:
-            return True
+        return _is_locked(self._lock)
+
+
+class StudyFolder:
+    """Paths of everything in one study's folder: `<output_dir>/studies/<name>`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.run = RunFolder(path)  # the parent run's record: its journal, and what its mirror knows
+        self.storage = self.path / "optuna.log"  # the embedded storage
+        self.trials = self.path / "trials"
+        self.workers = self.path / "workers"  # logs of the workers, and the locks they hold while they live
+        self.results = self.path / "optimization_results.yaml"
+        self.best = self.path / "best.yaml"  # which trial it is, and the overrides that compose it
+        self.option = self.path / "experiment" / "best.yaml"  # the same as an option of the group `experiment`
+        self.plots = self.path / "plots"
+        self._lock = self.path / ".study.lock"
+
+    def trial(self, number: int, replicate: int | None = None) -> RunFolder:
+        """The folder of a trial or, where each is trained on several seeds, of one of its replicates, from 0."""
+        folder = self.trials / str(number)
+        return RunFolder(folder if replicate is None else folder / f"seed-{replicate}")
+
+    def runs(self) -> list[RunFolder]:
+        """Every child run that has begun."""
+        begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]
+        return [RunFolder(journal.parent) for journal in begun]
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held for a moment by the one process that hands out trials or begins the study; waits for its turn."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return _locked(self._lock, patience_s=math.inf)
+
+    def worker_lock(self, worker: str) -> AbstractContextManager[None]:
+        """Held by a worker as long as it lives."""
+        self.workers.mkdir(parents=True, exist_ok=True)
+        return _locked(self.workers / f"{worker}.lock", patience_s=1.0)
+
+    def worker_lives(self, worker: str) -> bool | None:
+        """Whether a worker of this machine lives; None where its lock is not to be seen from here."""
+        path = self.workers / f"{worker}.lock"
+        return _is_locked(path) if path.exists() else None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with _locked(path):
+            return False
+    except Busy:
+        return True
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The only door to MLflow: mirrors journals into a tracking store, as often as it takes and never twice.
 
 Sending is idempotent: a run is found again by the tag `sweep.uid`, a metric row carries the journal's own time (an
-MLflow store keeps one row per run, key, step, time and value), params, tags and artifacts overwrite themselves. The
-offset in `mlflow.json` only saves work.
+MLflow store keeps one row per run, key, step, time and value), params, tags and artifacts overwrite themselves. What
+`mlflow.json` knows of a run only saves work.
 """
 
 import fcntl
@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sweep.record import journal
-from sweep.record.folder import RunFolder, read_json, write_atomic
+from sweep.record.folder import Busy, RunFolder, read_json, write_atomic
 from sweep.record.plot import ensure_curves
 from sweep.record.store import Store
 
 UID_TAG = "sweep.uid"
+PARENT_TAG = "mlflow.parentRunId"
 FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # a store that is down, full or refuses
-_MAX_METRICS = 1000  # in one log_batch; MLflow's own limits, here and below
-_MAX_PARAMS = 100
-_MAX_RECORDS = 100  # sent before the offset is written down
+_MAX_ENTITIES = 1000  # in one log_batch; MLflow's own limits, here and below
+_MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
+_MAX_BYTES = 900_000  # a server takes 1,000,000
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
+_PATIENCE_S = 10.0
 
 
 class Mirror:
@@ -48,34 +52,46 @@ class Mirror:
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
         self._known: set[str] = set()  # runs that the store had when last asked
+        self._parents: dict[str, str] = {}  # run ids of studies, by uid
+        self._childless: set[str] = set()  # studies whose first child was still to be sent
         with _first_start(store.artifact_root):
             self._client = MlflowClient(store.uri)  # makes an embedded store's tables
-            self._client.search_experiments(max_results=1)  # connects
+            self.reach()
+
+    def reach(self) -> None:
+        """Returns if the store answers."""
+        self._client.search_experiments(max_results=1)
 
     def push(self, folder: RunFolder) -> bool:
         """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
         with folder.mirror_lock():
-            states = read_json(folder.mirror_state, {})
-            state = states.setdefault(self._store, {"run_id": None, "offset": 0})
-            if not self._has(state["run_id"]):
-                state.update(run_id=None, offset=0)
-            for records, offset in _chunks(journal.read(folder.journal, state["offset"]), state["offset"]):
-                state["run_id"] = state["run_id"] or self._run_of(folder)
-                self._send(folder, state["run_id"], records)
-                state["offset"] = offset
-                write_atomic(folder.mirror_state, json.dumps(states))
-            return folder.journal.exists() and state["offset"] == folder.journal.stat().st_size
+            state = self._state(folder)
+            for group, offset in _groups(journal.read(folder.journal, state.offset), state.offset):
+                created = state.run_id is None and self._find_or_create(folder, state, group)
+                self._send(folder, state, group, created)
+                state.offset = offset
+                state.save()
+            return folder.journal.exists() and state.offset == folder.journal.stat().st_size
+
+    def has_all(self, folder: RunFolder) -> bool:
+        """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
+        state = _State(folder, self._store)
+        return state.run_id is not None and state.offset == folder.journal.stat().st_size
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
-        run_id = read_json(folder.mirror_state, {}).get(self._store, {}).get("run_id")
+        run_id = _State(folder, self._store).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
 
-    def _has(self, run_id: str | None) -> bool:
+    def _state(self, folder: RunFolder) -> "_State":
+        state = _State(folder, self._store)
+        if state.run_id is not None and not self._has(state.run_id):
+            state.run_id, state.offset, state.attempted = None, 0, True
+        return state
+
+    def _has(self, run_id: str) -> bool:
         """Whether the store still has the run; it may have been emptied, or replaced by an older copy."""
-        if run_id is None:
-            return False
         if run_id not in self._known:
             try:
                 self._client.get_run(run_id)
@@ -86,17 +102,57 @@ class Mirror:
             self._known.add(run_id)
         return True
 
-    def _run_of(self, folder: RunFolder) -> str:
-        """The trial's MLflow run, made when there is none yet."""
-        start = journal.first(folder.journal, "start")
-        assert start is not None, "a journal begins with its start"
+    def _find_or_create(self, folder: RunFolder, state: "_State", group: "_Group") -> bool:
+        """Gives the trial its MLflow run; True when it had to be made, with the tags of the group, its first."""
+        assert group.start is not None, "a journal begins with its start"
+        experiment, uid = self._experiment(group.start["experiment"]), group.start["uid"]
+        parent = self._parent(folder, group.start)
+        if state.attempted or parent not in self._childless:
+            state.run_id = self._find(experiment, UID_TAG, uid)
+        if created := state.run_id is None:
+            state.attempted = True
+            state.save()  # a crash from here until the next save must not lead to a second run
+            tags = {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
+            state.run_id = self._create(group.start, group.tags | tags)
+        assert state.run_id is not None
+        self._known.add(state.run_id)
+        return created
+
+    def _parent(self, folder: RunFolder, start: journal.Record) -> str | None:
+        """The MLflow run of the study that a trial belongs to, made here if the study was not sent before."""
+        parent = start.get("parent")
+        if parent is None:
+            return None
+        if (uid := parent["uid"]) not in self._parents:
+            study = RunFolder(os.path.normpath(folder.path / parent["folder"]))
+            own_start = journal.first(study.journal, "start")
+            if own_start is not None and own_start["uid"] == uid:
+                run_id = self._claim(study, own_start)
+            else:  # the trial was moved
+                run_id = self._find(self._experiment(start["experiment"]), UID_TAG, uid)
+                run_id = run_id or self._create(start | {"name": parent["name"]}, {UID_TAG: uid})
+            if self._find(self._experiment(start["experiment"]), PARENT_TAG, run_id) is None:
+                self._childless.add(run_id)
+            self._parents[uid] = run_id
+        return self._parents[uid]
+
+    def _claim(self, study: RunFolder, start: journal.Record) -> str:
+        """The study's run; when there is none, one that its journal fills in later."""
+        with _in_turn(study):
+            state = self._state(study)
+            if state.run_id is None:
+                self._find_or_create(study, state, _Group([start]))
+                state.save()
+            assert state.run_id is not None
+            return state.run_id
+
+    def _find(self, experiment: str, tag: str, value: str) -> str | None:
+        """A run with such a tag."""
+        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", ViewType.ALL, max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _create(self, start: journal.Record, tags: dict[str, str]) -> str:
         experiment = self._experiment(start["experiment"])
-        found = self._client.search_runs(
-            [experiment], f"tags.`{UID_TAG}` = '{start['uid']}'", ViewType.ALL, max_results=1
-        )
-        if found:
-            return found[0].info.run_id
-        tags = {UID_TAG: start["uid"]}
         run = self._client.create_run(experiment, start_time=start["time"], tags=tags, run_name=start["name"])
         return run.info.run_id
 
@@ -119,33 +175,141 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _send(self, folder: RunFolder, run_id: str, records: list[journal.Record]) -> None:
-        metrics = [m for record in records if record["kind"] != "start" for m in _metrics(record)]
-        for i in range(0, len(metrics), _MAX_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[i : i + _MAX_METRICS])
-        for record in records:
-            if record["kind"] == "start":
-                self._send_start(run_id, record)
-            elif record["kind"] == "end":
-                self._log_tags(run_id, record["tags"])
-                ensure_curves(folder)
-                for artifact in folder.artifacts():
-                    self._client.log_artifact(run_id, str(artifact))
-                self._client.set_terminated(run_id, record["status"], record["time"])
+    def _send(self, folder: RunFolder, state: "_State", group: "_Group", created: bool) -> None:
+        """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries."""
+        run_id, is_first = state.run_id, state.offset == 0
+        assert run_id is not None
+        params = group.params if is_first else []  # MLflow's cannot change, a resumed trial's do not
+        tags = [] if created else [RunTag(key, value) for key, value in group.tags.items()]
+        for batch in _batches(group.metrics, params, tags):
+            self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
+        if is_first and group.start is not None and group.start.get("dataset"):
+            self._client.log_inputs(run_id, [_dataset_input(group.start["dataset"])])
+        if group.end is not None:
+            self._send_artifacts(folder, run_id, group.end)
+            self._client.set_terminated(run_id, group.end["status"], group.end["time"])
+        elif group.start is not None and not created:
+            self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
 
-    def _send_start(self, run_id: str, start: journal.Record) -> None:
-        params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in start["params"].items()]
-        for i in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run_id, params=params[i : i + _MAX_PARAMS])
-        self._log_tags(run_id, start["tags"])
-        dataset = start["dataset"]
-        source, profile = json.dumps(dataset["source"]), json.dumps(dataset["profile"])
-        entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
-        self._client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
-        self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
+    def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
+        """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
+        names = _artifact_names(folder, end)
+        if folder.curves.name in names:
+            ensure_curves(folder)
+        for name in names:
+            if (artifact := folder.path / name).exists():
+                above = os.path.dirname(name)
+                self._client.log_artifact(run_id, str(artifact), above or None)
 
-    def _log_tags(self, run_id: str, tags: dict[str, str]) -> None:
-        self._client.log_batch(run_id, tags=[RunTag(key, str(value)[:_MAX_TAG_LENGTH]) for key, value in tags.items()])
+
+class _State:
+    """What `mlflow.json` says of a trial's run in one store.
+
+    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
+    a run though `run_id` is None.
+    """
+
+    def __init__(self, folder: RunFolder, store: str) -> None:
+        self._path, self._store = folder.mirror_state, store
+        self._stores: dict[str, Any] = read_json(self._path, {})
+        known = self._stores.get(store, {})
+        self.run_id: str | None = known.get("run_id")
+        self.offset: int = known.get("offset", 0) if self.run_id else 0
+        self.attempted: bool = known.get("attempted", False)
+
+    def save(self) -> None:
+        self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
+        write_atomic(self._path, json.dumps(self._stores))
+
+
+class _Group:
+    """Consecutive records of a journal, as MLflow is told of them.
+
+    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
+    earlier one.
+    """
+
+    def __init__(self, records: list[journal.Record]) -> None:
+        starts = [record for record in records if record["kind"] == "start"]
+        self.start = starts[0] if starts else None
+        self.end = records[-1] if records[-1]["kind"] == "end" else None
+        params = starts[0]["params"] if starts else {}
+        self.params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
+        tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
+        self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
+        self.metrics = [metric for record in records for metric in _metrics(record)]
+
+
+def _groups(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[_Group, int]]:
+    """Records in groups that MLflow takes in one batch or little more, each with the offset behind it."""
+    group: list[journal.Record] = []
+    n_values = 0
+    for record, offset in records:
+        group.append(record)
+        n_values += len(record.get("steps", ())) * len(record.get("values", ()))
+        if n_values >= _MAX_ENTITIES:
+            yield _Group(group), offset
+            group, n_values = [], 0
+    if group:
+        yield _Group(group), offset
+
+
+def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
+    """In as few portions as MLflow's limits allow."""
+    batch: dict[str, list[Any]] = {"params": [], "tags": [], "metrics": []}
+    n_entities = n_bytes = 0
+    for kind, entity in chain(
+        (("params", param) for param in params),
+        (("tags", tag) for tag in tags),
+        (("metrics", metric) for metric in metrics),
+    ):
+        size = len(json.dumps([entity.key, entity.value])) + 100  # with its time, step and punctuation
+        if len(batch[kind]) == _MAX_OF_A_KIND[kind] or n_entities == _MAX_ENTITIES or n_bytes + size > _MAX_BYTES:
+            yield batch
+            batch = {"params": [], "tags": [], "metrics": []}
+            n_entities = n_bytes = 0
+        batch[kind].append(entity)
+        n_entities, n_bytes = n_entities + 1, n_bytes + size
+    if n_entities:
+        yield batch
+
+
+def _metrics(record: journal.Record) -> list[Metric]:
+    """The record's values; a value that is not finite breaks MLflow's run page and stays behind."""
+    return [
+        Metric(key, value, record["time"], step)
+        for key, column in record.get("values", {}).items()
+        for step, value in zip(record["steps"], column, strict=True)
+        if math.isfinite(value)
+    ]
+
+
+def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
+    source, profile = json.dumps(dataset["source"]), json.dumps(dataset["profile"])
+    entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+
+
+def _artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
+    """Paths below the trial's folder; records of before 0.2 do not name them."""
+    usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
+    return end.get("artifacts", [path.name for path in usual])
+
+
+@contextmanager
+def _in_turn(folder: RunFolder) -> Iterator[None]:
+    """Holds the mirror lock; waits for it, since it is held for a moment only. Raises Busy."""
+    deadline = time.monotonic() + _PATIENCE_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(folder.mirror_lock())
+                break
+            except Busy:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.02)
+        yield
 
 
 @contextmanager
@@ -158,25 +322,3 @@ def _first_start(artifact_root: Path | None) -> Iterator[None]:
     with open(artifact_root.parent / ".mlflow.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[list[journal.Record], int]]:
-    """Records in groups that MLflow takes at once, each with the offset behind it."""
-    group: list[Any] = []
-    for record, offset in records:
-        group.append(record)
-        if record["kind"] != "metrics" or len(group) == _MAX_RECORDS:
-            yield group, offset
-            group = []
-    if group:
-        yield group, offset
-
-
-def _metrics(record: journal.Record) -> list[Metric]:
-    """The record's values; a value that is not finite breaks MLflow's run page and stays behind."""
-    return [
-        Metric(key, value, record["time"], step)
-        for key, column in record["values"].items()
-        for step, value in zip(record["steps"], column, strict=True)
-        if math.isfinite(value)
-    ]

@@ -17,8 +17,8 @@ def load_matplotlib():
 
 
 def ensure_curves(folder: RunFolder) -> None:
-    """Draws the run's curves unless that has been done; a resumed run starts without a picture."""
-    if not folder.curves.exists():
+    """Draws the run's curves unless that has been done since its journal last grew."""
+    if not folder.curves.exists() or folder.curves.stat().st_mtime_ns < folder.journal.stat().st_mtime_ns:
         draw_curves(folder.journal, folder.curves)
 
 

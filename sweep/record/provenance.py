@@ -1,5 +1,6 @@
 """Where a run comes from: what it would take to run it again."""
 
+import functools
 import getpass
 import importlib.metadata
 import json
@@ -16,17 +17,14 @@ from pathlib import Path
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
 
-def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
-    """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
-    command = "" if overrides is None else rerun_command(overrides)
+@functools.cache  # what this process has loaded does not change
+def _setting() -> dict[str, str]:
     tags = {
-        "command": command,
         "cwd": os.getcwd(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "os": platform.platform(),
         "cpus": str(os.cpu_count()),
-        "mlflow.source.name": command or "sweep.run_trial",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
     }
@@ -37,6 +35,12 @@ def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
+    """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
+    command = "" if overrides is None else rerun_command(overrides)
+    return {**_setting(), "command": command, "mlflow.source.name": command or "sweep.run_trial"}
 
 
 def uncommitted_diff() -> str:

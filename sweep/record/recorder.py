@@ -1,11 +1,11 @@
 """Turns a trial's progress into journal rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sweep.record.journal import Journal
 from sweep.record.progress import Show
 
-Report = Callable[[int, float], None]  # (epoch, validation value); a study's raises to prune
+Report = Callable[[int, Mapping[str, float]], None]  # (epoch, its metrics); a study's raises Pruned
 
 
 class Recorder:
@@ -30,4 +30,4 @@ class Recorder:
         self._journal.metrics([epoch], {name: [value] for name, value in metrics.items()})
         self.show(epoch, metrics)
         if self._report is not None:
-            self._report(epoch, metrics["val/loss"])
+            self._report(epoch, metrics)

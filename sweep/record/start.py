@@ -2,37 +2,54 @@
 
 import os
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config import Config, require_run, validate
-from sweep.data import Samples
-from sweep.data.split import Splits
 from sweep.errors import ConfigError
-from sweep.record.describe import dataset, group_choices, hyperparameters, run_name
+from sweep.record.describe import group_choices, hyperparameters, run_name
 from sweep.record.folder import RunFolder, write_atomic
 from sweep.record.journal import Journal, damaged_line, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """A trial's place in a study. parent: the uid of the study's own record, in `folder`; replicate: which of several
+    seeds it trains, from 0."""
+
+    study: str
+    folder: Path
+    parent: str
+    number: int
+    replicate: int | None
+
+    def tags(self) -> dict[str, str]:
+        tags = {"study": self.study, "trial": str(self.number)}
+        return tags if self.replicate is None else {**tags, "replicate": str(self.replicate)}
 
 
 def write_start(
     journal: Journal,
     run: RunFolder,
     config: Config,
-    samples: Samples,
-    splits: Splits,
+    data: Mapping[str, Any] | None,
     output_dir: Path,
     store: str | None,
-    device: str,
+    device: str | None,
+    member: Membership | None = None,
 ) -> None:
     """Says who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`.
 
-    store: as `recorded_uri` has it. device: the kind that the trial trains on.
+    data: as `dataset` has it. store: as `recorded_uri` has it. device: the kind that the trial trains on. A trial that
+    was refused before it had the last or the first has None for it.
     """
     earlier = first(run.journal, "start")
-    data = dataset(samples, splits)
-    if earlier is not None and earlier["dataset"]["digest"] != data["digest"]:
+    if earlier is not None and data is not None and earlier["dataset"]["digest"] != data["digest"]:
         raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
     run.curves.unlink(missing_ok=True)
     if earlier is None:
@@ -40,18 +57,24 @@ def write_start(
             config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
         write_atomic(run.overrides, OmegaConf.to_yaml(config.overrides or []))
         write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
-        if diff := uncommitted_diff():
+        if member is None and (diff := uncommitted_diff()):
             write_atomic(run.diff, diff)
+    tags = {**provenance_tags(config.overrides), **group_choices(config)}
+    parent = None
+    if member is not None:
+        tags |= member.tags()
+        parent = {"uid": member.parent, "name": member.study, "folder": os.path.relpath(member.folder, run.path)}
     journal.event(
         "start",
         uid=uuid.uuid4().hex if earlier is None else earlier["uid"],
-        name=run_name(config),
+        name=run_name(config) if member is None else f"t{member.number}-{run_name(config)}",
         experiment=config.experiment_name,
         output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
         store=store,
         params=hyperparameters(config),
-        tags={**provenance_tags(config.overrides), **group_choices(config), "device": device},
-        dataset=data,
+        tags=tags if device is None else {**tags, "device": device},
+        parent=parent,
+        **({} if data is None else {"dataset": data}),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sweep.errors import ConfigError, one_line
-from sweep.train.tensors import derive_seed
+from sweep.seeds import derive_seed
 
 _FLOPS_WORTH_THREADS = 10_000_000
 

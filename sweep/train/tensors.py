@@ -1,6 +1,5 @@
 """Splits as tensors on the training device, and the order in which a trial sees them."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sweep.data.split import Part, Splits
+from sweep.seeds import derive_seed
 
 _GATHER_LIMIT_BYTES = 64 * 2**20  # below this an epoch's shuffled copy costs less than indexing each batch
 
@@ -38,12 +38,6 @@ def to_device(splits: Splits, device: torch.device) -> TensorData:
 
     y_std = torch.from_numpy(splits.y_std).to(device)
     return TensorData(split(splits.train), split(splits.val), split(splits.test), y_std)
-
-
-def derive_seed(seed: int, stream: str) -> int:
-    """A seed for one named use of randomness, so that one use never shifts another."""
-    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1  # torch takes 63 bits
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:

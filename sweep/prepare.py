@@ -1,0 +1,94 @@
+"""From a config to what trains: data loaded and divided, model, optimizer and schedule built and seeded."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sweep import build
+from sweep.config import Config, interval_of, loss_name
+from sweep.data import Samples
+from sweep.data.split import Splits, divide
+from sweep.errors import ConfigError
+from sweep.record.describe import dataset
+
+if TYPE_CHECKING:
+    from sweep.train.loop import Fit
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a trial trains on. description: as MLflow's data sets have it."""
+
+    samples: Samples
+    splits: Splits
+    description: dict[str, Any]
+
+
+def load_data(config: Config) -> Data:
+    """Loads and divides the data. Raises ConfigError."""
+    samples = build.samples(config.data)
+    splits = divide(samples, config.split)
+    return Data(samples, splits, dataset(samples, splits))
+
+
+class RememberedData:
+    """Loads data as `load_data` does, and the same data once only."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._data: Data | None = None
+
+    def __call__(self, config: Config) -> Data:
+        key = json.dumps([config.data, asdict(config.split)], sort_keys=True, default=str)
+        if self._data is None or key != self._key:
+            self._key, self._data = key, load_data(config)
+        return self._data
+
+
+@contextmanager
+def prepared(config: Config, data: Data) -> Iterator["Fit"]:
+    """Everything built and seeded, under the process-wide settings that training needs."""
+    from sweep.train.evaluate import loss_function
+    from sweep.train.loop import Fit
+    from sweep.train.runtime import check_model, pick_device, reproducible, seed_generators, set_threads
+    from sweep.train.schedule import Schedule
+    from sweep.train.tensors import to_device
+
+    trainer, samples, splits = config.trainer, data.samples, data.splits
+    device = pick_device(trainer.device)
+    with reproducible(device):
+        steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
+        make_optimizer = build.optimizer(config.optimizer)
+        make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs)
+        seed_generators(trainer.seed, "init")
+        model = build.model(config.model, samples).to(device)
+        tensors = to_device(splits, device)
+        batch = tensors.train.x[: trainer.batch_size]
+        check_model(model, batch, samples.out_features)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
+        set_threads(trainer.threads, model, batch)
+        shapes = [weight.shape for weight in model.parameters()]
+        schedule = Schedule(make_optimizer, make_scheduler, interval_of(config.scheduler), shapes)
+        seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
+        yield Fit(
+            model=model,
+            optimizer=make_optimizer(model.parameters()),
+            schedule=schedule,
+            loss_fn=loss_function(trainer.loss, samples.task),
+            data=tensors,
+            trainer=trainer,
+        )
+
+
+def check_data(data: Data, config: Config) -> None:
+    """What the config and the data together reveal, told before torch is loaded. Raises ConfigError."""
+    loss_name(config.trainer.loss, data.samples.task)
+    n_train = len(data.splits.train.x)
+    if config.trainer.batch_size > n_train:
+        raise ConfigError(
+            "trainer.batch_size",
+            f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it",
+        )

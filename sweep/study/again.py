@@ -1,0 +1,28 @@
+"""Training a study's best configuration again: `python -m sweep.run from_study=NAME`. Needs no Optuna."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.composition import compose
+from sweep.errors import ConfigError
+from sweep.record.folder import StudyFolder
+
+
+def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictConfig:
+    """The best configuration of study `name` below `output_dir`, with `overrides` of the command line on top.
+
+    Raises ConfigError for a study that is not there or has no complete trial.
+    """
+    studies = Path(output_dir).absolute() / "studies"
+    folder = StudyFolder(studies / name)
+    if not folder.path.is_dir():
+        known = sorted(path.name for path in studies.glob("*") if path.is_dir())
+        raise ConfigError("from_study", f"no study '{name}' below '{studies}'; there are: {', '.join(known) or 'none'}")
+    if not folder.best.exists():
+        raise ConfigError("from_study", f"study '{name}' has no complete trial yet")
+    on_top = [o for o in overrides if not o.startswith("from_study=")]
+    changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
+    best = [str(o) for o in OmegaConf.load(folder.best).overrides]
+    return compose([*(o for o in best if o.lstrip("+~").partition("=")[0] not in changed), *on_top])

@@ -1,0 +1,101 @@
+"""Composing a study's trials: once by Hydra for each choice of options, then by setting values in a copy."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.composition import config_error, searchpath_overrides
+from sweep.config import with_origin
+from sweep.errors import ConfigError
+
+
+class Base(NamedTuple):
+    """What a choice of options composes to. config: without Hydra's node; overrides: what composed it."""
+
+    config: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+
+
+@dataclass
+class Composer:
+    """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms.
+
+    master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: `+` or `++`
+    for keys that are added.
+    """
+
+    loader: ConfigLoader
+    master: DictConfig
+    fixed: Sequence[str]
+    prefixes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
+        self._parsed: dict[tuple[str, str], Any] = {}
+
+    def base(self, groups: Mapping[str, str]) -> Base:
+        """The config with those options and no searched value set. Raises ConfigError."""
+        chosen = tuple(groups.items())
+        if chosen not in self._bases:
+            overrides = [*self.fixed, *(override(*choice) for choice in chosen)]
+            config = self._load(overrides)
+            hydra = config.hydra
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            OmegaConf.set_struct(config, True)
+            self._bases[chosen] = Base(config, dict(hydra.runtime.choices), [*searchpath_overrides(hydra), *overrides])
+        return self._bases[chosen]
+
+    def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
+        """The options of `groups` with `values` set, by config key, as a sampler gives them."""
+        config = copy.deepcopy(self.base(groups).config)
+        for key, value in values.items():
+            OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
+        return config
+
+    def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
+        """The same, ready to be a trial's: it knows what it was composed from."""
+        base = self.base(groups)
+        added = {key: "+" for key in values if not _has(base.config, key)} | self.prefixes
+        overrides = [f"{added.get(key, '')}{override(key, value)}" for key, value in values.items()]
+        return with_origin(self.config(groups, values), base.choices, [*base.overrides, *overrides])
+
+    def check(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        """Raises ConfigError unless Hydra takes the overrides that `compose` records."""
+        self._load([o for o in self.compose(groups, values).overrides if not o.startswith("hydra.")])
+
+    def plain(self, key: str, value: Any) -> Any:
+        """What Hydra makes of the value: lists, for example, are sampled as texts."""
+        if not isinstance(value, str):
+            return value
+        if (key, value) not in self._parsed:
+            try:
+                self._parsed[key, value] = OverridesParser.create().parse_override(f"{key}={value}").value()
+            except Exception as error:
+                raise config_error(error, ()) or ConfigError(key, f"cannot read '{value}'") from error
+        return copy.deepcopy(self._parsed[key, value])
+
+    def _load(self, overrides: list[str]) -> DictConfig:
+        try:
+            return self.loader.load_sweep_config(self.master, overrides)
+        except Exception as error:
+            raise config_error(error, overrides) or error from error
+
+
+def override(key: str, value: Any) -> str:
+    """As on the command line; a text is taken to be in Hydra's grammar already."""
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]
+    return f"{key}={value}"
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return OmegaConf.is_dict(node) and name in node

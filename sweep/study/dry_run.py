@@ -1,0 +1,114 @@
+"""`hydra.sweeper.dry_run=true`: what a study would do, without storing anything."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sweep.config import Config, validate
+from sweep.prepare import RememberedData, check_data, prepared
+from sweep.signals import StopRequest
+from sweep.study.space import Configuration, Space, in_words
+from sweep.study.worker import Worker
+
+if TYPE_CHECKING:
+    from sweep.train.loop import Fit
+
+_N_SAMPLES = 5
+_QUICK_S = 5.0  # an epoch this short is timed again, warm
+
+
+def dry_run(worker: Worker, base: DictConfig) -> None:
+    """Prints the space and sampled configurations, builds each, times an epoch. Raises ConfigError for what fails."""
+    console = Console(soft_wrap=True, highlight=False)
+    space = worker.space
+    console.print(f"study {worker.name}: {worker.n_trials} trials, nothing is stored\n", markup=False)
+    console.print(_space_table(space, base))
+    configurations = worker.rehearse(range(min(_N_SAMPLES, worker.n_trials)))
+    console.print(f"{len(configurations)} configurations it might try:")
+    load, epoch_s = RememberedData(), 0.0
+    for configuration in configurations:
+        config = validate(space.compose(configuration))
+        console.print("  " + "  ".join(f"{key}={_short(v)}" for key, v in _shown(configuration)), markup=False)
+        data = load(config)
+        check_data(data, config)
+        with prepared(config, data) as fit:
+            if configuration is configurations[0]:
+                epoch_s = _epoch_s(fit)
+    console.print("each composes and builds\n")
+    console.print(_estimate(worker, validate(base), epoch_s), markup=False)
+
+
+def _space_table(space: Space, base: DictConfig) -> Table:
+    table = Table("searched", "range", "now", box=box.SIMPLE_HEAD)
+    for group, distribution in space.groups.items():
+        table.add_row(group, in_words(distribution), str(base.choices.get(group)))
+    shown = set()
+    for options in space.each_group_alone():
+        defaults = space.defaults(options)
+        for name, distribution in space.ranges(options).values():
+            if name not in shown:
+                shown.add(name)
+                table.add_row(name.replace("[", r"\["), in_words(distribution), _short(defaults.get(name, "outside")))
+    return table
+
+
+class _OneEpoch(Exception):
+    pass
+
+
+class _Stopwatch:
+    """A listener that ends training after the epoch it was to time."""
+
+    def __init__(self, n_epochs: int) -> None:
+        self._left, self._began = n_epochs, time.perf_counter()
+        self.epoch_s = 0.0
+
+    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
+        pass
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        now = time.perf_counter()
+        self.epoch_s, self._began = now - self._began, now
+        self._left -= 1
+        if self._left <= 0 or self.epoch_s > _QUICK_S:
+            raise _OneEpoch
+
+
+def _epoch_s(fit: "Fit") -> float:
+    stopwatch = _Stopwatch(n_epochs=2)
+    with suppress(_OneEpoch):
+        fit.run(stopwatch, StopRequest(), save=lambda: None)
+    return stopwatch.epoch_s
+
+
+def _estimate(worker: Worker, config: Config, epoch_s: float) -> str:
+    settings = worker.settings
+    runs = worker.n_trials * settings.seeds
+    total_s = runs * config.trainer.epochs * epoch_s / settings.n_jobs
+    pruned = " at most, since trials are pruned" if not settings.pruner["_target_"].endswith("NopPruner") else ""
+    times = f"{worker.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
+    return (
+        f"an epoch takes {epoch_s:.3g} s; {times} x {config.trainer.epochs} epochs on {settings.n_jobs} "
+        f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}"
+    )
+
+
+def _shown(configuration: Configuration) -> list[tuple[str, object]]:
+    return [*configuration.groups.items(), *configuration.values.items()]
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

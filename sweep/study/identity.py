@@ -1,0 +1,97 @@
+"""What makes a study this study: its name, and what must not change while it grows."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.errors import ConfigError
+from sweep.study.settings import StudySettings
+from sweep.study.space import Space, in_words
+
+# Keys that say where and how a trial runs, not what it is.
+_INCIDENTAL = {
+    "output_dir",
+    "experiment_name",
+    "resume",
+    "from_study",
+    "overrides",
+    "composed",
+    "choices",
+    "search",
+    "lr_search",
+    "tracking",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.checkpoint_interval_s",
+}
+_NAMING = ("optimizer", "scheduler", "model", "data")
+_LONGEST_NAME = 120
+_TPE = "optuna.samplers.TPESampler"
+
+
+def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str | None], plain: Sequence[str]) -> str:
+    """The name that is configured, or one from the choices, with a digest of the other overrides where there are any.
+
+    So the same command means the same study. Raises ConfigError for a name that no folder can have.
+    """
+    if settings.study_name is not None:
+        if not re.fullmatch(r"[\w+@,=-][\w.+@,= -]*", settings.study_name) or len(settings.study_name) > _LONGEST_NAME:
+            raise ConfigError(
+                "hydra.sweeper.study_name",
+                f"'{settings.study_name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =",
+            )
+        return settings.study_name
+    parts = [
+        "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
+        for group in _NAMING
+    ]
+    others = [o for o in plain if o.partition("=")[0] not in (*_NAMING, "output_dir") and not o.startswith("tracking")]
+    others += [f"{key}={in_words(distribution)}" for key, distribution in space.swept.items()]
+    others += [f"{g}={d.choices}" for g, d in space.groups.items() if g not in _NAMING]
+    defaults = StudySettings()
+    others += [
+        f"{key}={getattr(settings, key)}"
+        for key in ("objective", "direction", "seeds", "enqueue", "defaults_first")
+        if getattr(settings, key) != getattr(defaults, key)
+    ]
+    sampler = str(settings.sampler["_target_"])
+    if sampler != _TPE:
+        parts.append(sampler.rpartition(".")[2].removesuffix("Sampler").removeprefix("create_").lower())
+    if others:
+        parts.append(hashlib.sha256("\n".join(sorted(others)).encode()).hexdigest()[:6])
+    return "-".join(parts)[:_LONGEST_NAME]
+
+
+def identity(settings: StudySettings, space: Space, config: DictConfig) -> dict[str, str]:
+    """Every fact about the study that its trials rest on, in words. config: a trial's, with its first options."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    searched = set(space.ranges(space.first_groups()))
+    facts = {key: json.dumps(value) for key, value in _flat("", plain) if key not in searched}
+    facts |= {f"search.{name}": ", ".join(map(str, d.choices)) for name, d in space.groups.items()}
+    for options in space.each_group_alone():
+        facts |= {f"search.{name}": in_words(distribution) for name, distribution in space.ranges(options).values()}
+    for key in ("objective", "direction", "seeds", "enqueue", "defaults_first"):
+        facts[f"hydra.sweeper.{key}"] = json.dumps(getattr(settings, key))
+    return facts
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Such as "trainer.epochs = 60, now 20"."""
+    keys = [*before, *(key for key in now if key not in before)]
+    return [
+        f"{key} = {before.get(key, 'unset')}, now {now.get(key, 'unset')}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(prefix: str, node: Any) -> list[tuple[str, Any]]:
+    if prefix in _INCIDENTAL:
+        return []
+    if not isinstance(node, dict) or not node:
+        return [(prefix, node)]
+    return [leaf for key, child in node.items() for leaf in _flat(f"{prefix}.{key}" if prefix else str(key), child)]

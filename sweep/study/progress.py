@@ -1,0 +1,154 @@
+"""What a person sees of a study: a live table in a terminal, a line a trial elsewhere, and the outcome."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweep.record.folder import StudyFolder
+from sweep.study.ledger import PROBLEM
+from sweep.study.results import STATES, StudyRecord, best_trials, config_values, counts
+
+_POLL_S = 0.5
+_MOST_ROWS = 16
+
+
+class Watch:
+    """Follows the study in a thread of its own: shows what workers do, wherever they run, and records what is done."""
+
+    def __init__(self, study: optuna.Study, n_trials: int, record: StudyRecord | None, live: bool) -> None:
+        self._study, self._n_trials, self._record = study, n_trials, record
+        self._seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._n_before, self._began = len(self._seen), time.monotonic()
+        self._console = Console(stderr=live, soft_wrap=not live, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Shows what is left to show, and ends."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._thread.join()
+        self._look()
+        if self._live is not None:
+            self._live.stop()
+
+    def _follow(self) -> None:
+        while not self._over.wait(_POLL_S):
+            self._look()
+
+    def _look(self) -> None:
+        trials = self._study.get_trials(deepcopy=False)
+        new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
+        n_before = len(self._seen)
+        self._seen |= {t.number for t in new}
+        if self._record is not None:
+            self._record.update(trials)
+        if self._live is not None:
+            self._live.update(self._table(trials), refresh=True)
+            return
+        for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
+            self._console.print(_line(trial, n_done, self._n_trials), markup=False)
+
+    def _table(self, trials: Sequence[FrozenTrial]) -> Group:
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in ("trial", "epoch", "value", "params"):
+            table.add_column(column, justify="left" if column == "params" else "right", no_wrap=column != "params")
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        for trial in running[:_MOST_ROWS]:
+            epoch = max(trial.intermediate_values, default=0)
+            value = f"{trial.intermediate_values[epoch]:.4g}" if epoch else "-"
+            table.add_row(str(trial.number), str(epoch), value, params_text(trial))
+        if running[_MOST_ROWS:]:
+            table.add_row("...", "", "", f"and {len(running) - _MOST_ROWS} more")
+        lines = [Text(f"{_counted(trials, self._n_trials)}{self._eta(trials)}")]
+        best = best_trials(self._study)
+        if best and len(self._study.directions) == 1:
+            lines.append(Text(f"best {best[0].value:.6g}  trial {best[0].number}  {params_text(best[0])}"))
+        elif best:
+            lines.append(Text(f"{len(best)} on the Pareto front"))
+        return Group(table, *lines)
+
+    def _eta(self, trials: Sequence[FrozenTrial]) -> str:
+        done = len(self._seen) - self._n_before
+        left = self._n_trials - len(self._seen)
+        if done < 2 or left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * left
+        return f"  ETA {math.floor(seconds / 60)}:{int(seconds % 60):02d}"
+
+
+def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> None:
+    """Counts, the best configuration and how to train it again."""
+    console = Console(soft_wrap=True, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    trials = study.get_trials(deepcopy=False)
+    say("")
+    say(f"study {study.study_name}: {_counted(trials, n_trials)}")
+    best = best_trials(study)
+    if not best:
+        return
+    if len(study.directions) == 1:
+        say(f"  best value     {best[0].value:.6g} (trial {best[0].number})")
+        for key, value in config_values(best[0]).items():
+            say(f"  {key:<14} {_short(value)}")
+    else:
+        say(f"  Pareto front   {len(best)} trials")
+        for trial in best:
+            values = ", ".join(_short(v) for v in trial.values)
+            say(f"  trial {trial.number:<8} {values}  {params_text(trial)}")
+    say("")
+    say(f"Train it again:  python -m sweep.run from_study={study.study_name}")
+    say(f"Study folder:    {folder.path}")
+
+
+def params_text(trial: FrozenTrial) -> str:
+    return "  ".join(f"{key}={_short(value)}" for key, value in config_values(trial).items())
+
+
+def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
+    """Such as "12/32  trial 11  0.0193  scheduler.max_lr=0.012"."""
+    head = f"{n_done}/{n_trials}  trial {trial.number}"
+    if trial.state == TrialState.FAIL:
+        return f"{head}  failed: {trial.user_attrs.get(PROBLEM, '')}"
+    value = " ".join(_short(v) for v in trial.values) if trial.values else "diverged"
+    stopped = ""
+    if trial.state == TrialState.PRUNED:
+        stopped = f" pruned at epoch {max(trial.intermediate_values, default=0)}"
+    return f"{head}  {value}{stopped}  {params_text(trial)}"
+
+
+def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:
+    told = counts(trials)
+    parts = [f"{told[word]} {word}" for word in STATES.values() if told[word] or word == "complete"]
+    return f"{sum(told.values())} of {n_trials} trials: {', '.join(parts)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,158 @@
+"""What a study came to: files in its folder, and its own run in MLflow, by way of a journal."""
+
+import itertools
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from sweep.record.folder import StudyFolder, write_atomic
+from sweep.record.journal import Journal
+from sweep.record.provenance import provenance_tags
+from sweep.study.settings import StudySettings
+from sweep.study.space import Space, in_words
+
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial or, with several objectives, those of the Pareto front; none before any is complete."""
+    if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+        return []
+    return [study.best_trial] if len(study.directions) == 1 else study.best_trials
+
+
+def counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """How many trials are complete, pruned and failed."""
+    return {word: sum(t.state == state for t in trials) for state, word in STATES.items()}
+
+
+def config_values(trial: FrozenTrial) -> dict[str, Any]:
+    """The trial's parameters by config key, the options that a range depends on left out."""
+    return {name.partition("[")[0]: value for name, value in trial.params.items()}
+
+
+def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> None:
+    """`optimization_results.yaml` as hydra-optuna-sweeper writes it, and the best configuration as an option."""
+    best = best_trials(study)
+    if not best:
+        return
+    if len(study.directions) == 1:
+        found = {"name": "optuna", "best_params": config_values(best[0]), "best_value": best[0].value}
+    else:
+        solutions = [{"params": config_values(t), "values": t.values} for t in best]
+        found = {"name": "optuna", "solutions": solutions}
+    write_atomic(folder.results, OmegaConf.to_yaml(OmegaConf.create(found)))
+    again = {"trial": best[0].number, "values": best[0].values, "overrides": _overrides(best[0], space)}
+    write_atomic(folder.best, OmegaConf.to_yaml(OmegaConf.create(again)))
+    folder.option.parent.mkdir(exist_ok=True)
+    write_atomic(folder.option, _option(study.study_name, best[0], space))
+
+
+def _overrides(trial: FrozenTrial, space: Space) -> list[str]:
+    values = config_values(trial)
+    groups = {key: str(values.pop(key)) for key in space.groups}
+    return list(space.composer.compose(groups, values).overrides)
+
+
+def _option(name: str, trial: FrozenTrial, space: Space) -> str:
+    """The trial's configuration as a file for the group `experiment`."""
+    values = config_values(trial)
+    options = {key: str(values.pop(key)) for key in space.groups}
+    known = space.composer.base(space.first_groups()).choices
+    for override in space.composer.fixed:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in known:
+            options[key] = value
+        elif not override.startswith("~"):  # a file cannot take a key away
+            values.setdefault(key, value)
+    defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
+    defaults += [{f"override /{group}": option} for group, option in options.items()]
+    node = OmegaConf.create({"defaults": defaults} if defaults else {})
+    for key, value in values.items():
+        OmegaConf.update(node, key, space.composer.plain(key, value), force_add=True)
+    return f"# @package _global_\n# The best of study {name}: trial {trial.number}\n{OmegaConf.to_yaml(node)}"
+
+
+class StudyRecord:
+    """Writes the study's own journal, which MLflow mirrors as the parent run; one process at a time does."""
+
+    def __init__(self, journal: Journal, study: optuna.Study) -> None:
+        self._journal, self._study = journal, study
+        self._next = 0  # number of the first trial that is not recorded
+        self._best: float | None = None  # among those before it
+
+    def start(self, facts: dict[str, Any]) -> None:
+        self._journal.event("start", **facts)
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Records values in the order of numbers, as far as all before are finished: so they stand once each."""
+        upto = next((t.number for t in trials if not t.state.is_finished()), len(trials))
+        done = [t for t in trials[self._next : upto] if t.state == TrialState.COMPLETE]
+        self._next = upto
+        if not done:
+            return
+        steps = [t.number for t in done]
+        if len(self._study.directions) > 1:
+            columns = {f"value/{i}": [t.values[i] for t in done] for i in range(len(self._study.directions))}
+            self._journal.metrics(steps, columns)
+            return
+        values = [t.values[0] for t in done]
+        better = min if self._study.direction == StudyDirection.MINIMIZE else max
+        best = [*itertools.accumulate(values, better, initial=values[0] if self._best is None else self._best)][1:]
+        self._best = best[-1]
+        self._journal.metrics(steps, {"value": values, "best_value": best})
+
+    def end(self, status: str, folder: StudyFolder) -> None:
+        trials = self._study.get_trials(deepcopy=False)
+        self.update(trials)
+        tags, values = {}, {f"trials/{word}": [float(n)] for word, n in counts(trials).items()}
+        best = best_trials(self._study)
+        if len(self._study.directions) == 1 and best:
+            tags = {"best.trial": str(best[0].number), "best.value": repr(best[0].value)}
+            tags |= {f"best.{key}": str(value) for key, value in config_values(best[0]).items()}
+        files = [folder.results, folder.best, folder.option.parent, folder.plots, folder.run.config]
+        artifacts = [file.name for file in files if file.exists()]
+        self._journal.event("end", status=status, steps=[0], values=values, tags=tags, artifacts=artifacts)
+        self._journal.sync()
+
+
+def start_facts(
+    name: str, uid: str, settings: StudySettings, space: Space, config: DictConfig, output_dir: str, store: str | None
+) -> dict[str, Any]:
+    """The journal's first record; `uid` is the same wherever the study is recorded."""
+    params: dict[str, Any] = {
+        "sampler": _short(settings.sampler),
+        "pruner": _short(settings.pruner),
+        "seeds": settings.seeds,
+    }
+    params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
+    params |= {f"search.{group}": ", ".join(map(str, d.choices)) for group, d in space.groups.items()}
+    for options in space.each_group_alone():
+        params |= {f"search.{n}".translate(_PARAM_KEY): in_words(d) for n, d in space.ranges(options).values()}
+    tags = {**provenance_tags(list(space.composer.fixed)), "study": name, "kind": "study"}
+    return {
+        "uid": uid,
+        "name": name,
+        "experiment": config.experiment_name,
+        "output_dir": output_dir,
+        "store": store,
+        "params": params,
+        "tags": tags,
+        "parent": None,
+    }
+
+
+_PARAM_KEY = str.maketrans({"[": " ", "]": None, ",": " "})  # MLflow refuses these
+
+
+def _short(node: dict[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def new_uid() -> str:
+    return uuid.uuid4().hex

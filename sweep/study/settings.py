@@ -1,0 +1,120 @@
+"""What `hydra.sweeper` says of a study, checked before Optuna is loaded."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.errors import ConfigError, one_line
+
+DIRECTIONS = ("minimize", "maximize")
+OBJECTIVES = (
+    *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "mse", "mae", "r2", "accuracy")),
+    *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),
+)
+_THE_MORE_THE_BETTER = ("/r2", "/accuracy")
+_SAMPLER = "hydra.sweeper.sampler."
+_UNKNOWN = object()
+_N_TRIALS = 32  # where the command line does not say
+
+
+@dataclass(kw_only=True)
+class StudySettings:
+    """The keys of conf/hydra/sweeper/study.yaml, which says what each means.
+
+    `objective` and `direction` are lists of one length; `sampler` and `pruner` are `_target_` nodes.
+    """
+
+    study_name: str | None = None
+    storage: str | None = None
+    n_trials: int | None = None
+    timeout: float | None = None
+    n_jobs: int = 1
+    objective: Any = "val/loss"
+    direction: Any = None
+    seeds: int = 1
+    enqueue: list[Any] = field(default_factory=list)
+    defaults_first: bool = True
+    max_failure_rate: float = 0.5
+    max_retries: int = 3
+    accept_changes: bool = False
+    dry_run: bool = False
+    sampler: Any = None
+    pruner: Any = None
+
+    def __post_init__(self) -> None:
+        self.objective = _texts("objective", self.objective)
+        for name in self.objective:
+            _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose of: {', '.join(OBJECTIVES)}")
+        if self.direction is None:
+            self.direction = [
+                "maximize" if name.endswith(_THE_MORE_THE_BETTER) else "minimize" for name in self.objective
+            ]
+        self.direction = _texts("direction", self.direction)
+        for name in ("n_trials", "n_jobs", "seeds"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
+        _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
+        _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
+        _require(
+            0 <= self.max_failure_rate <= 1, "max_failure_rate", f"must be between 0 and 1, got {self.max_failure_rate}"
+        )
+        for direction in self.direction:
+            _require(direction in DIRECTIONS, "direction", f"'{direction}' is unknown; choose minimize or maximize")
+        _require(
+            len(self.direction) == len(self.objective),
+            "direction",
+            f"names {len(self.direction)} directions for {len(self.objective)} objectives; give one for each",
+        )
+        for item in self.enqueue:
+            _require(isinstance(item, dict) and bool(item), "enqueue", f"must list {{key: value}}, got {item!r}")
+
+    @classmethod
+    def of(cls, node: dict[str, Any]) -> "StudySettings":
+        """Raises ConfigError for a key or a value that does not fit."""
+        try:
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"hydra.sweeper.{getattr(error, 'full_key', None) or ''}", one_line(error)) from error
+        assert isinstance(settings, cls)
+        return settings
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be stopped early; Optuna's pruners know one objective only."""
+        return len(self.objective) == 1
+
+    def total(self, grid_size: int | None) -> int:
+        """How many trials the study is to have; `grid_size` is that of a grid search."""
+        if grid_size is not None:
+            return grid_size if self.n_trials is None else min(grid_size, self.n_trials)
+        return _N_TRIALS if self.n_trials is None else self.n_trials
+
+
+def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The sampler's node without what hydra-optuna-sweeper's own config defaults to, so that Optuna's defaults hold.
+
+    Its TPE, for example, says multivariate: false. What `overrides`, of Hydra's keys, name is kept.
+    """
+    named = {o.lstrip("+").partition("=")[0].removeprefix(_SAMPLER) for o in overrides if _SAMPLER in o}
+    defaults: dict[str, Any] = {}
+    for config in vars(hydra_optuna_sweeper).values():
+        if dataclasses.is_dataclass(config) and getattr(config, "_target_", None) == node.get("_target_"):
+            defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    kept = {key: value for key, value in node.items() if key in named or value != defaults.get(key, _UNKNOWN)}
+    return {"_target_": node.get("_target_"), **kept}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    _require(bool(texts) and all(isinstance(t, str) for t in texts), name, f"must be a name or a list, got {value!r}")
+    return texts
+
+
+def _require(holds: bool, name: str, problem: str) -> None:
+    if not holds:
+        raise ConfigError(f"hydra.sweeper.{name}", problem)

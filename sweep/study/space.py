@@ -1,0 +1,283 @@
+"""What a study searches: options of config groups, and ranges of values that may depend on those options.
+
+A parameter's name in Optuna is its config key. Where its range depends on sampled groups, their options stand behind
+it, as in `scheduler.max_lr[sgd]`, so that a sampler does not take two meanings for one.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from simpleeval import InvalidExpression, simple_eval
+
+from sweep.composition import config_error
+from sweep.errors import ConfigError, one_line
+from sweep.study.composer import Composer
+
+_MOST_DRAWS = 1000
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+class Configuration(NamedTuple):
+    """One point of the space. groups: option by group; values: by config key; params: both, by Optuna's names."""
+
+    groups: dict[str, str]
+    values: dict[str, Any]
+    params: dict[str, Any]
+
+
+Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> value
+
+
+@dataclass
+class Space:
+    """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own.
+
+    fixed: keys that the command line sets, which leave the space.
+    """
+
+    composer: Composer
+    groups: dict[str, CategoricalDistribution]
+    swept: dict[str, BaseDistribution]
+    fixed: frozenset[str]
+
+    def __post_init__(self) -> None:
+        self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
+        self._depends: dict[str, list[str]] | None = None
+
+    def ranges(self, groups: Mapping[str, str]) -> dict[str, tuple[str, BaseDistribution]]:
+        """Name and distribution of each searched key under those options. Raises ConfigError for what is no range."""
+        chosen = tuple(groups.values())
+        if chosen not in self._named:
+            found = self._found(groups)
+            depends = self._dependencies()
+            self._named[chosen] = {
+                key: (_name(key, [groups[g] for g in depends.get(key, list(self.groups))]), distribution)
+                for key, distribution in found.items()
+            }
+        return self._named[chosen]
+
+    def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
+        """The distribution of each parameter, by Optuna's names."""
+        return {**self.groups, **dict(self.ranges(configuration.groups).values())}
+
+    def configuration(self, suggest: Suggest) -> Configuration:
+        """Asks for the options first, and then for what is searched under them."""
+        groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
+        named = self.ranges(groups)
+        values = {key: suggest(name, distribution) for key, (name, distribution) in named.items()}
+        return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
+
+    def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
+        """A configuration that meets the conditions of `where`; `again` is called before each further attempt."""
+        broken = None
+        for _ in range(_MOST_DRAWS):
+            configuration = self.configuration(suggest)
+            broken = self.broken_condition(configuration)
+            if broken is None:
+                return configuration
+            again()
+        raise ConfigError(f"where.{broken}", f"no configuration of {_MOST_DRAWS} met it; change it, or the ranges")
+
+    def compose(self, configuration: Configuration) -> DictConfig:
+        return self.composer.compose(configuration.groups, configuration.values)
+
+    def broken_condition(self, configuration: Configuration) -> str | None:
+        """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none."""
+        if not self.composer.base(configuration.groups).config.where:
+            return None
+        config = self.composer.config(configuration.groups, configuration.values)
+        for name, condition in config.where.items():
+            if condition is None:
+                continue
+            try:
+                if not simple_eval(str(condition), names={str(key): config[key] for key in config}):
+                    return str(name)
+            except (InvalidExpression, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+                raise ConfigError(f"where.{name}", f"cannot judge '{condition}': {one_line(error)}") from error
+        return None
+
+    def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:
+        """What the composed config has for each searched parameter, by Optuna's names, where that is in its range."""
+        config = self.composer.base(groups).config
+        found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
+        for key, (name, distribution) in self.ranges(groups).items():
+            value = OmegaConf.select(config, key)
+            if isinstance(value, int | float | str | bool | None) and _contains(distribution, value):
+                found[name] = value
+        return found
+
+    def everything(self) -> Iterator[Configuration]:
+        """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
+        for options in itertools.product(*(d.choices for d in self.groups.values())):
+            groups = dict(zip(self.groups, map(str, options), strict=True))
+            named = self.ranges(groups)
+            grids = [_grid(key, distribution) for key, (_, distribution) in named.items()]
+            for point in itertools.product(*grids):
+                params = dict(zip((name for name, _ in named.values()), point, strict=True))
+                configuration = Configuration(groups, dict(zip(named, point, strict=True)), {**groups, **params})
+                if self.broken_condition(configuration) is None:
+                    yield configuration
+
+    def first_groups(self) -> dict[str, str]:
+        """The first option of each sampled group."""
+        return {name: str(distribution.choices[0]) for name, distribution in self.groups.items()}
+
+    def each_group_alone(self) -> list[dict[str, str]]:
+        """The first options, and every other option of one group beside the first of the others."""
+        first = self.first_groups()
+        others = [first | {name: str(o)} for name, d in self.groups.items() for o in d.choices[1:]]
+        return [first, *others]
+
+    def _dependencies(self) -> dict[str, list[str]]:
+        """For each searched key the groups that its range depends on, found by varying one group at a time."""
+        if self._depends is None:
+            first = self.first_groups()
+            variants = {
+                name: [self._found(first | {name: str(option)}) for option in distribution.choices]
+                for name, distribution in self.groups.items()
+            }
+            keys = {key for found in variants.values() for one in found for key in one}
+            self._depends = {
+                key: [name for name, found in variants.items() if any(f.get(key) != found[0].get(key) for f in found)]
+                for key in keys | set(self._found(first))
+            }
+        return self._depends
+
+    def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
+        config = self.composer.base(groups).config
+        try:
+            search = OmegaConf.to_container(config.search, resolve=True)
+        except Exception as error:
+            raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
+        assert isinstance(search, dict)
+        unresolved = OmegaConf.to_container(config, resolve=False)
+        found = {}
+        for key, text in search.items():
+            if text is not None and key not in self.swept and not self._is_fixed(str(key), unresolved):
+                found[str(key)] = _distribution(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
+        return found | self.swept
+
+    def _is_fixed(self, key: str, config: Any) -> bool:
+        """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
+        if key in self.fixed:
+            return True
+        for part in key.split("."):
+            config = config.get(part) if isinstance(config, dict) else None
+        reference = _REFERENCE.fullmatch(config) if isinstance(config, str) else None
+        return reference is not None and reference[1] in self.fixed
+
+
+def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The sweeps among the overrides, and the others as they were given. Raises ConfigError."""
+    parsed = [parse_override(argument, argument.partition("=")[0]) for argument in arguments]
+    sweeps = [o for o in parsed if o.is_sweep_override()]
+    return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+
+
+def make_space(loader: Any, master: DictConfig, arguments: Sequence[str]) -> Space:
+    """The space of `arguments`, the overrides of the command line. Raises ConfigError."""
+    sweeps, plain = read_command_line(arguments)
+    groups: dict[str, CategoricalDistribution] = {}
+    swept: dict[str, BaseDistribution] = {}
+    prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
+    for override in sweeps:
+        key = override.key_or_group
+        distribution = _distribution(key, override)
+        if loader.get_group_options(key):
+            groups[key] = _options(key, distribution)
+        else:
+            swept[key] = distribution
+    fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
+    return Space(Composer(loader, master, plain, prefixes), groups, swept, fixed)
+
+
+def parse_override(text: str, key: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except Exception as error:
+        told = config_error(error, [text])
+        if told is None:
+            raise
+        raise ConfigError(key, told.problem) from error
+
+
+def in_words(distribution: BaseDistribution) -> str:
+    """A range as a person would write it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
+
+
+def _distribution(key: str, override: Override) -> BaseDistribution:
+    if not override.is_sweep_override():
+        raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
+    if override.is_choice_sweep():
+        _refuse_mixed(key, override)
+    try:
+        return create_optuna_distribution_from_override(override)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
+
+
+def _refuse_mixed(key: str, override: Override) -> None:
+    """Numbers among texts are mostly a slip; null goes with anything."""
+    sweep = override.value()
+    assert isinstance(sweep, ChoiceSweep)
+    kinds = {_kind(value) for value in sweep.list if value is not None}
+    if len(kinds) > 1:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"mixes {' and '.join(sorted(kinds))} in {text}; give values of one kind")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "numbers"
+    return "lists" if isinstance(value, list | dict) else "texts"
+
+
+def _options(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
+    if not isinstance(distribution, CategoricalDistribution):
+        raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
+    return CategoricalDistribution([str(option) for option in distribution.choices])
+
+
+def _name(key: str, options: Sequence[str]) -> str:
+    return f"{key}[{','.join(options)}]" if options else key
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not distribution.low <= value <= distribution.high:
+        return False
+    step = distribution.step
+    return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
+
+
+def _grid(key: str, distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.step is None or distribution.log:
+        raise ConfigError(
+            key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
+        )
+    n = round((distribution.high - distribution.low) / distribution.step) + 1
+    return [distribution.low + i * distribution.step for i in range(n)]

@@ -1,0 +1,37 @@
+"""`hydra/sweeper=study`: the Hydra plugin. Light to import, since Hydra loads it for `--help` too."""
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.config import register
+from sweep.errors import ConfigError
+from sweep.study.settings import StudySettings, sampler_node
+
+register()  # a launcher's fresh process loads this module, and with it what the config refers to
+
+
+class StudySweeper(Sweeper):
+    """Runs a study of trials; its arguments are the keys of conf/hydra/sweeper/study.yaml."""
+
+    def __init__(self, **node: Any) -> None:
+        self.node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        if "experiment_name" not in config:
+            raise ConfigError("hydra/sweeper", "study searches sweep's own trials; choose another for this application")
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs what the study lacks of its trials. Raises ConfigError before anything starts or is stored."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        assert isinstance(self.node, dict)
+        own = list(self.config.hydra.overrides.hydra)
+        node = {str(key): value for key, value in self.node.items() if key != "_target_"}
+        settings = StudySettings.of({**node, "sampler": sampler_node(node["sampler"] or {}, own)})
+        from sweep.study.controller import Controller
+
+        return Controller(self.hydra_context, self.config, settings, arguments).run()

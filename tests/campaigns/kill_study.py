@@ -1,0 +1,191 @@
+"""Kills workers and controllers of studies at random moments, and starts the same command again until it is complete.
+
+    python tests/campaigns/kill_study.py --kills 200
+
+Each study has four workers, sometimes of two controllers at once. In the end it must have exactly its trials, each
+once, and MLflow must agree with Optuna on each. Exit status: 0, or 1 when anything differs.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import optuna
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from sweep.record.folder import StudyFolder
+from sweep.study.storage import JournalFile
+
+NAME = "hunted"
+N_TRIALS = 24
+STUDY = (
+    "experiment=debug",
+    "trainer.epochs=12",
+    "data.n=3000",
+    "split.max_samples=3000",
+    "optimizer=sgd,adam",
+    f"hydra.sweeper.study_name={NAME}",
+    f"hydra.sweeper.n_trials={N_TRIALS}",
+    "hydra.sweeper.n_jobs=4",
+    "hydra.sweeper.max_retries=1000",
+)
+PATIENCE_S = 600.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--per-study", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=None, help="of the victims and moments (default: the clock)")
+    arguments = parser.parse_args()
+    seed = time.time_ns() % 10**6 if arguments.seed is None else arguments.seed
+    killed, n_bad, i = Counter[str](), 0, 0
+    while killed.total() < arguments.kills:
+        n = min(arguments.per_study, arguments.kills - killed.total())
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+            now, problems = play(Path(place), n, random.Random(f"{seed}/{i}"))
+        killed += now
+        n_bad += bool(problems)
+        i += 1
+        print(f"study {i}: killed {dict(now)}: {'; '.join(problems) or 'whole'}", flush=True)
+    print(f"{i} studies (--seed {seed}), {killed.total()} kills {dict(killed)}, {n_bad} studies are not whole")
+    return 1 if n_bad else 0
+
+
+def play(place: Path, n_kills: int, rng: random.Random, *overrides: str) -> tuple[Counter[str], list[str]]:
+    """Whom it killed, and what is wrong with the study in the end."""
+    controllers: list[subprocess.Popen[bytes]] = []
+    killed = Counter[str]()
+    deadline = time.monotonic() + PATIENCE_S
+    command = [sys.executable, "-m", "sweep.run", "-m", *STUDY, *overrides]
+    log = open(place / "log.txt", "ab")  # noqa: SIM115  # closed below
+    try:
+        while killed.total() < n_kills:
+            assert time.monotonic() < deadline, "the study takes too long"
+            alive = [c for c in controllers if c.poll() is None]
+            if not alive:
+                if is_complete(place):
+                    break
+                for _ in range(rng.choice([1, 1, 2])):  # at the same instant
+                    controllers.append(
+                        subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
+                    )
+                continue
+            time.sleep(rng.uniform(0.1, 6.0))
+            victim, kind = rng.choice([v for c in alive for v in victims(c.pid)])
+            try:
+                os.kill(victim, signal.SIGKILL)
+                killed[kind] += 1
+            except ProcessLookupError:
+                continue
+        for controller in controllers:
+            controller.wait(PATIENCE_S)
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    finally:
+        for controller in controllers:
+            if controller.poll() is None:
+                controller.kill()
+        log.close()
+    if done.returncode != 0:
+        return killed, [f"the command ended with {done.returncode}: {done.stderr.strip()[-500:]}"]
+    return killed, problems_of(place)
+
+
+def victims(controller: int) -> list[tuple[int, str]]:
+    """The controller and its descendants that work, by kind; a mirror is among them."""
+    found = [(controller, "controller")]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            command = process.joinpath("cmdline").read_bytes()
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == controller:
+            kind = "mirror" if b"sweep.record.follow" in command else "worker"
+            if b"resource_tracker" not in command:
+                found.append((int(process.name), kind))
+    return found
+
+
+def trials_of(place: Path) -> list[FrozenTrial]:
+    folder = StudyFolder(place / "outputs" / "studies" / NAME)
+    if not folder.storage.exists():
+        return []
+    try:
+        study = optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFile(folder.storage)))
+    except KeyError:
+        return []
+    return study.get_trials(deepcopy=False)
+
+
+def is_complete(place: Path) -> bool:
+    trials = trials_of(place)
+    return len(trials) == N_TRIALS and all(t.state.is_finished() for t in trials)
+
+
+def problems_of(place: Path) -> list[str]:
+    """What is wrong with the study below `place`, which should be complete, and with what MLflow has of it."""
+    trials = trials_of(place)
+    problems = []
+    if [t.number for t in trials] != list(range(N_TRIALS)):
+        problems.append(f"the numbers are {[t.number for t in trials]}")
+    if unfinished := [t.number for t in trials if not t.state.is_finished()]:
+        problems.append(f"trials {unfinished} are not finished")
+    if failed := [t for t in trials if t.state == TrialState.FAIL]:
+        problems.append(f"trial {failed[0].number} failed: {failed[0].user_attrs}")
+    folder = StudyFolder(place / "outputs" / "studies" / NAME)
+    folders = sorted(int(path.name) for path in folder.trials.iterdir())
+    if folders != list(range(N_TRIALS)):
+        problems.append(f"the folders are {folders}")
+    sync = [sys.executable, "-m", "sweep.sync", str(place / "outputs")]
+    synced = subprocess.run(sync, capture_output=True, text=True, check=False)
+    while "another process is sending it" in synced.stderr:  # the helper of a killed controller
+        synced = subprocess.run(sync, capture_output=True, text=True, check=False)
+    if synced.returncode != 0:
+        return [*problems, f"cannot be synced: {synced.stderr.strip()}"]
+    return problems + disagreements(place, trials)
+
+
+def disagreements(place: Path, trials: list[FrozenTrial]) -> list[str]:
+    """Where MLflow says other than Optuna, trial by trial: state, parameters, value."""
+    store = MlflowClient(f"sqlite:///{place}/outputs/mlflow.db")
+    runs = store.search_runs([e.experiment_id for e in store.search_experiments()], max_results=1000)
+    parents = [r for r in runs if r.data.tags.get("kind") == "study"]
+    problems = [] if len(parents) == 1 else [f"MLflow has {len(parents)} parents"]
+    children = {r.data.tags["trial"]: r for r in runs if "trial" in r.data.tags}
+    if len(children) != len(runs) - len(parents) or len(children) != len(trials):
+        problems.append(f"MLflow has {len(runs)} runs, of {len(children)} trials")
+    for trial in trials:
+        run = children.get(str(trial.number))
+        if run is None:
+            problems.append(f"MLflow lacks trial {trial.number}")
+            continue
+        if run.data.tags.get("state") != trial.state.name or run.info.status != "FINISHED":
+            state = f"{run.data.tags.get('state')}, {run.info.status}"
+            problems.append(f"trial {trial.number} is {trial.state.name}, in MLflow {state}")
+        if parents and run.data.tags.get("mlflow.parentRunId") != parents[0].info.run_id:
+            problems.append(f"trial {trial.number} has another parent")
+        for name, value in trial.params.items():
+            key = name.partition("[")[0]
+            own = run.data.tags["optimizer"] if key == "optimizer" else run.data.params[key]
+            if own != str(value):
+                problems.append(f"trial {trial.number} has {key} = {value}, in MLflow {own}")
+        best = run.data.metrics.get("best/val_loss")
+        if trial.values is not None and best != trial.values[0]:
+            problems.append(f"trial {trial.number} has the value {trial.values[0]}, in MLflow {best}")
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""sweep/study/ledger.py: every trial is run by one worker at a time, and none is lost with its worker."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sweep.record.folder import StudyFolder
+from sweep.study.ledger import BEAT, OWNER, PROBLEM, RETRIES, Ledger
+from sweep.study.storage import StudyLock, open_storage
+
+N_TRIALS = 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "studies" / "s")
+    optuna.create_study(storage=open_storage(None, folder), study_name="s")
+    return folder
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ledger(folder: StudyFolder, worker: str, clock: Clock | None = None, max_retries: int = 2) -> Ledger:
+    storage = open_storage(None, folder)
+    return Ledger(storage, "s", folder, StudyLock(None, folder), worker, max_retries, clock or Clock())
+
+
+def trials(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="s", storage=open_storage(None, folder)).get_trials()
+
+
+def finish(folder: StudyFolder, number: int) -> None:
+    optuna.load_study(study_name="s", storage=open_storage(None, folder)).tell(number, 1.0)
+
+
+_CLAIM_AND_HANG = """
+import sys, time
+from sweep.record.folder import StudyFolder
+from sweep.study.ledger import Ledger
+from sweep.study.storage import StudyLock, open_storage
+
+folder, worker = StudyFolder(sys.argv[1]), sys.argv[2]
+storage = open_storage(None, folder)
+with folder.worker_lock(worker):
+    trial = Ledger(storage, "s", folder, StudyLock(None, folder), worker, 2).claim(4)
+    if len(sys.argv) > 3:
+        storage.set_trial_intermediate_value(trial._trial_id, int(sys.argv[3]), 0.5)
+    print(trial.number, flush=True)
+    time.sleep(600)
+"""
+
+
+def claim_and_die(folder: StudyFolder, worker: str, *reached: str) -> int:
+    """The number that a worker in a process of its own claimed before it was killed."""
+    command = [sys.executable, "-c", _CLAIM_AND_HANG, str(folder.path), worker, *reached]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+    return number
+
+
+def test_workers_share_the_numbers_below_n_trials(folder):
+    with ExitStack() as alive:
+        for worker in ("a", "b"):
+            alive.enter_context(folder.worker_lock(worker))
+        a, b = ledger(folder, "a"), ledger(folder, "b")
+        claimed = [a.claim(N_TRIALS), b.claim(N_TRIALS), a.claim(N_TRIALS), b.claim(N_TRIALS)]
+        assert [t.number for t in claimed if t is not None] == [0, 1, 2, 3]
+        assert a.claim(N_TRIALS) is None
+        assert b.claim(N_TRIALS + 1) is not None  # n_trials was raised
+
+
+def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claimed(folder):
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a")
+        first = a.claim(N_TRIALS)
+        assert first is not None
+        a.claim(N_TRIALS)
+        a.give_back(first)
+        again = a.claim(N_TRIALS)
+        assert again is not None
+        assert again.number == 0
+        assert RETRIES not in again.user_attrs
+
+
+def test_the_trial_of_a_killed_worker_is_claimed_at_once(folder):
+    assert claim_and_die(folder, "dead") == 0
+    with folder.worker_lock("a"):
+        trial = ledger(folder, "a").claim(N_TRIALS)
+    assert trial is not None
+    assert (trial.number, trial.user_attrs[RETRIES]) == (0, 1)
+    assert trial.user_attrs[OWNER].endswith("/a")
+    assert len(trials(folder)) == 1
+
+
+def test_a_trial_whose_workers_die_again_and_again_fails(folder):
+    for i in range(3):
+        assert claim_and_die(folder, f"dead{i}") == 0
+    with folder.worker_lock("a"):
+        following = ledger(folder, "a").claim(N_TRIALS)
+    assert following is not None
+    assert following.number == 1
+    failed = trials(folder)[0]
+    assert failed.state == TrialState.FAIL
+    assert "died 3 times" in failed.user_attrs[PROBLEM]
+
+
+def test_deaths_between_which_the_trial_gets_further_do_not_add_up(folder):
+    for i in range(6):
+        assert claim_and_die(folder, f"dead{i}", str(i + 1)) == 0
+    assert trials(folder)[0].state == TrialState.RUNNING
+
+
+def test_a_living_worker_of_this_machine_keeps_its_trial_however_silent(folder):
+    clock = Clock()
+    with folder.worker_lock("a"), folder.worker_lock("b"):
+        ledger(folder, "a").claim(1)
+        b = ledger(folder, "b", clock)
+        for clock.now in (0.0, 1e3, 1e6):
+            assert b.claim(1) is None
+
+
+def test_a_worker_of_another_machine_is_dead_once_it_has_been_silent_for_long(folder):
+    clock, storage = Clock(), open_storage(None, folder)
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", BEAT: 1})
+    trial_id = storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a", clock)
+        for clock.now in (0.0, 60.0, 89.0):
+            assert a.claim(1) is None
+        storage.set_trial_user_attr(trial_id, BEAT, 2)
+        for clock.now in (100.0, 189.0):
+            assert a.claim(1) is None
+        clock.now = 191.0
+        taken = a.claim(1)
+    assert taken is not None
+    assert taken.number == 0
+
+
+def test_a_beat_is_heard_while_a_trial_runs(folder):
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a")
+        trial = a.claim(N_TRIALS)
+        assert trial is not None
+        with a.beating(trial, every_s=0.01):
+            from conftest import wait_until
+
+            wait_until(lambda: trials(folder)[0].user_attrs.get(BEAT, 0) >= 2, "two beats")
+        finish(folder, 0)
+        with a.beating(trial, every_s=0.01):  # of a trial that is over: no harm
+            pass
+
+
+def test_finished_trials_count_and_are_not_claimed_again(folder):
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a")
+        for number in range(N_TRIALS):
+            claimed = a.claim(N_TRIALS)
+            assert claimed is not None
+            assert claimed.number == number
+            finish(folder, number)
+        assert a.claim(N_TRIALS) is None
+    assert all(t.state == TrialState.COMPLETE for t in trials(folder))

@@ -1,0 +1,295 @@
+"""sweep/record/mlflow.py and sync.py on studies: one parent, one child for each trial, in whatever order and case."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from stores import Study, assert_mirrored, embedded, points, recorded, rows, run_of
+
+from sweep import sync
+from sweep.record.folder import RunFolder
+from sweep.record.journal import Journal
+from sweep.record.mlflow import Mirror
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def mirror(outputs: Path) -> Mirror:
+    return Mirror(embedded(outputs))
+
+
+@pytest.fixture(scope="module")
+def database(outputs: Path) -> Path:
+    return outputs / "mlflow.db"
+
+
+@pytest.fixture
+def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
+    return Study(outputs, request.node.name, params={"sampler": "tpe"})
+
+
+@pytest.mark.parametrize("order", ["p012", "012p", "0p12", "21p0p"])
+def test_trials_stand_below_their_study_whatever_is_sent_first(
+    order: str, study: Study, mirror: Mirror, database: Path
+) -> None:
+    trials = [study.whole_trial(0), study.whole_trial(1, 0), study.whole_trial(1, 1)]
+    study.epochs(study.folder.run)
+    study.end(study.folder.run, tags={"best.trial": "0"})
+    for sent in order:
+        assert mirror.push(study.folder.run if sent == "p" else trials[int(sent)])
+    run = assert_mirrored(study, database)
+    assert run.data.params == {"sampler": "tpe"}
+    assert run.data.tags["best.trial"] == "0"
+    assert run.inputs is None or run.inputs.dataset_inputs == []
+    before = rows(database)
+    for folder in (*trials, study.folder.run):
+        assert mirror.has_all(folder)
+        folder.mirror_state.unlink()
+        assert Mirror(embedded(database.parent)).push(folder)
+    assert rows(database) == before
+
+
+def test_a_trial_that_was_moved_finds_its_study(
+    study: Study, outputs: Path, mirror: Mirror, database: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(study.whole_trial(0).path, tmp_path, dirs_exist_ok=True)
+    assert mirror.push(RunFolder(tmp_path))
+    study.end(study.folder.run)
+    assert Mirror(embedded(outputs)).push(study.folder.run)
+    moved = run_of(tmp_path, f"sqlite:///{database}")
+    parent = run_of(study.folder.path, f"sqlite:///{database}")
+    assert moved.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.run_name, parent.info.status, parent.data.params) == (
+        "the study",
+        "FINISHED",
+        {"sampler": "tpe"},
+    )
+
+
+def test_a_folder_that_another_study_took_over_is_not_the_parent(
+    study: Study, mirror: Mirror, database: Path, outputs: Path
+) -> None:
+    orphan = study.whole_trial(0)
+    study.folder.run.journal.unlink()
+    successor = Study(outputs, study.folder.path.name)
+    assert mirror.push(orphan)
+    assert mirror.push(successor.folder.run)
+    parent = run_of(successor.folder.path, f"sqlite:///{database}")
+    assert run_of(orphan.path, f"sqlite:///{database}").data.tags["mlflow.parentRunId"] != parent.info.run_id
+
+
+def test_a_study_that_goes_on_is_running_again_and_keeps_its_params(
+    study: Study, mirror: Mirror, database: Path
+) -> None:
+    study.end(study.folder.run)
+    mirror.push(study.folder.run)
+    assert_mirrored(study, database)
+    study.begin(params={"sampler": "random"}, tags={"kind": "study", "host": "another"})
+    study.whole_trial(0)
+    mirror.push(study.folder.trial(0))
+    mirror.push(study.folder.run)
+    run = assert_mirrored(study, database, "RUNNING")
+    assert (run.data.params["sampler"], run.data.tags["host"]) == ("tpe", "another")
+    study.end(study.folder.run)
+    mirror.push(study.folder.run)
+    assert_mirrored(study, database)
+
+
+def test_a_trial_retried_before_it_was_ever_sent_is_sent_as_it_is_now(
+    study: Study, mirror: Mirror, database: Path
+) -> None:
+    run = study.trial(0)
+    study.epochs(run, last=2)
+    study.end(run, "KILLED", steps=[], values={})
+    study.trial(0)
+    study.epochs(run, first=3, last=4)
+    mirror.push(run)
+    in_store = run_of(run.path, f"sqlite:///{database}")
+    assert (in_store.info.status, points(in_store, database)) == ("RUNNING", recorded(run.path))
+
+
+def test_the_artifacts_are_those_that_the_end_names(
+    study: Study, mirror: Mirror, database: Path, tmp_path: Path
+) -> None:
+    run, client = study.folder.run, MlflowClient(f"sqlite:///{database}")
+    for name in ("best.pt", "plots/history.png", "plots/deep/slice.png", "experiment/best.yaml"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text(name)
+    study.end(run, artifacts=["config.yaml", "plots", "experiment/best.yaml", "missing.yaml"])
+    mirror.push(run)
+    stored = Path(client.download_artifacts(run_of(run.path, f"sqlite:///{database}").info.run_id, "", str(tmp_path)))
+    names = {str(path.relative_to(stored)) for path in stored.rglob("*") if path.is_file()}
+    assert names == {"config.yaml", "plots/history.png", "plots/deep/slice.png", "experiment/best.yaml"}
+    assert not run.curves.exists()
+
+    drawn, older = study.trial(0), study.trial(1)
+    study.epochs(drawn)
+    study.epochs(older)
+    study.end(drawn, artifacts=["curves.png"])
+    with Journal(older.journal) as made:
+        made.event("end", status="FINISHED", steps=[], values={}, tags={})  # as records were before they named any
+    for trial, expected in ((drawn, {"curves.png"}), (older, {"config.yaml", "curves.png"})):
+        mirror.push(trial)
+        run_id = run_of(trial.path, f"sqlite:///{database}").info.run_id
+        assert {file.path for file in client.list_artifacts(run_id)} == expected
+
+
+def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, mirror: Mirror) -> None:
+    run = study.trial(0)
+    study.epochs(run, last=2)
+    study.end(run, "KILLED", artifacts=["curves.png"])
+    mirror.push(run)
+    early = run.curves.read_bytes()
+    study.epochs(run, first=3, last=9)
+    study.end(run, artifacts=["curves.png"])
+    mirror.push(run)
+    assert run.curves.read_bytes() != early
+
+
+def test_sync_sends_a_study_with_its_trials_and_again_nothing(
+    tmp_path: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(outputs / "mlflow.db", tmp_path)  # its tables are slow to make
+    study = Study(tmp_path, "synced")
+    for number in range(3):
+        study.whole_trial(number)
+    study.epochs(study.trial(3))  # its worker died
+    study.end(study.folder.run)
+    assert sync.main([str(study.folder.trials)]) == 0
+    assert sync.main([str(tmp_path)]) == 0
+    assert "5 of 5 tracked runs" in capsys.readouterr().out
+    dead = run_of(study.folder.trial(3).path, f"sqlite:///{tmp_path}/mlflow.db")
+    assert dead.info.status == "KILLED"
+    study.end(study.folder.trial(3), "KILLED")
+    assert sync.main([str(tmp_path)]) == 0
+    assert_mirrored(study, tmp_path / "mlflow.db")
+    before = rows(tmp_path / "mlflow.db")
+    assert sync.main([str(tmp_path)]) == 0
+    assert rows(tmp_path / "mlflow.db") == before
+
+
+def test_sync_gives_up_a_store_that_is_down_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(tmp_path, "down", store="http://127.0.0.1:9")
+    study.whole_trial(0)
+    assert sync.main([str(tmp_path), "--uri", "http://127.0.0.1:9"]) == 1
+    told = capsys.readouterr()
+    assert "0 of 2 tracked runs" in told.out
+    assert len(told.err.splitlines()) == 2
+    assert "http://127.0.0.1:9 does not answer; its other runs wait" in told.err
+
+
+_PUSH_AT_ONCE = """
+import sys
+from pathlib import Path
+from sweep.record.folder import Busy, StudyFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+outputs, folder, backwards = Path(sys.argv[1]), StudyFolder(sys.argv[2]), sys.argv[3] == "backwards"
+mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+left = sorted(folder.runs(), key=lambda run: int(run.path.name), reverse=backwards) + [folder.run]
+print("ready", flush=True)
+sys.stdin.readline()
+while left:
+    run = left.pop(0)
+    try:
+        assert mirror.push(run)
+    except Busy:
+        left.append(run)
+"""
+
+
+@pytest.mark.parametrize("second", ["forwards", "backwards"])
+def test_two_processes_may_mirror_a_study_at_once(
+    second: str, study: Study, mirror: Mirror, outputs: Path, database: Path
+) -> None:
+    for number in range(8):
+        study.whole_trial(number)
+    study.end(study.folder.run)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PUSH_AT_ONCE, str(outputs), str(study.folder.path), direction],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for direction in ("forwards", second)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert_mirrored(study, database)
+
+
+_KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each process
+import sqlalchemy
+from sweep.record.folder import StudyFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+outputs = Path(sys.argv[1])
+
+def push(folder, first_step):
+    mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+    left = first_step
+    def step(*_):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", step)  # before each of the store's
+    sys.addaudithook(lambda event, _: step() if event == "os.rename" else None)  # before each of mlflow.json
+    for run in (*folder.runs(), folder.run):
+        assert mirror.push(run)
+
+for n, name in enumerate(sys.argv[2:], 1):
+    if (pid := os.fork()) == 0:
+        push(StudyFolder(name), n)
+        os._exit(0)
+    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+    print("killed" if killed else "through", flush=True)
+    if not killed:
+        break
+"""
+
+
+@pytest.mark.parametrize("beside_another", [False, True])
+def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
+    beside_another: bool, outputs: Path, mirror: Mirror, database: Path
+) -> None:
+    studies = [Study(outputs, f"killed at {n} {beside_another}") for n in range(1, 100)]
+    if beside_another:  # one that has seen the study when it had no trials
+        for study in studies[:30]:
+            assert mirror.push(study.whole_trial(0))
+    for study in studies:
+        study.whole_trial(1)
+        study.end(study.folder.run)
+    folders = [str(study.folder.path) for study in studies]
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED_AT, str(outputs), *folders], capture_output=True, text=True, check=False
+    )
+    endings = done.stdout.split()
+    assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr
+    assert 10 < len(endings) < 30
+    for study, _ in zip(studies, endings, strict=False):
+        after_it = mirror if beside_another else Mirror(embedded(outputs))
+        for run in (*study.folder.runs(), study.folder.run):
+            assert after_it.push(run)
+        assert_mirrored(study, database)

@@ -1,0 +1,147 @@
+"""sweep/study/samplers.py: what a trial tries depends on the study's seed and the trial's number alone."""
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from spaces import space_of
+
+from sweep.errors import ConfigError
+from sweep.study.samplers import QuasiRandom, draw, make_sampler
+from sweep.study.settings import sampler_node
+from sweep.study.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+RANDOM = {"_target_": "optuna.samplers.RandomSampler"}
+QMC = {"_target_": "optuna.samplers.QMCSampler"}
+TPE = {"_target_": "optuna.samplers.TPESampler"}
+CMAES = {"_target_": "optuna.samplers.CmaEsSampler", "warn_independent_sampling": False}
+GP = {"_target_": "optuna.samplers.GPSampler", "n_startup_trials": 2}
+NSGAII = {"_target_": "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaii_sampler", "population_size": 3}
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return space_of()
+
+
+@pytest.fixture(scope="module")
+def conditional() -> Space:
+    return space_of("optimizer=sgd,adam", "scheduler=cyclic,constant")
+
+
+def proposals(node: dict[str, Any], space: Space, numbers: list[int], seed: int = 0) -> list[dict[str, Any]]:
+    """What trials of those numbers try, each told a value before the next is asked."""
+    study = optuna.create_study()
+    tried = []
+    for number in numbers:
+        trial_id = study._storage.create_new_trial(study._study_id)
+        sampler = make_sampler(node, seed, number, space)
+        configuration = draw(study, study._storage.get_trial(trial_id), sampler, space, {})
+        for name, distribution in space.distributions(configuration).items():
+            internal = distribution.to_internal_repr(configuration.params[name])
+            study._storage.set_trial_param(trial_id, name, internal, distribution)
+        study._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(number % 3)])
+        tried.append(configuration.params)
+    return tried
+
+
+@pytest.mark.parametrize("node", [RANDOM, QMC, QMC | {"qmc_type": "halton", "scramble": True}])
+@pytest.mark.parametrize("kind", ["space", "conditional"])
+def test_a_resumed_study_proposes_what_an_uninterrupted_one_would_and_nothing_twice(node, kind, request):
+    space = request.getfixturevalue(kind)
+    whole = proposals(node, space, list(range(12)))
+    resumed = (
+        proposals(node, space, [0, 1, 2]) + proposals(node, space, [3, 4, 5, 6, 7, 8]) + proposals(node, space, [11])
+    )
+    assert resumed == [*whole[:9], whole[11]]
+    assert len({tuple(p.items()) for p in whole}) == 12
+
+
+@pytest.mark.parametrize("node", [RANDOM, TPE, QMC | {"scramble": True}])
+def test_another_seed_is_another_study(node, space):
+    assert proposals(node, space, [0, 1]) != proposals(node, space, [0, 1], seed=1)
+
+
+@pytest.mark.parametrize("node", [TPE, CMAES, GP, NSGAII])
+def test_samplers_that_learn_go_on_from_what_the_storage_has(node, space, recwarn):
+    numbers = list(range(14 if node is TPE else 6))
+    assert proposals(node, space, numbers) == proposals(node, space, numbers)
+
+
+def test_a_point_stays_what_an_earlier_attempt_stored_of_it(space):
+    study = optuna.create_study()
+    trial_id = study._storage.create_new_trial(study._study_id)
+    distribution = dict(space.ranges({}).values())["scheduler.max_lr"]
+    study._storage.set_trial_param(trial_id, "scheduler.max_lr", 0.05, distribution)
+    for node in (RANDOM, QMC, TPE):
+        configuration = draw(
+            study,
+            study._storage.get_trial(trial_id),
+            make_sampler(node, 0, 0, space),
+            space,
+            {"trainer.batch_size": 16},
+        )
+        assert configuration.values["scheduler.max_lr"] == 0.05
+        assert configuration.values["trainer.batch_size"] == 16
+
+
+def test_a_condition_is_met_by_every_proposal():
+    space = space_of("optimizer=sgd", "+where.close='scheduler.max_lr < 3 * scheduler.base_lr'")
+    for node in (RANDOM, TPE, QMC):
+        for params in proposals(node, space, list(range(8))):
+            assert params["scheduler.base_lr"] < params["scheduler.max_lr"] < 3 * params["scheduler.base_lr"]
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        FloatDistribution(-1.0, 3.0),
+        FloatDistribution(0.001, 10.0, log=True),
+        FloatDistribution(0.0, 1.0, step=0.25),
+        IntDistribution(1, 7),
+        IntDistribution(2, 20, step=3),
+        IntDistribution(1, 100, log=True),
+        CategoricalDistribution(["a", "b", None]),
+    ],
+)
+def test_quasi_random_points_cover_a_range_and_stay_inside(distribution):
+    study = optuna.create_study()
+    trial = optuna.create_trial(value=0.0)
+    values = []
+    for number in range(64):
+        sampler = QuasiRandom(number, seed=0)
+        sampler.sample_relative(study, trial, {})
+        values.append(sampler.sample_independent(study, trial, "x", distribution))
+    assert all(distribution._contains(distribution.to_internal_repr(value)) for value in values)
+    if isinstance(distribution, CategoricalDistribution):
+        assert set(values) == set(distribution.choices)
+    elif distribution.step is not None and not distribution.log:
+        n = round((distribution.high - distribution.low) / distribution.step) + 1
+        assert len(set(values)) == n
+    else:
+        assert len(set(values)) >= 14  # the logarithm crowds small integers
+
+
+def test_optunas_defaults_hold_where_the_plug_ins_config_says_otherwise():
+    configured = {**TPE, "multivariate": False, "constant_liar": False, "n_startup_trials": 5, "seed": None}
+    assert sampler_node(configured, []) == {**TPE, "n_startup_trials": 5}
+    named = ["hydra.sweeper.sampler.multivariate=false", "hydra/launcher=joblib"]
+    assert sampler_node(configured, named) == {**TPE, "multivariate": False, "n_startup_trials": 5}
+
+
+@pytest.mark.parametrize(
+    ("node", "key"),
+    [
+        (TPE | {"foo": 1}, "hydra.sweeper.sampler.foo"),
+        (QMC | {"qmc_type": "foo"}, "hydra.sweeper.sampler.qmc_type"),
+        ({"_target_": "os.system"}, "hydra.sweeper.sampler._target_"),
+        ({"_target_": None}, "hydra.sweeper.sampler"),
+    ],
+)
+def test_a_mistake_in_the_sampler_names_its_key(node, key, space):
+    with pytest.raises(ConfigError) as caught:
+        make_sampler(node, 0, 0, space)
+    assert caught.value.key == key

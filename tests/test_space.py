@@ -1,0 +1,168 @@
+"""sweep/study/space.py: what a study searches."""
+
+import pytest
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from spaces import ranges_of, space_of
+
+from sweep.errors import ConfigError
+from sweep.study.space import in_words
+
+DEFAULT = {
+    "scheduler.base_lr": FloatDistribution(1e-5, 1e-3, log=True),
+    "scheduler.max_lr": FloatDistribution(1e-3, 1e-1, log=True),
+    "trainer.batch_size": CategoricalDistribution([16, 32, 64, 128]),
+}
+
+
+def test_out_of_the_box_the_learning_rate_bounds_and_the_batch_size_are_searched():
+    assert ranges_of(space_of()) == DEFAULT
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "cosine", "plateau", "step", "warmup_cosine", "exponential"])
+def test_a_schedule_without_bounds_has_the_optimizers_learning_rate_searched(scheduler):
+    lr = {"optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True)}
+    assert ranges_of(space_of(f"scheduler={scheduler}")) == lr | {"trainer.batch_size": DEFAULT["trainer.batch_size"]}
+
+
+def test_a_value_on_the_command_line_leaves_the_space():
+    left = ranges_of(space_of("scheduler.max_lr=0.01", "trainer.batch_size=32"))
+    assert left == {"scheduler.base_lr": DEFAULT["scheduler.base_lr"]}
+
+
+def test_a_value_that_another_key_refers_to_takes_that_one_out_of_the_space_too():
+    assert "scheduler.max_lr" not in ranges_of(space_of("lr_bounds.max_lr=0.02"))
+
+
+def test_a_sweep_on_the_command_line_replaces_the_options_own_range():
+    space = space_of("scheduler.max_lr=interval(0.1,0.2)", "+optimizer.eps=1e-8,1e-6", "model.widths=[8],[16,16]")
+    assert ranges_of(space) == DEFAULT | {
+        "scheduler.max_lr": FloatDistribution(0.1, 0.2),
+        "optimizer.eps": CategoricalDistribution([1e-8, 1e-6]),
+        "model.widths": CategoricalDistribution(["[8]", "[16,16]"]),
+    }
+    config = space.compose(space.configuration(lambda name, distribution: first(distribution)))
+    assert config.model.widths == [8]
+    assert "+optimizer.eps=1e-08" in config.overrides
+
+
+def test_ranges_that_depend_on_a_sampled_group_are_parameters_of_their_own():
+    space = space_of("optimizer=sgd,adam,adamw")
+    assert space.groups == {"optimizer": CategoricalDistribution(["sgd", "adam", "adamw"])}
+    assert set(ranges_of(space, optimizer="sgd")) == {
+        "scheduler.base_lr[sgd]",
+        "scheduler.max_lr[sgd]",
+        "trainer.batch_size",
+    }
+    assert ranges_of(space, optimizer="sgd")["scheduler.max_lr[sgd]"] == FloatDistribution(0.03, 1.0, log=True)
+    assert ranges_of(space, optimizer="adam")["scheduler.max_lr[adam]"] == DEFAULT["scheduler.max_lr"]
+
+
+def test_only_the_groups_that_a_range_depends_on_stand_in_its_name():
+    space = space_of("optimizer=adam,adamw", "scheduler=cyclic,onecycle,constant", "model=mlp,linear")
+    assert "scheduler.base_lr[cyclic]" in ranges_of(space)  # adam and adamw have the same
+    assert "optimizer.lr[constant]" in ranges_of(space, scheduler="constant")
+    assert "trainer.batch_size" in ranges_of(space)
+
+
+def test_a_configuration_is_composed_as_hydra_itself_composes_it():
+    space = space_of("optimizer=sgd,adam", "trainer.epochs=7", "~optimizer.fused", "+optimizer.foreach=true,false")
+    for option in ("sgd", "adam"):
+        configuration = space.configuration(lambda name, d, o=option: o if name == "optimizer" else last(d))
+        fast = space.compose(configuration)
+        overrides = [str(o) for o in fast.overrides]
+        slow = space.composer.loader.load_sweep_config(space.composer.master, overrides)
+        assert plain(fast) == plain(slow)
+
+
+def test_conditions_reject_a_configuration_before_it_is_tried():
+    space = space_of("optimizer=sgd", "+where.small='scheduler.max_lr < 10 * scheduler.base_lr'")
+    asked = iter([0.1, 0.05, 16, 0.01, 0.5, 16, 0.01, 0.05, 32])
+    configuration = space.accepted(lambda name, distribution: next(asked))
+    assert configuration.values == {"scheduler.base_lr": 0.01, "scheduler.max_lr": 0.05, "trainer.batch_size": 32}
+
+
+def test_a_grid_is_every_combination_that_meets_the_conditions():
+    space = space_of(
+        "optimizer=sgd,adam",
+        "scheduler.base_lr=0.01,0.1",
+        "scheduler.max_lr=0.05,0.5",
+        "trainer.batch_size=range(8,17,8)",
+    )
+    points = [(*c.groups.values(), *c.values.values()) for c in space.everything()]
+    assert len(points) == len(set(points)) == 2 * 3 * 2
+    assert points[:4] == [
+        ("sgd", 0.01, 0.05, 8),
+        ("sgd", 0.01, 0.05, 16),
+        ("sgd", 0.01, 0.5, 8),
+        ("sgd", 0.01, 0.5, 16),
+    ]
+
+
+def test_the_defaults_are_the_composed_values_that_lie_within_their_ranges():
+    assert space_of().defaults({}) == {
+        "scheduler.base_lr": 1e-4,
+        "scheduler.max_lr": 1e-2,
+        "trainer.batch_size": 64,
+    }
+    assert space_of("trainer.batch_size=8,16").defaults({}) == {"scheduler.base_lr": 1e-4, "scheduler.max_lr": 1e-2}
+
+
+MISTAKES = {
+    "inverted": (["scheduler.max_lr=interval(1,0.1)"], "scheduler.max_lr"),
+    "empty": (["trainer.batch_size=range(5,5)"], "trainer.batch_size"),
+    "logarithm of 0": (["scheduler.max_lr=tag(log, interval(0,1))"], "scheduler.max_lr"),
+    "numbers and texts": (["trainer.batch_size=16,many"], "trainer.batch_size"),
+    "a group's range": (["optimizer=interval(1,2)"], "optimizer"),
+    "unknown option": (["optimizer=sgd,foo"], "optimizer"),
+    "no range in search": (["+search={trainer.epochs: 5}"], "search.trainer.epochs"),
+    "condition on nothing": (["+where.x='scheduler.foo < 1'"], "where.x"),
+    "condition that is none": (["+where.x='a <'"], "where.x"),
+    "condition that nothing meets": (["+where.x='scheduler.max_lr < 0'"], "where.x"),
+    "grid over a continuous range": (["optimizer=sgd"], "scheduler.base_lr"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(mistake):
+    arguments, key = MISTAKES[mistake]
+    with pytest.raises(ConfigError) as caught:  # noqa: PT012  # wherever it shows
+        space = space_of(*arguments)
+        for groups in space.each_group_alone():
+            space.ranges(groups)
+        space.accepted(lambda name, distribution: first(distribution))
+        list(space.everything())
+    assert caught.value.key == key
+    assert "\n" not in str(caught.value)
+
+
+def test_null_goes_with_any_kind():
+    choices = ranges_of(space_of("trainer.clip_norm=null,1.0"))["trainer.clip_norm"]
+    assert choices == CategoricalDistribution(["null", 1.0])
+
+
+@pytest.mark.parametrize(
+    ("distribution", "words"),
+    [
+        (FloatDistribution(1e-5, 1e-3, log=True), "1e-05 to 0.001, log"),
+        (IntDistribution(2, 8, step=2), "2 to 8, step 2"),
+        (IntDistribution(2, 8), "2 to 8"),
+        (CategoricalDistribution(["sgd", "adam"]), "sgd, adam"),
+    ],
+)
+def test_ranges_in_words(distribution, words):
+    assert in_words(distribution) == words
+
+
+def first(distribution):
+    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low
+
+
+def last(distribution):
+    return distribution.choices[-1] if isinstance(distribution, CategoricalDistribution) else distribution.high
+
+
+def plain(config):
+    """Without Hydra's own node, and what composing fills in."""
+    container = OmegaConf.to_container(config, resolve=False)
+    return {k: v for k, v in container.items() if k not in ("hydra", "overrides", "choices", "composed")}
