@@ -31,6 +31,13 @@ def print_verdict(name: str, value: float, bound: float, unit: str = "x") -> boo
     return holds
 
 
+def at_least(name: str, value: float, bound: float, unit: str = "x") -> bool:
+    """As `print_verdict`, for a figure that its bound is the least of."""
+    holds = value >= bound
+    print(f"{name}: {value:.3f}{unit} (bound: at least {bound:g}{unit}) {'ok' if holds else 'MISSED'}")
+    return holds
+
+
 def print_setting() -> None:
     """Machine and versions, for RESULTS.md."""
     from sweep.record.provenance import provenance_tags

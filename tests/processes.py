@@ -39,6 +39,12 @@ def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: s
     )
 
 
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr, which says what is wrong."""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
 def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     """Starts a run in a process group of its own, as a shell does for what it runs in the foreground."""
     return subprocess.Popen(

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 
 from sweep.record.folder import StudyFolder
 from sweep.study.ledger import BEAT, OWNER, PROBLEM, RETRIES, Ledger
-from sweep.study.storage import StudyLock, open_storage
+from sweep.study.lock import StudyLock
+from sweep.study.storage import open_storage
 
 N_TRIALS = 4
 
@@ -49,7 +50,8 @@ _CLAIM_AND_HANG = """
 import sys, time
 from sweep.record.folder import StudyFolder
 from sweep.study.ledger import Ledger
-from sweep.study.storage import StudyLock, open_storage
+from sweep.study.lock import StudyLock
+from sweep.study.storage import open_storage
 
 folder, worker = StudyFolder(sys.argv[1]), sys.argv[2]
 storage = open_storage(None, folder)

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SMALL, kill_a_trial, the_run, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from stores import Server, points, recorded, rows, run_of, runs_of
@@ -21,7 +24,7 @@ from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
+from sweep.record.mlflow import Mirror, _batches
 from sweep.record.store import Store
 
 Trial = Callable[..., Outcome]
@@ -142,7 +145,7 @@ def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror:
     n, run = 2500, RunFolder(tmp_path)
     params = {f"model.param_{i}": "x" * 10_000 for i in range(150)}
     made = Journal(run.journal)
-    start(made, "many", params=params, tags={"long": "y" * 10_000})
+    start(made, "many", params=params, tags={f"long {i}": "y" * 10_000 for i in range(150)})
     made.metrics(range(1, n + 1), {"step/loss": [i / n for i in range(n)], "step/lr": [0.1] * n})
     for epoch in range(1, 300):
         made.metrics([epoch], {"val/loss": [1 / epoch]})
@@ -151,7 +154,32 @@ def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror:
     in_store = run_of(tmp_path, server.uri)
     assert points(in_store, server.database) == recorded(tmp_path)
     assert len(in_store.data.params) == 150
-    assert in_store.data.tags["long"].startswith("yyy")
+    assert [in_store.data.tags[f"long {i}"][:3] for i in range(150)] == ["yyy"] * 150
+
+
+@given(
+    n_metrics=st.integers(0, 2500),
+    params=st.lists(st.integers(0, 6000), max_size=250),
+    tags=st.lists(st.integers(0, 8000), max_size=250),
+)
+def test_portions_are_within_the_limits_that_mlflow_documents(
+    n_metrics: int, params: list[int], tags: list[int]
+) -> None:
+    """Also those that its own server of today lets pass."""
+    entities: list[Any] = [Metric("step/loss", 0.1, 1_800_000_000_000, step) for step in range(n_metrics)]
+    entities += [Param(f"p{i}", "é" * length) for i, length in enumerate(params)]  # six bytes each in a request
+    entities += [RunTag(f"t{i}", "é" * length) for i, length in enumerate(tags)]
+    n = [n_metrics, n_metrics + len(params)]
+    portions = [
+        [portion[kind] for kind in ("metrics", "params", "tags")]
+        for portion in _batches(entities[: n[0]], entities[n[0] : n[1]], entities[n[1] :])
+    ]
+    assert [entity for kind in range(3) for portion in portions for entity in portion[kind]] == entities
+    for portion in portions:
+        assert 0 < sum(map(len, portion)) <= 1000
+        assert [len(kind) <= limit for kind, limit in zip(portion, (1000, 100, 100), strict=True)] == [True] * 3
+        assert len(json.dumps([dict(entity) for kind in portion for entity in kind])) < 1_000_000
+    assert len(portions) <= 3 + n_metrics // 1000 + len(params) // 20 + len(tags) // 15
 
 
 def start(made: Journal, experiment: str, **fields: Any) -> None:

@@ -18,6 +18,7 @@ from processes import (
     RUN,
     client,
     environment,
+    error_line,
     mlflow_curve,
     mlflow_runs,
     n_mlflow_runs,
@@ -37,12 +38,6 @@ UNTRACKED = (DEBUG, "tracking=off")
 class Finished(NamedTuple):
     cwd: Path
     process: "subprocess.CompletedProcess[str]"
-
-
-def error_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """The only line on stderr, which says what is wrong."""
-    (line,) = done.stderr.splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")

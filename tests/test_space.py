@@ -165,4 +165,5 @@ def last(distribution):
 def plain(config):
     """Without Hydra's own node, and what composing fills in."""
     container = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(container, dict)
     return {k: v for k, v in container.items() if k not in ("hydra", "overrides", "choices", "composed")}

@@ -30,7 +30,9 @@ from sqlalchemy.exc import OperationalError
 
 from sweep.errors import ConfigError
 from sweep.record.folder import StudyFolder
-from sweep.study.storage import JournalFile, StudyLock, open_storage
+from sweep.study.journal_file import JournalFile
+from sweep.study.lock import StudyLock
+from sweep.study.storage import open_storage
 
 _POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"
 _TIMEOUT_S = 100
@@ -62,11 +64,11 @@ def opened_by_optuna(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def content(storage: BaseStorage, *, dates: bool = True) -> list[Any]:
+def content(storage: BaseStorage, *, dates: bool = True) -> list[str]:
     """All there is to know of a storage, comparable even where there is NaN."""
-    known: list[Any] = []
+    known: list[str] = []
     for study in storage.get_all_studies():
-        known.append((study.study_name, study.directions, study.user_attrs, study.system_attrs))
+        known.append(repr((study.study_name, study.directions, study.user_attrs, study.system_attrs)))
         for trial in storage.get_all_trials(study._study_id):
             if not dates:
                 trial.datetime_start = trial.datetime_complete = None
@@ -94,7 +96,8 @@ _BEGIN_TOGETHER = """
 import sys
 import optuna
 from sweep.record.folder import StudyFolder
-from sweep.study.storage import StudyLock, open_storage
+from sweep.study.lock import StudyLock
+from sweep.study.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 url, folder = sys.argv[1] or None, StudyFolder(sys.argv[2])
 print("ready", flush=True)
@@ -468,8 +471,13 @@ from pathlib import Path
 lock, counter = StudyLock(url, folder), Path(sys.argv[3])
 with lock:  # a session that the forked process must leave alone
     pass
+other, own = os.pipe()
 child = os.fork()
-for _ in range(25):
+if child:
+    os.read(other, 1)
+else:
+    os.write(own, b"x")
+for _ in range(100):
     with lock:
         counter.write_text(str(int(counter.read_text()) + 1))
 if child:
@@ -481,7 +489,7 @@ def test_the_lock_excludes_a_forked_process(lockable: str, folder: StudyFolder, 
     counter = tmp_path / "counter"
     counter.write_text("0")
     run_together(1, _FORK, lockable, folder.path, counter)
-    assert counter.read_text() == "50"
+    assert counter.read_text() == "200"
 
 
 def test_the_lock_excludes_threads_and_survives_pickling(lockable: str, folder: StudyFolder) -> None:

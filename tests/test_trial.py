@@ -330,7 +330,7 @@ def test_a_trial_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pyt
     a_table(tmp_path / "rows.csv", slope=1.0)
     table = ["data=table", "data.path=rows.csv", "data.target=y", "trainer.batch_size=8", "trainer.epochs=3"]
 
-    def stop(epoch: int, value: float) -> None:
+    def stop(epoch: int, metrics: Mapping[str, float]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

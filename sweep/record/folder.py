@@ -102,7 +102,9 @@ def _locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
     """An flock, which the kernel releases when the process dies."""
     deadline = time.monotonic() + patience_s
     with open(path, "a") as file:
-        while True:
+        if patience_s == math.inf:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        while patience_s < math.inf:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

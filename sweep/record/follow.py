@@ -73,7 +73,7 @@ class Follower:
     ) -> str | None:
         """Waits until all trials of the study and then the study itself are mirrored; otherwise what is in the way.
 
-        progress: called about once a second with the number of trials that are left.
+        progress: called about once a second with the number of trials that are left, at most.
         """
         return self._finish(folder.path, timeout_s, progress)
 
@@ -289,7 +289,7 @@ class _Study:
         ]
         problems = self._send_all(trials, progress)
         if not self._down:
-            problems += self._send_all([self._own], progress)
+            problems += self._send_all([self._own], lambda n_left: None)
         if not problems:
             return None
         return problems[0] if self._down or len(problems) == 1 else f"{len(problems)} of its runs: {problems[0]}"
@@ -297,7 +297,7 @@ class _Study:
     def _send_all(self, left: Sequence[_Tracked], progress: Callable[[int], None]) -> list[str]:
         """Pushes each to its end, waiting for other processes that send; the problem of each that cannot be sent."""
         problems: list[str] = []
-        next_progress, patience_ends = time.monotonic() + 1.0, time.monotonic() + _PATIENCE_S
+        next_progress, patience_ends = 0.0, time.monotonic() + _PATIENCE_S
         while left:
             busy: list[_Tracked] = []
             for i, tracked in enumerate(left):

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def write_start(
         if isinstance(config.data.get("path"), str):
             config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
         write_atomic(run.overrides, OmegaConf.to_yaml(config.overrides or []))
-        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.structured(config)))  # from here on it can be resumed
+        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))  # from here on it can be resumed
         if member is None and (diff := uncommitted_diff()):
             write_atomic(run.diff, diff)
     tags = {**provenance_tags(config.overrides), **group_choices(config)}

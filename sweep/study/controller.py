@@ -31,12 +31,14 @@ from sweep.study.composer import override
 from sweep.study.failures import too_many_failures
 from sweep.study.identity import differences, identity, study_name
 from sweep.study.ledger import PROBLEM
+from sweep.study.lock import StudyLock
+from sweep.study.plots import draw_plots
 from sweep.study.progress import Watch, print_outcome
 from sweep.study.results import StudyRecord, best_trials, new_uid, start_facts, write_results
 from sweep.study.samplers import is_grid
 from sweep.study.settings import StudySettings
 from sweep.study.space import make_space
-from sweep.study.storage import StudyLock, open_storage
+from sweep.study.storage import open_storage
 from sweep.study.worker import Worker
 
 _IDENTITY = "identity"  # user attributes of the study, as is
@@ -87,6 +89,7 @@ class Controller:
             unfinished = any(not t.state.is_finished() for t in trials[: worker.n_trials])
             complete = len(trials) >= worker.n_trials and not unfinished
             if record is not None:
+                draw_plots(study, self._folder.plots)
                 record.end("FAILED" if failure else "FINISHED" if complete else "KILLED", self._folder)
         print_outcome(study, self._folder, worker.n_trials)
         if failure is not None:

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.record.folder import StudyFolder
-from sweep.study.storage import StudyLock
+from sweep.study.lock import StudyLock
 
 # A trial's user attributes.
 OWNER = "worker"  # <host>/<worker> that runs it or did so last; written before the trial is RUNNING

@@ -17,7 +17,7 @@ class StudySweeper(Sweeper):
     """Runs a study of trials; its arguments are the keys of conf/hydra/sweeper/study.yaml."""
 
     def __init__(self, **node: Any) -> None:
-        self.node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        del node  # Hydra's copy, whose references to the rest of the config lead nowhere
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -28,9 +28,10 @@ class StudySweeper(Sweeper):
         """Runs what the study lacks of its trials. Raises ConfigError before anything starts or is stored."""
         assert self.hydra_context is not None
         assert self.config is not None
-        assert isinstance(self.node, dict)
         own = list(self.config.hydra.overrides.hydra)
-        node = {str(key): value for key, value in self.node.items() if key != "_target_"}
+        resolved = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
+        assert isinstance(resolved, dict)
+        node = {str(key): value for key, value in resolved.items() if key != "_target_"}
         settings = StudySettings.of({**node, "sampler": sampler_node(node["sampler"] or {}, own)})
         from sweep.study.controller import Controller
 

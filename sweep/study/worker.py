@@ -32,11 +32,12 @@ from sweep.record.start import Membership
 from sweep.signals import StopRequest, stop_on_signal
 from sweep.study.failures import too_many_failures
 from sweep.study.ledger import PROBLEM, Ledger
+from sweep.study.lock import StudyLock
 from sweep.study.objective import best_of, mean_values, run_values
 from sweep.study.samplers import draw, make_sampler
 from sweep.study.settings import StudySettings
 from sweep.study.space import Configuration, Space
-from sweep.study.storage import StudyLock, open_storage
+from sweep.study.storage import open_storage
 from sweep.trial import record_refused, run_trial
 
 log = logging.getLogger("sweep")
@@ -203,10 +204,9 @@ class _Shift:
             )
             report = self._reporter(trial, config, run, [values[0] for values in done])
             begun = journal.first(run.journal, "start") is not None
-            attempt = config.copy()
-            attempt.resume = str(run.path) if begun else None
+            config.resume = str(run.path) if begun else None
             try:
-                run_trial(attempt, report, folder=run.path, member=member, load=self._load)
+                run_trial(config, report, folder=run.path, member=member, load=self._load)
             except Exception as error:
                 if not isinstance(error, Pruned) and journal.first(run.journal, "start") is None:
                     record_refused(run, config, error, member)

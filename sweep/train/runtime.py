@@ -13,6 +13,9 @@ from sweep.errors import ConfigError, one_line
 from sweep.seeds import derive_seed
 
 _FLOPS_WORTH_THREADS = 10_000_000
+_flops_known: dict[
+    tuple[str, tuple[int, ...]], int
+] = {}  # by model and batch; counting takes 8 ms, a study counts often
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,8 +51,11 @@ def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
     x: one batch of inputs. Measured on two cores: below about 10 MFLOP a batch, forward, one thread is up to 1.2 times
     as fast as two, and much more beside a busy process; above it two win.
     """
-    if threads is None and x.device.type == "cpu" and _flops(model, x) < _FLOPS_WORTH_THREADS:
-        threads = 1
+    if threads is None and x.device.type == "cpu":
+        key = (repr(model), tuple(x.shape))
+        if key not in _flops_known:
+            _flops_known[key] = _flops(model, x)
+        threads = 1 if _flops_known[key] < _FLOPS_WORTH_THREADS else None
     if threads is not None:
         torch.set_num_threads(threads)
 

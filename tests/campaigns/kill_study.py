@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.record.folder import StudyFolder
-from sweep.study.storage import JournalFile
+from sweep.study.journal_file import JournalFile
 
 NAME = "hunted"
 N_TRIALS = 24

@@ -1,0 +1,87 @@
+"""What a trial costs its worker beyond training, from one trial's completion to the next, with MLflow on.
+
+First trials of 2 epochs on the default data: a trial's share of the wall time less its own `time/train_s`. Stricter, and
+so printed beside it: less the same number of hand-written epochs (step_overhead.py), which report to no study.
+
+Then 1,000 trials of one epoch on 200 samples, whose pruner compares each with all before it (n_warmup_steps=0, and no
+trial is stopped in its last epoch): trials 980 to 1000 against 5 to 25, less the hand-written epoch.
+
+One worker, random sampler (whose time, far below a millisecond, is not taken off), median pruner, embedded storage.
+`python benchmarks/overhead_per_trial.py`
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from common import print_setting, print_verdict
+from optuna.trial import FrozenTrial
+from step_overhead import hand_written_epoch
+from studies import attempts, run_study, study_folder
+
+FIXED = ["optimizer=adam", "trainer.batch_size=64"]  # the learning-rate bounds are searched
+STUDY = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra/sweeper/pruner=median"]
+LATE = ["data.n=200", "trainer.epochs=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
+BOUND_MS, BOUND_LATE = 60, 1.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200, help="of two epochs")
+    parser.add_argument("--late", type=int, default=1000, help="number of the last trial of one epoch")
+    arguments = parser.parse_args()
+    print_setting()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        holds = _a_trial(arguments.trials, folder)
+        holds &= _the_last(arguments.late, folder)
+    return 0 if holds else 1
+
+
+def _a_trial(n_trials: int, folder: str) -> bool:
+    trials = run_study("two_epochs", [*FIXED, *STUDY, "trainer.epochs=2", f"hydra.sweeper.n_trials={n_trials}"], folder)
+    trained = [a.train_s for a in attempts(study_folder("two_epochs", folder))]
+    walls = _walls(trials)
+    beyond = sorted(wall - train_s for wall, train_s in zip(walls, trained[1:], strict=True) if train_s is not None)
+    epoch_s = _hand_written_s(FIXED)
+    bare = statistics.median(walls) - 2 * epoch_s
+    print(f"a trial of 2 epochs: {1e3 * statistics.median(walls):.1f} ms, hand-written {2e3 * epoch_s:.1f} ms")
+    print(f"beyond the hand-written epochs: median {1e3 * bare:.1f} ms")
+    print(f"beyond its own training: 90 % of the trials below {1e3 * beyond[int(0.9 * len(beyond))]:.1f} ms")
+    return print_verdict("beyond its own training, median", 1e3 * statistics.median(beyond), BOUND_MS, " ms")
+
+
+def _the_last(number: int, folder: str) -> bool:
+    trials = run_study("late", [*FIXED, *STUDY, *LATE, f"hydra.sweeper.n_trials={number + 1}"], folder)
+    epoch_s = _hand_written_s([*FIXED, "data.n=200"])
+    walls = _walls(trials)  # walls[i] is that of trial i + 1
+    early, late = (statistics.median(walls[i - 1 : i + 20]) - epoch_s for i in (5, number - 20))
+    print(
+        f"beyond a hand-written epoch: {1e3 * early:.1f} ms around trial 15, {1e3 * late:.1f} ms around {number - 10}"
+    )
+    return print_verdict(f"trial {number} / the 10th", late / early, BOUND_LATE)
+
+
+def _walls(trials: Sequence[FrozenTrial]) -> list[float]:
+    """Seconds from each trial's completion to that of the next; the first trial's, with torch's import, are left out."""
+    ends = [t.datetime_complete for t in trials]
+    return [(b - a).total_seconds() for a, b in pairwise(ends) if a is not None and b is not None]
+
+
+def _hand_written_s(overrides: list[str]) -> float:
+    epoch = hand_written_epoch(overrides)
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        epoch()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

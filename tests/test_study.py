@@ -1,0 +1,539 @@
+"""Studies as a user starts them: `python -m sweep.run -m`, real processes, the real stores."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pytest
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from processes import error_line, mlflow_curve, mlflow_runs, only_run, recorded, run, start, wait_until
+
+from sweep.record import journal
+from sweep.record.folder import RunFolder, StudyFolder
+
+SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
+NAMED = "hydra.sweeper.study_name=s"
+
+
+def folder_of(cwd: Path, name: str = "s") -> StudyFolder:
+    return StudyFolder(cwd / "outputs" / "studies" / name)
+
+
+def only_study(cwd: Path) -> StudyFolder:
+    (path,) = (cwd / "outputs" / "studies").iterdir()
+    return StudyFolder(path)
+
+
+def study_of(folder: StudyFolder) -> optuna.Study:
+    """Opened as any other program would, by Optuna's own backend."""
+    storage = JournalStorage(JournalFileBackend(str(folder.storage)))
+    return optuna.load_study(study_name=folder.path.name, storage=storage)
+
+
+def trials_of(folder: StudyFolder) -> list[FrozenTrial]:
+    return study_of(folder).get_trials()
+
+
+def tried(folder: StudyFolder) -> list[dict[str, Any]]:
+    return [t.params for t in trials_of(folder)]
+
+
+class Searched(NamedTuple):
+    cwd: Path
+    folder: StudyFolder
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Searched:
+    """Two optimizers, two workers, eight trials; every other test only reads it."""
+    cwd = tmp_path_factory.mktemp("searched")
+    done = run(
+        cwd,
+        *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
+        *("hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=2", "hydra.sweeper.pruner.n_startup_trials=2"),
+        *("hydra.sweeper.pruner.n_warmup_steps=1",),
+    )
+    assert done.returncode == 0, done.stderr
+    return Searched(cwd, only_study(cwd), done.stdout, done.stderr)
+
+
+def test_a_study_has_its_trials_each_once_and_shows_one_line_for_each(searched):
+    trials = trials_of(searched.folder)
+    assert [t.number for t in trials] == list(range(8))
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert sorted(int(path.name) for path in searched.folder.trials.iterdir()) == list(range(8))
+    lines = re.findall(r"^\d+/8  trial (\d+)", searched.stdout, re.MULTILINE)
+    assert sorted(map(int, lines)) == list(range(8))
+    assert searched.stderr == ""
+
+
+def test_an_option_is_sampled_with_the_ranges_that_it_declares(searched):
+    for trial in trials_of(searched.folder):
+        option = trial.params["optimizer"]
+        assert set(trial.params) == {
+            "optimizer",
+            f"scheduler.base_lr[{option}]",
+            f"scheduler.max_lr[{option}]",
+            "trainer.batch_size",
+        }
+        low, high = {"sgd": (0.03, 1.0), "adam": (1e-3, 1e-1)}[option]
+        assert low <= trial.params[f"scheduler.max_lr[{option}]"] <= high
+    assert {t.params["optimizer"] for t in trials_of(searched.folder)} == {"sgd", "adam"}
+
+
+def test_trial_0_is_the_configuration_as_composed(searched):
+    assert tried(searched.folder)[0] == {
+        "optimizer": "adam",
+        "scheduler.base_lr[adam]": 1e-4,
+        "scheduler.max_lr[adam]": 1e-2,
+        "trainer.batch_size": 16,
+    }
+
+
+def test_a_trials_value_is_its_best_validation_loss(searched):
+    for trial in trials_of(searched.folder):
+        losses = recorded(searched.folder.trial(trial.number))["val/loss"][1]
+        assert trial.value == min(losses)
+        assert trial.intermediate_values == {i: min(losses[:i]) for i in range(1, len(losses) + 1)}
+
+
+def test_mlflow_has_a_parent_and_a_child_for_each_trial_that_agrees_with_optuna(searched):
+    runs = mlflow_runs(searched.cwd)
+    (parent,) = [r for r in runs if r.data.tags.get("kind") == "study"]
+    children = {int(r.data.tags["trial"]): r for r in runs if "trial" in r.data.tags}
+    assert len(runs) == 9
+    study = study_of(searched.folder)
+    for trial in study.get_trials():
+        child = children[trial.number]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (child.data.tags["state"], child.info.status) == (trial.state.name, "FINISHED")
+        assert child.data.metrics["best/val_loss"] == trial.value
+        for name, value in trial.params.items():
+            key = name.partition("[")[0]
+            assert str(value) == (child.data.tags if key == "optimizer" else child.data.params)[key]
+        steps, values = mlflow_curve(searched.cwd, child.info.run_id, "val/loss")
+        assert (steps, values) == recorded(searched.folder.trial(trial.number))["val/loss"]
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == searched.folder.path.name
+    assert parent.data.metrics["best_value"] == study.best_value
+    assert parent.data.tags["best.trial"] == str(study.best_trial.number)
+    counted = {state: parent.data.metrics[f"trials/{state}"] for state in ("complete", "pruned", "failed")}
+    pruned = sum(t.state == TrialState.PRUNED for t in study.get_trials())
+    assert counted == {"complete": 8 - pruned, "pruned": pruned, "failed": 0}
+
+
+def test_the_parent_has_the_history_as_a_curve_and_the_results_and_plots_as_artifacts(searched):
+    (parent,) = [r for r in mlflow_runs(searched.cwd) if r.data.tags.get("kind") == "study"]
+    complete = [t for t in trials_of(searched.folder) if t.state == TrialState.COMPLETE]
+    steps, values = mlflow_curve(searched.cwd, parent.info.run_id, "value")
+    assert (steps, values) == ([t.number for t in complete], [t.value for t in complete])
+    _, best = mlflow_curve(searched.cwd, parent.info.run_id, "best_value")
+    assert best == [min(values[: i + 1]) for i in range(len(values))]
+    assert artifact_names(parent) >= {"optimization_results.yaml", "best.yaml", "plots", "experiment"}
+
+
+def test_the_results_are_written_as_the_stock_sweeper_writes_them(searched):
+    study = study_of(searched.folder)
+    results = OmegaConf.load(searched.folder.results)
+    plain = {name.partition("[")[0]: value for name, value in study.best_params.items()}
+    assert results == {"name": "optuna", "best_params": plain, "best_value": study.best_value}
+
+
+@pytest.mark.parametrize("way", ["from_study", "option"])
+def test_the_best_configuration_trains_again_to_the_same_value(searched, way, tmp_path):
+    if way == "from_study":
+        again = run(
+            tmp_path, f"output_dir={searched.cwd}/outputs", f"from_study={searched.folder.path.name}", *SMALL[1:]
+        )
+        (path,) = (searched.cwd / "outputs" / "runs").iterdir()
+        folder = RunFolder(path)
+    else:
+        again = run(tmp_path, "--config-dir", str(searched.folder.path), "experiment=best", *SMALL[1:])
+        folder = only_run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    best = study_of(searched.folder).best_trial
+    assert recorded(folder) == recorded(searched.folder.trial(best.number))
+
+
+def test_the_same_command_resumes_and_finds_nothing_left_to_do(searched):
+    before = searched.folder.storage.read_bytes()
+    done = run(
+        searched.cwd,
+        *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4", "hydra.sweeper.n_trials=8"),
+        "hydra.sweeper.n_jobs=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 trials are done" in done.stdout
+    assert searched.folder.storage.read_bytes() == before
+    assert len(mlflow_runs(searched.cwd)) == 9
+
+
+def artifact_names(parent: Run) -> set[str]:
+    uri = parent.info.artifact_uri
+    assert uri is not None
+    return {path.name for path in Path(uri.removeprefix("file://")).iterdir()}
+
+
+def test_n_trials_is_the_total_and_a_resumed_study_proposes_what_a_whole_one_would(tmp_path):
+    random = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none", *SMALL, "-m")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for cwd in (whole, parts):
+        cwd.mkdir()
+    assert run(whole, *random, NAMED, "hydra.sweeper.n_trials=7").returncode == 0
+    for total in ("3", "7"):
+        done = run(parts, *random, NAMED, f"hydra.sweeper.n_trials={total}")
+        assert done.returncode == 0, done.stderr
+    assert "3 of 7 trials are done" in done.stdout
+    assert tried(folder_of(parts)) == tried(folder_of(whole))
+    assert [t.value for t in trials_of(folder_of(parts))] == [t.value for t in trials_of(folder_of(whole))]
+
+
+def test_a_changed_study_is_refused_with_the_difference_and_may_be_accepted(tmp_path):
+    assert run(tmp_path, "-m", *SMALL, NAMED, "hydra.sweeper.n_trials=2").returncode == 0
+    changed = (
+        "-m",
+        *SMALL,
+        NAMED,
+        "hydra.sweeper.n_trials=3",
+        "trainer.epochs=3",
+        "scheduler.max_lr=interval(1e-3,2e-2)",
+    )
+    before = folder_of(tmp_path).storage.read_bytes()
+    refused = run(tmp_path, *changed)
+    line = error_line(refused)
+    assert line.startswith("error: hydra.sweeper.study_name: ")
+    assert "trainer.epochs = 2, now 3" in line
+    assert "search.scheduler.max_lr = 0.001 to 0.1, log, now 0.001 to 0.02" in line
+    assert refused.returncode == 2
+    assert folder_of(tmp_path).storage.read_bytes() == before
+    accepted = run(tmp_path, *changed, "hydra.sweeper.accept_changes=true")
+    assert accepted.returncode == 0, accepted.stderr
+    assert len(trials_of(folder_of(tmp_path))) == 3
+    other_way = run(tmp_path, *changed, "hydra.sweeper.direction=maximize", "hydra.sweeper.accept_changes=true")
+    assert error_line(other_way).startswith("error: hydra.sweeper.direction: ")
+
+
+FAILING = """
+from torch import nn
+
+
+class Fragile(nn.Module):
+    def __init__(self, in_features: int, out_features: int, width: int):
+        super().__init__()
+        self.layers = nn.Linear(in_features, out_features)
+        self.width = width
+
+    def forward(self, x):
+        if self.training and self.width > 3:
+            raise RuntimeError(f"width {self.width} is too much")
+        return self.layers(x)
+"""
+
+
+def with_fragile_model(cwd: Path) -> dict[str, Any]:
+    (cwd / "mypkg").mkdir()
+    (cwd / "mypkg" / "__init__.py").write_text(FAILING)
+    return {"PYTHONPATH": str(cwd), "SWEEP_TARGETS": "mypkg.*"}
+
+
+FRAGILE = ("model._target_=mypkg.Fragile", "~model.widths", "~model.activation", "~model.dropout")
+
+
+def test_a_trial_that_raises_fails_with_its_traceback_and_the_study_goes_on(tmp_path):
+    environment = with_fragile_model(tmp_path)
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", *FRAGILE, "+model.width=range(1,6)", "scheduler=constant", "optimizer.lr=0.01"),
+        *("trainer.batch_size=16", "hydra/sweeper/sampler=grid", NAMED),
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(folder_of(tmp_path))
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 2
+    for trial in trials[3:]:
+        told = folder_of(tmp_path).trial(trial.number).error.read_text()
+        assert "Traceback" in told
+        assert f"RuntimeError: width {trial.params['model.width']} is too much" in told
+    failed = [r for r in mlflow_runs(tmp_path) if r.info.status == "FAILED"]
+    assert sorted(r.data.tags["trial"] for r in failed) == ["3", "4"]
+    assert all("is too much" in r.data.tags["error"] and r.data.tags["state"] == "FAIL" for r in failed)
+    assert all("error.txt" in artifact_names(r) for r in failed)
+    assert "failed: training failed at step 1: RuntimeError: width 4 is too much" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_study_whose_first_trials_all_fail_stops_with_the_first_error(tmp_path):
+    environment = with_fragile_model(tmp_path)
+    command = ("-m", *SMALL, *FRAGILE, "+model.width=range(4,40)", "trainer.batch_size=16", NAMED)
+    done = run(tmp_path, *command, **environment)
+    assert done.returncode == 1
+    line = error_line(done)
+    assert line.startswith("error: study s: too many trials fail; the first, trial 0: training failed at step 1")
+    assert len(trials_of(folder_of(tmp_path))) == 3
+    again = run(tmp_path, *command, **environment)  # which may have been mended: the canary starts afresh
+    assert again.returncode == 1
+    assert len(trials_of(folder_of(tmp_path))) == 6
+
+
+def test_a_configuration_that_cannot_even_begin_is_a_failed_trial_with_a_run_of_its_own(tmp_path):
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", "trainer.batch_size=8,16,4000", "scheduler=constant", "optimizer.lr=0.01", NAMED),
+        "hydra/sweeper/sampler=grid",
+    )
+    assert done.returncode == 0, done.stderr
+    (failed,) = [t for t in trials_of(folder_of(tmp_path)) if t.state == TrialState.FAIL]
+    (child,) = [r for r in mlflow_runs(tmp_path) if r.info.status == "FAILED"]
+    assert child.data.tags["trial"] == str(failed.number)
+    assert "trainer.batch_size: is 4000, more than the" in child.data.tags["error"]
+    assert child.data.params["trainer.batch_size"] == "4000"
+
+
+def test_a_trial_that_diverges_is_pruned_so_that_the_sampler_learns(tmp_path):
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", "optimizer=sgd", "scheduler=constant", "optimizer.lr=0.01,1e30", NAMED),
+        *("trainer.batch_size=16", "hydra/sweeper/sampler=grid"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [t.state for t in trials_of(folder_of(tmp_path))] == [TrialState.COMPLETE, TrialState.PRUNED]
+    (child,) = [r for r in mlflow_runs(tmp_path) if r.data.tags.get("diverged") == "true"]
+    assert (child.data.tags["state"], child.info.status) == ("PRUNED", "FINISHED")
+    assert done.stderr == ""
+
+
+LONG = (
+    *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=300", "hydra/sweeper/pruner=none"),
+    *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
+)
+
+
+def epochs_of(cwd: Path, number: int) -> int:
+    curve = journal.curves(folder_of(cwd).trial(number).journal).get("val/loss")
+    return 0 if curve is None else len(curve.steps)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for cwd in (stopped, whole):
+        cwd.mkdir()
+    with start(stopped, "-m", *LONG) as process:
+        wait_until(lambda: epochs_of(stopped, 0) >= 20, process)
+        process.send_signal(signum)
+        out, err = process.communicate()
+    assert process.returncode == (130 if signum == signal.SIGINT else -signal.SIGKILL), err
+    if signum == signal.SIGINT:
+        assert trials_of(folder_of(stopped))[0].state == TrialState.WAITING
+        assert "1 of 2" not in out
+        assert err == ""
+    n_before = epochs_of(stopped, 0)
+    assert n_before < 300
+    done = run(stopped, "-m", *LONG)
+    assert done.returncode == 0, done.stderr
+    assert run(whole, "-m", *LONG, "tracking=off").returncode == 0
+    assert [(t.number, t.state, t.params, t.value) for t in trials_of(folder_of(stopped))] == [
+        (t.number, t.state, t.params, t.value) for t in trials_of(folder_of(whole))
+    ]
+    resumed = folder_of(stopped).trial(0)
+    assert recorded(resumed) == recorded(folder_of(whole).trial(0))
+    assert sum(record["kind"] == "start" for record, _ in journal.read(resumed.journal)) == 2
+    children = [r for r in mlflow_runs(stopped) if "trial" in r.data.tags]
+    assert sorted((r.data.tags["trial"], r.info.status) for r in children) == [("0", "FINISHED"), ("1", "FINISHED")]
+
+
+def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
+    command = ("-m", "experiment=debug", "hydra.sweeper.n_trials=8", "optimizer=sgd,adam", NAMED)
+    both = [start(tmp_path, *command) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert err == ""
+    trials = trials_of(folder_of(tmp_path))
+    assert [t.number for t in trials] == list(range(8))
+    assert all(t.state.is_finished() for t in trials)
+    assert len({t.user_attrs["worker"] for t in trials}) == 2
+    runs = mlflow_runs(tmp_path)
+    assert sorted(int(r.data.tags["trial"]) for r in runs if "trial" in r.data.tags) == list(range(8))
+    assert len(runs) == 9
+
+
+def test_eight_workers_never_find_the_database_locked(tmp_path):
+    done = run(tmp_path, "-m", "experiment=debug", "hydra.sweeper.n_trials=16", "hydra.sweeper.n_jobs=8", NAMED)
+    assert done.returncode == 0, done.stderr
+    assert len(trials_of(folder_of(tmp_path))) == 16
+    assert len(mlflow_runs(tmp_path)) == 17
+    assert "locked" not in done.stderr + (tmp_path / "outputs" / "mirror.log").read_text()
+
+
+def test_workers_run_on_submitit_too(tmp_path):
+    done = run(
+        tmp_path,
+        "-m",
+        *SMALL,
+        "hydra/launcher=submitit_local",
+        "hydra.sweeper.n_jobs=2",
+        NAMED,
+        "hydra.sweeper.n_trials=4",
+    )
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(folder_of(tmp_path))
+    assert [t.state.is_finished() for t in trials] == [True] * 4
+
+
+def test_several_objectives_end_in_a_pareto_front(tmp_path):
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", "hydra.sweeper.objective=[val/loss,model/n_weights]", "model.widths=[2],[4],[8]"),
+        *("hydra/sweeper/sampler=nsgaii", "hydra.sweeper.n_trials=6", NAMED),
+    )
+    assert done.returncode == 0, done.stderr
+    study = study_of(folder_of(tmp_path))
+    weights = {"[2]": 7, "[4]": 13, "[8]": 25}
+    assert all(t.values[1] == weights[t.params["model.widths"]] for t in study.get_trials())
+    solutions = OmegaConf.load(folder_of(tmp_path).results).solutions
+    assert [list(s["values"]) for s in solutions] == [t.values for t in study.best_trials]
+    assert f"Pareto front   {len(study.best_trials)} trials" in done.stdout
+
+
+def test_the_objective_may_be_another_metric_to_maximise(tmp_path):
+    done = run(
+        tmp_path,
+        *("-m", *SMALL, "data=digits", "split.max_samples=200", "hydra.sweeper.objective=val/accuracy"),
+        *("hydra.sweeper.n_trials=2", NAMED),
+    )
+    assert done.returncode == 0, done.stderr
+    study = study_of(folder_of(tmp_path))
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    for trial in study.get_trials():
+        assert trial.value == max(recorded(folder_of(tmp_path).trial(trial.number))["val/accuracy"][1])
+
+
+def test_each_configuration_is_trained_on_several_seeds_and_counts_by_their_mean(tmp_path):
+    done = run(
+        tmp_path,
+        "-m",
+        "experiment=debug",
+        "hydra.sweeper.seeds=3",
+        "hydra.sweeper.n_trials=2",
+        NAMED,
+        "hydra/sweeper/pruner=none",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = folder_of(tmp_path)
+    for trial in trials_of(folder):
+        best = [min(recorded(folder.trial(trial.number, i))["val/loss"][1]) for i in range(3)]
+        assert len(set(best)) == 3
+        assert trial.value == pytest.approx(sum(best) / 3, rel=1e-12)
+        assert list(trial.intermediate_values) == list(range(1, 7))
+    children = [r for r in mlflow_runs(tmp_path) if "trial" in r.data.tags]
+    assert sorted((r.data.tags["trial"], r.data.params["seed"]) for r in children) == [
+        (trial, seed) for trial in "01" for seed in "012"
+    ]
+
+
+def test_known_configurations_are_tried_first(tmp_path):
+    known = "hydra.sweeper.enqueue=[{optimizer: sgd, scheduler.max_lr: 0.2}, {trainer.batch_size: 8}]"
+    done = run(tmp_path, "-m", *SMALL, "optimizer=sgd,adam", known, NAMED, "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stderr
+    defaults, first, second = tried(folder_of(tmp_path))
+    assert defaults["scheduler.max_lr[adam]"] == 1e-2
+    assert (first["optimizer"], first["scheduler.max_lr[sgd]"]) == ("sgd", 0.2)
+    assert (second["optimizer"], second["trainer.batch_size"]) == ("adam", 8)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp", "qmc", "nsgaii"])
+@pytest.mark.parametrize("pruner", ["hyperband"])
+def test_every_sampler_of_the_stock_sweeper_works(sampler, pruner, tmp_path):
+    done = run(
+        tmp_path,
+        "-m",
+        *SMALL,
+        f"hydra/sweeper/sampler={sampler}",
+        f"hydra/sweeper/pruner={pruner}",
+        NAMED,
+        "hydra.sweeper.n_trials=4",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len({tuple(p.items()) for p in tried(folder_of(tmp_path))}) == 4
+
+
+def test_after_the_timeout_no_trial_starts(tmp_path):
+    done = run(
+        tmp_path,
+        "-m",
+        *SMALL,
+        NAMED,
+        "hydra.sweeper.n_trials=100000",
+        "hydra.sweeper.timeout=3",
+        "hydra/sweeper/sampler=random",
+    )
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(folder_of(tmp_path))
+    assert 1 <= len(trials) < 1000
+    assert all(t.state.is_finished() for t in trials)
+
+
+def test_a_dry_run_shows_the_space_and_stores_nothing(tmp_path):
+    done = run(tmp_path, "-m", "experiment=debug", "optimizer=sgd,adam", "hydra.sweeper.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "scheduler.max_lr[sgd]" in done.stdout
+    assert "0.03 to 1, log" in done.stdout
+    assert len(re.findall(r"^  optimizer=", done.stdout, re.MULTILINE)) == 5
+    assert "32 trials x 2 epochs on 1 worker" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "unknown sampler": (["hydra/sweeper/sampler=foo"], "hydra/sweeper/sampler", "tpe"),
+    "unknown pruner": (["hydra/sweeper/pruner=foo"], "hydra/sweeper/pruner", "hyperband"),
+    "unknown launcher": (["hydra/launcher=foo"], "hydra/launcher", "joblib"),
+    "inverted range": (["scheduler.max_lr=interval(1,0.1)"], "scheduler.max_lr", "interval(1,0.1)"),
+    "empty range": (["trainer.batch_size=range(5,5)"], "trainer.batch_size", "at least one"),
+    "mixed types": (["trainer.batch_size=16,many"], "trainer.batch_size", "numbers and texts"),
+    "grid over a range": (["hydra/sweeper/sampler=grid"], "scheduler.base_lr", "no grid"),
+    "no trials": (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials", ">= 1"),
+    "no workers": (["hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs", ">= 1"),
+    "silent storage": (
+        ["hydra.sweeper.storage=postgresql+psycopg://u:secret@127.0.0.1:1/d"],
+        "hydra.sweeper.storage",
+        "127.0.0.1",
+    ),
+    "unknown storage": (["hydra.sweeper.storage=foo://x"], "hydra.sweeper.storage", "foo://x"),
+    "unknown objective": (["hydra.sweeper.objective=val/los"], "hydra.sweeper.objective", "val/loss"),
+    "directions": (["hydra.sweeper.direction=[minimize,maximize]"], "hydra.sweeper.direction", "one for each"),
+    "enqueued elsewhere": (["hydra.sweeper.enqueue=[{scheduler.max_lr: 5}]"], "hydra.sweeper.enqueue", "outside"),
+    "unknown key": (["trainer.batch_sise=1,2"], "trainer.batch_sise", "batch_size"),
+    "value that does not fit": (["trainer.epochs=1,0"], "trainer.epochs", ">= 1"),
+    "name that is no folder": (["hydra.sweeper.study_name=a/b"], "hydra.sweeper.study_name", "folder"),
+    "impossible condition": (["+where.x='scheduler.max_lr < 0'"], "where.x", "change it"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_is_one_line_that_names_the_key_and_nothing_is_stored(mistake, tmp_path):
+    overrides, key, hint = BAD[mistake]
+    done = run(tmp_path, "-m", *SMALL, *overrides)
+    line = error_line(done)
+    assert line.startswith(f"error: {key}: ")
+    assert hint in line
+    assert "secret" not in line
+    assert done.returncode == 2
+    assert not list(tmp_path.rglob("journal.jsonl"))
+    assert not list(tmp_path.rglob("*.db"))
+
+
+def test_an_unknown_study_is_told_with_those_there_are(searched, tmp_path):
+    done = run(tmp_path, f"output_dir={searched.cwd}/outputs", "from_study=foo")
+    assert error_line(done).startswith("error: from_study: no study 'foo'")
+    assert searched.folder.path.name in done.stderr
+    assert done.returncode == 2
