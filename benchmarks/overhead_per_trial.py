@@ -1,7 +1,7 @@
 """What a trial costs its worker beyond training, from one trial's completion to the next, with MLflow on.
 
-First trials of 2 epochs on the default data: a trial's share of the wall time less its own `time/train_s`. Stricter, and
-so printed beside it: less the same number of hand-written epochs (step_overhead.py), which report to no study.
+First trials of 2 epochs on the default data: a trial's share of the wall time less its own `time/train_s`. Stricter,
+and so printed beside it: less the same number of hand-written epochs (step_overhead.py), which report to no study.
 
 Then 1,000 trials of one epoch on 200 samples, whose pruner compares each with all before it (n_warmup_steps=0, and no
 trial is stopped in its last epoch): trials 980 to 1000 against 5 to 25, less the hand-written epoch.
@@ -68,7 +68,7 @@ def _the_last(number: int, folder: str) -> bool:
 
 
 def _walls(trials: Sequence[FrozenTrial]) -> list[float]:
-    """Seconds from each trial's completion to that of the next; the first trial's, with torch's import, are left out."""
+    """Seconds from each trial's completion to the next one's; the first trial, which loads torch, is left out."""
     ends = [t.datetime_complete for t in trials]
     return [(b - a).total_seconds() for a, b in pairwise(ends) if a is not None and b is not None]
 

@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from common import print_setting, print_verdict
@@ -71,7 +71,7 @@ def measure(overrides: list[str], epochs: int) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
     last = time.perf_counter()
 
-    def report(epoch: int, value: float) -> None:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
         nonlocal last
         ours_s = time.perf_counter() - last
         start = time.perf_counter()

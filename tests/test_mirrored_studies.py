@@ -1,6 +1,7 @@
 """sweep/record/mlflow.py and sync.py on studies: one parent, one child for each trial, in whatever order and case."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -290,3 +291,34 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
         for run in (*study.folder.runs(), study.folder.run):
             assert after_it.push(run)
         assert_mirrored(study, database)
+
+
+_KILLED_IN_MAKING = """
+import os, signal, sys
+from pathlib import Path
+import sqlalchemy
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+outputs, left = Path(sys.argv[1]), int(sys.argv[2])
+
+def step(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", step)
+Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+"""
+
+
+@pytest.mark.parametrize("n_statements", [1, 30, 200])
+def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made(
+    n_statements: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", _KILLED_IN_MAKING, str(tmp_path), str(n_statements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+    Mirror(embedded(tmp_path)).reach()

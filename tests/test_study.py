@@ -311,7 +311,7 @@ def test_a_trial_that_diverges_is_pruned_so_that_the_sampler_learns(tmp_path):
 
 
 LONG = (
-    *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=300", "hydra/sweeper/pruner=none"),
+    *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=60", "hydra/sweeper/pruner=none"),
     *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
 )
 
@@ -327,7 +327,7 @@ def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, t
     for cwd in (stopped, whole):
         cwd.mkdir()
     with start(stopped, "-m", *LONG) as process:
-        wait_until(lambda: epochs_of(stopped, 0) >= 20, process)
+        wait_until(lambda: epochs_of(stopped, 0) >= 10, process)
         process.send_signal(signum)
         out, err = process.communicate()
     assert process.returncode == (130 if signum == signal.SIGINT else -signal.SIGKILL), err
@@ -336,7 +336,7 @@ def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, t
         assert "1 of 2" not in out
         assert err == ""
     n_before = epochs_of(stopped, 0)
-    assert n_before < 300
+    assert n_before < 60
     done = run(stopped, "-m", *LONG)
     assert done.returncode == 0, done.stderr
     assert run(whole, "-m", *LONG, "tracking=off").returncode == 0
@@ -367,10 +367,10 @@ def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
 
 
 def test_eight_workers_never_find_the_database_locked(tmp_path):
-    done = run(tmp_path, "-m", "experiment=debug", "hydra.sweeper.n_trials=16", "hydra.sweeper.n_jobs=8", NAMED)
+    done = run(tmp_path, "-m", "experiment=debug", "hydra.sweeper.n_trials=12", "hydra.sweeper.n_jobs=8", NAMED)
     assert done.returncode == 0, done.stderr
-    assert len(trials_of(folder_of(tmp_path))) == 16
-    assert len(mlflow_runs(tmp_path)) == 17
+    assert len(trials_of(folder_of(tmp_path))) == 12
+    assert len(mlflow_runs(tmp_path)) == 13
     assert "locked" not in done.stderr + (tmp_path / "outputs" / "mirror.log").read_text()
 
 
@@ -450,7 +450,7 @@ def test_known_configurations_are_tried_first(tmp_path):
     assert (second["optimizer"], second["trainer.batch_size"]) == ("adam", 8)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp", "qmc", "nsgaii"])
+@pytest.mark.parametrize("sampler", ["cmaes", "gp", "qmc", "nsgaii"])
 @pytest.mark.parametrize("pruner", ["hyperband"])
 def test_every_sampler_of_the_stock_sweeper_works(sampler, pruner, tmp_path):
     done = run(

@@ -10,8 +10,8 @@ from typing import Any
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HOME"] = os.getcwd()  # where Ray keeps its cluster's token
 
-import ray
-from ray import tune
+import ray  # pyright: ignore[reportMissingImports]
+from ray import tune  # pyright: ignore[reportMissingImports]
 
 
 def objective(config: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ class Mirror:
         self._parents: dict[str, str] = {}  # run ids of studies, by uid
         self._childless: set[str] = set()  # studies whose first child was still to be sent
         with _first_start(store.artifact_root):
-            self._client = MlflowClient(store.uri)  # makes an embedded store's tables
+            _make_tables(store.uri)
+            self._client = MlflowClient(store.uri)
             self.reach()
 
     def reach(self) -> None:
@@ -310,6 +311,17 @@ def _in_turn(folder: RunFolder) -> Iterator[None]:
                     raise
                 time.sleep(0.02)
         yield
+
+
+def _make_tables(uri: str) -> None:
+    """Makes a new SQLite store all at once: MLflow, killed while it makes one, leaves a file it cannot use."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    made = path.with_name(path.name + ".new")
+    made.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+    os.replace(made, path)
 
 
 @contextmanager

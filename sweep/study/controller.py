@@ -30,7 +30,7 @@ from sweep.record.store import recorded_uri, tracking_store
 from sweep.study.composer import override
 from sweep.study.failures import too_many_failures
 from sweep.study.identity import differences, identity, study_name
-from sweep.study.ledger import PROBLEM
+from sweep.study.ledger import PROBLEM, Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.plots import draw_plots
 from sweep.study.progress import Watch, print_outcome
@@ -85,7 +85,8 @@ class Controller:
             watch.close()
             trials = study.get_trials(deepcopy=False)
             failure = too_many_failures(trials[worker.first :], self._settings.max_failure_rate)
-            write_results(study, self._folder, self._space)
+            with StudyLock(self._settings.storage, self._folder):  # another controller may be doing the same
+                write_results(study, self._folder, self._space)
             unfinished = any(not t.state.is_finished() for t in trials[: worker.n_trials])
             complete = len(trials) >= worker.n_trials and not unfinished
             if record is not None:
@@ -274,6 +275,9 @@ class Controller:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=worker, config=self._master
         )
+        storage, settings = open_storage(self._settings.storage, self._folder), self._settings
+        lock = StudyLock(settings.storage, self._folder)
+        ledger = Ledger(storage, self._name, self._folder, lock, "controller", settings.max_retries)
         first_job = itertools.count(0, self._settings.n_jobs)
         n_lost = 0
         while True:
@@ -288,6 +292,8 @@ class Controller:
             except Exception as error:
                 lost = error
             self._await_workers(worker)
+            while not self._is_over(study, worker) and not ledger.has_work(worker.n_trials):
+                time.sleep(_POLL_S)  # other commands have the last trials
             if self._is_over(study, worker):
                 return
             n_lost = n_lost + 1 if _n_finished(study) == n_before else 0

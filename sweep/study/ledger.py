@@ -68,6 +68,14 @@ class Ledger:
             template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner})
             return self._storage.get_trial(self._storage.create_new_trial(self._study_id, template))
 
+    def has_work(self, n_trials: int) -> bool:
+        """Whether there is a trial to claim now, or one that lost its worker."""
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        mine = [t for t in trials if t.number < n_trials]
+        return len(mine) < n_trials or any(
+            t.state == TrialState.WAITING or (t.state == TrialState.RUNNING and self._is_dead(t)) for t in mine
+        )
+
     def give_back(self, trial: FrozenTrial) -> None:
         """Lets another worker, or a later one, go on with the trial."""
         with self._lock:

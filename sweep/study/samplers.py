@@ -5,7 +5,7 @@ learns from is in the storage.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ from sweep.study.space import Configuration, Space
 _GRID = "optuna.samplers.GridSampler"
 _QMC = "optuna.samplers.QMCSampler"
 _TPE = "optuna.samplers.TPESampler"
+_MOST_REPEATS = 100  # a small space has few others
 _QMC_DIMENSIONS = 64  # a scrambled point depends on how many there are
 
 
@@ -42,11 +43,18 @@ def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) 
 
 
 def draw(
-    study: optuna.Study, trial: FrozenTrial, sampler: BaseSampler, space: Space, known: Mapping[str, Any]
+    study: optuna.Study,
+    trial: FrozenTrial,
+    sampler: BaseSampler,
+    space: Space,
+    known: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]] = (),
 ) -> Configuration:
     """A configuration that meets the study's conditions.
 
-    known: parameters that are settled already. What an earlier attempt at this trial stored stays.
+    known: parameters that are settled already. tried: parameters that need not be tried again, if any others are found;
+    the second point of a Sobol sequence, for example, is the middle, where defaults often lie. What an earlier attempt
+    at this trial stored stays.
     """
     settled = {**known, **trial.params}
     sampler.before_trial(study, trial)
@@ -67,7 +75,13 @@ def draw(
         return sampler.sample_independent(study, trial, name, distribution)
 
     again()
-    return space.accepted(suggest, again)
+    configuration = space.accepted(suggest, again)
+    for _ in range(_MOST_REPEATS):
+        if configuration.params not in tried:
+            break
+        again()
+        configuration = space.accepted(suggest, again)
+    return configuration
 
 
 class QuasiRandom(BaseSampler):

@@ -80,7 +80,11 @@ class Worker:
         _share_cores(self.n_shares)
         name = f"{self.launch}-{index}"
         with self.folder.worker_lock(name), stop_on_signal() as stop:
-            return _Shift(self, name, stop).run()
+            shift = _Shift(self, name, stop)
+            signum = shift.run()
+        if shift.is_orphaned():
+            os._exit(0)  # nobody waits for the answer, and loky would keep the process
+        return signum
 
     def rehearse(self, numbers: Iterable[int]) -> list[Configuration]:
         """What trials of those numbers would try in a study without any other. Raises ConfigError."""
@@ -93,9 +97,10 @@ class Worker:
 
     def propose(self, study: optuna.Study, trial: FrozenTrial, number: int) -> Configuration:
         """The configuration of trial `number`, by a sampler of its own, which the study is left with."""
-        known = self.known[number] if number < len(self.known) else {}
         study.sampler = make_sampler(self.settings.sampler, self.seed, number, self.space)
-        return draw(study, trial, study.sampler, self.space, known)
+        if number < len(self.known):
+            return draw(study, trial, study.sampler, self.space, self.known[number])
+        return draw(study, trial, study.sampler, self.space, {}, tried=self.known)
 
     @property
     def stop_request(self) -> Path:
@@ -142,9 +147,12 @@ class _Shift:
         return too_many_failures(trials, self._settings.max_failure_rate) is not None
 
     def _is_asked_to_stop(self) -> bool:
-        """By its controller, or by its death, for a worker that is a child of it."""
-        orphaned = self._is_child and os.getppid() != self._worker.controller
-        return orphaned or self._worker.stop_request.exists()
+        """By its controller, or by the death of it."""
+        return self.is_orphaned() or self._worker.stop_request.exists()
+
+    def is_orphaned(self) -> bool:
+        """Whether the controller, whose child this process was, has died."""
+        return self._is_child and os.getppid() != self._worker.controller
 
     def _run(self, trial: FrozenTrial) -> None:
         """Samples, trains and tells. Whatever a trial raises is that trial's failure; Ctrl-C is not."""
