@@ -2,11 +2,13 @@
 
 import functools
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is 
 
 settings.register_profile("sweep", deadline=None)  # a busy machine is no failure
 settings.load_profile("sweep")
+
+_POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"  # of the machine's own server, where it has one
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -176,3 +180,36 @@ def kill_a_trial(tmp_path: Path, *overrides: str) -> Path:
     done = subprocess.run([sys.executable, "-c", _KILLED, *overrides], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return the_run(tmp_path)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The URL of an empty database."""
+    with _fresh_database() as url:
+        yield url
+
+
+@pytest.fixture
+def another_postgresql() -> Iterator[str]:
+    with _fresh_database() as url:
+        yield url
+
+
+@contextmanager
+def _fresh_database() -> Iterator[str]:
+    import sqlalchemy
+    from sqlalchemy.exc import OperationalError
+
+    pytest.importorskip("psycopg")
+    server = sqlalchemy.create_engine(
+        _POSTGRESQL, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 2}
+    )
+    name = f"sweep_test_{secrets.token_hex(6)}"
+    try:
+        with server.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    except OperationalError as error:
+        pytest.skip(f"no PostgreSQL: {error.orig}")
+    yield server.url.set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")

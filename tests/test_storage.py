@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import secrets
 import signal
 import socket
 import subprocess
@@ -26,7 +25,6 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
 
 from sweep.errors import ConfigError
 from sweep.record.folder import StudyFolder
@@ -34,7 +32,6 @@ from sweep.study.journal_file import JournalFile
 from sweep.study.lock import StudyLock
 from sweep.study.storage import open_storage
 
-_POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"
 _TIMEOUT_S = 100
 
 
@@ -388,24 +385,6 @@ def database(url: str, folder: StudyFolder) -> Iterator[RDBStorage]:
     yield storage
     storage.remove_session()
     storage.engine.dispose()  # psycopg warns of connections that nobody closed
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The URL of an empty database."""
-    pytest.importorskip("psycopg")
-    server = sqlalchemy.create_engine(
-        _POSTGRESQL, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 2}
-    )
-    name = f"sweep_test_{secrets.token_hex(6)}"
-    try:
-        with server.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    except OperationalError as error:
-        pytest.skip(f"no PostgreSQL: {error.orig}")
-    yield server.url.set(database=name).render_as_string(hide_password=False)
-    with server.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgresql: str, folder: StudyFolder) -> None:

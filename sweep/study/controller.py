@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -118,7 +119,11 @@ class Controller:
         seed = int(self._base.seed if seed is None else seed)
         for groups in space.each_group_alone():
             validate(space.composer.compose(groups, {}))
-        tracking_store(validate(self._base).tracking, Path(self._base.output_dir).absolute())
+        store = tracking_store(validate(self._base).tracking, Path(self._base.output_dir).absolute())
+        if settings.storage and store.uri and _without_driver(settings.storage) == _without_driver(store.uri):
+            raise ConfigError(
+                "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
+            )
         worker = Worker(
             settings=settings,
             name=self._name,
@@ -328,6 +333,10 @@ class Controller:
             return True
         mine = [t for t in trials if t.number < worker.n_trials]
         return len(mine) == worker.n_trials and all(t.state.is_finished() for t in mine)
+
+
+def _without_driver(uri: str) -> str:
+    return re.sub(r"^(\w+)\+\w+:", r"\1:", uri)
 
 
 def _n_finished(study: optuna.Study) -> int:
