@@ -25,7 +25,7 @@ TORCH_ONECYCLE = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0
 
 @functools.cache
 def _node(option: str) -> dict[str, Any]:
-    file = OmegaConf.load(CONF_DIR / "scheduler" / f"{option}.yaml")
+    file = OmegaConf.load(CONF_DIR / "scheduler" / f"{option}.yaml").scheduler
     root: Any = OmegaConf.to_container(OmegaConf.create({"lr_bounds": vars(LrBounds()), "node": file}), resolve=True)
     return root["node"]
 
