@@ -3,10 +3,10 @@
 First trials of 2 epochs on the default data: a trial's share of the wall time less its own `time/train_s`. Stricter,
 and so printed beside it: less the same number of hand-written epochs (step_overhead.py), which report to no study.
 
-Then 1,000 trials of one epoch on 200 samples, whose pruner compares each with all before it (n_warmup_steps=0, and no
-trial is stopped in its last epoch): trials 980 to 1000 against 5 to 25, less the hand-written epoch.
+Then 1,000 trials of one epoch on 200 samples: trials 980 to 1000 against 5 to 25, less the hand-written epoch.
 
-One worker, random sampler (whose time, far below a millisecond, is not taken off), median pruner, embedded storage.
+The pruner compares every trial with all before it, in its last epoch, when none is stopped any more. One worker, random
+sampler (whose time, far below a millisecond, is not taken off), embedded storage or, with `--storage`, another.
 `python benchmarks/overhead_per_trial.py`
 """
 
@@ -25,8 +25,8 @@ from step_overhead import hand_written_epoch
 from studies import attempts, run_study, study_folder
 
 FIXED = ["optimizer=adam", "trainer.batch_size=64"]  # the learning-rate bounds are searched
-STUDY = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra/sweeper/pruner=median"]
-LATE = ["data.n=200", "trainer.epochs=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
+STUDY = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra/sweeper/pruner=asha"]
+LATE = ["data.n=200", "trainer.epochs=1"]
 BOUND_MS, BOUND_LATE = 60, 1.5
 
 
@@ -34,17 +34,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200, help="of two epochs")
     parser.add_argument("--late", type=int, default=1000, help="number of the last trial of one epoch")
+    parser.add_argument("--storage", help="such as postgresql+psycopg://127.0.0.1:5432/test; the embedded one if none")
     arguments = parser.parse_args()
     print_setting()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        holds = _a_trial(arguments.trials, folder)
-        holds &= _the_last(arguments.late, folder)
+        holds = _a_trial(arguments.trials, folder, arguments.storage)
+        holds &= _the_last(arguments.late, folder, arguments.storage)
     return 0 if holds else 1
 
 
-def _a_trial(n_trials: int, folder: str) -> bool:
-    trials = run_study("two_epochs", [*FIXED, *STUDY, "trainer.epochs=2", f"hydra.sweeper.n_trials={n_trials}"], folder)
+def _a_trial(n_trials: int, folder: str, storage: str | None) -> bool:
+    search = [*FIXED, *STUDY, "trainer.epochs=2", "hydra.sweeper.pruner.min_resource=2"]
+    trials = run_study("two_epochs", [*search, f"hydra.sweeper.n_trials={n_trials}"], folder, storage)
     trained = [a.train_s for a in attempts(study_folder("two_epochs", folder))]
     walls = _walls(trials)
     beyond = sorted(wall - train_s for wall, train_s in zip(walls, trained[1:], strict=True) if train_s is not None)
@@ -56,8 +58,8 @@ def _a_trial(n_trials: int, folder: str) -> bool:
     return print_verdict("beyond its own training, median", 1e3 * statistics.median(beyond), BOUND_MS, " ms")
 
 
-def _the_last(number: int, folder: str) -> bool:
-    trials = run_study("late", [*FIXED, *STUDY, *LATE, f"hydra.sweeper.n_trials={number + 1}"], folder)
+def _the_last(number: int, folder: str, storage: str | None) -> bool:
+    trials = run_study("late", [*FIXED, *STUDY, *LATE, f"hydra.sweeper.n_trials={number + 1}"], folder, storage)
     epoch_s = _hand_written_s([*FIXED, "data.n=200"])
     walls = _walls(trials)  # walls[i] is that of trial i + 1
     early, late = (statistics.median(walls[i - 1 : i + 20]) - epoch_s for i in (5, number - 20))

@@ -30,11 +30,16 @@ def quietly(command: Sequence[str], cwd: str | Path) -> None:
         sys.exit(f"{' '.join(command)}\n{done.stdout}")
 
 
-def run_study(name: str, overrides: Sequence[str], cwd: str | Path) -> list[FrozenTrial]:
-    """Runs a study whole, in the embedded storage, and returns its trials by number."""
-    quietly([*MULTIRUN, f"hydra.sweeper.study_name={name}", *overrides], cwd)
-    storage = JournalStorage(JournalFileBackend(str(study_folder(name, cwd) / "optuna.log")))
-    return optuna.load_study(study_name=name, storage=storage).trials
+def run_study(name: str, overrides: Sequence[str], cwd: str | Path, storage: str | None = None) -> list[FrozenTrial]:
+    """Runs a study whole and returns its trials by number. It leaves the storage, by default the embedded one."""
+    if storage is None:
+        quietly([*MULTIRUN, f"hydra.sweeper.study_name={name}", *overrides], cwd)
+        journal = JournalFileBackend(str(study_folder(name, cwd) / "optuna.log"))
+        return optuna.load_study(study_name=name, storage=JournalStorage(journal)).trials
+    quietly([*MULTIRUN, f"hydra.sweeper.study_name={name}", f"hydra.sweeper.storage={storage}", *overrides], cwd)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    optuna.delete_study(study_name=name, storage=storage)
+    return trials
 
 
 def study_folder(name: str, cwd: str | Path) -> Path:

@@ -10,7 +10,7 @@ and two workers, with every trial run to its end ("full") and with the default p
 
 None of the others prunes. Each process starts in an empty folder, so MLflow's first start counts where there is one.
 The rivals' training is hand-written and lean: no data loader, one thread, a fused optimizer.
-`pip install 'ray[tune]'; python benchmarks/versus.py`
+`pip install -c constraints.txt --no-build-isolation -e '.[bench]'; python benchmarks/versus.py`
 """
 
 import argparse
@@ -53,7 +53,7 @@ def commands(n_trials: int, n_epochs: int, n_ray_trials: int) -> dict[str, tuple
     found["Optuna loop"] = [sys.executable, str(RIVALS / "optuna_loop.py"), *size]
     counted = {name: (command, n_trials) for name, command in found.items()}
     if importlib.util.find_spec("ray") is None:
-        print("Ray Tune: left out, ray is not installed (pip install 'ray[tune]')")
+        print("Ray Tune: left out, ray is not installed (the extra 'bench')")
     else:
         ray = [sys.executable, str(RIVALS / "ray_tune.py"), str(n_ray_trials), str(n_epochs)]
         counted["Ray Tune"] = ray, n_ray_trials

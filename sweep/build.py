@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     OptimizerFactory = Callable[[Any], Optimizer]
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-_OPTUNA_TARGETS = ("optuna.samplers.*", "optuna.pruners.*", "hydra_plugins.hydra_optuna_sweeper.*")
+_OPTUNA_TARGETS = (
+    "optuna.samplers.*",
+    "optuna.pruners.*",
+    "sweep.study.pruners.*",
+    "hydra_plugins.hydra_optuna_sweeper.*",
+)
 
 
 def samples(node: Mapping[str, Any]) -> Samples:

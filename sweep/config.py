@@ -163,9 +163,10 @@ class Config:
 
 
 def register() -> None:
-    """Makes known to Hydra what conf/config.yaml uses: the schema `sweep_schema` and the resolvers of its folders."""
+    """Makes known to Hydra what conf/ uses: the schema `sweep_schema` and resolvers, of folders and of numbers."""
     OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("sweep.multirun_dir", _multirun_dir, replace=True)
+    OmegaConf.register_resolver("sweep.part", lambda whole, parts: max(1, whole // parts), replace=True)
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
 
 
@@ -299,11 +300,13 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
             _require(key in known, name, f"is no key of the config; choose one of: {', '.join(keys_of(node))}")
 
 
-def _run_dir(output_dir: str, resume: str | None, name: str) -> str:
+def _run_dir(output_dir: str, resume: str | None, from_study: str | None, name: str) -> str:
     """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it.
 
     Hydra makes the folder before anything else can be checked.
     """
+    if from_study is not None:
+        require_study(Path(_checked_output_dir(output_dir)), from_study)
     if resume is None:
         return f"{_checked_output_dir(output_dir)}/runs/{name}"
     require_run(Path(resume))
@@ -323,6 +326,15 @@ def require_run(folder: Path) -> None:
     """Raises ConfigError unless there is an earlier run to resume in `folder`."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError("resume", f"no run in '{folder}'; give the folder that the run printed")
+
+
+def require_study(output_dir: Path, name: str) -> None:
+    """Raises ConfigError unless the study `name` below `output_dir` has a best configuration."""
+    studies = output_dir.absolute() / "studies"
+    known = sorted(path.parent.name for path in studies.glob("*/best.yaml"))
+    if name not in known:
+        problem = "has no complete trial yet" if (studies / name).is_dir() else f"is not below '{studies}'"
+        raise ConfigError("from_study", f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")
 
 
 def _check_component(key: str, node: Any) -> None:

@@ -5,6 +5,8 @@ import re
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of an OSError
 
+TRACEBACK_HINT = " (HYDRA_FULL_ERROR=1 shows the traceback)"
+
 # What Hydra and OmegaConf append for programmers.
 _FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See https?:).*$", re.MULTILINE)
 
@@ -35,6 +37,10 @@ class ConfigError(SweepError):
         return f"{self.key}: {self.problem}"
 
 
+class BeingTrained(ConfigError):
+    """Another process trains the trial in that folder."""
+
+
 class Diverged(SweepError):
     """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
 
@@ -59,7 +65,7 @@ class TrainingFailed(SweepError):
         self.step = step
 
     def __str__(self) -> str:
-        return f"training failed at step {self.step}: {self.reason} (HYDRA_FULL_ERROR=1 shows the traceback)"
+        return f"training failed at step {self.step}: {self.reason}{TRACEBACK_HINT}"
 
 
 class StudyFailed(SweepError):

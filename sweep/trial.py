@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config import Config, fingerprint, validate
-from sweep.errors import DISK_FULL, ConfigError, DiskFull
+from sweep.errors import DISK_FULL, BeingTrained, ConfigError, DiskFull
 from sweep.prepare import Data, check_data, load_data, prepared
 from sweep.record import journal as journals
 from sweep.record.describe import run_name
@@ -101,7 +101,7 @@ def run_trial(
             elif callable(follower):
                 follower = follower(output_dir)
         except Busy:
-            raise ConfigError("resume", f"'{run.path}' is being trained by another process") from None
+            raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         if follower is not None:

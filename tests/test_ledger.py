@@ -108,16 +108,14 @@ def test_the_trial_of_a_killed_worker_is_claimed_at_once(folder):
     assert len(trials(folder)) == 1
 
 
-def test_a_trial_whose_workers_die_again_and_again_fails(folder):
+def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(folder):
     for i in range(3):
         assert claim_and_die(folder, f"dead{i}") == 0
     with folder.worker_lock("a"):
-        following = ledger(folder, "a").claim(N_TRIALS)
-    assert following is not None
-    assert following.number == 1
-    failed = trials(folder)[0]
-    assert failed.state == TrialState.FAIL
-    assert "died 3 times" in failed.user_attrs[PROBLEM]
+        failing = ledger(folder, "a").claim(N_TRIALS)
+    assert failing is not None
+    assert failing.number == 0
+    assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
 
 
 def test_deaths_between_which_the_trial_gets_further_do_not_add_up(folder):
@@ -164,6 +162,24 @@ def test_a_beat_is_heard_while_a_trial_runs(folder):
         finish(folder, 0)
         with a.beating(trial, every_s=0.01):  # of a trial that is over: no harm
             pass
+
+
+def test_a_trial_taken_from_a_silent_worker_that_lives_goes_back_to_it(folder):
+    clock, storage = Clock(), open_storage(None, folder)
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", BEAT: 1})
+    storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a", clock)
+        assert a.claim(1) is None
+        clock.now = 91.0
+        taken = a.claim(1)
+        assert taken is not None
+        assert a.is_mine(taken)
+        a.return_to_owner(taken)
+        assert not a.is_mine(taken)
+        assert a.claim(1) is None
+    (trial,) = trials(folder)
+    assert (trial.state, trial.user_attrs[OWNER]) == (TrialState.RUNNING, "elsewhere/w")
 
 
 def test_finished_trials_count_and_are_not_claimed_again(folder):

@@ -58,6 +58,20 @@ def test_ranges_that_depend_on_a_sampled_group_are_parameters_of_their_own():
     assert ranges_of(space, optimizer="adam")["scheduler.max_lr[adam]"] == DEFAULT["scheduler.max_lr"]
 
 
+@pytest.mark.parametrize("optimizers", ["sgd,adam", "adam,sgd"])
+@pytest.mark.parametrize("schedulers", ["constant,cyclic", "cyclic,constant"])
+def test_a_parameter_has_one_range_whatever_the_order_of_the_options(optimizers, schedulers):
+    space = space_of(f"scheduler={schedulers}", f"optimizer={optimizers}")
+    ranges: dict[str, set[object]] = {}
+    for optimizer in ("sgd", "adam"):
+        for scheduler in ("constant", "cyclic"):
+            for name, distribution in ranges_of(space, optimizer=optimizer, scheduler=scheduler).items():
+                ranges.setdefault(name, set()).add(str(distribution))
+    assert all(len(found) == 1 for found in ranges.values())
+    assert len(ranges) == 2 + 2 * 2 + 1  # optimizer.lr and two bounds for each optimizer; the batch size
+    assert set(space.named_ranges()) == {*ranges, "optimizer", "scheduler"}
+
+
 def test_only_the_groups_that_a_range_depends_on_stand_in_its_name():
     space = space_of("optimizer=adam,adamw", "scheduler=cyclic,onecycle,constant", "model=mlp,linear")
     assert "scheduler.base_lr[cyclic]" in ranges_of(space)  # adam and adamw have the same

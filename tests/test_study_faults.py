@@ -1,13 +1,22 @@
 """Short forms of the fault campaigns, and studies on a real PostgreSQL."""
 
 import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+import sqlalchemy
 from campaigns.kill_study import play
 from mlflow import MlflowClient
-from optuna.storages import RDBStorage
-from processes import error_line, run
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from processes import error_line, mlflow_runs, run, start, wait_until
+
+from sweep.record import journal
+from sweep.record.folder import StudyFolder
 
 
 def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
@@ -28,16 +37,98 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    storage = RDBStorage(postgresql)
-    trials = optuna.load_study(study_name="s", storage=storage).get_trials()
-    storage.remove_session()
-    storage.engine.dispose()
+    trials = trials_in(postgresql)
     assert [t.number for t in trials] == list(range(6))
     assert all(t.state.is_finished() for t in trials)
     store = MlflowClient(tracking_uri)
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
     values = {int(r.data.tags["trial"]): r.data.metrics["best/val_loss"] for r in runs if "trial" in r.data.tags}
     assert values == {t.number: t.value for t in trials}
+
+
+def test_a_database_that_is_away_for_a_while_costs_no_trial(postgresql: str, tmp_path: Path) -> None:
+    command = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=40", "data.n=2000", "split.max_samples=2000")
+    study = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
+    with start(tmp_path, *command, *study, f"hydra.sweeper.storage={postgresql}") as process:
+        wait_until(lambda: journal.curves(folder.trial(0).journal).get("val/loss") is not None, process)
+        with out_of_reach(postgresql):
+            time.sleep(3.0)
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err == ""
+    trials = trials_in(postgresql)
+    assert [t.number for t in trials] == list(range(4))
+    assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+
+
+def trials_in(url: str) -> list[FrozenTrial]:
+    storage = RDBStorage(url)
+    try:
+        return optuna.load_study(study_name="s", storage=storage).get_trials()
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@contextmanager
+def out_of_reach(url: str) -> Iterator[None]:
+    """No session of the database lives meanwhile, and none begins."""
+    database = sqlalchemy.make_url(url)
+    server = sqlalchemy.create_engine(
+        database.set(database="test"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
+    with server.connect() as session:
+        session.exec_driver_sql(f"ALTER DATABASE {database.database} ALLOW_CONNECTIONS false")
+        session.exec_driver_sql(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database.database}'"
+        )
+        try:
+            yield
+        finally:
+            session.exec_driver_sql(f"ALTER DATABASE {database.database} ALLOW_CONNECTIONS true")
+
+
+def test_a_trial_whose_workers_die_too_often_fails_in_optuna_and_in_mlflow(tmp_path: Path) -> None:
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "__init__.py").write_text(_FATAL)
+    model = ("model._target_=mypkg.Fatal", "~model.widths", "~model.activation", "~model.dropout", "+model.width=1,2,3")
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", *model, "hydra/sweeper/sampler=grid", "scheduler=constant", "optimizer.lr=0.1"),
+        *("trainer.batch_size=16", "hydra.sweeper.study_name=s", "hydra.sweeper.max_retries=1"),
+        *("hydra/launcher=joblib", "hydra.sweeper.n_jobs=2"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="mypkg.*",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
+    storage = JournalStorage(JournalFileBackend(str(folder.storage)))
+    trials = optuna.load_study(study_name="s", storage=storage).get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    problem = "its worker died 2 times without the trial getting further; out of memory, perhaps"
+    assert trials[2].user_attrs["problem"] == problem
+    (failed,) = [r for r in mlflow_runs(tmp_path) if r.data.tags.get("trial") == "2"]
+    assert (failed.info.status, failed.data.tags["state"]) == ("FAILED", "FAIL")
+    assert problem in failed.data.tags["error"]
+    assert problem in folder.trial(2).error.read_text()
+
+
+_FATAL = """
+import os, signal
+from torch import nn
+
+
+class Fatal(nn.Linear):
+    def __init__(self, in_features: int, out_features: int, width: int):
+        super().__init__(in_features, out_features)
+        self.width = width
+
+    def forward(self, x):
+        if self.training and self.width == 3:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+        return super().forward(x)
+"""
 
 
 def test_a_database_that_is_mlflows_already_is_refused(postgresql: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Mapping
 
-from sweep.errors import Diverged, Pruned
+from sweep.errors import DISK_FULL, Diverged, Pruned
 from sweep.record.folder import RunFolder, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.start import Membership
@@ -22,7 +22,8 @@ def write_end(
     diverged is one that was pruned, so that the sampler learns from it.
     """
     status, state, tags = "FINISHED", "COMPLETE", {}
-    if isinstance(error, KeyboardInterrupt):
+    no_room = isinstance(error, OSError) and error.errno in DISK_FULL
+    if isinstance(error, KeyboardInterrupt) or (no_room and member is not None):  # the study will go on with it
         journal.event("end", status="KILLED", steps=[], values={}, tags={}, artifacts=[])
         return
     if isinstance(error, Pruned):

@@ -44,12 +44,12 @@ class Journal:
         """Appends one record of the given kind."""
         self._append({"kind": kind, "time": time.time_ns() // 1_000_000, **fields})
 
-    def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
-        """Appends the values of each metric at the given steps, ascending."""
+    def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]], **fields: Any) -> None:
+        """Appends the values of each metric at the given steps, ascending. fields: `time`, if it was not now."""
         n_known = bisect.bisect_right(steps, min(self._recorded.get(key, -1) for key in values))
         if n_known < len(steps):
             columns = {key: list(column[n_known:]) for key, column in values.items()}
-            self.event("metrics", steps=list(steps[n_known:]), values=columns)
+            self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
 
     def sync(self) -> None:
         os.fsync(self._file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.composition import compose
-from sweep.errors import ConfigError
+from sweep.config import require_study
 from sweep.record.folder import StudyFolder
 
 
@@ -15,13 +15,8 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
 
     Raises ConfigError for a study that is not there or has no complete trial.
     """
-    studies = Path(output_dir).absolute() / "studies"
-    folder = StudyFolder(studies / name)
-    if not folder.path.is_dir():
-        known = sorted(path.name for path in studies.glob("*") if path.is_dir())
-        raise ConfigError("from_study", f"no study '{name}' below '{studies}'; there are: {', '.join(known) or 'none'}")
-    if not folder.best.exists():
-        raise ConfigError("from_study", f"study '{name}' has no complete trial yet")
+    require_study(Path(output_dir), name)
+    folder = StudyFolder(Path(output_dir) / "studies" / name)
     on_top = [o for o in overrides if not o.startswith("from_study=")]
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
     best = [str(o) for o in OmegaConf.load(folder.best).overrides]

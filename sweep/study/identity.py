@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from sweep.errors import ConfigError
 from sweep.study.settings import StudySettings
@@ -29,6 +29,7 @@ _INCIDENTAL = {
     "trainer.checkpoint_interval_s",
 }
 _NAMING = ("optimizer", "scheduler", "model", "data")
+_SETTINGS = ("objective", "direction", "seeds", "enqueue", "defaults_first")
 _LONGEST_NAME = 120
 _TPE = "optuna.samplers.TPESampler"
 
@@ -39,7 +40,7 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     So the same command means the same study. Raises ConfigError for a name that no folder can have.
     """
     if settings.study_name is not None:
-        if not re.fullmatch(r"[\w+@,=-][\w.+@,= -]*", settings.study_name) or len(settings.study_name) > _LONGEST_NAME:
+        if not re.fullmatch(r"[\w+@,=-][\w.+@,=-]*", settings.study_name) or len(settings.study_name) > _LONGEST_NAME:
             raise ConfigError(
                 "hydra.sweeper.study_name",
                 f"'{settings.study_name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =",
@@ -54,29 +55,31 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     others += [f"{g}={d.choices}" for g, d in space.groups.items() if g not in _NAMING]
     defaults = StudySettings()
     others += [
-        f"{key}={getattr(settings, key)}"
-        for key in ("objective", "direction", "seeds", "enqueue", "defaults_first")
-        if getattr(settings, key) != getattr(defaults, key)
+        f"{key}={getattr(settings, key)}" for key in _SETTINGS if getattr(settings, key) != getattr(defaults, key)
     ]
     sampler = str(settings.sampler["_target_"])
     if sampler != _TPE:
         parts.append(sampler.rpartition(".")[2].removesuffix("Sampler").removeprefix("create_").lower())
-    if others:
-        parts.append(hashlib.sha256("\n".join(sorted(others)).encode()).hexdigest()[:6])
-    return "-".join(parts)[:_LONGEST_NAME]
+    name = "-".join(parts)
+    if others or len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256("\n".join([*sorted(others), name]).encode()).hexdigest()[:6]
+        return f"{name[: _LONGEST_NAME - 7]}-{digest}"
+    return name
 
 
-def identity(settings: StudySettings, space: Space, config: DictConfig) -> dict[str, str]:
-    """Every fact about the study that its trials rest on, in words. config: a trial's, with its first options."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    searched = set(space.ranges(space.first_groups()))
-    facts = {key: json.dumps(value) for key, value in _flat("", plain) if key not in searched}
-    facts |= {f"search.{name}": ", ".join(map(str, d.choices)) for name, d in space.groups.items()}
+def identity(settings: StudySettings, space: Space) -> dict[str, str]:
+    """Every fact about the study that its trials rest on, in words. The sampler and the pruner may change meanwhile."""
+    facts: dict[str, str] = {}
+    first = space.first_groups()
     for options in space.each_group_alone():
-        facts |= {f"search.{name}": in_words(distribution) for name, distribution in space.ranges(options).values()}
-    for key in ("objective", "direction", "seeds", "enqueue", "defaults_first"):
-        facts[f"hydra.sweeper.{key}"] = json.dumps(getattr(settings, key))
-    return facts
+        plain = OmegaConf.to_container(space.composer.base(options).config, resolve=True)
+        searched = space.ranges(options)
+        told = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
+        for key, value in _flat("", plain):
+            if key not in searched and facts.get(key) != json.dumps(value):
+                facts[f"{key}{told}"] = json.dumps(value)
+    facts |= {f"search.{name}": in_words(distribution) for name, distribution in space.named_ranges().items()}
+    return facts | {f"hydra.sweeper.{key}": json.dumps(getattr(settings, key)) for key in _SETTINGS}
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

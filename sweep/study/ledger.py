@@ -7,7 +7,7 @@ again, and whoever takes it next goes on from its checkpoint. All handing out ha
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,14 +19,20 @@ from sweep.record.folder import StudyFolder
 from sweep.study.lock import StudyLock
 
 # A trial's user attributes.
-OWNER = "worker"  # <host>/<worker> that runs it or did so last; written before the trial is RUNNING
+OWNER = "worker"  # <host>/<worker> that runs it or did so last
 BEAT = "beat"  # counts up while the owner lives
 RETRIES = "retries"  # deaths of its worker since it last got further
 REACHED = "reached"  # the step it had reached at the last of them
-PROBLEM = "problem"  # why it failed, in one line
+PROBLEM = "problem"  # why it failed or diverged, in one line
+STOPPED = "stopped"  # where it was pruned, in words
 
 _BEAT_EVERY_S = 15.0
 _SILENT_S = 90.0  # without a beat, the owner on another machine is taken for dead
+
+
+def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
+    """Whether every trial of the study is finished."""
+    return len(trials) >= n_trials and all(t.state.is_finished() for t in trials[:n_trials])
 
 
 class Ledger:
@@ -45,27 +51,31 @@ class Ledger:
         max_retries: int,
         clock: Any = time.monotonic,
     ) -> None:
-        self._storage, self._folder, self._lock, self._worker = storage, folder, lock, worker
+        self._storage, self._folder, self._lock = storage, folder, lock
         self._study_id = storage.get_study_id_from_name(study_name)
         self._max_retries, self._clock = max_retries, clock
         self._host = socket.gethostname()
+        self._me = f"{self._host}/{worker}"
+        self._taken_from: dict[int, str] = {}  # the owner before, by number
         self._heard: dict[int, tuple[Any, float]] = {}  # by trial: its last beat, and when it was first seen
 
     def claim(self, n_trials: int) -> FrozenTrial | None:
-        """A trial for this worker to run, one that waits or else a new one; None when all are taken or done."""
-        owner = f"{self._host}/{self._worker}"
+        """A trial for this worker to run, one that waits or else a new one; None when all are taken or done.
+
+        One whose workers died too often has its PROBLEM among the user attributes: it is to be recorded as failed.
+        """
         with self._lock:
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-            self._take_back(t for t in trials if t.state == TrialState.RUNNING)
-            waiting = self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.WAITING,))
-            for trial in waiting:
-                if trial.number < n_trials:
-                    self._storage.set_trial_user_attr(trial._trial_id, OWNER, owner)
-                    self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-                    return self._storage.get_trial(trial._trial_id)
+            lost = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
+            for trial in lost:
+                self._take_back(trial)
+            waiting = [t for t in trials if t.state == TrialState.WAITING] + lost
+            for trial in sorted(waiting, key=lambda t: t.number):
+                if trial.number < n_trials and (taken := self._take(trial)):
+                    return taken
             if len(trials) >= n_trials:
                 return None
-            template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner})
+            template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: self._me})
             return self._storage.get_trial(self._storage.create_new_trial(self._study_id, template))
 
     def has_work(self, n_trials: int) -> bool:
@@ -81,21 +91,37 @@ class Ledger:
         with self._lock:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def _take_back(self, running: Iterator[FrozenTrial]) -> None:
-        for trial in running:
-            if not self._is_dead(trial):
-                continue
-            reached = max(trial.intermediate_values, default=0)
-            further = reached > trial.user_attrs.get(REACHED, 0)
-            retries = 1 if further else trial.user_attrs.get(RETRIES, 0) + 1
-            if retries > self._max_retries:
-                problem = f"its worker died {retries} times without the trial getting further; out of memory, perhaps"
-                self._storage.set_trial_user_attr(trial._trial_id, PROBLEM, problem)
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                continue
-            self._storage.set_trial_user_attr(trial._trial_id, RETRIES, retries)
-            self._storage.set_trial_user_attr(trial._trial_id, REACHED, reached)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    def return_to_owner(self, trial: FrozenTrial) -> None:
+        """For a trial whose silent owner turns out to be alive."""
+        self._heard.pop(trial._trial_id, None)
+        self._storage.set_trial_user_attr(trial._trial_id, OWNER, self._taken_from[trial.number])
+
+    def is_mine(self, trial: FrozenTrial) -> bool:
+        """Whether no other worker has taken the trial over, or finished it."""
+        now = self._storage.get_trial(trial._trial_id)
+        return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._me
+
+    def _take(self, trial: FrozenTrial) -> FrozenTrial | None:
+        """The waiting trial as this worker's own; None if another was faster, which the lock mostly rules out."""
+        self._taken_from[trial.number] = trial.user_attrs.get(OWNER, "")
+        if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            return None
+        self._storage.set_trial_user_attr(trial._trial_id, OWNER, self._me)
+        return self._storage.get_trial(trial._trial_id)
+
+    def _take_back(self, trial: FrozenTrial) -> None:
+        """From a dead worker."""
+        reached = max(trial.intermediate_values, default=0)
+        further = reached > trial.user_attrs.get(REACHED, 0)
+        retries = 1 if further else trial.user_attrs.get(RETRIES, 0) + 1
+        attrs: dict[str, Any] = {RETRIES: retries, REACHED: reached}
+        if retries > self._max_retries:
+            attrs[PROBLEM] = (
+                f"its worker died {retries} times without the trial getting further; out of memory, perhaps"
+            )
+        for name, value in attrs.items():
+            self._storage.set_trial_user_attr(trial._trial_id, name, value)
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         """A worker of this machine is known to be dead by its lock, at once; another by its silence."""

@@ -99,7 +99,7 @@ class StudyLock:
         self._held: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> None:
-        with told_in_one_line(self._storage or str(self._folder.path)):
+        with told_in_one_line(self._storage):
             lock = self._lock()
             lock.__enter__()
         self._held = lock

@@ -5,11 +5,29 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from sweep.errors import ConfigError
+from sweep.prepare import Data
 from sweep.record import journal
 from sweep.record.folder import RunFolder
+from sweep.study.settings import StudySettings
 
+_METRICS = {"regression": ("mse", "mae", "r2"), "classification": ("accuracy",)}  # beside the loss, by task
 _WORST = {"minimize": math.inf, "maximize": -math.inf}
 _BETTER = {"minimize": min, "maximize": max}
+
+
+def check_objectives(settings: StudySettings, data: Data) -> None:
+    """Raises ConfigError for an objective that trials on such data do not have."""
+    samples = data.samples
+    names = ["loss", *_METRICS[samples.task]]
+    known = [f"{split}/{name}" for split in ("val", "test") for name in names]
+    known += ["train/loss", "time/train_s", "model/n_weights"]
+    if samples.noise is not None:
+        known += ["test/noise_ratio", "test/excess"]
+    for name in settings.objective:
+        if name not in known:
+            raise ConfigError(
+                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose of: {', '.join(known)}"
+            )
 
 
 def best_of(values: Sequence[float], direction: str) -> float:
@@ -19,7 +37,7 @@ def best_of(values: Sequence[float], direction: str) -> float:
 def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) -> list[float]:
     """Each objective of a finished run: of a curve its best value over the epochs, otherwise what the run ended with.
 
-    Raises ConfigError for a name that the run recorded nothing under.
+    Raises ConfigError for a name that the run recorded nothing under, ValueError for one that is no finite number.
     """
     curves = journal.curves(run.journal)
     ended: Mapping[str, Sequence[float]] = {}
@@ -35,6 +53,8 @@ def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) 
         else:
             known = ", ".join(sorted({*curves, *ended}))
             raise ConfigError("hydra.sweeper.objective", f"a trial has no '{name}'; it has: {known}")
+        if not math.isfinite(values[-1]):
+            raise ValueError(f"{name} is {values[-1]}")
     return values
 
 

@@ -1,5 +1,6 @@
 """Pictures of a study, by Optuna: its history, and values against parameters."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ def draw_plots(study: optuna.Study, folder: Path) -> None:
     elif any(t.params for t in trials):
         kinds["slices"] = plots.plot_slice
     folder.mkdir(exist_ok=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it has opinions on texts that are numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental, and matplotlib has its own to say
         for name, plot in kinds.items():

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sweep.record.folder import StudyFolder
-from sweep.study.ledger import PROBLEM
-from sweep.study.results import STATES, StudyRecord, best_trials, config_values, counts
+from sweep.study.ledger import PROBLEM, STOPPED, is_complete
+from sweep.study.recording import Recording
+from sweep.study.results import STATES, best_trials, config_values, counts
 
 _POLL_S = 0.5
 _MOST_ROWS = 16
@@ -26,8 +28,8 @@ _MOST_ROWS = 16
 class Watch:
     """Follows the study in a thread of its own: shows what workers do, wherever they run, and records what is done."""
 
-    def __init__(self, study: optuna.Study, n_trials: int, record: StudyRecord | None, live: bool) -> None:
-        self._study, self._n_trials, self._record = study, n_trials, record
+    def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, live: bool) -> None:
+        self._study, self._n_trials, self._recording = study, n_trials, recording
         self._seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
         self._n_before, self._began = len(self._seen), time.monotonic()
         self._console = Console(stderr=live, soft_wrap=not live, highlight=False)
@@ -58,20 +60,20 @@ class Watch:
 
     def _follow(self) -> None:
         while not self._over.wait(_POLL_S):
-            self._look()
+            with suppress(Exception):  # `close` looks again, and says what is wrong; a server may be back by then
+                self._look()
 
     def _look(self) -> None:
         trials = self._study.get_trials(deepcopy=False)
         new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
         n_before = len(self._seen)
         self._seen |= {t.number for t in new}
-        if self._record is not None:
-            self._record.update(trials)
+        self._recording.update(trials)
+        for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
+            if self._live is None or trial.state == TrialState.FAIL:  # which stays above the table
+                self._console.print(_line(trial, n_done, self._n_trials), markup=False)
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)
-            return
-        for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
-            self._console.print(_line(trial, n_done, self._n_trials), markup=False)
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Group:
         table = Table(box=box.SIMPLE_HEAD)
@@ -112,19 +114,21 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> No
     say("")
     say(f"study {study.study_name}: {_counted(trials, n_trials)}")
     best = best_trials(study)
-    if not best:
-        return
-    if len(study.directions) == 1:
-        say(f"  best value     {best[0].value:.6g} (trial {best[0].number})")
-        for key, value in config_values(best[0]).items():
-            say(f"  {key:<14} {_short(value)}")
+    if best and len(study.directions) == 1:
+        rows = {"best value": f"{best[0].value:.6g} (trial {best[0].number})"}
+        rows |= {key: _short(value) for key, value in config_values(best[0]).items()}
     else:
-        say(f"  Pareto front   {len(best)} trials")
+        rows = {"Pareto front": f"{len(best)} trials"} if best else {}
         for trial in best:
-            values = ", ".join(_short(v) for v in trial.values)
-            say(f"  trial {trial.number:<8} {values}  {params_text(trial)}")
+            rows[f"trial {trial.number}"] = f"{', '.join(map(_short, trial.values))}  {params_text(trial)}"
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        say(f"  {name:<{width}}  {text}")
     say("")
-    say(f"Train it again:  python -m sweep.run from_study={study.study_name}")
+    if not is_complete(trials, n_trials):
+        say("Not complete:    the same command goes on with it")
+    if best:
+        say(f"Train it again:  python -m sweep.run from_study={study.study_name}")
     say(f"Study folder:    {folder.path}")
 
 
@@ -137,17 +141,16 @@ def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
     head = f"{n_done}/{n_trials}  trial {trial.number}"
     if trial.state == TrialState.FAIL:
         return f"{head}  failed: {trial.user_attrs.get(PROBLEM, '')}"
-    value = " ".join(_short(v) for v in trial.values) if trial.values else "diverged"
-    stopped = ""
-    if trial.state == TrialState.PRUNED:
-        stopped = f" pruned at epoch {max(trial.intermediate_values, default=0)}"
-    return f"{head}  {value}{stopped}  {params_text(trial)}"
+    value = " ".join(map(_short, trial.values or ["-"]))
+    ended = trial.user_attrs.get(STOPPED) or trial.user_attrs.get(PROBLEM)
+    return "  ".join(filter(None, [head, value, ended, params_text(trial)]))
 
 
 def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:
     told = counts(trials)
     parts = [f"{told[word]} {word}" for word in STATES.values() if told[word] or word == "complete"]
-    return f"{sum(told.values())} of {n_trials} trials: {', '.join(parts)}"
+    n_done = sum(told.values())
+    return f"{n_done} of {max(n_done, n_trials)} trials: {', '.join(parts)}"
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,5 @@
 """What a study came to: files in its folder, and its own run in MLflow, by way of a journal."""
 
-import itertools
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,22 +88,23 @@ class StudyRecord:
         self._journal.event("start", **facts)
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Records values in the order of numbers, as far as all before are finished: so they stand once each."""
+        """Records values in the order of numbers, as far as all before are finished: so they stand once each.
+
+        Whoever records a trial, it is with the same time, and so a point that MLflow has already.
+        """
         upto = next((t.number for t in trials if not t.state.is_finished()), len(trials))
         done = [t for t in trials[self._next : upto] if t.state == TrialState.COMPLETE]
         self._next = upto
-        if not done:
-            return
-        steps = [t.number for t in done]
+        for trial in done:
+            self._journal.metrics([trial.number], self._row(trial), time=_completed_ms(trial))
+
+    def _row(self, trial: FrozenTrial) -> dict[str, list[float]]:
         if len(self._study.directions) > 1:
-            columns = {f"value/{i}": [t.values[i] for t in done] for i in range(len(self._study.directions))}
-            self._journal.metrics(steps, columns)
-            return
-        values = [t.values[0] for t in done]
+            return {f"value/{i}": [value] for i, value in enumerate(trial.values)}
+        value = trial.values[0]
         better = min if self._study.direction == StudyDirection.MINIMIZE else max
-        best = [*itertools.accumulate(values, better, initial=values[0] if self._best is None else self._best)][1:]
-        self._best = best[-1]
-        self._journal.metrics(steps, {"value": values, "best_value": best})
+        best = self._best = value if self._best is None else better(self._best, value)
+        return {"value": [value], "best_value": [best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:
         trials = self._study.get_trials(deepcopy=False)
@@ -121,26 +120,20 @@ class StudyRecord:
         self._journal.sync()
 
 
-def start_facts(
-    name: str, uid: str, settings: StudySettings, space: Space, config: DictConfig, output_dir: str, store: str | None
-) -> dict[str, Any]:
-    """The journal's first record; `uid` is the same wherever the study is recorded."""
+def start_facts(name: str, uid: str, settings: StudySettings, space: Space, config: DictConfig) -> dict[str, Any]:
+    """The journal's first record but for where things are; `uid` is the same wherever the study is recorded."""
     params: dict[str, Any] = {
         "sampler": _short(settings.sampler),
         "pruner": _short(settings.pruner),
         "seeds": settings.seeds,
     }
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
-    params |= {f"search.{group}": ", ".join(map(str, d.choices)) for group, d in space.groups.items()}
-    for options in space.each_group_alone():
-        params |= {f"search.{n}".translate(_PARAM_KEY): in_words(d) for n, d in space.ranges(options).values()}
+    params |= {f"search.{n}".translate(_PARAM_KEY): in_words(d) for n, d in space.named_ranges().items()}
     tags = {**provenance_tags(list(space.composer.fixed)), "study": name, "kind": "study"}
     return {
         "uid": uid,
         "name": name,
         "experiment": config.experiment_name,
-        "output_dir": output_dir,
-        "store": store,
         "params": params,
         "tags": tags,
         "parent": None,
@@ -150,9 +143,10 @@ def start_facts(
 _PARAM_KEY = str.maketrans({"[": " ", "]": None, ",": " "})  # MLflow refuses these
 
 
+def _completed_ms(trial: FrozenTrial) -> int:
+    assert trial.datetime_complete is not None
+    return int(trial.datetime_complete.timestamp() * 1e3)
+
+
 def _short(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
-
-
-def new_uid() -> str:
-    return uuid.uuid4().hex

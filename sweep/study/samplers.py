@@ -4,6 +4,7 @@ A new sampler is made for each trial, with a seed of its own: nothing of it has 
 learns from is in the storage.
 """
 
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from sweep.errors import ConfigError
 from sweep.seeds import derive_seed
 from sweep.study.space import Configuration, Space
 
+_RANDOM = "optuna.samplers.RandomSampler"
 _GRID = "optuna.samplers.GridSampler"
 _QMC = "optuna.samplers.QMCSampler"
 _TPE = "optuna.samplers.TPESampler"
@@ -29,17 +31,37 @@ def is_grid(node: Mapping[str, Any]) -> bool:
     return node.get("_target_") == _GRID
 
 
+def is_uniform(node: Mapping[str, Any]) -> bool:
+    """Whether the sampler learns nothing, and takes any point of the space as soon as any other."""
+    return node.get("_target_") in (_RANDOM, _QMC)
+
+
+def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+    """Every configuration of a finite space once, in an order of the seed's own; the known ones, as far as they are
+    known, first."""
+    left = list(space.everything())
+    random.Random(derive_seed(seed, "order")).shuffle(left)
+    first = []
+    for params in known:
+        match = next((c for c in left if params.items() <= c.params.items()), None)
+        if match is not None:
+            left.remove(match)
+            first.append(match)
+    return first + left
+
+
 def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) -> BaseSampler:
     """The sampler of trial `number`; not for a grid, which has nothing to sample. Raises ConfigError."""
     target = node["_target_"]
-    if target == _QMC:
-        return QuasiRandom(number, seed, **{k: v for k, v in node.items() if k in ("qmc_type", "scramble")})
     arguments = {**node, "seed": derive_seed(seed, f"trial/{number}") % 2**32}
     if target == _TPE and space.groups:
         arguments = {"group": True, **arguments}  # parameters that go together are modelled together
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return build.sampler(arguments)
+        made = build.sampler(arguments)
+    if target == _QMC:
+        return QuasiRandom(number, seed, **{k: v for k, v in node.items() if k in ("qmc_type", "scramble")})
+    return made
 
 
 def draw(
@@ -57,6 +79,7 @@ def draw(
     at this trial stored stays.
     """
     settled = {**known, **trial.params}
+    study = optuna.pruners._filter_study(study, trial)  # as Optuna's own trials do: hyperband's brackets learn alone
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     sampled: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """What `hydra.sweeper` says of a study, checked before Optuna is loaded."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,7 @@ class StudySettings:
         self.objective = _texts("objective", self.objective)
         for name in self.objective:
             _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose of: {', '.join(OBJECTIVES)}")
+        _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
         if self.direction is None:
             self.direction = [
                 "maximize" if name.endswith(_THE_MORE_THE_BETTER) else "minimize" for name in self.objective
@@ -85,14 +87,13 @@ class StudySettings:
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early; Optuna's pruners know one objective only."""
-        return len(self.objective) == 1
+        """Whether trials may be stopped early: Optuna's pruners know one objective only, and it has to be a curve."""
+        return len(self.objective) == 1 and self.objective[0].startswith(("val/", "train/"))
 
-    def total(self, grid_size: int | None) -> int:
-        """How many trials the study is to have; `grid_size` is that of a grid search."""
-        if grid_size is not None:
-            return grid_size if self.n_trials is None else min(grid_size, self.n_trials)
-        return _N_TRIALS if self.n_trials is None else self.n_trials
+    def total(self, n_configurations: float, is_grid: bool) -> int:
+        """How many trials the study is to have; a space of which no configuration is tried twice may have fewer."""
+        wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
+        return int(min(wanted, n_configurations))
 
 
 def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

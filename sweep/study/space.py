@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -23,6 +23,9 @@ from sweep.errors import ConfigError, one_line
 from sweep.study.composer import Composer
 
 _MOST_DRAWS = 1000
+_NOT_A_TRIALS = re.compile(
+    r"(search|where|lr_search|tracking|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study)$"
+)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -51,16 +54,18 @@ class Space:
 
     def __post_init__(self) -> None:
         self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
-        self._depends: dict[str, list[str]] | None = None
+        self._declared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
+        self._depends: dict[str, list[str]] = {}
+        self._combinations: list[dict[str, str]] = []
 
     def ranges(self, groups: Mapping[str, str]) -> dict[str, tuple[str, BaseDistribution]]:
         """Name and distribution of each searched key under those options. Raises ConfigError for what is no range."""
         chosen = tuple(groups.values())
         if chosen not in self._named:
             found = self._found(groups)
-            depends = self._dependencies()
+            self.combinations()
             self._named[chosen] = {
-                key: (_name(key, [groups[g] for g in depends.get(key, list(self.groups))]), distribution)
+                key: (_name(key, [groups[g] for g in self._depends.get(key, self.groups)]), distribution)
                 for key, distribution in found.items()
             }
         return self._named[chosen]
@@ -111,7 +116,7 @@ class Space:
         found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
         for key, (name, distribution) in self.ranges(groups).items():
             value = OmegaConf.select(config, key)
-            if isinstance(value, int | float | str | bool | None) and _contains(distribution, value):
+            if isinstance(value, int | float | str | bool | None) and contains(distribution, value):
                 found[name] = value
         return found
 
@@ -127,6 +132,15 @@ class Space:
                 if self.broken_condition(configuration) is None:
                     yield configuration
 
+    def size(self) -> float:
+        """How many configurations there are, conditions aside; infinite where a range is continuous."""
+        return sum(
+            math.prod(
+                _n_values(d) for _, d in self.ranges(dict(zip(self.groups, map(str, options), strict=True))).values()
+            )
+            for options in itertools.product(*(d.choices for d in self.groups.values()))
+        )
+
     def first_groups(self) -> dict[str, str]:
         """The first option of each sampled group."""
         return {name: str(distribution.choices[0]) for name, distribution in self.groups.items()}
@@ -137,22 +151,46 @@ class Space:
         others = [first | {name: str(o)} for name, d in self.groups.items() for o in d.choices[1:]]
         return [first, *others]
 
-    def _dependencies(self) -> dict[str, list[str]]:
-        """For each searched key the groups that its range depends on, found by varying one group at a time."""
-        if self._depends is None:
-            first = self.first_groups()
-            variants = {
-                name: [self._found(first | {name: str(option)}) for option in distribution.choices]
-                for name, distribution in self.groups.items()
-            }
-            keys = {key for found in variants.values() for one in found for key in one}
-            self._depends = {
-                key: [name for name, found in variants.items() if any(f.get(key) != found[0].get(key) for f in found)]
-                for key in keys | set(self._found(first))
-            }
-        return self._depends
+    def combinations(self) -> list[dict[str, str]]:
+        """Choices of options among which every searched key occurs with every range that it can have."""
+        if not self._combinations:
+            self._explore()
+        return self._combinations
+
+    def named_ranges(self) -> dict[str, BaseDistribution]:
+        """Every parameter of the space, by Optuna's names, the groups first."""
+        named: dict[str, BaseDistribution] = dict(self.groups)
+        for groups in self.combinations():
+            named |= dict(self.ranges(groups).values())
+        return named
+
+    def _explore(self) -> None:
+        """Finds the groups that each key's range depends on: around options that have the key, one group is varied."""
+        todo, seen = self.each_group_alone(), []
+        for pivot in todo:  # which grows meanwhile
+            seen.append(pivot)
+            new = [key for key in self._found(pivot) if key not in self._depends]
+            if not new:
+                continue
+            for key in new:
+                self._depends[key] = []
+            for group, distribution in self.groups.items():
+                variants = [pivot | {group: str(option)} for option in distribution.choices]
+                todo += [groups for groups in variants if groups not in todo]
+                found = [self._found(groups) for groups in variants]
+                for key in new:
+                    if any(one.get(key) != found[0].get(key) for one in found):
+                        self._depends[key].append(group)
+        self._combinations = seen
 
     def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
+        """Distribution of each searched key under those options."""
+        chosen = tuple(groups.values())
+        if chosen not in self._declared:
+            self._declared[chosen] = self._read(groups)
+        return self._declared[chosen]
+
+    def _read(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
         config = self.composer.base(groups).config
         try:
             search = OmegaConf.to_container(config.search, resolve=True)
@@ -191,11 +229,20 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str]) -> Spa
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     for override in sweeps:
         key = override.key_or_group
-        distribution = _distribution(key, override)
-        if loader.get_group_options(key):
-            groups[key] = _options(key, distribution)
+        if _NOT_A_TRIALS.match(key):
+            raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
+        options = loader.get_group_options(key)
+        value = override.value()
+        if isinstance(value, Glob):
+            if not options:
+                raise ConfigError(key, "has no options for a glob; list its values")
+            if not (matching := value.filter(options)):
+                raise ConfigError(key, f"has no option that matches; choose of: {', '.join(options)}")
+            groups[key] = _options(key, CategoricalDistribution(matching))
+        elif options:
+            groups[key] = _options(key, _distribution(key, override))
         else:
-            swept[key] = distribution
+            swept[key] = _distribution(key, override)
     fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
     return Space(Composer(loader, master, plain, prefixes), groups, swept, fixed)
 
@@ -252,14 +299,17 @@ def _kind(value: Any) -> str:
 def _options(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
     if not isinstance(distribution, CategoricalDistribution):
         raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
-    return CategoricalDistribution([str(option) for option in distribution.choices])
+    options = [str(option) for option in distribution.choices]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise ConfigError(key, f"names {twice[0]} twice; name each option once")
+    return CategoricalDistribution(options)
 
 
 def _name(key: str, options: Sequence[str]) -> str:
     return f"{key}[{','.join(options)}]" if options else key
 
 
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
+def contains(distribution: BaseDistribution, value: Any) -> bool:
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -271,10 +321,23 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
     return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
 
 
+def _n_values(distribution: BaseDistribution) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return 1
+    if distribution.step is None or distribution.log:
+        return math.inf
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
 def _grid(key: str, distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return [distribution.low]
     if distribution.step is None or distribution.log:
         raise ConfigError(
             key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"

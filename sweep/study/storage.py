@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalRedisBackend
 
 from sweep.errors import ConfigError
@@ -30,7 +30,7 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
     Raises ConfigError, without passwords, where it cannot be used; a server has 10 s to answer.
     """
     where = str(folder.storage) if url is None else url
-    with told_in_one_line(where):
+    with told_in_one_line(url):
         match kind(url):
             case None:
                 return _journal(Path(where).absolute())
@@ -90,7 +90,7 @@ def _database(url: "sqlalchemy.URL") -> BaseStorage:
         if is_file:
             with storage.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # who reads does not hold up who writes
-    return storage
+    return get_storage(storage)  # reads finished trials once
 
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:

@@ -38,12 +38,17 @@ def kind(url: str | None) -> str | None:
 
 
 @contextmanager
-def told_in_one_line(url: str) -> Iterator[None]:
+def told_in_one_line(url: str | None) -> Iterator[None]:
+    """Of what the storage at `url` raises; None is the file below `output_dir`."""
     try:
         yield
-    except ConfigError:
+    except ConfigError as error:
+        if url is None:
+            raise ConfigError("output_dir", f"{error.problem}; give another one") from error
         raise
     except Exception as error:
+        if url is None:
+            raise ConfigError("output_dir", f"cannot be written ({one_line(error)}); give another one") from error
         cause: BaseException = error
         while cause.__cause__ is not None and str(cause.__cause__):  # what the driver says, below Optuna's words
             cause = cause.__cause__

@@ -1,0 +1,64 @@
+"""The first trials of a study, which are not sampled: the defaults, then what is enqueued."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from sweep.errors import ConfigError
+from sweep.study.settings import StudySettings
+from sweep.study.space import Space, contains, in_words
+
+_KEY = "hydra.sweeper.enqueue"
+
+
+def known_params(settings: StudySettings, space: Space, groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Their parameters by Optuna's names; what one leaves out, the sampler completes. Raises ConfigError.
+
+    groups: the option of each sampled group where nothing says otherwise.
+    """
+    known = []
+    if settings.defaults_first:
+        defaults = space.defaults(groups)
+        known.append(defaults if _meets_conditions(space, defaults) else {})
+    return [*known, *(_enqueued(space, groups, item) for item in settings.enqueue)]
+
+
+def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = dict(groups)
+    for group, distribution in space.groups.items():
+        if group in item:
+            chosen[group] = str(item[group])
+            if chosen[group] not in distribution.choices:
+                raise ConfigError(
+                    _KEY, f"{group} = {chosen[group]} is not searched; choose of: {in_words(distribution)}"
+                )
+    ranges = space.ranges(chosen)
+    known: dict[str, Any] = dict(chosen)
+    for key, value in item.items():
+        if key in space.groups:
+            continue
+        if key not in ranges:
+            raise ConfigError(_KEY, f"'{key}' is not searched; choose of: {', '.join([*space.groups, *ranges])}")
+        name, distribution = ranges[key]
+        value = _as_sampled(space, key, distribution, value)
+        if not contains(distribution, value):
+            raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {in_words(distribution)}")
+        known[name] = value
+    if not _meets_conditions(space, known):
+        raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")
+    return known
+
+
+def _as_sampled(space: Space, key: str, distribution: BaseDistribution, value: Any) -> Any:
+    """Lists, for example, are sampled as texts."""
+    choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
+    return next((choice for choice in choices if value in (choice, space.composer.plain(key, choice))), value)
+
+
+def _meets_conditions(space: Space, params: Mapping[str, Any]) -> bool:
+    try:
+        configuration = space.configuration(lambda name, distribution: params[name])
+    except KeyError:  # the sampler completes it
+        return True
+    return space.broken_condition(configuration) is None

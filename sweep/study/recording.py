@@ -1,0 +1,78 @@
+"""The study's own record, which one of its commands keeps at a time, and the helper that mirrors all to MLflow."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from sweep.record.folder import Busy, StudyFolder, write_atomic
+from sweep.record.follow import Follower
+from sweep.record.journal import Journal
+from sweep.record.store import Store, recorded_uri
+from sweep.study.plots import draw_plots
+from sweep.study.results import StudyRecord
+
+
+class Recording:
+    """Keeps the record as soon as no other command does, so that one that stops leaves it to the next.
+
+    facts: the journal's first record but for where things are. config: what `config.yaml` is to say.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        folder: StudyFolder,
+        facts: dict[str, Any],
+        config: str,
+        store: Store,
+        output_dir: Path,
+    ) -> None:
+        self._study, self._folder, self._facts, self._config = study, folder, facts, config
+        self._store, self._output_dir = store, output_dir
+        self._stack = ExitStack()
+        self._record: StudyRecord | None = None
+        self._follower: Follower | None = None
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Records the trials that are finished, if this command keeps the record."""
+        if self._record is None:
+            self._try_to_begin()
+        if self._record is not None:
+            self._record.update(trials)
+
+    def end(self, status: str, timeout_s: float) -> None:
+        """Records how the command ended, and waits for MLflow; what that lacks then costs a warning."""
+        self.update(self._study.get_trials(deepcopy=False))
+        if self._record is None or self._follower is None:
+            return
+        draw_plots(self._study, self._folder.plots)
+        self._record.end(status, self._folder)
+        if problem := self._follower.finish_study(self._folder, timeout_s):
+            print(
+                f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
+                f"python -m sweep.sync {self._output_dir}",
+                file=sys.stderr,
+            )
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _try_to_begin(self) -> None:
+        run = self._folder.run
+        self._folder.trials.mkdir(parents=True, exist_ok=True)
+        try:
+            self._stack.enter_context(run.lock())
+        except Busy:
+            return
+        self._follower = Follower(self._output_dir / "mirror.log")
+        self._stack.callback(self._follower.close)
+        write_atomic(run.config, self._config)
+        record = StudyRecord(self._stack.enter_context(Journal(run.journal)), self._study)
+        record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})
+        self._follower.follow_study(self._folder, self._store)
+        self._record = record
