@@ -8,7 +8,7 @@ run: setup
 	$(BIN)/python -m sweep.run optimizer=adam
 
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: setup
 	$(BIN)/ruff format --check .

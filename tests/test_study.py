@@ -321,7 +321,7 @@ def test_a_configuration_that_cannot_even_begin_is_a_failed_trial_with_a_run_of_
 def test_a_trial_that_diverges_is_pruned_so_that_the_sampler_learns(tmp_path):
     done = run(
         tmp_path,
-        *("-m", "experiment=debug", "optimizer=sgd", "scheduler=constant", "optimizer.lr=0.01,50", NAMED),
+        *("-m", "experiment=debug", "optimizer=sgd", "scheduler=constant", "optimizer.lr=0.01,2", NAMED),
         *("trainer.batch_size=32", "trainer.epochs=30", "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none"),
     )
     assert done.returncode == 0, done.stderr

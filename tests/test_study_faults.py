@@ -10,10 +10,11 @@ import optuna
 import sqlalchemy
 from campaigns.kill_study import play
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import error_line, mlflow_runs, run, start, wait_until
+from processes import RUN, error_line, mlflow_runs, run, start, wait_until
 
 from sweep.record import journal
 from sweep.record.folder import StudyFolder
@@ -112,6 +113,51 @@ def test_a_trial_whose_workers_die_too_often_fails_in_optuna_and_in_mlflow(tmp_p
     assert (failed.info.status, failed.data.tags["state"]) == ("FAILED", "FAIL")
     assert problem in failed.data.tags["error"]
     assert problem in folder.trial(2).error.read_text()
+
+
+def test_a_full_disk_stops_the_study_and_fails_no_trial(tmp_path: Path) -> None:
+    command = ("-m", "experiment=debug", "tracking=off", "model.widths=[64,64]", "trainer.checkpoint_interval_s=0")
+    study = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2")
+    folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
+    full = run(tmp_path, *command, *study, command=("prlimit", "--fsize=30000", *RUN))  # less than a checkpoint
+    assert error_line(full).startswith("error: output_dir: ")
+    assert "make room" in full.stderr
+    assert full.returncode == 1
+    done = run(tmp_path, *command, *study)
+    assert done.returncode == 0, done.stderr
+    storage = JournalStorage(JournalFileBackend(str(folder.storage)))
+    trials = optuna.load_study(study_name="s", storage=storage).get_trials()
+    assert [t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials] == [True, True]
+
+
+def test_a_pruned_parallel_resumed_study_finds_as_good_a_value_as_one_trial_after_the_other(tmp_path: Path) -> None:
+    """Within 10 %, in as many epochs, for each of three seeds."""
+    for seed in range(3):
+        search = (
+            *("-m", "tracking=off", "data.n=1000", "trainer.epochs=24", "optimizer=sgd,adam"),
+            *(f"hydra.sweeper.sampler.seed={seed}", "hydra.sweeper.defaults_first=false"),
+        )
+        whole, fast = tmp_path / f"whole{seed}", tmp_path / f"fast{seed}"
+        for cwd in (whole, fast):
+            cwd.mkdir()
+        sequential = run(whole, *search, "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=12")
+        assert sequential.returncode == 0, sequential.stderr
+        for n_trials in (8, 24):
+            done = run(fast, *search, "hydra.sweeper.n_jobs=2", f"hydra.sweeper.n_trials={n_trials}")
+            assert done.returncode == 0, done.stderr
+        assert n_epochs(fast) <= n_epochs(whole) == 12 * 24
+        assert best_value(fast) <= 1.1 * best_value(whole)
+
+
+def n_epochs(cwd: Path) -> int:
+    """That all trials below the folder were trained for."""
+    curves = [journal.curves(path)["val/loss"] for path in cwd.glob("outputs/studies/*/trials/*/journal.jsonl")]
+    return sum(len(curve.steps) for curve in curves)
+
+
+def best_value(cwd: Path) -> float:
+    (results,) = cwd.glob("outputs/studies/*/optimization_results.yaml")
+    return OmegaConf.load(results).best_value
 
 
 _FATAL = """

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -42,6 +41,7 @@ from sweep.study.samplers import is_grid, is_uniform, shuffled
 from sweep.study.settings import StudySettings
 from sweep.study.space import Configuration, make_space
 from sweep.study.storage import open_storage
+from sweep.study.url import without_driver
 from sweep.study.worker import Worker
 
 _IDENTITY = "identity"  # user attributes of the study, as is
@@ -118,7 +118,7 @@ class Controller:
         for groups in space.each_group_alone():
             validate(space.composer.compose(groups, {}))
         store = tracking_store(validate(self._base).tracking, Path(self._base.output_dir).absolute())
-        if settings.storage and store.uri and _without_driver(settings.storage) == _without_driver(store.uri):
+        if settings.storage and store.uri and without_driver(settings.storage) == without_driver(store.uri):
             raise ConfigError(
                 "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
             )
@@ -275,10 +275,6 @@ def _refuse_run_keys(base: DictConfig, settings: StudySettings) -> None:
         raise ConfigError("from_study", "is for a single run; leave out --multirun")
     if settings.seeds > 1 and base.trainer.seed != base.seed:
         raise ConfigError("trainer.seed", "would be the same for every replicate; set seed, which it follows")
-
-
-def _without_driver(uri: str) -> str:
-    return re.sub(r"^(\w+)\+\w+:", r"\1:", uri)
 
 
 def _with_launcher(

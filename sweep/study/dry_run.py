@@ -13,7 +13,7 @@ from rich.table import Table
 from sweep.config import Config, validate
 from sweep.prepare import RememberedData, check_data, prepared
 from sweep.signals import StopRequest
-from sweep.study.space import Configuration, Space, in_words
+from sweep.study.space import Configuration, Space, in_words, short
 from sweep.study.worker import Worker
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def dry_run(worker: Worker, base: DictConfig) -> None:
     load, epoch_s = RememberedData(), 0.0
     for configuration in configurations:
         config = validate(space.compose(configuration))
-        console.print("  " + "  ".join(f"{key}={_short(v)}" for key, v in _shown(configuration)), markup=False)
+        console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)), markup=False)
         data = load(config)
         check_data(data, config)
         with prepared(config, data) as fit:
@@ -54,7 +54,7 @@ def _space_table(space: Space, base: DictConfig) -> Table:
         for name, distribution in space.ranges(options).values():
             if name not in shown:
                 shown.add(name)
-                table.add_row(name.replace("[", r"\["), in_words(distribution), _short(defaults.get(name, "outside")))
+                table.add_row(name.replace("[", r"\["), in_words(distribution), short(defaults.get(name, "outside")))
     return table
 
 
@@ -108,7 +108,3 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

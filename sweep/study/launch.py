@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from sweep.errors import ConfigError, one_line
+from sweep.errors import ConfigError, DiskFull, one_line
 from sweep.study.composer import override
 from sweep.study.ledger import Ledger
 from sweep.study.lock import StudyLock
@@ -54,7 +54,7 @@ class Crew:
                 signals = [r.return_value for r in returns if r.return_value is not None]
                 if signals:
                     return signals[0]
-            except ConfigError:
+            except (ConfigError, DiskFull):
                 raise
             except Exception as error:
                 if not self._locks():

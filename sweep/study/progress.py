@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +20,7 @@ from sweep.record.folder import StudyFolder
 from sweep.study.ledger import PROBLEM, STOPPED, is_complete
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.study.space import short
 
 _POLL_S = 0.5
 _MOST_ROWS = 16
@@ -116,11 +117,11 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> No
     best = best_trials(study)
     if best and len(study.directions) == 1:
         rows = {"best value": f"{best[0].value:.6g} (trial {best[0].number})"}
-        rows |= {key: _short(value) for key, value in config_values(best[0]).items()}
+        rows |= {key: short(value) for key, value in config_values(best[0]).items()}
     else:
         rows = {"Pareto front": f"{len(best)} trials"} if best else {}
         for trial in best:
-            rows[f"trial {trial.number}"] = f"{', '.join(map(_short, trial.values))}  {params_text(trial)}"
+            rows[f"trial {trial.number}"] = f"{', '.join(map(short, trial.values))}  {params_text(trial)}"
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
         say(f"  {name:<{width}}  {text}")
@@ -133,7 +134,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> No
 
 
 def params_text(trial: FrozenTrial) -> str:
-    return "  ".join(f"{key}={_short(value)}" for key, value in config_values(trial).items())
+    return "  ".join(f"{key}={short(value)}" for key, value in config_values(trial).items())
 
 
 def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
@@ -141,7 +142,7 @@ def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
     head = f"{n_done}/{n_trials}  trial {trial.number}"
     if trial.state == TrialState.FAIL:
         return f"{head}  failed: {trial.user_attrs.get(PROBLEM, '')}"
-    value = " ".join(map(_short, trial.values or ["-"]))
+    value = " ".join(map(short, trial.values or ["-"]))
     ended = trial.user_attrs.get(STOPPED) or trial.user_attrs.get(PROBLEM)
     return "  ".join(filter(None, [head, value, ended, params_text(trial)]))
 
@@ -151,7 +152,3 @@ def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:
     parts = [f"{told[word]} {word}" for word in STATES.values() if told[word] or word == "complete"]
     n_done = sum(told.values())
     return f"{n_done} of {max(n_done, n_trials)} trials: {', '.join(parts)}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

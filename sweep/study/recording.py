@@ -52,7 +52,7 @@ class Recording:
             return
         draw_plots(self._study, self._folder.plots)
         self._record.end(status, self._folder)
-        if problem := self._follower.finish_study(self._folder, timeout_s):
+        if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(
                 f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
                 f"python -m sweep.sync {self._output_dir}",
@@ -76,3 +76,9 @@ class Recording:
         record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})
         self._follower.follow_study(self._folder, self._store)
         self._record = record
+
+
+def _show_left(n_left: int) -> None:
+    if sys.stderr.isatty():
+        text = f"MLflow: {n_left} runs to send" if n_left > 1 else ""
+        print(f"\r{text:<40}\r", end="", file=sys.stderr, flush=True)

@@ -123,8 +123,8 @@ class StudyRecord:
 def start_facts(name: str, uid: str, settings: StudySettings, space: Space, config: DictConfig) -> dict[str, Any]:
     """The journal's first record but for where things are; `uid` is the same wherever the study is recorded."""
     params: dict[str, Any] = {
-        "sampler": _short(settings.sampler),
-        "pruner": _short(settings.pruner),
+        "sampler": _class_name(settings.sampler),
+        "pruner": _class_name(settings.pruner),
         "seeds": settings.seeds,
     }
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
@@ -148,5 +148,5 @@ def _completed_ms(trial: FrozenTrial) -> int:
     return int(trial.datetime_complete.timestamp() * 1e3)
 
 
-def _short(node: dict[str, Any]) -> str:
+def _class_name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]

@@ -257,6 +257,11 @@ def parse_override(text: str, key: str) -> Override:
         raise ConfigError(key, told.problem) from error
 
 
+def short(value: object) -> str:
+    """A value as a person would write it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def in_words(distribution: BaseDistribution) -> str:
     """A range as a person would write it."""
     if isinstance(distribution, CategoricalDistribution):

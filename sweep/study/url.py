@@ -37,6 +37,11 @@ def kind(url: str | None) -> str | None:
     return scheme[1] if scheme else None
 
 
+def without_driver(uri: str) -> str:
+    """postgresql+psycopg:// and postgresql:// are the same place."""
+    return re.sub(r"^(\w+)\+\w+:", r"\1:", uri)
+
+
 @contextmanager
 def told_in_one_line(url: str | None) -> Iterator[None]:
     """Of what the storage at `url` raises; None is the file below `output_dir`."""
