@@ -21,20 +21,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import at_least, print_setting
+from common import print_setting
 from studies import MULTIRUN, quietly
 
 RIVALS = Path(__file__).parent / "rivals"
 RANGE = "tag(log,interval(1e-4,1e-1))"
 SEARCH = [f"optimizer.lr={RANGE}", "optimizer=adam", "scheduler=constant", "trainer.batch_size=64"]
 STOCK = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_jobs=1"]
-BOUNDS = {  # the least that we hold ourselves to, ours / theirs
-    ("full, 1 worker", "hydra-optuna-sweeper"): 1.2,
-    ("full, 2 workers", "hydra-optuna-sweeper"): 1.8,
-    ("full, 1 worker", "Hydra + MLflow"): 1.0,
-    ("full, 2 workers", "Optuna loop"): 1.0,
-    ("full, 2 workers", "Ray Tune"): 3.0,
-}
 
 
 def commands(n_trials: int, n_epochs: int, n_ray_trials: int) -> dict[str, tuple[list[str], int]]:
@@ -60,12 +53,12 @@ def commands(n_trials: int, n_epochs: int, n_ray_trials: int) -> dict[str, tuple
     return counted
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--ray-trials", type=int, default=16, help="fewer, as each starts a process of its own")
+    parser.add_argument("--ray-trials", type=int, default=64, help="each starts a process of its own")
     arguments = parser.parse_args()
     print_setting()
     contest = commands(arguments.trials, arguments.epochs, arguments.ray_trials)
@@ -75,16 +68,11 @@ def main() -> int:
             rates[name].append(n_trials / _seconds(command))
     for name, found in rates.items():
         print(f"{name:<24}{statistics.median(found):6.2f} trials/s  ({contest[name][1]} trials)")
-    holds = True
     ours = [name for name in contest if "worker" in name]
     for theirs in [name for name in contest if name not in ours]:
         for own in ours:
             ratio = statistics.median(a / b for a, b in zip(rates[own], rates[theirs], strict=True))
-            if (own, theirs) in BOUNDS:
-                holds &= at_least(f"{own} / {theirs}", ratio, BOUNDS[own, theirs])
-            else:
-                print(f"{own} / {theirs}: {ratio:.2f}x")
-    return 0 if holds else 1
+            print(f"{own} / {theirs}: {ratio:.2f}x")
 
 
 def _seconds(command: list[str]) -> float:
@@ -95,4 +83,4 @@ def _seconds(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
