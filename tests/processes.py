@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +138,26 @@ def n_mlflow_runs(cwd: Path) -> int:
     with sqlite3.connect(store) as database:
         (n,) = database.execute("select count(*) from runs").fetchone()
     return n
+
+
+def go_at_once(commands: Sequence[Sequence[str]]) -> None:
+    """Starts Python on each of the argument lists; when all have said "ready", each is told to go, and must succeed."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=_PATIENCE_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), errors

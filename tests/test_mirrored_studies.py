@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from processes import go_at_once
 from stores import Study, assert_mirrored, embedded, points, recorded, rows, run_of
 
 from sweep import sync
@@ -211,25 +212,7 @@ def test_two_processes_may_mirror_a_study_at_once(study: Study, mirror: Mirror, 
     for number in range(8):
         study.whole_trial(number)
     study.end(study.folder.run)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PUSH_AT_ONCE, str(outputs), str(study.folder.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    go_at_once([("-c", _PUSH_AT_ONCE, str(outputs), str(study.folder.path))] * 2)
     assert_mirrored(study, database)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
+from processes import go_at_once
 from stores import Server, points, recorded, rows, run_of, runs_of
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
@@ -401,30 +402,12 @@ assert Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")).
 
 
 def test_two_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    processes = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         made = Journal(RunFolder(tmp_path / name).journal)
         start(made, "both", uid=name)
         made.metrics([1], {"val/loss": [0.5]})
         made.close()
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", _OPEN_AND_PUSH, str(tmp_path), str(tmp_path / name)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    go_at_once([("-c", _OPEN_AND_PUSH, str(tmp_path), str(tmp_path / name)) for name in ("one", "two")])
     in_store = rows(tmp_path / "mlflow.db")
     assert len(in_store["runs"]) == len(in_store["metrics"]) == 2
