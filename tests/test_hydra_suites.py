@@ -1,4 +1,7 @@
-"""Hydra's own suite for launchers, with the launchers that a study runs on; and that Hydra finds the sweeper."""
+"""Hydra's own suite for launchers, with the launchers that a study runs on; and that Hydra finds the sweeper.
+
+Hydra's suite for sweepers does not apply: it wants one Hydra job for every combination, of any application's config.
+"""
 
 import pytest
 from hydra.core.plugins import Plugins

@@ -1,8 +1,13 @@
 """Studies as a user starts them: `python -m sweep.run -m`, real processes, the real stores."""
 
+import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +150,33 @@ def test_the_results_are_written_as_the_stock_sweeper_writes_them(searched):
     results = OmegaConf.load(searched.folder.results)
     plain = {name.partition("[")[0]: value for name, value in study.best_params.items()}
     assert results == {"name": "optuna", "best_params": plain, "best_value": study.best_value}
+
+
+def test_optuna_dashboard_opens_the_storage(searched):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), str(searched.folder.storage)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: answer_of(port) is not None)
+        (study,) = answer_of(port)["study_summaries"]
+        assert study["study_name"] == searched.folder.path.name
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answer_of(port: int) -> Any:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+            return json.load(answer)
+    except OSError:  # it is not up yet
+        return None
 
 
 @pytest.mark.parametrize("way", ["from_study", "option"])
@@ -455,6 +487,37 @@ def test_workers_run_on_submitit_too(tmp_path):
     assert done.returncode == 0, done.stderr
     trials = trials_of(folder_of(tmp_path))
     assert [t.state.is_finished() for t in trials] == [True] * 4
+
+
+_TELLTALE = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+
+
+class Telltale(nn.Linear):
+    def forward(self, x):
+        Path(f"seen-{os.getpid()}").write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {torch.get_num_threads()}")
+        return super().forward(x)
+"""
+
+
+def test_workers_side_by_side_have_a_gpu_each_and_share_the_cores(tmp_path):
+    (tmp_path / "telltale.py").write_text(_TELLTALE)
+    model = ("model._target_=telltale.Telltale", "~model.widths", "~model.activation", "~model.dropout")
+    done = run(
+        tmp_path,
+        *("-m", *SMALL, *model, "trainer.epochs=20", "trainer.threads=null", NAMED, "hydra.sweeper.n_trials=6"),
+        *("hydra.sweeper.n_jobs=2", "hydra/sweeper/pruner=none"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="telltale.*",
+        CUDA_VISIBLE_DEVICES="3,5",
+    )
+    assert done.returncode == 0, done.stderr
+    seen = [path.read_text().split() for path in tmp_path.glob("**/seen-*")]
+    assert sorted(device for device, _ in seen) == ["3", "5"]
+    assert all(int(n_threads) <= max(1, len(os.sched_getaffinity(0)) // 2) for _, n_threads in seen)
 
 
 def test_several_objectives_end_in_a_pareto_front(tmp_path):
