@@ -147,11 +147,14 @@ class Controller:
         if is_grid(settings.sampler):
             if settings.enqueue:
                 raise ConfigError("hydra.sweeper.enqueue", "says nothing to a grid, which has every configuration")
-            grid = list(space.everything())
-            if not grid:
-                raise ConfigError("where", "leaves nothing of the grid; change it, or the ranges")
-            return grid
-        return shuffled(space, seed, known) if is_uniform(settings.sampler) and space.size() <= _SMALL else None
+            order = list(space.everything())
+        elif is_uniform(settings.sampler) and space.size() <= _SMALL:
+            order = shuffled(space, seed, known)
+        else:
+            return None
+        if not order:
+            raise ConfigError("where", "leaves nothing of the space; change it, or the ranges")
+        return order
 
     def _open(self, uid: str) -> tuple[optuna.Study, str]:
         """Begins the study, with `uid` for its record, or finds it as it was begun; and its uid. Raises ConfigError."""
