@@ -21,7 +21,8 @@ from conftest import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -379,12 +380,12 @@ def test_eight_processes_begin_and_share_one_sqlite_file(tmp_path: Path, folder:
 
 
 @contextmanager
-def database(url: str, folder: StudyFolder) -> Iterator[RDBStorage]:
+def database(url: str, folder: StudyFolder) -> Iterator[BaseStorage]:
     storage = open_storage(url, folder)
-    assert isinstance(storage, RDBStorage)
+    assert isinstance(storage, _CachedStorage)
     yield storage
     storage.remove_session()
-    storage.engine.dispose()  # psycopg warns of connections that nobody closed
+    storage._backend.engine.dispose()  # psycopg warns of connections that nobody closed
 
 
 def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgresql: str, folder: StudyFolder) -> None:

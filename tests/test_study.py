@@ -520,6 +520,12 @@ def test_workers_side_by_side_have_a_gpu_each_and_share_the_cores(tmp_path):
     assert all(int(n_threads) <= max(1, len(os.sched_getaffinity(0)) // 2) for _, n_threads in seen)
 
 
+def test_a_launcher_that_cannot_start_workers_is_told_in_one_line(tmp_path):
+    done = run(tmp_path, "-m", *SMALL, "hydra/launcher=submitit_slurm")  # where there is no Slurm
+    assert error_line(done).startswith("error: hydra/launcher: cannot start workers: ")
+    assert done.returncode == 2
+
+
 def test_several_objectives_end_in_a_pareto_front(tmp_path):
     done = run(
         tmp_path,
@@ -679,7 +685,6 @@ BAD = {
         "hydra.sweeper.pruner",
         "cannot prune",
     ),
-    "launcher that cannot": (["hydra/launcher=submitit_slurm"], "hydra/launcher", "cannot start"),
     "option twice": (["optimizer=sgd,sgd"], "optimizer", "twice"),
     "no option": (["optimizer=glob(x*)"], "optimizer", "no option"),
     "glob of values": (["trainer.batch_size=glob(*)"], "trainer.batch_size", "list its values"),
