@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, default=64, help="of the unpruned study")
+    parser.add_argument("--trials", type=int, default=128, help="of the unpruned study")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--sampler", default="random")
     arguments = parser.parse_args()
