@@ -4,11 +4,14 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 class Busy(Exception):
@@ -123,6 +126,22 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(tmp, path)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that OmegaConf would read as a number, such as 1e-3, which YAML 1.1 takes for a text."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def to_yaml(plain: Any) -> str:
+    """Lists and dicts as OmegaConf writes them, without making its nodes first (20 ms for a config)."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.config import Config, require_run, validate
 from sweep.errors import ConfigError
 from sweep.record.describe import group_choices, hyperparameters, run_name
-from sweep.record.folder import RunFolder, write_atomic
+from sweep.record.folder import RunFolder, to_yaml, write_atomic
 from sweep.record.journal import Journal, damaged_line, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 
@@ -55,8 +55,8 @@ def write_start(
     if earlier is None:
         if isinstance(config.data.get("path"), str):
             config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
-        write_atomic(run.overrides, OmegaConf.to_yaml(config.overrides or []))
-        write_atomic(run.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))  # from here on it can be resumed
+        write_atomic(run.overrides, to_yaml(config.overrides or []))
+        write_atomic(run.config, to_yaml(asdict(config)))  # from here on it can be resumed
         if member is None and (diff := uncommitted_diff()):
             write_atomic(run.diff, diff)
     tags = {**provenance_tags(config.overrides), **group_choices(config)}

@@ -38,6 +38,8 @@ class Composer:
     def __post_init__(self) -> None:
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
         self._parsed: dict[tuple[str, str], Any] = {}
+        self._asked: tuple[Any, Any] | None = None
+        self._config = DictConfig({})
 
     def base(self, groups: Mapping[str, str]) -> Base:
         """The config with those options and no searched value set. Raises ConfigError."""
@@ -53,18 +55,22 @@ class Composer:
         return self._bases[chosen]
 
     def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
-        """The options of `groups` with `values` set, by config key, as a sampler gives them."""
-        config = copy.deepcopy(self.base(groups).config)
-        for key, value in values.items():
-            OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
-        return config
+        """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
+        asked = (tuple(groups.items()), tuple(values.items()))
+        if asked != self._asked:  # a trial's conditions are judged just before it is composed
+            config = copy.deepcopy(self.base(groups).config)
+            for key, value in values.items():
+                OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
+            self._asked, self._config = asked, config
+        return self._config
 
     def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The same, ready to be a trial's: it knows what it was composed from."""
         base = self.base(groups)
         added = {key: "+" for key in values if not _has(base.config, key)} | self.prefixes
         overrides = [f"{added.get(key, '')}{override(key, value)}" for key, value in values.items()]
-        return with_origin(self.config(groups, values), base.choices, [*base.overrides, *overrides])
+        config, self._asked = self.config(groups, values), None  # the caller may change it
+        return with_origin(config, base.choices, [*base.overrides, *overrides])
 
     def check(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> None:
         """Raises ConfigError unless Hydra takes the overrides that `compose` records."""
