@@ -16,8 +16,11 @@ from pathlib import Path
 from common import at_least, paired_ratio, print_setting
 from studies import MULTIRUN, attempts, quietly, run_study, study_folder
 
-SEARCH = ["trainer.epochs=choice(2,10,60)"]
-FIXED = ["optimizer=adam", "scheduler=constant", "optimizer.lr=1e-3", "trainer.batch_size=64", "trainer.threads=1"]
+SEARCH = [
+    "trainer.epochs=choice(2,10,60)",
+    "optimizer.lr=tag(log,interval(5e-4,2e-3))",
+]  # a rate, so that no two are alike
+FIXED = ["optimizer=adam", "scheduler=constant", "trainer.batch_size=64", "trainer.threads=1"]
 SAMPLER = ["hydra/sweeper/sampler=random", "hydra.sweeper.n_jobs=2"]
 OURS = ["hydra/sweeper/pruner=none", "hydra.sweeper.defaults_first=false"]
 THEIRS = ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
