@@ -11,6 +11,12 @@ from hydra.test_utils.launcher_common_tests import LauncherTestSuite
 from sweep.study.sweeper import StudySweeper
 
 
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> None:
+    """Found once, before Hydra's fixtures remember and restore what is there."""
+    Plugins.instance()
+
+
 def test_hydra_finds_the_sweeper_by_itself():
     assert StudySweeper in Plugins.instance().discover(Sweeper)
 
