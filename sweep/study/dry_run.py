@@ -49,7 +49,7 @@ def _space_table(space: Space, base: DictConfig) -> Table:
     for group, distribution in space.groups.items():
         table.add_row(group, in_words(distribution), str(base.choices.get(group)))
     shown = set()
-    for options in space.each_group_alone():
+    for options in space.combinations():
         defaults = space.defaults(options)
         for name, distribution in space.ranges(options).values():
             if name not in shown:

@@ -76,7 +76,7 @@ class Crew:
         job = [
             *worker.space.composer.fixed,
             *(override(*choice) for choice in worker.space.first_groups().items()),
-            f"hydra.sweep.dir={quoted(str(worker.folder.path))}",
+            f"hydra.sweep.dir={_quoted(str(worker.folder.path))}",
             f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",
             "hydra/job_logging=worker",
@@ -101,6 +101,6 @@ class Crew:
         return sum(t.state.is_finished() for t in trials)
 
 
-def quoted(text: str) -> str:
+def _quoted(text: str) -> str:
     """The text as a quoted value of Hydra's grammar."""
     return "'" + text.replace("'", r"\'") + "'"

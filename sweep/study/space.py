@@ -122,8 +122,7 @@ class Space:
 
     def everything(self) -> Iterator[Configuration]:
         """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
-        for options in itertools.product(*(d.choices for d in self.groups.values())):
-            groups = dict(zip(self.groups, map(str, options), strict=True))
+        for groups in self._every_choice():
             named = self.ranges(groups)
             grids = [_grid(key, distribution) for key, (_, distribution) in named.items()]
             for point in itertools.product(*grids):
@@ -134,12 +133,14 @@ class Space:
 
     def size(self) -> float:
         """How many configurations there are, conditions aside; infinite where a range is continuous."""
-        return sum(
-            math.prod(
-                _n_values(d) for _, d in self.ranges(dict(zip(self.groups, map(str, options), strict=True))).values()
-            )
-            for options in itertools.product(*(d.choices for d in self.groups.values()))
-        )
+        if math.inf in map(_n_values, self.named_ranges().values()):  # told without composing every choice of options
+            return math.inf
+        return sum(math.prod(_n_values(d) for _, d in self.ranges(g).values()) for g in self._every_choice())
+
+    def _every_choice(self) -> Iterator[dict[str, str]]:
+        """Each combination of options of the sampled groups."""
+        for options in itertools.product(*(d.choices for d in self.groups.values())):
+            yield dict(zip(self.groups, map(str, options), strict=True))
 
     def first_groups(self) -> dict[str, str]:
         """The first option of each sampled group."""
@@ -166,9 +167,8 @@ class Space:
 
     def _explore(self) -> None:
         """Finds the groups that each key's range depends on: around options that have the key, one group is varied."""
-        todo, seen = self.each_group_alone(), []
+        todo = self.each_group_alone()
         for pivot in todo:  # which grows meanwhile
-            seen.append(pivot)
             new = [key for key in self._found(pivot) if key not in self._depends]
             if not new:
                 continue
@@ -181,7 +181,7 @@ class Space:
                 for key in new:
                     if any(one.get(key) != found[0].get(key) for one in found):
                         self._depends[key].append(group)
-        self._combinations = seen
+        self._combinations = todo
 
     def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
         """Distribution of each searched key under those options."""
