@@ -14,7 +14,11 @@ from sweep.errors import ConfigError
 from sweep.record.describe import dataset
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from sweep.train.loop import Fit
+    from sweep.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -47,37 +51,53 @@ class RememberedData:
         return self._data
 
 
+def new_model(config: Config, samples: Samples, batch: "Tensor") -> "nn.Module":
+    """The trial's model with its initial weights, on the device of `batch`, which it was tried on.
+
+    Seeds the global generators; the caller puts them back. Raises ConfigError.
+    """
+    from sweep.train.runtime import check_model, seed_generators
+
+    seed_generators(config.trainer.seed, "init")
+    model = build.model(config.model, samples).to(batch.device)
+    check_model(model, batch, samples.out_features)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
+    return model
+
+
+def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "Schedule":
+    """The trial's schedule. Raises ConfigError."""
+    from sweep.train.schedule import Schedule
+
+    steps_per_epoch = -(-n_train // config.trainer.batch_size)
+    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, config.trainer.epochs)
+    return Schedule(build.optimizer(config.optimizer), make_scheduler, interval_of(config.scheduler), shapes)
+
+
 @contextmanager
 def prepared(config: Config, data: Data) -> Iterator["Fit"]:
     """Everything built and seeded, under the process-wide settings that training needs."""
     from sweep.train.evaluate import loss_function
     from sweep.train.loop import Fit
-    from sweep.train.runtime import check_model, pick_device, reproducible, seed_generators, set_threads
-    from sweep.train.schedule import Schedule
+    from sweep.train.runtime import pick_device, reproducible, seed_generators, set_threads
     from sweep.train.tensors import to_device
 
-    trainer, samples, splits = config.trainer, data.samples, data.splits
+    trainer = config.trainer
     device = pick_device(trainer.device)
     with reproducible(device):
-        steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
-        make_optimizer = build.optimizer(config.optimizer)
-        make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs)
-        seed_generators(trainer.seed, "init")
-        model = build.model(config.model, samples).to(device)
-        tensors = to_device(splits, device)
+        tensors = to_device(data.splits, device)
         batch = tensors.train.x[: trainer.batch_size]
-        check_model(model, batch, samples.out_features)
-        if not any(weight.requires_grad for weight in model.parameters()):
-            raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
+        make_optimizer = build.optimizer(config.optimizer)
+        model = new_model(config, data.samples, batch)
         set_threads(trainer.threads, model, batch)
-        shapes = [weight.shape for weight in model.parameters()]
-        schedule = Schedule(make_optimizer, make_scheduler, interval_of(config.scheduler), shapes)
+        schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
         seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
         yield Fit(
             model=model,
             optimizer=make_optimizer(model.parameters()),
             schedule=schedule,
-            loss_fn=loss_function(trainer.loss, samples.task),
+            loss_fn=loss_function(trainer.loss, data.samples.task),
             data=tensors,
             trainer=trainer,
         )

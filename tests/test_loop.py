@@ -207,8 +207,12 @@ def test_an_error_inside_the_model_tells_the_losses_before(
     fit, expected = make_fit("trainer.batch_size=10"), run(make_fit("trainer.batch_size=10"))
     monkeypatch.setattr(fit, "_sync_every", sync_every)  # more than 1 on a GPU
 
+    n_updates = 0
+
     def fail(module: nn.Module, inputs: object) -> None:
-        if fit.step == 13:
+        nonlocal n_updates
+        n_updates += module.training
+        if n_updates == 14:
             raise MemoryError
 
     fit.model.register_forward_pre_hook(fail)

@@ -304,7 +304,7 @@ def test_a_negative_learning_rate_is_refused_before_it_is_used():
     node = {"_target_": "torch.optim.lr_scheduler.LinearLR", "start_factor": 1.0, "end_factor": 0.0, "total_iters": 4}
     schedule = make_schedule(ADAM, node | {"interval": "epoch"}, 4, 2)
     schedule.start_epoch(4)
-    for group in schedule._shadow.param_groups:
+    for group in schedule.optimizer.param_groups:
         group["lr"] = -1e-3
     with pytest.raises(TrainingFailed, match="sets a learning rate of -"):
         schedule.start_epoch(4)

@@ -24,20 +24,25 @@ def loss_function(name: str, task: str) -> LossFn:
 
 @torch.no_grad()
 def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, float]:
-    """Loss in the normalised units that training sees, metrics in the target's own units.
+    """The `measures` of a model's outputs."""
+    return _read(**measures(predict(forward, split), split, data, loss_fn))
+
+
+def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, Tensor]:
+    """Loss in the normalised units that training sees, metrics in the target's own units; shapes ().
 
     Regression: `loss`, `mse`, `mae`, `r2` (1 - SSE / SST, mean over targets). Classification: `loss`, `accuracy`.
+    outputs: (n, out_features).
     """
-    outputs = predict(forward, split)
     if not split.y.is_floating_point():
         hits = (outputs.argmax(dim=1) == split.y).float().mean()
-        return _read(loss=loss_fn(outputs, split.y), accuracy=hits)
+        return {"loss": loss_fn(outputs, split.y), "accuracy": hits}
     y_std = data.y_std.double()  # own units may be too large for float32 to square
     error = (outputs - split.y) * y_std  # (n, n_targets)
     squared = error.square().mean(dim=0)  # (n_targets,)
     variance = (split.y * y_std).var(dim=0, correction=0)
     r2 = torch.where(variance > 0, 1 - squared / variance, 0.0)
-    return _read(loss=loss_fn(outputs, split.y), mse=squared.mean(), mae=error.abs().mean(), r2=r2.mean())
+    return {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean(), "r2": r2.mean()}
 
 
 @torch.no_grad()
@@ -57,10 +62,9 @@ def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: f
 
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:
-    """Outputs (n, out_features) in float32, a few thousand samples at a time."""
-    if len(split.x) <= _EVAL_BATCH:
-        return forward(split.x).float()
-    return torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]).float()
+    """Outputs (n, out_features) in float32 or float64, a few thousand samples at a time."""
+    outputs = torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)])
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def is_finite(metrics: dict[str, float]) -> bool:

@@ -1,20 +1,19 @@
 """The training loop of one trial: read `Fit.run` from top to bottom."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sweep.errors import ConfigError, Diverged, Interrupted, SweepError, TrainingFailed, one_line
+from sweep.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.signals import StopRequest
 from sweep.train.checkpoint import random_states, set_random_states
-from sweep.train.evaluate import LossFn, evaluate, is_finite, noise_floor
+from sweep.train.course import Best, Course, Listener
+from sweep.train.evaluate import LossFn, evaluate, noise_floor
 from sweep.train.schedule import Row, Schedule
 from sweep.train.tensors import TensorData, batches, epoch_order
 
@@ -25,23 +24,7 @@ _SYNC_EVERY = {"cpu": 1}  # updates between reading losses back; elsewhere a rea
 _SYNC_EVERY_DEFAULT = 50
 
 
-class Listener(Protocol):
-    """Hears of a trial's progress. `epoch` may raise to end the trial early, as a study's pruner does."""
-
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
-
-
-@dataclass
-class Best:
-    """The epoch with the lowest validation loss so far, and its weights."""
-
-    epoch: int
-    value: float
-    weights: dict[str, Tensor]
-
-
-class Fit:
+class Fit(Course):
     """One trial's training. All that changes while it runs is in `state_dict`, and all of that is in a checkpoint."""
 
     def __init__(
@@ -55,15 +38,10 @@ class Fit:
         trainer: "Trainer",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.loss_fn, self.data, self.trainer = loss_fn, data, trainer
+        super().__init__(schedule, trainer, len(data.train.x))
+        self.model, self.optimizer = model, optimizer
+        self.loss_fn, self.data = loss_fn, data
         self.device = data.train.x.device
-        self.n_updates = math.ceil(len(data.train.x) / trainer.batch_size)  # an epoch
-        self.epoch = 0  # finished
-        self.step = 0  # finished
-        self.losses: list[float] = []  # of the epoch in progress, one an update
-        self.best: Best | None = None
-        self._milestone = (0, math.inf)  # epoch and value of the last improvement that patience counts
         self._pending: list[Tensor] = []  # losses still on the device
         self._sync_every = _SYNC_EVERY.get(self.device.type, _SYNC_EVERY_DEFAULT)
         self._call = torch.compile(model) if trainer.compile else model
@@ -75,14 +53,14 @@ class Fit:
         `save` is called every `trainer.checkpoint_interval_s` seconds, also inside an epoch, and before Interrupted is
         raised; with an interval of 0 it is called after every epoch.
         """
-        while self.epoch < self.trainer.epochs and not self._out_of_patience():
+        while not self.is_over:
             try:
                 with self._telling_failures():
                     self._train_epoch(stop, save)
-            finally:  # a diverged epoch's steps are worth seeing too
-                listener.steps(self.epoch * self.n_updates + 1, self.losses, self._lrs())
+            finally:
+                self.tell_steps(listener)
             with self._telling_failures():
-                metrics = self._finish_epoch()
+                metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self.model.state_dict()))
             listener.epoch(self.epoch, metrics)
             if self.trainer.checkpoint_interval_s == 0:
                 self._checkpoint(save)
@@ -97,11 +75,12 @@ class Fit:
         except (SweepError, OSError):
             raise
         except Exception as error:
-            raise TrainingFailed(f"{type(error).__name__}: {one_line(error)}", self.step + 1) from error
+            raise TrainingFailed(
+                f"{type(error).__name__}: {one_line(error)}", self.step + len(self._pending) + 1
+            ) from error
 
     def _train_epoch(self, stop: StopRequest, save: Callable[[], None]) -> None:
-        if not self.losses:  # else a checkpoint from inside this epoch was loaded
-            self.schedule.start_epoch(self.n_updates)
+        self.start_epoch()
         order = epoch_order(self.trainer.seed, self.epoch + 1, len(self.data.train.x))
         start = len(self.losses)
         self.model.train()
@@ -109,7 +88,6 @@ class Fit:
             self.schedule.rows[start:], batches(self.data.train, order, self.trainer.batch_size, start), strict=True
         ):
             self._pending.append(self._update(row, x, y))
-            self.step += 1
             if len(self._pending) == self._sync_every:
                 self._read_losses()
             if stop.signum is not None:
@@ -130,24 +108,6 @@ class Fit:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
         self.optimizer.step()
         return loss.detach()
-
-    def _finish_epoch(self) -> dict[str, float]:
-        """Validates, keeps the best weights and moves on; returns the epoch's metrics."""
-        val = self.evaluate("val")
-        lr = self._lrs()[-1]
-        if not is_finite(val):
-            name = next(name for name, value in val.items() if not math.isfinite(value))
-            raise Diverged(name, val[name], self.step, lr)
-        metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
-        value = val["val/loss"]
-        self.schedule.end_epoch(value)
-        self.epoch += 1
-        self.losses = []
-        if self.best is None or value < self.best.value:
-            self.best = Best(self.epoch, value, _copy(self.model.state_dict()))
-        if value < self._milestone[1] - self.trainer.min_delta:
-            self._milestone = (self.epoch, value)
-        return metrics
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, out_features) in float32, computed in the trainer's precision."""
@@ -178,13 +138,8 @@ class Fit:
             "kinds": self._kinds(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "random": random_states(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "losses": self.losses,
-            "best": None if self.best is None else vars(self.best),
-            "milestone": self._milestone,
+            **self.course_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,12 +157,7 @@ class Fit:
                 raise ConfigError(
                     "resume", f"the checkpoint is of another {part} than the config ({reason})"
                 ) from error
-        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
-        best = state["best"]
-        if best is not None:
-            weights = {name: weight.to(self.device) for name, weight in best["weights"].items()}
-            self.best = Best(best["epoch"], best["value"], weights)
-        self._milestone = tuple(state["milestone"])
+        self.load_course_state(state)
         set_random_states(state["random"])
 
     def _kinds(self) -> dict[str, str]:
@@ -219,25 +169,7 @@ class Fit:
         """Brings losses to the host. Raises Diverged at the first that is not finite."""
         pending, self._pending = self._pending, []
         values = [pending[0].item()] if len(pending) == 1 else torch.stack(pending).tolist() if pending else []
-        first = self.step - len(values) + 1
-        for step, value in enumerate(values, first):
-            if not math.isfinite(value):
-                self.step = step - 1  # the last update whose loss is in `losses`
-                lr = self.schedule.rows[len(self.losses)][0]["lr"]
-                raise Diverged("train/loss", value, step, lr)
-            self.losses.append(value)
-
-    def _lrs(self) -> list[float]:
-        """Learning rates of the updates in `losses`, of the first parameter group."""
-        return [row[0]["lr"] for row in self.schedule.rows[: len(self.losses)]]
-
-    def _mean_loss(self) -> float:
-        n, size = len(self.data.train.x), self.trainer.batch_size
-        last = n - size * (self.n_updates - 1)  # the last batch may be smaller
-        return (sum(self.losses[:-1]) * size + self.losses[-1] * last) / n
-
-    def _out_of_patience(self) -> bool:
-        return self.trainer.patience is not None and self.epoch - self._milestone[0] >= self.trainer.patience
+        self.record(values)
 
     def _checkpoint_due(self) -> bool:
         return 0 < self.trainer.checkpoint_interval_s <= self._clock() - self._saved_at
@@ -247,5 +179,5 @@ class Fit:
         self._saved_at = self._clock()
 
 
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in weights.items()}

@@ -18,8 +18,8 @@ class Schedule:
     """Runs the real scheduler on a shadow optimizer of dummy weights, an epoch ahead of the training loop.
 
     So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
-    `interval` says whether the scheduler is stepped after each update or after each epoch. `shapes` are those of the
-    model's weights; they matter to an optimizer that makes several parameter groups of them.
+    `optimizer` is the shadow. `interval` says whether the scheduler is stepped after each update or after each epoch.
+    `shapes` are those of the model's weights; they matter to an optimizer that makes several parameter groups of them.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Schedule:
         shapes: Iterable[Sequence[int]] = ((1, 1),),
     ) -> None:
         dummy = torch.zeros(())  # expanded, so that it takes no memory
-        self._shadow = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
-        self.scheduler = make_scheduler(self._shadow)
-        self._shadow.step()  # torch warns about a scheduler stepped before its optimizer
+        self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
+        self.scheduler = make_scheduler(self.optimizer)
+        self.optimizer.step()  # torch warns about a scheduler stepped before its optimizer
         self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)
         self._started = False
         self.rows: list[Row] = []  # of the epoch in progress, one an update
@@ -56,7 +56,7 @@ class Schedule:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._shadow.param_groups]
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         return {
             "scheduler": self.scheduler.state_dict(),
             "groups": groups,
@@ -66,7 +66,7 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scheduler.load_state_dict(state["scheduler"])
-        for group, saved in zip(self._shadow.param_groups, state["groups"], strict=True):
+        for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update(saved)
         self._started = state["started"]
         self.rows = state["rows"]
@@ -78,4 +78,4 @@ class Schedule:
         return self._row()
 
     def _row(self) -> Row:
-        return [{key: group[key] for key in _SCHEDULED if key in group} for group in self._shadow.param_groups]
+        return [{key: group[key] for key in _SCHEDULED if key in group} for group in self.optimizer.param_groups]

@@ -1,0 +1,410 @@
+"""Many trials in one pass: `Pack.train_epoch` trains a stack of weights, each row a trial of its own.
+
+Rows differ in numbers only: weights, data order, dropout masks and hyperparameters. A trial takes a row at the start of
+an epoch and leaves it at the end of one.
+"""
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from sweep.errors import Diverged, one_line
+from sweep.seeds import derive_seed
+from sweep.train.checkpoint import random_states
+from sweep.train.course import Course, Listener
+from sweep.train.evaluate import LossFn, measures
+from sweep.train.rules import Rule
+from sweep.train.runtime import reproducible, seed_generators
+from sweep.train.schedule import Row, Schedule
+from sweep.train.tensors import TensorData, TensorSplit, epoch_order
+
+if TYPE_CHECKING:
+    from sweep.config import Trainer
+
+_EVAL_SAMPLES = 2**16  # of all rows together, at a time
+_CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
+
+
+class Unpackable(Exception):
+    """Trials of this kind have to train one at a time; the message says why."""
+
+
+class Slot(Course):
+    """One trial in a pack."""
+
+    def __init__(
+        self, *, schedule: Schedule, trainer: "Trainer", n_train: int, weights: Mapping[str, Tensor], rule: Rule
+    ) -> None:
+        """weights: the initial ones, as `state_dict` of the model."""
+        super().__init__(schedule, trainer, n_train)
+        self.weights = weights  # until it has its row
+        self.moments: Mapping[str, Sequence[Tensor]] = {}  # likewise; of an optimizer that was restored
+        self.scalars = dict(rule.scalars)
+        self.random = torch.Generator().manual_seed(derive_seed(trainer.seed, "train"))  # of dropout, as if alone
+        self.listener: Listener | None = None
+        self.saved_at = time.monotonic()
+
+    def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
+        """Takes up a checkpoint that was saved between two epochs, by a pack or by a trial alone."""
+        self.schedule.load_state_dict(state["schedule"])
+        self.load_course_state(state)
+        self.random.set_state(state["random"]["torch"])
+        self.weights = state["model"]
+        kept = [kept for _, kept in sorted(state["optimizer"]["state"].items())]  # by place among the parameters
+        if kept:
+            self.moments = {name: [of_one[name] for of_one in kept] for name in rule.state}
+            self.scalars = {name: float(kept[0][name]) for name in rule.scalars}
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The hyperparameters, and the optimizer's state as far as it is numbers."""
+        return {**self.schedule.optimizer.param_groups[0], **self.scalars}
+
+    def checkpoint_due(self) -> bool:
+        interval_s = self.trainer.checkpoint_interval_s
+        return interval_s == 0 or 0 < interval_s <= time.monotonic() - self.saved_at
+
+
+class Pack:
+    """Trials of one structure, side by side. Raises Unpackable for a model that cannot be stacked."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss_fn: LossFn,
+        data: TensorData,
+        trainer: "Trainer",
+        rule: Rule,
+        capacity: int,
+    ) -> None:
+        """model: one of its kind, whose weights do not matter. capacity: rows, at most."""
+        self.loss_fn, self.data, self.rule, self.capacity = loss_fn, data, rule, capacity
+        self.device, self._trainer = data.train.x.device, trainer
+        self.slots: list[Slot] = []  # row by row
+        self._model = model
+        self._clips = trainer.clip_norm is not None
+        n_train, batch_size = len(data.train.x), trainer.batch_size
+        self._mask_shapes: dict[int, dict[str, torch.Size]] = {}  # by size of the batch; of the last one, too
+        used: set[str] = set()
+        for size in {batch_size, n_train % batch_size or batch_size}:
+            self._mask_shapes[size], used = _rehearsed(model, loss_fn, data.train.x[:size], data.train.y[:size])
+        self._layout = _Layout(model, used)
+        self._masked = _with_masks(model, self._mask_shapes[batch_size])
+        size = self._layout.size
+        self._weights = torch.zeros(capacity, size, dtype=self._layout.dtype, device=self.device)
+        self._state = {name: torch.zeros_like(self._weights) for name in rule.state}
+        self._fixed = {
+            name: torch.zeros(capacity, *fixed.shape, dtype=fixed.dtype, device=self.device)
+            for name, fixed in self._layout.fixed.items()
+        }
+        self._rehearse()
+        self._update = torch.compile(self._plain_update, dynamic=True) if trainer.compile else self._plain_update
+
+    def seat(self, slot: Slot) -> None:
+        """Gives a trial the next free row."""
+        row = len(self.slots)
+        self.slots.append(slot)
+        weights, slot.weights = slot.weights, {}
+        self._weights[row] = self._layout.row(weights)
+        for name, fixed in self._fixed.items():
+            fixed[row] = weights[name]
+        for name, stacked in self._state.items():
+            if name in slot.moments:
+                stacked[row] = torch.cat([tensor.flatten() for tensor in slot.moments[name]])
+            else:
+                stacked[row] = self.rule.initial(name, slot.group)
+        slot.moments = {}
+
+    def leave(self, slot: Slot) -> None:
+        """Frees the trial's row; the last one moves there."""
+        row, last = self.slots.index(slot), len(self.slots) - 1
+        if row < last:
+            for stacked in (self._weights, *self._state.values(), *self._fixed.values()):
+                stacked[row] = stacked[last]
+            self.slots[row] = self.slots[last]
+        self.slots.pop()
+
+    def train_epoch(self) -> dict[Slot, Exception | None]:
+        """One epoch of every trial, told to their listeners. Returns those that have come to their end.
+
+        With what ended them: None for one that is complete, Diverged, or what its listener raised.
+        """
+        ended: dict[Slot, Exception | None] = {}
+        for slot in self.slots:
+            slot.start_epoch()
+        losses = self._train()  # (n, n_updates)
+        for slot, values in zip(self.slots, losses, strict=True):
+            try:
+                slot.record(values)
+            except Diverged as diverged:
+                ended[slot] = diverged
+            assert slot.listener is not None
+            slot.tell_steps(slot.listener)
+        for row, (slot, val) in enumerate(zip(self.slots, self.evaluate("val"), strict=True)):
+            if slot in ended:
+                continue
+            try:
+                metrics = slot.finish_epoch(val, lambda row=row: self.weights(row))
+                assert slot.listener is not None
+                slot.listener.epoch(slot.epoch, metrics)
+            except Exception as error:
+                ended[slot] = error
+            else:
+                if slot.is_over:
+                    ended[slot] = None
+        return ended
+
+    def _train(self) -> list[list[float]]:
+        """The updates of an epoch. Returns the loss of each, by row."""
+        n, size = len(self.slots), self._trainer.batch_size
+        width = max(n, 2) if self._trainer.compile else n  # a width of 1 would be compiled anew
+        width = min(width, self.capacity)
+        train = self.data.train
+        orders = torch.stack([epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in self.slots])
+        orders = torch.cat([orders, orders[:1].expand(width - n, -1)]).to(self.device)
+        table = self._table(width)
+        state = {name: stacked[:width] for name, stacked in self._state.items()}
+        fixed = {name: stacked[:width] for name, stacked in self._fixed.items()}
+        losses = []
+        self._masked.train()
+        with torch.no_grad():
+            for columns, rows in zip(table, orders.split(size, dim=1), strict=True):
+                masks = self._draw_masks(rows.shape[1], width)
+                x, y = train.x[rows], train.y[rows]
+                losses.append(self._update(self._weights[:width], state, fixed | masks, x, y, columns))
+        return torch.stack(losses, dim=1)[:n].tolist()
+
+    def _table(self, width: int) -> list[dict[str, Tensor]]:
+        """The rule's coefficients for each update of the epoch: (width, 1) each."""
+        tables = []
+        for slot in self.slots:
+            steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
+            table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
+            if self._clips:
+                table["clip_norm"] = np.full(len(steps), slot.trainer.clip_norm)
+            for name in slot.scalars:
+                slot.scalars[name] = float(table[name][-1])
+            tables.append(table)
+        tables += tables[:1] * (width - len(tables))
+        names = list(tables[0])
+        stacked = np.stack([[table[name] for name in names] for table in tables])  # (width, names, n_updates)
+        on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
+        return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
+
+    def _plain_update(
+        self,
+        w: Tensor,
+        state: dict[str, Tensor],
+        extra: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        c: dict[str, Tensor],
+    ) -> Tensor:
+        """One update of every row, in place; returns the losses, (n,)."""
+        g, losses = self._gradients(w, extra, x, y)
+        if self._clips:
+            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            g = g * (c["clip_norm"] / (norm + _CLIP_EPS)).clamp(max=1.0)
+        self.rule.update(w, g, state, c)
+        return losses
+
+    def _gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (n, P) and losses (n,). extra: stacked tensors that are not trained."""
+        grads, losses = vmap(grad_and_value(self._loss))(self._layout.views(w), extra, x, y)
+        return torch.cat([grads[name].reshape(len(w), -1) for name in self._layout.names], dim=1), losses
+
+    def _loss(self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return self.loss_fn(self._forward(self._masked, {**weights, **extra}, x), y)
+
+    def _forward(self, model: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        """As `Fit.forward`, of one trial."""
+        bf16 = self._trainer.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            outputs = functional_call(model, tensors, (x,))
+        return outputs.float() if bf16 else outputs
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> list[dict[str, float]]:
+        """Loss and metrics of every row, as `Fit.evaluate` has them."""
+        n = len(self.slots)
+        part: TensorSplit = getattr(self.data, split)
+        weights = self._layout.views(self._weights[:n])
+        fixed = {name: stacked[:n] for name, stacked in self._fixed.items()}
+        self._masked.eval()
+
+        def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
+            return self._forward(self._masked, weights | fixed, x)
+
+        chunks = part.x.split(max(1, _EVAL_SAMPLES // n))
+        found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
+        found = found if found.dtype == torch.float64 else found.float()
+        metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)
+        columns = torch.stack([values.double() for values in metrics.values()], dim=1).tolist()
+        return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
+
+    def weights(self, row: int) -> dict[str, Tensor]:
+        """A copy of the trial's, as the model's `state_dict`."""
+        fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
+        return self._layout.state_dict(self._weights[row].clone(), fixed)
+
+    def state_dict(self, slot: Slot) -> dict[str, Any]:
+        """The trial's checkpoint, from which it also goes on alone."""
+        row = self.slots.index(slot)
+        moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
+        with reproducible(self.device):
+            seed_generators(slot.trainer.seed, "train")
+            random = {**random_states(), "torch": slot.random.get_state()}
+        optimizer = slot.schedule.optimizer.state_dict()
+        scalars = {"step": float(slot.step), **slot.scalars}
+        optimizer["state"] = {
+            place: {
+                **{name: torch.tensor(value) for name, value in scalars.items()},
+                **{name: tensors[i] for name, tensors in moments.items()},
+            }
+            for i, place in enumerate(self._layout.places)
+            if slot.step
+        }
+        kinds = {"model": self._model, "optimizer": slot.schedule.optimizer, "schedule": slot.schedule.scheduler}
+        return {
+            "kinds": {part: type(made).__qualname__ for part, made in kinds.items()},
+            "model": self.weights(row),
+            "optimizer": optimizer,
+            "random": random,
+            **slot.course_state(),
+        }
+
+    def _draw_masks(self, batch_size: int, width: int) -> dict[str, Tensor]:
+        """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
+        drawn = {}
+        for name, shape in self._mask_shapes[batch_size].items():
+            p = _p(self._masked, name)
+            masks = [torch.empty(shape).bernoulli_(1 - p, generator=slot.random).div_(1 - p) for slot in self.slots]
+            masks += masks[:1] * (width - len(masks))
+            drawn[f"{name}.mask"] = torch.stack(masks).to(self.device, self._layout.dtype)
+        return drawn
+
+    def _rehearse(self) -> None:
+        """One forward and backward pass of two rows. Raises Unpackable."""
+        x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
+        weights = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
+        pair = {name: torch.stack([fixed] * 2) for name, fixed in self._layout.fixed.items()}
+        for name, shape in self._mask_shapes[len(x)].items():
+            pair[f"{name}.mask"] = torch.ones(2, *shape, dtype=self._layout.dtype, device=self.device)
+        self._masked.train()
+        try:
+            with torch.no_grad():
+                self._gradients(torch.stack([weights] * 2), pair, torch.stack([x] * 2), torch.stack([y] * 2))
+        except Exception as error:  # whatever vmap, or the model under it, raises
+            raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
+
+
+class _Layout:
+    """Where a model's weights lie in a row. used: names of the parameters that its output depends on."""
+
+    def __init__(self, model: nn.Module, used: set[str]) -> None:
+        parameters = dict(model.named_parameters())
+        trained = {name: weight for name, weight in parameters.items() if weight.requires_grad and name in used}
+        canonical = {id(weight): name for name, weight in parameters.items()}
+        stored = model.state_dict(keep_vars=True)
+        self._stored_as = {name: canonical.get(id(tensor), name) for name, tensor in stored.items()}  # tied weights
+        self.names = list(trained)
+        self.places = [list(parameters).index(name) for name in self.names]
+        self.fixed = {name: tensor.detach() for name, tensor in stored.items() if self._stored_as[name] not in trained}
+        self._shapes = [weight.shape for weight in trained.values()]
+        self._sizes = [weight.numel() for weight in trained.values()]
+        self.size = sum(self._sizes)
+        dtypes = {weight.dtype for weight in trained.values()}
+        if len(dtypes) != 1:
+            raise Unpackable(f"the model's weights are of several types ({', '.join(sorted(map(str, dtypes)))})")
+        self.dtype = dtypes.pop()
+
+    def row(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """A `state_dict` as one row, (P,)."""
+        return torch.cat([weights[name].flatten() for name in self.names])
+
+    def split(self, row: Tensor) -> list[Tensor]:
+        """A row (P,) as tensors of their own shapes, without a copy."""
+        return [part.view(shape) for part, shape in zip(row.split(self._sizes), self._shapes, strict=True)]
+
+    def views(self, stacked: Tensor) -> dict[str, Tensor]:
+        """Rows (n, P) as stacked tensors (n, *shape) by name, without a copy."""
+        parts = zip(self.names, stacked.split(self._sizes, dim=1), self._shapes, strict=True)
+        return {name: part.unflatten(1, shape) if shape else part.squeeze(1) for name, part, shape in parts}
+
+    def state_dict(self, row: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A row (P,) and what is not trained as the model's `state_dict`."""
+        tensors = {**dict(zip(self.names, self.split(row), strict=True)), **fixed}
+        return {name: tensors[stored_as] for name, stored_as in self._stored_as.items()}
+
+
+class _Masked(nn.Module):
+    """Dropout with a mask that is handed in."""
+
+    mask: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("mask", torch.empty(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask if self.training else x
+
+
+def _with_masks(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A copy that takes its dropout masks as buffers."""
+    model = copy.deepcopy(model)
+    for name in names:
+        model.set_submodule(name, _Masked(_p(model, name)))
+    return model
+
+
+def _p(model: nn.Module, dropout: str) -> float:
+    layer = model.get_submodule(dropout)
+    assert isinstance(layer, nn.Dropout | _Masked)
+    return layer.p
+
+
+def _rehearsed(model: nn.Module, loss_fn: LossFn, x: Tensor, y: Tensor) -> tuple[dict[str, torch.Size], set[str]]:
+    """Trains a copy for one batch. Returns the shapes that reach its dropout layers, by name and in the order of
+    drawing, and the names of the parameters that get a gradient. Raises Unpackable."""
+    model = copy.deepcopy(model).train()
+    for name, module in model.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise Unpackable(f"{type(module).__name__} ('{name}') keeps running statistics")
+    calls: list[tuple[str, torch.Size]] = []
+    for name, module in model.named_modules():
+        if type(module) is nn.Dropout and module.p > 0:
+            module.register_forward_pre_hook(partial(_note, calls, name))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with reproducible(x.device), torch.enable_grad():
+        loss_fn(model(x), y).backward()
+    if any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()):
+        raise Unpackable("the model changes its buffers while it trains")
+    shapes = dict(calls)
+    if len(shapes) < len(calls):
+        raise Unpackable("the model draws from one dropout layer several times")
+    return shapes, {name for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    calls.append((name, inputs[0].shape))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """What the scheduler sets, (n_updates,) each; of the only parameter group."""
+    first = rows[0][0]
+    columns = {name: np.array([float(row[0][name]) for row in rows]) for name in first if name != "betas"}
+    if "betas" in first:
+        for i, name in enumerate(("beta1", "beta2")):
+            columns[name] = np.array([float(row[0]["betas"][i]) for row in rows])
+    return columns
