@@ -4,7 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from sweep.config import Config, fingerprint, validate
 from sweep.errors import DISK_FULL, BeingTrained, ConfigError, DiskFull
 from sweep.prepare import Data, check_data, load_data, prepared
 from sweep.record import journal as journals
+from sweep.record.attempt import Attempt, check_recorded
 from sweep.record.describe import run_name
 from sweep.record.ending import write_end
 from sweep.record.folder import Busy, RunFolder
@@ -23,7 +24,7 @@ from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
 from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command
-from sweep.record.recorder import Recorder, Report
+from sweep.record.recorder import Report
 from sweep.record.start import Membership, stored_config, write_start
 from sweep.record.store import Store, output_dir_of, recorded_uri, store_of, tracking_store
 from sweep.signals import stop_on_signal
@@ -108,17 +109,22 @@ def run_trial(
             follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(prepared(config, data))
         _restore(fit, run)
-        with Journal(run.journal) as journal, _told_when_full(run):
+        with told_when_full(run):
             recorded = recorded_uri(store, output_dir)
-            write_start(journal, run, config, data.description, output_dir, recorded, fit.device.type, member)
-            recorder = Recorder(journal, fit.n_updates * config.trainer.epochs, config.tracking.step_points, report)
-            try:
-                with _shown(config, fit, live, member) as recorder.show:
-                    metrics, train_s = _train(fit, config, run, journal, recorder, data.samples.noise, member)
-            finally:
-                mirrored = follower is not None and _finish_mirror(
-                    follower, run, store, output_dir, config.tracking.close_timeout_s
-                )
+            with Attempt(
+                run, config, data.description, output_dir, recorded, fit, fit.device.type, member, report
+            ) as attempt:
+                try:
+                    with _shown(config, fit, live, member) as attempt.recorder.show:
+                        metrics, train_s = _train(fit, attempt, data.samples.noise)
+                except KeyboardInterrupt:
+                    if member is None:
+                        log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
+                    raise
+                finally:
+                    mirrored = follower is not None and _finish_mirror(
+                        follower, run, store, output_dir, config.tracking.close_timeout_s
+                    )
     assert fit.best is not None
     return Outcome(
         name=run_name(config),
@@ -146,51 +152,19 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
         write_end(journal, run, error, member)
 
 
-def _train(
-    fit: "Fit",
-    config: Config,
-    run: RunFolder,
-    journal: Journal,
-    recorder: Recorder,
-    noise: float | None,
-    member: Membership | None,
-) -> tuple[dict[str, float], float]:
+def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> tuple[dict[str, float], float]:
     """Trains and tests; the journal knows how it ended, whatever happens. Returns the metrics and the seconds."""
-    from sweep.train import checkpoint
-
-    def save() -> None:
-        journal.sync()  # a checkpoint must not know of epochs that the journal lacks
-        checkpoint.save(run.checkpoint, fit.state_dict())
-
-    def reached() -> dict[str, float]:
-        values = {"time/train_s": time.perf_counter() - start}
-        return values if fit.best is None else {"best/epoch": fit.best.epoch, "best/val_loss": fit.best.value, **values}
-
     start = time.perf_counter()
     try:
         with stop_on_signal() as stop:
-            best = fit.run(recorder, stop, save)
-        values = reached()
-        val = {
-            name: dict(zip(*curve.tolist(), strict=True))[best.epoch]
-            for name, curve in journals.curves(run.journal).items()
-            if name.startswith("val/")
-        }
-        metrics = {**val, **fit.test(noise)}
-        checkpoint.save(run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
-        values["model/n_weights"] = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
-        values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
-        write_end(journal, run, None, member, values)
+            fit.run(attempt.recorder, stop, lambda: attempt.save(fit.state_dict()))
+        train_s = time.perf_counter() - start
+        n_weights = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
+        metrics = attempt.complete(fit.test(noise), n_weights, train_s)
     except BaseException as error:
-        with suppress(OSError):  # the disk may be what failed
-            write_end(journal, run, error, member, reached())
-        if isinstance(error, KeyboardInterrupt) and member is None:
-            log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
+        attempt.end(error, time.perf_counter() - start)
         raise
-    finally:
-        with suppress(OSError):
-            journal.sync()
-    return metrics, values["time/train_s"]
+    return metrics, train_s
 
 
 def _shown(config: Config, fit: "Fit", live: bool, member: Membership | None) -> AbstractContextManager[Show]:
@@ -204,16 +178,14 @@ def _restore(fit: "Fit", run: RunFolder) -> None:
 
     if run.checkpoint.exists():
         fit.load_state_dict(checkpoint.load(run.checkpoint))
-        recorded = journals.curves(run.journal).get("val/loss")
-        if fit.epoch > (0 if recorded is None else len(recorded.steps)):
-            raise ConfigError("resume", f"'{run.journal}' lacks epochs that the checkpoint has; start a new run")
+        check_recorded(run, fit.epoch)
         log.info("resuming %s after epoch %d", run.path, fit.epoch)
     elif run.journal.exists():
         log.info("resuming %s from its beginning: it left no checkpoint", run.path)
 
 
 @contextmanager
-def _told_when_full(run: RunFolder) -> Iterator[None]:
+def told_when_full(run: RunFolder) -> Iterator[None]:
     """Raises DiskFull instead of what the system says."""
     try:
         yield

@@ -7,7 +7,8 @@ again, and whoever takes it next goes on from its checkpoint. All handing out ha
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ RETRIES = "retries"  # deaths of its worker since it last got further
 REACHED = "reached"  # the step it had reached at the last of them
 PROBLEM = "problem"  # why it failed or diverged, in one line
 STOPPED = "stopped"  # where it was pruned, in words
+PACKING = "packing"  # what there is to say of its pack, such as why its kind trains alone
 
 _BEAT_EVERY_S = 15.0
 _SILENT_S = 90.0  # without a beat, the owner on another machine is taken for dead
@@ -138,16 +140,18 @@ class Ledger:
         return now - since > _SILENT_S
 
     @contextmanager
-    def beating(self, trial: FrozenTrial, every_s: float = _BEAT_EVERY_S) -> Iterator[None]:
-        """Tells other machines, while it lasts, that the trial's worker lives."""
+    def beating(self, trials: Collection[FrozenTrial], every_s: float = _BEAT_EVERY_S) -> Iterator[None]:
+        """Tells other machines, while it lasts, that the worker of the trials lives; they may change meanwhile."""
         over = threading.Event()
+        beats: Counter[int] = Counter()
 
         def beat() -> None:
-            n = trial.user_attrs.get(BEAT, 0)
             while not over.wait(every_s):
-                n += 1
-                with suppress(Exception):  # a storage that is out of reach shows elsewhere
-                    self._storage.set_trial_user_attr(trial._trial_id, BEAT, n)
+                for trial in list(trials):
+                    number = trial.number
+                    beats[number] = (beats[number] or trial.user_attrs.get(BEAT, 0)) + 1
+                    with suppress(Exception):  # a storage that is out of reach shows elsewhere
+                        self._storage.set_trial_user_attr(trial._trial_id, BEAT, beats[number])
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

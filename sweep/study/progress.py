@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweep.record.folder import StudyFolder
-from sweep.study.ledger import PROBLEM, STOPPED, is_complete
+from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.study.space import short
@@ -32,6 +32,7 @@ class Watch:
     def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, live: bool) -> None:
         self._study, self._n_trials, self._recording = study, n_trials, recording
         self._seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
         self._console = Console(stderr=live, soft_wrap=not live, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
@@ -70,6 +71,10 @@ class Watch:
         n_before = len(self._seen)
         self._seen |= {t.number for t in new}
         self._recording.update(trials)
+        for trial in trials:
+            if (told := trial.user_attrs.get(PACKING, "")) not in self._noted:
+                self._noted.add(told)
+                self._console.print(f"trial {trial.number} {told}", markup=False)
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
             if self._live is None or trial.state == TrialState.FAIL:  # which stays above the table
                 self._console.print(_line(trial, n_done, self._n_trials), markup=False)

@@ -35,6 +35,7 @@ class StudySettings:
     n_trials: int | None = None
     timeout: float | None = None
     n_jobs: int = 1
+    pack: Any = 1
     objective: Any = "val/loss"
     direction: Any = None
     seeds: int = 1
@@ -60,6 +61,8 @@ class StudySettings:
         for name in ("n_trials", "n_jobs", "seeds"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
+        told = f"must be a number >= 1 or auto, got {self.pack!r}"
+        _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", told)
         _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
         _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
         _require(

@@ -45,6 +45,14 @@ def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: Los
     return {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean(), "r2": r2.mean()}
 
 
+def test(forward: Forward, data: TensorData, loss_fn: LossFn, noise: float | None) -> dict[str, float]:
+    """What a model comes to on the test split, as `test/loss` and so on; with `noise`, as in `Samples`, its floor."""
+    found = evaluate(forward, data.test, data, loss_fn)
+    if noise is not None and data.test.clean is not None:
+        found |= noise_floor(forward, data.test, data, noise)
+    return {f"test/{name}": value for name, value in found.items()}
+
+
 @torch.no_grad()
 def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: float) -> dict[str, float]:
     """How far above the irreducible error a model is, in units of the noise's variance sigma^2.

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 
 from sweep.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.signals import StopRequest
+from sweep.train import evaluate
 from sweep.train.checkpoint import random_states, set_random_states
 from sweep.train.course import Best, Course, Listener
-from sweep.train.evaluate import LossFn, evaluate, noise_floor
+from sweep.train.evaluate import LossFn
+from sweep.train.runtime import in_precision
 from sweep.train.schedule import Row, Schedule
 from sweep.train.tensors import TensorData, batches, epoch_order
 
@@ -111,26 +113,20 @@ class Fit(Course):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, out_features) in float32, computed in the trainer's precision."""
-        if self.trainer.precision == "bf16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                return self._call(x).float()
-        return self._call(x)
+        return in_precision(self.trainer.precision, self._call, x)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
         self.model.eval()
-        metrics = evaluate(self.forward, getattr(self.data, split), self.data, self.loss_fn)
+        metrics = evaluate.evaluate(self.forward, getattr(self.data, split), self.data, self.loss_fn)
         return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def test(self, noise: float | None) -> dict[str, float]:
         """Metrics of the best weights on the test split; `noise` as in `Samples`. The model keeps those weights."""
         assert self.best is not None
         self.model.load_state_dict(self.best.weights)
-        metrics = self.evaluate("test")
-        if noise is not None and self.data.test.clean is not None:
-            floor = noise_floor(self.forward, self.data.test, self.data, noise)
-            metrics |= {f"test/{name}": value for name, value in floor.items()}
-        return metrics
+        self.model.eval()
+        return evaluate.test(self.forward, self.data, self.loss_fn, noise)
 
     def state_dict(self) -> dict[str, Any]:
         self._read_losses()

@@ -6,8 +6,7 @@ an epoch and leaves it at the end of one.
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from sweep.train.checkpoint import random_states
 from sweep.train.course import Course, Listener
 from sweep.train.evaluate import LossFn, measures
 from sweep.train.rules import Rule
-from sweep.train.runtime import reproducible, seed_generators
+from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
 from sweep.train.tensors import TensorData, TensorSplit, epoch_order
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from sweep.config import Trainer
 
 _EVAL_SAMPLES = 2**16  # of all rows together, at a time
+_FEWEST_ROWS = 8
 _CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
 
 
@@ -87,7 +87,7 @@ class Pack:
         capacity: int,
     ) -> None:
         """model: one of its kind, whose weights do not matter. capacity: rows, at most."""
-        self.loss_fn, self.data, self.rule, self.capacity = loss_fn, data, rule, capacity
+        self.loss_fn, self.data, self.rule, self.capacity = loss_fn, data, rule, max(2, capacity)
         self.device, self._trainer = data.train.x.device, trainer
         self.slots: list[Slot] = []  # row by row
         self._model = model
@@ -100,18 +100,17 @@ class Pack:
         self._layout = _Layout(model, used)
         self._masked = _with_masks(model, self._mask_shapes[batch_size])
         size = self._layout.size
-        self._weights = torch.zeros(capacity, size, dtype=self._layout.dtype, device=self.device)
-        self._state = {name: torch.zeros_like(self._weights) for name in rule.state}
-        self._fixed = {
-            name: torch.zeros(capacity, *fixed.shape, dtype=fixed.dtype, device=self.device)
-            for name, fixed in self._layout.fixed.items()
-        }
+        self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
+        self._state = {name: torch.empty_like(self._weights) for name in rule.state}
+        self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
         self._rehearse()
         self._update = torch.compile(self._plain_update, dynamic=True) if trainer.compile else self._plain_update
 
     def seat(self, slot: Slot) -> None:
         """Gives a trial the next free row."""
         row = len(self.slots)
+        if row == len(self._weights):
+            self._resize(min(self.capacity, max(_FEWEST_ROWS, 2 * row)))
         self.slots.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)
@@ -132,6 +131,18 @@ class Pack:
                 stacked[row] = stacked[last]
             self.slots[row] = self.slots[last]
         self.slots.pop()
+        if not self.slots:
+            self._resize(0)
+
+    def _resize(self, n_rows: int) -> None:
+        def resized(stacked: Tensor) -> Tensor:
+            made = stacked.new_zeros(n_rows, *stacked.shape[1:])
+            made[: len(self.slots)] = stacked[: len(self.slots)]
+            return made
+
+        self._weights = resized(self._weights)
+        self._state = {name: resized(stacked) for name, stacked in self._state.items()}
+        self._fixed = {name: resized(stacked) for name, stacked in self._fixed.items()}
 
     def train_epoch(self) -> dict[Slot, Exception | None]:
         """One epoch of every trial, told to their listeners. Returns those that have come to their end.
@@ -167,7 +178,6 @@ class Pack:
         """The updates of an epoch. Returns the loss of each, by row."""
         n, size = len(self.slots), self._trainer.batch_size
         width = max(n, 2) if self._trainer.compile else n  # a width of 1 would be compiled anew
-        width = min(width, self.capacity)
         train = self.data.train
         orders = torch.stack([epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in self.slots])
         orders = torch.cat([orders, orders[:1].expand(width - n, -1)]).to(self.device)
@@ -223,14 +233,11 @@ class Pack:
         return torch.cat([grads[name].reshape(len(w), -1) for name in self._layout.names], dim=1), losses
 
     def _loss(self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return self.loss_fn(self._forward(self._masked, {**weights, **extra}, x), y)
+        return self.loss_fn(self._forward({**weights, **extra}, x), y)
 
-    def _forward(self, model: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        """As `Fit.forward`, of one trial."""
-        bf16 = self._trainer.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            outputs = functional_call(model, tensors, (x,))
-        return outputs.float() if bf16 else outputs
+    def _forward(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs of one trial with these tensors, (B, out_features)."""
+        return in_precision(self._trainer.precision, lambda x: functional_call(self._masked, tensors, (x,)), x)
 
     @torch.no_grad()
     def evaluate(self, split: str) -> list[dict[str, float]]:
@@ -242,7 +249,7 @@ class Pack:
         self._masked.eval()
 
         def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
-            return self._forward(self._masked, weights | fixed, x)
+            return self._forward(weights | fixed, x)
 
         chunks = part.x.split(max(1, _EVAL_SAMPLES // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
@@ -250,6 +257,14 @@ class Pack:
         metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)
         columns = torch.stack([values.double() for values in metrics.values()], dim=1).tolist()
         return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
+
+    def forward_of(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Outputs of a model by itself, in the precision of the trials."""
+        return lambda x: in_precision(self._trainer.precision, model, x)
+
+    @property
+    def batch_size(self) -> int:
+        return self._trainer.batch_size
 
     def weights(self, row: int) -> dict[str, Tensor]:
         """A copy of the trial's, as the model's `state_dict`."""

@@ -26,9 +26,7 @@ class Rule(ABC):
     made_by: ClassVar[tuple[type[Optimizer], ...]]
     flags: ClassVar[tuple[str, ...]] = ("maximize",)  # of a parameter group, that change what is computed
     optional: ClassVar[tuple[str, ...]] = ("weight_decay",)  # numbers that change it when they are 0
-    scalars: ClassVar[
-        Mapping[str, float]
-    ] = {}  # numbers in the state, by torch's names, as they begin
+    scalars: ClassVar[Mapping[str, float]] = {}  # numbers in the state, by torch's names, as they begin
 
     def __init__(self, group: Group) -> None:
         self._signs = tuple(bool(group.get(name)) for name in (*self.flags, *self.optional))

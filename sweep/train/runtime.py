@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -100,3 +100,16 @@ def seed_generators(seed: int, stream: str) -> None:
     torch.manual_seed(derived)
     random.seed(derived)
     np.random.seed(derived % 2**32)  # noqa: NPY002
+
+
+def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `call` makes of `x`, computed in the trainer's precision, in float32 (or float64 if the model is)."""
+    if precision == "bf16":
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return call(x).float()
+    return call(x)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine, had no more memory to give."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,98 @@
+"""One attempt at a trial, from the start of its record to the end."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sweep.config import Config
+from sweep.errors import ConfigError
+from sweep.record import journal as journals
+from sweep.record.ending import write_end
+from sweep.record.folder import RunFolder
+from sweep.record.journal import Journal
+from sweep.record.recorder import Recorder, Report
+from sweep.record.start import Membership, write_start
+
+if TYPE_CHECKING:
+    from sweep.train.course import Course
+
+
+class Attempt:
+    """One attempt at a trial, as its folder records it: begun when it is made, over with `complete` or `end`."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: Config,
+        data: Mapping[str, Any],
+        output_dir: Path,
+        store: str | None,
+        course: "Course",
+        device: str,
+        member: Membership | None,
+        report: Report | None,
+    ) -> None:
+        """data: as `dataset` has it. store: as `recorded_uri` has it. device: the kind that it trains on."""
+        self._run, self._course, self._member = run, course, member
+        self._journal = Journal(run.journal)
+        try:
+            write_start(self._journal, run, config, data, output_dir, store, device, member)
+        except BaseException:
+            self._journal.close()
+            raise
+        n_steps = course.n_updates * config.trainer.epochs
+        self.recorder = Recorder(self._journal, n_steps, config.tracking.step_points, report)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes a checkpoint."""
+        from sweep.train import checkpoint
+
+        self._journal.sync()  # a checkpoint must not know of epochs that the journal lacks
+        checkpoint.save(self._run.checkpoint, state)
+
+    def complete(self, test: dict[str, float], n_weights: int, train_s: float) -> dict[str, float]:
+        """The trial is trained, its best weights come to `test`. Returns `test` and the metrics of the best epoch."""
+        from sweep.train import checkpoint
+
+        best = self._course.best
+        assert best is not None
+        val = {
+            name: dict(zip(*curve.tolist(), strict=True))[best.epoch]
+            for name, curve in journals.curves(self._run.journal).items()
+            if name.startswith("val/")
+        }
+        metrics = {**val, **test}
+        checkpoint.save(self._run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
+        values = {**self._reached(train_s), "model/n_weights": n_weights}
+        values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
+        write_end(self._journal, self._run, None, self._member, values)
+        return metrics
+
+    def end(self, error: BaseException, train_s: float) -> None:
+        """The trial is ended by `error`. Raises nothing: the disk may be what failed."""
+        with suppress(OSError):
+            write_end(self._journal, self._run, error, self._member, self._reached(train_s))
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._journal.sync()
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _reached(self, train_s: float) -> dict[str, float]:
+        best = self._course.best
+        reached = {} if best is None else {"best/epoch": best.epoch, "best/val_loss": best.value}
+        return {**reached, "time/train_s": train_s}
+
+
+def check_recorded(run: RunFolder, n_epochs: int) -> None:
+    """Raises ConfigError if the journal knows of fewer epochs than the checkpoint."""
+    recorded = journals.curves(run.journal).get("val/loss")
+    if n_epochs > (0 if recorded is None else len(recorded.steps)):
+        raise ConfigError("resume", f"'{run.journal}' lacks epochs that the checkpoint has; start a new run")

@@ -1,0 +1,316 @@
+"""A worker at work on many trials at once: a shift whose trials share vectorised passes (docs/packed.md)."""
+
+import math
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
+
+from sweep.config import Config, validate
+from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.packing import Group, Packer
+from sweep.record import journal
+from sweep.record.attempt import Attempt, check_recorded
+from sweep.record.folder import Busy, RunFolder
+from sweep.record.recorder import Report
+from sweep.record.start import stored_config
+from sweep.record.store import output_dir_of, recorded_uri, store_of
+from sweep.signals import StopRequest
+from sweep.study.ledger import PACKING, PROBLEM
+from sweep.study.objective import best_of, mean_values, run_values
+from sweep.study.shift import Shift, ended, log
+from sweep.train import checkpoint
+from sweep.train.packed import Slot, Unpackable
+from sweep.train.runtime import is_out_of_memory
+from sweep.trial import told_when_full
+
+if TYPE_CHECKING:
+    from sweep.study.worker import Worker
+
+
+@dataclass
+class _Entry:
+    """A trial at work. n_runs: as many as it has seeds. values: of its runs that are done. problem: what ended it early.
+    best, epochs: of each run so far, by replicate.
+    """
+
+    trial: FrozenTrial
+    n_runs: int
+    seats: "list[_Seat]" = field(default_factory=list)
+    values: dict[int, list[float]] = field(default_factory=dict)
+    problem: Exception | None = None
+    best: dict[int, float] = field(default_factory=dict)
+    epochs: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Seat:
+    """One run of a trial and its slot. held: its lock and its open record, once it has begun."""
+
+    entry: _Entry
+    replicate: int | None
+    run: RunFolder
+    composed: DictConfig
+    config: Config
+    group: Group
+    slot: Slot
+    attempt: Attempt | None = None
+    held: ExitStack = field(default_factory=ExitStack)
+    train_s: float = 0.0
+
+
+class PackedShift(Shift):
+    """Keeps up to `pack` runs in training, each in the pack of its structure. What cannot be packed trains alone."""
+
+    def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
+        super().__init__(worker, name, stop)
+        self._n_slots: int = self._settings.pack
+        self._packer = Packer(self._n_slots, self._load)
+        self._seats: dict[Slot, _Seat] = {}
+        self._claimed: list[FrozenTrial] = []
+        self._noted: set[str] = set()
+
+    def run(self) -> int | None:
+        try:
+            with self._ledger.beating(self._claimed):
+                self._fill()
+                while self._seats:
+                    for group in self._packer.groups:
+                        self._advance(group)
+                    if self._is_asked_to_stop():
+                        raise Interrupted(self._stop.signum or signal.SIGTERM)
+                    self._fill()
+        except KeyboardInterrupt as stopped:
+            signum = stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
+            self._give_back([*self._seats.values()], Interrupted(signum), resumable=True)
+            return signum
+        finally:  # after an error, too
+            self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
+            for trial in self._claimed:
+                self._ledger.give_back(trial)
+        return self._stop.signum
+
+    def _fill(self) -> None:
+        """Claims trials for as long as there are free slots for all of their runs."""
+        while not self._seats or len(self._seats) + self._settings.seeds <= self._n_slots:
+            if self._patiently(self._is_over):
+                return
+            trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
+            if trial is None:
+                return
+            self._claimed.append(trial)
+            self._enter(trial)
+
+    def _enter(self, trial: FrozenTrial) -> None:
+        """Seats the trial's runs, or trains them alone, or tells at once what it came to before."""
+        entry = _Entry(trial, self._settings.seeds)
+        try:
+            configuration = self._patiently(lambda: self._configure(trial))
+            try:
+                seats = [self._seat(entry, *run) for run in self._configs(configuration)]
+            except Unpackable as why:
+                self._note(trial, f"trains alone: {why}")
+                self._settle(trial, lambda: self._train(trial, configuration))
+                self._claimed.remove(trial)
+                return
+            for seat in filter(None, seats):
+                self._begin(seat)
+        except Exception as error:
+            self._end(entry, error)
+        if not entry.seats:
+            self._close(entry)
+
+    def _seat(self, entry: _Entry, replicate: int | None, composed: DictConfig) -> _Seat | None:
+        """A slot for the run, not taken yet; None if it has finished before."""
+        trial, settings = entry.trial, self._settings
+        run = self._worker.folder.trial(trial.number, replicate)
+        if end := ended(run, replicate):  # its worker died before it could tell
+            raise end
+        try:
+            if PROBLEM in trial.user_attrs:
+                raise RuntimeError(trial.user_attrs[PROBLEM])
+            if journal.status(run.journal) == "FINISHED":
+                values = run_values(run, settings.objective, settings.direction)
+                self._finished(entry, replicate, values)
+                return None
+            begun = journal.first(run.journal, "start") is not None
+            config = stored_config(run) if begun else validate(composed.copy())
+            group, slot = self._packer.slot(config)
+            if run.checkpoint.exists():
+                state = checkpoint.load(run.checkpoint)
+                if state["losses"]:
+                    raise Unpackable("its checkpoint was saved inside an epoch")
+                check_recorded(run, state["epoch"])
+                slot.load_state_dict(state, group.pack.rule)
+        except (Unpackable, BeingTrained):
+            raise
+        except Exception as error:
+            self._record_failure(run, composed, error, self._member(trial, replicate))
+            raise
+        return _Seat(entry, replicate, run, composed, config, group, slot)
+
+    def _begin(self, seat: _Seat) -> None:
+        """Begins the run's record, and takes the slot."""
+        run, config, member = seat.run, seat.config, self._member(seat.entry.trial, seat.replicate)
+        output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
+        store = recorded_uri(store_of(run, config.tracking, output_dir), output_dir)
+        data, device = seat.group.data.description, seat.group.pack.device.type
+        with told_when_full(run):
+            run.create()
+            try:
+                seat.held.enter_context(run.lock())
+            except Busy:
+                raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
+            attempt = Attempt(run, config, data, output_dir, store, seat.slot, device, member, self._report_of(seat))
+        seat.attempt = seat.held.enter_context(attempt)
+        seat.slot.listener = attempt.recorder
+        seat.group.pack.seat(seat.slot)
+        self._seats[seat.slot] = seat
+        seat.entry.seats.append(seat)
+
+    def _report_of(self, seat: _Seat) -> Report:
+        """Tells the study of the mean over the trial's runs, once all of them have come so far, and asks the pruner.
+
+        A step is an epoch of any of the runs, as when they train one after the other.
+        """
+        entry, place = seat.entry, seat.replicate or 0
+        name, direction = self._watched()
+
+        def report(epoch: int, metrics: Mapping[str, float]) -> None:
+            if name not in metrics:
+                return
+            if place not in entry.best:
+                earlier = journal.curves(seat.run.journal)[name]
+                entry.best[place] = best_of(earlier.values[earlier.steps < epoch].tolist(), direction)
+            entry.best[place] = best_of([entry.best[place], metrics[name]], direction)
+            entry.epochs[place] = epoch
+            if len(entry.epochs) == entry.n_runs and min(entry.epochs.values()) == epoch:
+                pruned = self._says_prune(entry.trial, epoch * entry.n_runs, fmean(entry.best.values()))
+                if pruned and epoch < seat.config.trainer.epochs:
+                    raise Pruned(epoch)
+
+        return report
+
+    def _advance(self, group: Group) -> None:
+        """One epoch of a pack."""
+        seats = [self._seats[slot] for slot in group.pack.slots]
+        try:
+            ended_now, train_s = group.train_epoch()
+        except Exception as error:  # not of a single trial: the pass itself
+            self._give_up(group, seats, error)
+            return
+        for seat in seats:
+            seat.train_s += train_s
+        for slot, ending in ended_now.items():
+            if slot in self._seats:  # else it left with another run of its trial
+                self._leave(self._seats[slot], ending)
+        for slot in group.pack.slots:
+            if slot.checkpoint_due():
+                self._save(self._seats[slot])
+
+    def _leave(self, seat: _Seat, ending: Exception | None) -> None:
+        """The run has come to its end; so has the trial, if it was the last one or came to a bad end."""
+        entry, settings = seat.entry, self._settings
+        assert seat.attempt is not None
+        try:
+            with told_when_full(seat.run):
+                try:
+                    if ending is not None:
+                        raise ending
+                    test = seat.group.test(seat.slot)
+                    seat.attempt.complete(test, seat.group.n_weights, seat.train_s)
+                except Exception as error:
+                    seat.attempt.end(error, seat.train_s)
+                    raise
+            self._finished(entry, seat.replicate, run_values(seat.run, settings.objective, settings.direction))
+            self._free(seat)
+        except (Pruned, Diverged) as error:
+            self._free(seat)
+            self._end(entry, ended(seat.run, seat.replicate) or error)
+        except DiskFull as error:
+            self._free(seat)
+            self._end(entry, error)
+        except Exception as error:
+            self._free(seat)
+            self._record_failure(seat.run, seat.composed, error, self._member(entry.trial, seat.replicate))
+            self._end(entry, error)
+        if not entry.seats:
+            self._close(entry)
+
+    def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
+        place = replicate or 0
+        entry.values[place] = values
+        entry.best.setdefault(place, values[0])
+        entry.epochs[place] = math.inf
+
+    def _end(self, entry: _Entry, problem: Exception) -> None:
+        """Ends the trial's other runs, which are not worth going on with or will go on later."""
+        entry.problem = problem
+        for seat in [*entry.seats]:
+            assert seat.attempt is not None
+            later = isinstance(problem, DiskFull | BeingTrained)
+            seat.attempt.end(Interrupted(signal.SIGTERM) if later else Pruned(seat.slot.epoch), seat.train_s)
+            self._free(seat)
+
+    def _close(self, entry: _Entry) -> None:
+        """Tells the study what the trial has come to."""
+
+        def values() -> list[float]:
+            if entry.problem is not None:
+                raise entry.problem
+            return mean_values([*entry.values.values()])
+
+        self._settle(entry.trial, values)
+        self._claimed.remove(entry.trial)
+
+    def _free(self, seat: _Seat) -> None:
+        seat.group.pack.leave(seat.slot)
+        seat.held.close()
+        del self._seats[seat.slot]
+        seat.entry.seats.remove(seat)
+
+    def _save(self, seat: _Seat) -> None:
+        assert seat.attempt is not None
+        with told_when_full(seat.run):
+            seat.attempt.save(seat.group.pack.state_dict(seat.slot))
+        seat.slot.saved_at = time.monotonic()
+
+    def _give_up(self, group: Group, seats: list[_Seat], error: Exception) -> None:
+        """Hands the pack's trials back, to be trained in smaller packs or alone from where they were last saved."""
+        if is_out_of_memory(error) and len(seats) > 1:
+            self._n_slots = len(seats) // 2
+            told = f"out of memory with {len(seats)} in a pack, {self._n_slots} from now on"
+        else:
+            why = Unpackable(one_line(error, 160))
+            self._packer.refuse(group, why)
+            told = f"trains alone: {why}"
+        log.warning("a pack of %d failed: %s", len(seats), told, exc_info=error)
+        self._note(seats[0].entry.trial, told)
+        entries = {id(seat.entry): seat.entry for seat in seats}
+        for entry in entries.values():
+            self._give_back([*entry.seats], Interrupted(signal.SIGTERM), resumable=False)
+            self._claimed.remove(entry.trial)
+            self._ledger.give_back(entry.trial)
+
+    def _give_back(self, seats: list[_Seat], why: Interrupted, resumable: bool) -> None:
+        """Leaves the runs for later. resumable: whether their slots are as the last epoch left them."""
+        for seat in seats:
+            assert seat.attempt is not None
+            if resumable:
+                with suppress(OSError, DiskFull):
+                    self._save(seat)
+            seat.attempt.end(why, seat.train_s)
+            self._free(seat)
+
+    def _note(self, trial: FrozenTrial, told: str) -> None:
+        """Shown once by the command that watches the study."""
+        if told not in self._noted:
+            self._noted.add(told)
+            self._patiently(lambda: self._storage.set_trial_user_attr(trial._trial_id, PACKING, told))
