@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -69,7 +70,7 @@ def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
             raise ConfigError(
                 "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
             )
-        if any(p.default is p.empty for p in _parameters(made.step)):  # LBFGS wants a closure
+        if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
             raise ConfigError(
                 "optimizer._target_",
                 f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
@@ -129,9 +130,14 @@ def _bind(
     `offered` fills parameters that the target has and the config leaves out. Raises ConfigError, here for arguments
     that the target cannot take and when called for values it refuses.
     """
+    whitelist = allowed_targets() if allowed is None else tuple(allowed)
     try:
-        whitelist = allowed_targets() if allowed is None else tuple(allowed)
-        target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
+        if _is_flat(node):
+            target = partial(
+                _located(node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
+            )
+        else:
+            target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
     except (HydraException, ImportError) as error:
         raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
     except SweepError:
@@ -154,6 +160,23 @@ def _bind(
             raise ConfigError(_argument_meant(key, configured, error), _reason(error)) from error
 
     return call
+
+
+@lru_cache(maxsize=256)
+def _located(target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
+    """What the name stands for; finding it takes Hydra 2 ms, and a study's trials name the same few."""
+    return instantiate({"_target_": target}, _partial_=True, _execution_whitelist_=whitelist).func
+
+
+def _is_flat(node: Mapping[str, Any]) -> bool:
+    """Whether there is nothing for Hydra to do but to find the target: no keys of its own, no nodes within."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return all(map(plain, value))
+        return value is None or isinstance(value, str | int | float)
+
+    return all(plain(value) and (key == "_target_" or not key.startswith("_")) for key, value in node.items())
 
 
 def _check_arguments(
@@ -181,6 +204,7 @@ def _check_arguments(
             raise ConfigError(f"{key}.{name}", f"must be {_in_words(annotation)}, got {arguments[name]!r}")
 
 
+@lru_cache(maxsize=256)
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(target).parameters.values())
@@ -192,6 +216,7 @@ def _named(target: Callable[..., Any]) -> set[str]:
     return {p.name for p in _parameters(target) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
+@lru_cache(maxsize=256)
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if isinstance(target, type) else target)

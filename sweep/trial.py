@@ -78,7 +78,7 @@ def run_trial(
 
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
-    config = validate(cfg.copy())
+    config = validate(cfg)
     if config.composed != fingerprint(cfg):
         config.overrides = None  # edited since: they would make another trial
     if config.resume is None:

@@ -128,7 +128,7 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(tmp, path)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """Quotes a text that OmegaConf would read as a number, such as 1e-3, which YAML 1.1 takes for a text."""
 
 

@@ -1,6 +1,7 @@
 """Composing a study's trials: once by Hydra for each choice of options, then by setting values in a copy."""
 
 import copy
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ from sweep.errors import ConfigError
 
 
 class Base(NamedTuple):
-    """What a choice of options composes to. config: without Hydra's node; overrides: what composed it."""
+    """What a choice of options composes to. config: without Hydra's node; pickled: the same, which is read back in an
+    eighth of the time that a deep copy takes; overrides: what composed it."""
 
     config: DictConfig
+    pickled: bytes
     choices: dict[str, str | None]
     overrides: list[str]
 
@@ -51,14 +54,15 @@ class Composer:
             OmegaConf.set_struct(config, False)
             del config["hydra"]
             OmegaConf.set_struct(config, True)
-            self._bases[chosen] = Base(config, dict(hydra.runtime.choices), [*searchpath_overrides(hydra), *overrides])
+            own = [*searchpath_overrides(hydra), *overrides]
+            self._bases[chosen] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
         return self._bases[chosen]
 
     def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
         asked = (tuple(groups.items()), tuple(values.items()))
         if asked != self._asked:  # a trial's conditions are judged just before it is composed
-            config = copy.deepcopy(self.base(groups).config)
+            config: DictConfig = pickle.loads(self.base(groups).pickled)
             for key, value in values.items():
                 OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
             self._asked, self._config = asked, config

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Entry:
-    """A trial at work. n_runs: as many as it has seeds. values: of its runs that are done. problem: what ended it early.
+    """A trial at work. n_runs: one for each seed. values: of its runs that are done. problem: what ended it early.
     best, epochs: of each run so far, by replicate.
     """
 
@@ -141,7 +141,7 @@ class PackedShift(Shift):
                 self._finished(entry, replicate, values)
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = stored_config(run) if begun else validate(composed.copy())
+            config = stored_config(run) if begun else validate(composed)
             group, slot = self._packer.slot(config)
             if run.checkpoint.exists():
                 state = checkpoint.load(run.checkpoint)

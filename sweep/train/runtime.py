@@ -97,7 +97,10 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def seed_generators(seed: int, stream: str) -> None:
     """Seeds torch's, Python's and numpy's global generators for one named use."""
     derived = derive_seed(seed, stream)
-    torch.manual_seed(derived)
+    if torch.accelerator.is_available():
+        torch.manual_seed(derived)
+    else:  # the same without a note for each kind of device, which torch keeps until one is used
+        torch.default_generator.manual_seed(derived)
     random.seed(derived)
     np.random.seed(derived % 2**32)  # noqa: NPY002
 
