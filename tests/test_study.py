@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -216,6 +217,30 @@ def test_the_same_command_resumes_and_finds_nothing_left_to_do(searched):
     assert "8 of 8 trials are done" in done.stdout
     assert searched.folder.storage.read_bytes() == before
     assert len(mlflow_runs(searched.cwd)) == 9
+
+
+def test_the_recorded_command_goes_on_with_the_study(searched):
+    (parent,) = [r for r in mlflow_runs(searched.cwd) if r.data.tags.get("kind") == "study"]
+    assert parent.data.tags["mlflow.source.name"] == parent.data.tags["command"]
+    python, *arguments = shlex.split(parent.data.tags["command"])
+    assert python == "python"
+    done = run(searched.cwd, *arguments, command=(sys.executable,))
+    assert done.returncode == 0, done.stderr
+    assert f"study {searched.folder.path.name}: goes on, 8 of 8 trials are done" in done.stdout
+
+
+def test_the_outcome_says_how_to_see_the_study_in_mlflow(searched):
+    told = f"Compare trials:  mlflow ui --backend-store-uri sqlite:///{searched.cwd}/outputs/mlflow.db\n"
+    assert told in searched.stdout
+
+
+def test_the_command_that_trains_again_finds_a_study_in_a_folder_of_the_users_own(tmp_path):
+    done = run(tmp_path, "-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1", "output_dir='my outputs'")
+    (command,) = re.findall("^Train it again:  python (.*)$", done.stdout, re.MULTILINE)
+    assert "Compare trials" not in done.stdout
+    again = run(tmp_path, *shlex.split(command), command=(sys.executable,))
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "my outputs" / "runs").iterdir())) == 1
 
 
 def artifact_names(parent: Run) -> set[str]:
