@@ -21,8 +21,12 @@ N_TRIALS = 4
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
+    return begun(tmp_path, "minimize")
+
+
+def begun(tmp_path: Path, *directions: str) -> StudyFolder:
     folder = StudyFolder(tmp_path / "studies" / "s")
-    optuna.create_study(storage=open_storage(None, folder), study_name="s")
+    optuna.create_study(storage=open_storage(None, folder), study_name="s", directions=directions)
     return folder
 
 
@@ -118,7 +122,9 @@ def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(fo
     assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
 
 
-def test_deaths_between_which_the_trial_gets_further_do_not_add_up(folder):
+@pytest.mark.parametrize("directions", [("minimize",), ("minimize", "maximize")])
+def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, tmp_path):
+    folder = begun(tmp_path, *directions)
     for i in range(6):
         assert claim_and_die(folder, f"dead{i}", str(i + 1)) == 0
     assert trials(folder)[0].state == TrialState.RUNNING
