@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from sweep.record.folder import StudyFolder
-from sweep.study.ledger import BEAT, OWNER, PROBLEM, RETRIES, Ledger
+from sweep.study.ledger import BEAT, OWNER, PROBLEM, REACHED, RETRIES, Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.storage import open_storage
 
@@ -127,7 +127,9 @@ def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, t
     folder = begun(tmp_path, *directions)
     for i in range(6):
         assert claim_and_die(folder, f"dead{i}", str(i + 1)) == 0
-    assert trials(folder)[0].state == TrialState.RUNNING
+    (trial,) = trials(folder)
+    assert (trial.state, trial.user_attrs[RETRIES], trial.user_attrs[REACHED]) == (TrialState.RUNNING, 1, 5)
+    assert PROBLEM not in trial.user_attrs
 
 
 def test_a_living_worker_of_this_machine_keeps_its_trial_however_silent(folder):
