@@ -20,9 +20,9 @@ from sweep.record.folder import StudyFolder
 from sweep.record.provenance import again_command
 from sweep.record.summary import where_to_look
 from sweep.study.ledger import PROBLEM, STOPPED, is_complete
+from sweep.study.ranges import short
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
-from sweep.study.space import short
 
 _POLL_S = 0.5
 _MOST_ROWS = 16

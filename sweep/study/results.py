@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.record.folder import StudyFolder, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
+from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
-from sweep.study.space import Space, in_words
+from sweep.study.space import Space
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
