@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweep.record.folder import StudyFolder
@@ -21,10 +22,10 @@ N_TRIALS = 4
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
-    return begun(tmp_path, "minimize")
+    return begun(tmp_path, StudyDirection.MINIMIZE)
 
 
-def begun(tmp_path: Path, *directions: str) -> StudyFolder:
+def begun(tmp_path: Path, *directions: StudyDirection) -> StudyFolder:
     folder = StudyFolder(tmp_path / "studies" / "s")
     optuna.create_study(storage=open_storage(None, folder), study_name="s", directions=directions)
     return folder
@@ -122,7 +123,7 @@ def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(fo
     assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
 
 
-@pytest.mark.parametrize("directions", [("minimize",), ("minimize", "maximize")])
+@pytest.mark.parametrize("directions", [[StudyDirection.MINIMIZE], [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]])
 def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, tmp_path):
     folder = begun(tmp_path, *directions)
     for i in range(6):
