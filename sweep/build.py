@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from sweep.config import allowed_targets
 from sweep.data import Samples
 from sweep.errors import ConfigError, SweepError, one_line
+from sweep.targets import allowed_targets
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -3,14 +3,12 @@
 Imports neither torch, Optuna nor MLflow: a bad config is refused before any of them is loaded.
 """
 
-import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError, one_line
+from sweep.targets import check_targets
 
 # Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
 _INSIDE = Path(__file__).parent / "conf"
@@ -247,41 +246,6 @@ def loss_name(loss: str, task: str) -> str:
     return own
 
 
-def allowed_targets() -> tuple[str, ...]:
-    """Patterns of the targets that a config may call: ours, PyTorch's, and those the user has vouched for.
-
-    A user vouches for a package by an entry point in the group `sweep.targets` (its value is the pattern's module,
-    as in `mypkg = "mypkg"`) or by the environment variable SWEEP_TARGETS=mypkg.*,other.Model. A config cannot.
-    """
-    return (*_BUILT_IN_TARGETS, *_entry_point_targets(), *_environment_targets())
-
-
-def is_allowed(target: str) -> bool:
-    """Whether a config may call `target`, a dotted path. Nothing is imported to find out."""
-    return any(
-        target.startswith(pattern[:-1]) if pattern.endswith(".*") else target == pattern
-        for pattern in allowed_targets()
-    )
-
-
-_BUILT_IN_TARGETS = ("sweep.data.*", "sweep.models.*", "sweep.schedules.*", "torch.optim.*", "torch.nn.*")
-
-
-@functools.cache
-def _entry_point_targets() -> tuple[str, ...]:
-    return tuple(f"{point.value}.*" for point in entry_points(group="sweep.targets"))
-
-
-def _environment_targets() -> tuple[str, ...]:
-    patterns = tuple(p.strip() for p in os.environ.get("SWEEP_TARGETS", "").split(",") if p.strip())
-    for pattern in patterns:
-        if "*" in pattern.removesuffix(".*") or pattern == ".*":
-            raise ConfigError(
-                "SWEEP_TARGETS", f"'{pattern}' is no pattern; write a dotted path, or mypkg.* for a package"
-            )
-    return patterns
-
-
 _SCHEMA = {
     "": Config,
     "split": Split,
@@ -341,26 +305,7 @@ def require_study(output_dir: Path, name: str) -> None:
 def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(key, f"needs a _target_; choose an option such as {key}={_example(key)}")
-    for path, target in _targets(key, node):
-        _require(
-            bool(str(target).strip()), f"{path}._target_", "is empty; write a dotted path such as torch.optim.Adam"
-        )
-        if not is_allowed(str(target)):
-            vouch = f"SWEEP_TARGETS={str(target).partition('.')[0]}.*"
-            raise ConfigError(f"{path}._target_", f"'{target}' is not an allowed target; if you trust it, set {vouch}")
-
-
-def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node["_target_"]
-        children = node.items()
-    elif isinstance(node, list):
-        children = enumerate(node)
-    else:
-        return
-    for name, child in children:
-        yield from _targets(f"{key}.{name}", child)
+    check_targets(key, node)
 
 
 def _check_learning_rates(config: Config) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweep.record.folder import StudyFolder
-from sweep.study.ledger import BEAT, OWNER, PROBLEM, RETRIES, Ledger
+from sweep.study.ledger import BEAT, OWNER, PROBLEM, REACHED, RETRIES, Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.storage import open_storage
 
@@ -21,8 +22,12 @@ N_TRIALS = 4
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
+    return begun(tmp_path, StudyDirection.MINIMIZE)
+
+
+def begun(tmp_path: Path, *directions: StudyDirection) -> StudyFolder:
     folder = StudyFolder(tmp_path / "studies" / "s")
-    optuna.create_study(storage=open_storage(None, folder), study_name="s")
+    optuna.create_study(storage=open_storage(None, folder), study_name="s", directions=directions)
     return folder
 
 
@@ -118,10 +123,14 @@ def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(fo
     assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
 
 
-def test_deaths_between_which_the_trial_gets_further_do_not_add_up(folder):
+@pytest.mark.parametrize("directions", [[StudyDirection.MINIMIZE], [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]])
+def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, tmp_path):
+    folder = begun(tmp_path, *directions)
     for i in range(6):
         assert claim_and_die(folder, f"dead{i}", str(i + 1)) == 0
-    assert trials(folder)[0].state == TrialState.RUNNING
+    (trial,) = trials(folder)
+    assert (trial.state, trial.user_attrs[RETRIES], trial.user_attrs[REACHED]) == (TrialState.RUNNING, 1, 5)
+    assert PROBLEM not in trial.user_attrs
 
 
 def test_a_living_worker_of_this_machine_keeps_its_trial_however_silent(folder):

@@ -2,11 +2,10 @@
 
 import pytest
 from omegaconf import OmegaConf
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from spaces import ranges_of, space_of
 
 from sweep.errors import ConfigError
-from sweep.study.space import in_words
 
 DEFAULT = {
     "scheduler.base_lr": FloatDistribution(1e-5, 1e-3, log=True),
@@ -153,19 +152,6 @@ def test_a_mistake_is_one_line_that_names_the_key(mistake):
 def test_null_goes_with_any_kind():
     choices = ranges_of(space_of("trainer.clip_norm=null,1.0"))["trainer.clip_norm"]
     assert choices == CategoricalDistribution(["null", 1.0])
-
-
-@pytest.mark.parametrize(
-    ("distribution", "words"),
-    [
-        (FloatDistribution(1e-5, 1e-3, log=True), "1e-05 to 0.001, log"),
-        (IntDistribution(2, 8, step=2), "2 to 8, step 2"),
-        (IntDistribution(2, 8), "2 to 8"),
-        (CategoricalDistribution(["sgd", "adam"]), "sgd, adam"),
-    ],
-)
-def test_ranges_in_words(distribution, words):
-    assert in_words(distribution) == words
 
 
 def first(distribution):

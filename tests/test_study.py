@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
@@ -218,6 +220,30 @@ def test_the_same_command_resumes_and_finds_nothing_left_to_do(searched):
     assert len(mlflow_runs(searched.cwd)) == 9
 
 
+def test_the_recorded_command_goes_on_with_the_study(searched):
+    (parent,) = [r for r in mlflow_runs(searched.cwd) if r.data.tags.get("kind") == "study"]
+    assert parent.data.tags["mlflow.source.name"] == parent.data.tags["command"]
+    python, *arguments = shlex.split(parent.data.tags["command"])
+    assert python == "python"
+    done = run(searched.cwd, *arguments, command=(sys.executable,))
+    assert done.returncode == 0, done.stderr
+    assert f"study {searched.folder.path.name}: goes on, 8 of 8 trials are done" in done.stdout
+
+
+def test_the_outcome_says_how_to_see_the_study_in_mlflow(searched):
+    told = f"Compare trials:  mlflow ui --backend-store-uri sqlite:///{searched.cwd}/outputs/mlflow.db\n"
+    assert told in searched.stdout
+
+
+def test_the_command_that_trains_again_finds_a_study_in_a_folder_of_the_users_own(tmp_path):
+    done = run(tmp_path, "-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1", "output_dir='my outputs'")
+    (command,) = re.findall("^Train it again:  python (.*)$", done.stdout, re.MULTILINE)
+    assert "Compare trials" not in done.stdout
+    again = run(tmp_path, *shlex.split(command), command=(sys.executable,))
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "my outputs" / "runs").iterdir())) == 1
+
+
 def artifact_names(parent: Run) -> set[str]:
     uri = parent.info.artifact_uri
     assert uri is not None
@@ -366,6 +392,73 @@ def test_a_trial_that_diverges_is_pruned_so_that_the_sampler_learns(tmp_path):
     assert done.stderr == ""
 
 
+_BLIND = """
+import torch
+from torch import nn
+
+
+class Blind(nn.Linear):
+    def forward(self, x):
+        blind = not self.training and len(x) < 8  # the test split only
+        return torch.full((len(x), 1), torch.nan) if blind else super().forward(x)
+"""
+
+
+def test_an_objective_that_is_no_number_makes_the_trial_fail(tmp_path):
+    (tmp_path / "blind.py").write_text(_BLIND)
+    model = ("model._target_=blind.Blind", "~model.widths", "~model.activation", "~model.dropout", "split.test=0.1")
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", *model, "trainer.batch_size=16,8", "hydra/sweeper/sampler=grid", NAMED),
+        *("scheduler=constant", "optimizer.lr=0.01", "hydra.sweeper.objective=test/mse"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="blind.*",
+    )
+    assert done.returncode == 1
+    trials = trials_of(folder_of(tmp_path))
+    assert [(t.state, t.values) for t in trials] == [(TrialState.FAIL, None)] * 2
+    assert trials[0].user_attrs["problem"] == "test/mse is nan"
+    assert "ValueError: test/mse is nan" in folder_of(tmp_path).trial(0).error.read_text()
+    children = [r for r in mlflow_runs(tmp_path) if "trial" in r.data.tags]
+    assert [(r.info.status, r.data.tags["state"]) for r in children] == [("FAILED", "FAIL")] * 2
+
+
+_KILLED_AS_IT_BEGINS = """
+import os, signal, sys
+import optuna
+from sweep.run import main
+
+n, set_user_attr = int(sys.argv.pop(1)), optuna.Study.set_user_attr
+
+def set_or_die(*arguments):
+    global n
+    n -= 1
+    if n == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    set_user_attr(*arguments)
+
+optuna.Study.set_user_attr = set_or_die
+main()
+"""
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+def test_a_study_whose_first_command_was_killed_as_it_began_is_begun_by_the_next(n_steps, tmp_path):
+    command = ("-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1")
+    killed = run(tmp_path, str(n_steps), *command, command=(sys.executable, "-c", _KILLED_AS_IT_BEGINS))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(study_of(folder_of(tmp_path)).user_attrs) == n_steps - 1
+    done = run(tmp_path, *command, "trainer.epochs=3")  # which it may be, as nothing was tried
+    assert done.returncode == 0, done.stderr
+    study = study_of(folder_of(tmp_path))
+    assert study.user_attrs["identity"]["trainer.epochs"] == "3"
+    start = journal.first(folder_of(tmp_path).trial(0).journal, "start")
+    assert start is not None
+    assert study.user_attrs["uid"] == start["parent"]["uid"]
+    other = run(tmp_path, *command, "trainer.epochs=4")
+    assert "trainer.epochs = 3, now 4" in error_line(other)
+
+
 LONG = (
     *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=60", "hydra/sweeper/pruner=none"),
     *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
@@ -464,6 +557,31 @@ def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
     runs = mlflow_runs(tmp_path)
     assert sorted(int(r.data.tags["trial"]) for r in runs if "trial" in r.data.tags) == list(range(8))
     assert len(runs) == 9
+
+
+def test_two_machines_that_keep_a_record_of_one_study_send_each_point_once(tmp_path):
+    command = (
+        *("-m", "experiment=debug", NAMED, "trainer.epochs=8", "hydra/sweeper/pruner=none"),
+        *(f"hydra.sweeper.storage=sqlite:///{tmp_path}/optuna.db", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"),
+    )
+    machines = [tmp_path / "a", tmp_path / "b"]
+    for cwd in machines:
+        cwd.mkdir()
+    assert run(machines[0], *command, "hydra.sweeper.n_trials=2").returncode == 0
+    for process in [start(cwd, *command, "hydra.sweeper.n_trials=6") for cwd in machines]:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    for cwd in machines:
+        assert folder_of(cwd).run.journal.exists()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = [r for r in runs if r.data.tags.get("kind") == "study"]
+    assert len(runs) == 7
+    trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/optuna.db").trials
+    values = [t.value for t in trials if t.value is not None]
+    for name, expected in {"value": values, "best_value": [min(values[: i + 1]) for i in range(6)]}.items():
+        points = sorted(client.get_metric_history(parent.info.run_id, name), key=lambda p: p.step)
+        assert [(p.step, p.value) for p in points] == list(enumerate(expected))
 
 
 def test_eight_workers_never_find_the_database_locked(tmp_path):

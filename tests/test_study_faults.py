@@ -115,6 +115,44 @@ def test_a_trial_whose_workers_die_too_often_fails_in_optuna_and_in_mlflow(tmp_p
     assert problem in folder.trial(2).error.read_text()
 
 
+def test_a_trial_of_several_objectives_that_gets_further_survives_the_deaths_of_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "__init__.py").write_text(_MORTAL)
+    model = ("model._target_=mypkg.Mortal", "~model.widths", "~model.activation", "~model.dropout")
+    done = run(
+        tmp_path,
+        *("-m", "experiment=debug", "tracking=off", *model, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=1"),
+        *("trainer.batch_size=16", "trainer.epochs=10", "trainer.checkpoint_interval_s=0", "hydra.sweeper.n_jobs=2"),
+        *("hydra.sweeper.objective=[model/n_weights,val/loss]", "hydra.sweeper.max_retries=1"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="mypkg.*",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
+    assert sum(record["kind"] == "start" for record, _ in journal.read(folder.trial(0).journal)) >= 3  # lives
+    storage = JournalStorage(JournalFileBackend(str(folder.storage)))
+    (trial,) = optuna.load_study(study_name="s", storage=storage).get_trials()
+    assert trial.state == TrialState.COMPLETE
+    assert list(journal.curves(folder.trial(0).journal)["val/loss"].steps) == list(range(1, 11))
+
+
+_MORTAL = """
+import os, signal
+from torch import nn
+
+n_updates = 0
+
+
+class Mortal(nn.Linear):
+    def forward(self, x):
+        global n_updates
+        n_updates += self.training
+        if n_updates > 14:  # four epochs of three, and a half
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+"""
+
+
 def test_a_full_disk_stops_the_study_and_fails_no_trial(tmp_path: Path) -> None:
     command = ("-m", "experiment=debug", "tracking=off", "model.widths=[64,64]", "trainer.checkpoint_interval_s=0")
     study = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2")

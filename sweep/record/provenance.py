@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweep.config import Config
+
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
 
@@ -55,8 +57,18 @@ def rerun_command(overrides: Sequence[str]) -> str:
 
 def resume_command(folder: Path) -> str:
     """The command that continues the run in `folder`, quoted for Hydra and for the shell."""
+    return rerun_command([f"resume={_quoted(folder)}"])
+
+
+def again_command(study: str, output_dir: Path) -> str:
+    """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be."""
+    usual = output_dir == Path(Config.output_dir).absolute()
+    return rerun_command([f"from_study={study}", *([] if usual else [f"output_dir={_quoted(output_dir)}"])])
+
+
+def _quoted(folder: Path) -> str:
     plain = re.fullmatch(r"[\w./:@-]+", str(folder))
-    return rerun_command([f"resume={folder if plain else json.dumps(str(folder), ensure_ascii=False)}"])
+    return str(folder) if plain else json.dumps(str(folder), ensure_ascii=False)
 
 
 def _git(*arguments: str) -> str:

@@ -30,13 +30,14 @@ def print_summary(outcome: "Outcome") -> None:
     console.print(table)
     console.print(f"Run folder:    {outcome.folder}", highlight=False, markup=False)
     if outcome.mirrored:
-        console.print(_where_to_look(outcome.tracking_uri), highlight=False, markup=False)
+        off = "Tracking is off; the run folder has the curves in curves.png."
+        uri = outcome.tracking_uri
+        console.print(off if uri is None else where_to_look("runs", uri), highlight=False, markup=False)
 
 
-def _where_to_look(uri: str | None) -> str:
-    if uri is None:
-        return "Tracking is off; the run folder has the curves in curves.png."
+def where_to_look(what: str, uri: str) -> str:
+    """How to see in MLflow "runs" or "trials" that were sent to `uri`, without its password."""
     uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
-        return f"Compare runs at {uri}"
-    return f"Compare runs:  mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return f"Compare {what} at {uri}"
+    return f"Compare {what}:  mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial
 
-from sweep.composition import config_error
-from sweep.config import validate
+from sweep.composition import config_error, searchpath_overrides
+from sweep.config import Config, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
 from sweep.prepare import load_data
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
-from sweep.record.store import tracking_store
+from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
 from sweep.study.failures import too_many_failures
 from sweep.study.identity import differences, identity, study_name
@@ -55,13 +56,14 @@ class Controller:
     def __init__(
         self, context: HydraContext, config: DictConfig, settings: StudySettings, arguments: Sequence[str]
     ) -> None:
-        self._context, self._settings = context, settings
+        self._context, self._settings, self._arguments = context, settings, arguments
+        self._hydra_overrides = list(config.hydra.overrides.hydra)
         self._master = _with_launcher(context, config, settings, arguments)
         self._space = make_space(context.config_loader, self._master, arguments)
         self._base = self._space.composer.compose(self._default_groups(), {})
         self._name = study_name(settings, self._space, self._base.choices, self._space.composer.fixed)
-        output_dir = Path(self._base.output_dir).absolute()
-        self._folder = StudyFolder(output_dir / "studies" / self._name)
+        self._output_dir = Path(self._base.output_dir).absolute()
+        self._folder = StudyFolder(self._output_dir / "studies" / self._name)
         self._master.hydra.sweep.dir = str(self._folder.path)  # some launchers put files of their own there
         self._stopped_by: int | None = None
 
@@ -91,8 +93,8 @@ class Controller:
                 write_results(study, self._folder, self._space)
             complete = is_complete(trials, worker.n_trials)
             status = "FAILED" if failure else "FINISHED" if complete else "KILLED"
-            recording.end(status, self._base.tracking.close_timeout_s)
-        print_outcome(study, self._folder, worker.n_trials)
+            recording.end(status, self._config.tracking.close_timeout_s)
+        print_outcome(study, self._folder, worker.n_trials, self._store.uri)
         if failure is not None:
             told = failure.user_attrs.get(PROBLEM, "no reason recorded")
             raise StudyFailed(self._name, failure.number, told, self._folder.trial(failure.number).path)
@@ -100,6 +102,16 @@ class Controller:
             raise Interrupted(self._stopped_by)
         best = best_trials(study)
         return best[0].value if best and len(study.directions) == 1 else None
+
+    @cached_property
+    def _config(self) -> Config:
+        """The default configuration. Raises ConfigError."""
+        return validate(self._base)
+
+    @cached_property
+    def _store(self) -> Store:
+        """Where the study is mirrored to. Raises ConfigError."""
+        return tracking_store(self._config.tracking, self._output_dir)
 
     def _default_groups(self) -> dict[str, str]:
         """The configured option of each sampled group where it is among those sampled, else the first."""
@@ -117,8 +129,8 @@ class Controller:
         order = self._order(seed, known)
         for groups in space.each_group_alone():
             validate(space.composer.compose(groups, {}))
-        store = tracking_store(validate(self._base).tracking, Path(self._base.output_dir).absolute())
-        if settings.storage and store.uri and without_driver(settings.storage) == without_driver(store.uri):
+        tracked = self._store.uri
+        if settings.storage and tracked and without_driver(settings.storage) == without_driver(tracked):
             raise ConfigError(
                 "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
             )
@@ -138,7 +150,7 @@ class Controller:
         for configuration in worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials))):
             validate(space.compose(configuration))
             space.composer.check(configuration.groups, configuration.values)
-        check_objectives(settings, load_data(validate(self._base.copy())))
+        check_objectives(settings, load_data(self._config))
         return worker
 
     def _order(self, seed: int, known: list[dict[str, Any]]) -> list[Configuration] | None:
@@ -219,12 +231,20 @@ class Controller:
             print(f"study {self._name}: {n_trials} trials; in {where}")
 
     def _recording(self, study: optuna.Study, worker: Worker) -> Recording:
-        output_dir = Path(self._base.output_dir).absolute()
-        facts = start_facts(self._name, worker.uid, self._settings, self._space, self._base)
-        facts["output_dir"] = os.path.relpath(output_dir, self._folder.path)
-        config = validate(self._base.copy())
-        store = tracking_store(config.tracking, output_dir)
-        return Recording(study, self._folder, facts, OmegaConf.to_yaml(OmegaConf.structured(config)), store, output_dir)
+        config = self._config
+        facts = start_facts(
+            self._name, worker.uid, self._settings, self._space, config.experiment_name, self._all_arguments()
+        )
+        facts["output_dir"] = os.path.relpath(self._output_dir, self._folder.path)
+        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        return Recording(study, self._folder, facts, text, self._store, self._output_dir)
+
+    def _all_arguments(self) -> list[str]:
+        """Of the command line that goes on with this study; without passwords, since MLflow shows it."""
+        told_otherwise = ("hydra.mode=", "hydra.searchpath=")  # by -m, and with absolute paths
+        own = [o for o in self._hydra_overrides if not o.startswith(told_otherwise)]
+        given = ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
+        return [without_password(argument) for argument in given]
 
     @contextlib.contextmanager
     def _signals(self, worker: Worker) -> Iterator[None]:

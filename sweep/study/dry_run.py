@@ -13,7 +13,8 @@ from rich.table import Table
 from sweep.config import Config, validate
 from sweep.prepare import RememberedData, check_data, prepared
 from sweep.signals import StopRequest
-from sweep.study.space import Configuration, Space, in_words, short
+from sweep.study.ranges import in_words, short
+from sweep.study.space import Configuration, Space
 from sweep.study.worker import Worker
 
 if TYPE_CHECKING:

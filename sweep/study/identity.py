@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.errors import ConfigError
+from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
-from sweep.study.space import Space, in_words
+from sweep.study.space import Space
 
 # Keys that say where and how a trial runs, not what it is.
 _INCIDENTAL = {

@@ -6,8 +6,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.errors import ConfigError
+from sweep.study.ranges import contains, in_words
 from sweep.study.settings import StudySettings
-from sweep.study.space import Space, contains, in_words
+from sweep.study.space import Space
 
 _KEY = "hydra.sweeper.enqueue"
 

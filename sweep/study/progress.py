@@ -17,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sweep.record.folder import StudyFolder
+from sweep.record.provenance import again_command
+from sweep.record.summary import where_to_look
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
+from sweep.study.ranges import short
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
-from sweep.study.space import short
 
 _POLL_S = 0.5
 _MOST_ROWS = 16
@@ -109,8 +111,8 @@ class Watch:
         return f"  ETA {math.floor(seconds / 60)}:{int(seconds % 60):02d}"
 
 
-def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> None:
-    """Counts, the best configuration and how to train it again."""
+def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None) -> None:
+    """Counts, the best configuration, how to train it again, and how to see all in MLflow."""
     console = Console(soft_wrap=True, highlight=False)
 
     def say(text: str) -> None:
@@ -134,8 +136,10 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int) -> No
     if not is_complete(trials, n_trials):
         say("Not complete:    the same command goes on with it")
     if best:
-        say(f"Train it again:  python -m sweep.run from_study={study.study_name}")
+        say(f"Train it again:  {again_command(study.study_name, folder.path.parent.parent)}")
     say(f"Study folder:    {folder.path}")
+    if tracking_uri is not None:
+        say(where_to_look("trials", tracking_uri))
 
 
 def params_text(trial: FrozenTrial) -> str:

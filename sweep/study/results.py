@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.record.folder import StudyFolder, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
+from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
-from sweep.study.space import Space, in_words
+from sweep.study.space import Space
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -120,8 +121,13 @@ class StudyRecord:
         self._journal.sync()
 
 
-def start_facts(name: str, uid: str, settings: StudySettings, space: Space, config: DictConfig) -> dict[str, Any]:
-    """The journal's first record but for where things are; `uid` is the same wherever the study is recorded."""
+def start_facts(
+    name: str, uid: str, settings: StudySettings, space: Space, experiment: str, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """The journal's first record but for where things are; `uid` is the same wherever the study is recorded.
+
+    experiment: MLflow's. arguments: of the command that goes on with the study.
+    """
     params: dict[str, Any] = {
         "sampler": _class_name(settings.sampler),
         "pruner": _class_name(settings.pruner),
@@ -129,11 +135,11 @@ def start_facts(name: str, uid: str, settings: StudySettings, space: Space, conf
     }
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
     params |= {f"search.{n}".translate(_PARAM_KEY): in_words(d) for n, d in space.named_ranges().items()}
-    tags = {**provenance_tags(list(space.composer.fixed)), "study": name, "kind": "study"}
+    tags = {**provenance_tags(arguments), "study": name, "kind": "study"}
     return {
         "uid": uid,
         "name": name,
-        "experiment": config.experiment_name,
+        "experiment": experiment,
         "params": params,
         "tags": tags,
         "parent": None,

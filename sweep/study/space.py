@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
-from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from simpleeval import InvalidExpression, simple_eval
 
 from sweep.composition import config_error
 from sweep.errors import ConfigError, one_line
 from sweep.study.composer import Composer
+from sweep.study.ranges import contains, distribution_of, grid_of, n_values, options_of, parse_override
 
 _MOST_DRAWS = 1000
 _NOT_A_TRIALS = re.compile(
@@ -124,7 +123,7 @@ class Space:
         """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
         for groups in self._every_choice():
             named = self.ranges(groups)
-            grids = [_grid(key, distribution) for key, (_, distribution) in named.items()]
+            grids = [grid_of(key, distribution) for key, (_, distribution) in named.items()]
             for point in itertools.product(*grids):
                 params = dict(zip((name for name, _ in named.values()), point, strict=True))
                 configuration = Configuration(groups, dict(zip(named, point, strict=True)), {**groups, **params})
@@ -133,9 +132,9 @@ class Space:
 
     def size(self) -> float:
         """How many configurations there are, conditions aside; infinite where a range is continuous."""
-        if math.inf in map(_n_values, self.named_ranges().values()):  # told without composing every choice of options
+        if math.inf in map(n_values, self.named_ranges().values()):  # told without composing every choice of options
             return math.inf
-        return sum(math.prod(_n_values(d) for _, d in self.ranges(g).values()) for g in self._every_choice())
+        return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self._every_choice())
 
     def _every_choice(self) -> Iterator[dict[str, str]]:
         """Each combination of options of the sampled groups."""
@@ -201,7 +200,7 @@ class Space:
         found = {}
         for key, text in search.items():
             if text is not None and key not in self.swept and not self._is_fixed(str(key), unresolved):
-                found[str(key)] = _distribution(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
+                found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         return found | self.swept
 
     def _is_fixed(self, key: str, config: Any) -> bool:
@@ -238,114 +237,14 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str]) -> Spa
                 raise ConfigError(key, "has no options for a glob; list its values")
             if not (matching := value.filter(options)):
                 raise ConfigError(key, f"has no option that matches; choose of: {', '.join(options)}")
-            groups[key] = _options(key, CategoricalDistribution(matching))
+            groups[key] = options_of(key, CategoricalDistribution(matching))
         elif options:
-            groups[key] = _options(key, _distribution(key, override))
+            groups[key] = options_of(key, distribution_of(key, override))
         else:
-            swept[key] = _distribution(key, override)
+            swept[key] = distribution_of(key, override)
     fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
     return Space(Composer(loader, master, plain, prefixes), groups, swept, fixed)
 
 
-def parse_override(text: str, key: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except Exception as error:
-        told = config_error(error, [text])
-        if told is None:
-            raise
-        raise ConfigError(key, told.problem) from error
-
-
-def short(value: object) -> str:
-    """A value as a person would write it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def in_words(distribution: BaseDistribution) -> str:
-    """A range as a person would write it."""
-    if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(map(str, distribution.choices))
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
-    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
-
-
-def _distribution(key: str, override: Override) -> BaseDistribution:
-    if not override.is_sweep_override():
-        raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
-    if override.is_choice_sweep():
-        _refuse_mixed(key, override)
-    try:
-        return create_optuna_distribution_from_override(override)
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        text = str(override.input_line).partition("=")[2]
-        raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
-
-
-def _refuse_mixed(key: str, override: Override) -> None:
-    """Numbers among texts are mostly a slip; null goes with anything."""
-    sweep = override.value()
-    assert isinstance(sweep, ChoiceSweep)
-    kinds = {_kind(value) for value in sweep.list if value is not None}
-    if len(kinds) > 1:
-        text = str(override.input_line).partition("=")[2]
-        raise ConfigError(key, f"mixes {' and '.join(sorted(kinds))} in {text}; give values of one kind")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "numbers"
-    return "lists" if isinstance(value, list | dict) else "texts"
-
-
-def _options(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
-    if not isinstance(distribution, CategoricalDistribution):
-        raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
-    options = [str(option) for option in distribution.choices]
-    if twice := [option for option in options if options.count(option) > 1]:
-        raise ConfigError(key, f"names {twice[0]} twice; name each option once")
-    return CategoricalDistribution(options)
-
-
 def _name(key: str, options: Sequence[str]) -> str:
     return f"{key}[{','.join(options)}]" if options else key
-
-
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if not distribution.low <= value <= distribution.high:
-        return False
-    step = distribution.step
-    return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
-
-
-def _n_values(distribution: BaseDistribution) -> float:
-    if isinstance(distribution, CategoricalDistribution):
-        return len(distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if distribution.single():
-        return 1
-    if distribution.step is None or distribution.log:
-        return math.inf
-    return round((distribution.high - distribution.low) / distribution.step) + 1
-
-
-def _grid(key: str, distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if distribution.single():
-        return [distribution.low]
-    if distribution.step is None or distribution.log:
-        raise ConfigError(
-            key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
-        )
-    n = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [distribution.low + i * distribution.step for i in range(n)]

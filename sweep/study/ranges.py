@@ -1,0 +1,118 @@
+"""Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
+
+import math
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweep.composition import config_error
+from sweep.errors import ConfigError, one_line
+
+
+def parse_override(text: str, key: str) -> Override:
+    """Raises ConfigError, for `key`."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except Exception as error:
+        told = config_error(error, [text])
+        if told is None:
+            raise
+        raise ConfigError(key, told.problem) from error
+
+
+def short(value: object) -> str:
+    """A value as a person would write it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def in_words(distribution: BaseDistribution) -> str:
+    """A range as a person would write it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
+
+
+def distribution_of(key: str, override: Override) -> BaseDistribution:
+    """Raises ConfigError for what is no range."""
+    if not override.is_sweep_override():
+        raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
+    if override.is_choice_sweep():
+        _refuse_mixed(key, override)
+    try:
+        return create_optuna_distribution_from_override(override)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
+
+
+def _refuse_mixed(key: str, override: Override) -> None:
+    """Numbers among texts are mostly a slip; null goes with anything."""
+    sweep = override.value()
+    assert isinstance(sweep, ChoiceSweep)
+    kinds = {_kind(value) for value in sweep.list if value is not None}
+    if len(kinds) > 1:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"mixes {' and '.join(sorted(kinds))} in {text}; give values of one kind")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "numbers"
+    return "lists" if isinstance(value, list | dict) else "texts"
+
+
+def options_of(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
+    """Of a config group, as names. Raises ConfigError for what is no choice of them."""
+    if not isinstance(distribution, CategoricalDistribution):
+        raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
+    options = [str(option) for option in distribution.choices]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise ConfigError(key, f"names {twice[0]} twice; name each option once")
+    return CategoricalDistribution(options)
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether the value lies in the range and on its step."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not distribution.low <= value <= distribution.high:
+        return False
+    step = distribution.step
+    return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
+
+
+def n_values(distribution: BaseDistribution) -> float:
+    """How many there are; infinite where the range is continuous."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return 1
+    if distribution.step is None or distribution.log:
+        return math.inf
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
+    """All values. Raises ConfigError where they cannot be listed."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return [distribution.low]
+    if distribution.step is None or distribution.log:
+        raise ConfigError(
+            key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
+        )
+    n = round((distribution.high - distribution.low) / distribution.step) + 1
+    return [distribution.low + i * distribution.step for i in range(n)]
