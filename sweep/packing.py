@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -31,9 +32,7 @@ class Group:
     def train_epoch(self) -> tuple[dict[Slot, Exception | None], float]:
         """As the pack's, under the process-wide settings that training needs; and the seconds it took each trial."""
         start, n = time.perf_counter(), len(self.pack.slots)
-        train = self.pack.data.train
-        with reproducible(self.pack.device):
-            set_threads(self._threads, self._model, train.x[: self.pack.batch_size])
+        with self._settings():
             ended = self.pack.train_epoch()
         return ended, (time.perf_counter() - start) / n
 
@@ -43,7 +42,14 @@ class Group:
         self._model.load_state_dict(slot.best.weights)
         self._model.eval()
         forward = self.pack.forward_of(self._model)
-        return evaluate.test(forward, self.pack.data, self.pack.loss_fn, self.data.samples.noise)
+        with self._settings():
+            return evaluate.test(forward, self.pack.data, self.pack.loss_fn, self.data.samples.noise)
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        with reproducible(self.pack.device):
+            set_threads(self._threads, self._model, self.pack.data.train.x[: self.pack.batch_size])
+            yield
 
 
 class Packer:

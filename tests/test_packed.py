@@ -3,18 +3,14 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import Heard, make_fit
-from torch import Tensor, nn
 
-from sweep.errors import Diverged
 from sweep.signals import StopRequest
-from sweep.train import checkpoint
 from sweep.train.loop import Fit
-from sweep.train.packed import Pack, Slot, Unpackable
+from sweep.train.packed import Pack, Slot
 from sweep.train.rules import rule_of
 from sweep.train.tensors import TensorData, TensorSplit
 
@@ -65,9 +61,7 @@ def slot_of(fit: Fit) -> tuple[Slot, Heard]:
 def pack_of(fit: Fit, capacity: int = 8) -> Pack:
     rule = rule_of(fit.schedule.optimizer)
     assert rule is not None
-    return Pack(
-        model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule, capacity=capacity
-    )
+    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule, capacity=capacity)
 
 
 def alone(fit: Fit) -> Heard:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.config import Config
+from sweep.record.store import without_password
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
@@ -41,7 +42,7 @@ def _setting() -> dict[str, str]:
 
 def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
-    command = "" if overrides is None else rerun_command(overrides)
+    command = "" if overrides is None else without_password(rerun_command(overrides))
     return {**_setting(), "command": command, "mlflow.source.name": command or "sweep.run_trial"}
 
 
