@@ -28,7 +28,7 @@ from sweep.study.objective import best_of, mean_values, run_values
 from sweep.study.shift import Shift, ended, log
 from sweep.train import checkpoint
 from sweep.train.packed import Slot, Unpackable
-from sweep.train.runtime import is_out_of_memory
+from sweep.train.runtime import is_out_of_memory, keep_freed_memory
 from sweep.trial import told_when_full
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class PackedShift(Shift):
 
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
         super().__init__(worker, name, stop)
+        keep_freed_memory()
         self._n_slots: int = self._settings.pack
         self._packer = Packer(self._n_slots, self._load)
         self._seats: dict[Slot, _Seat] = {}

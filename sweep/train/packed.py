@@ -24,12 +24,14 @@ from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
 from sweep.train.tensors import TensorData, TensorSplit, epoch_order
+from sweep.train.traced import Traced
 
 if TYPE_CHECKING:
     from sweep.config import Trainer
 
 _EVAL_SAMPLES = 2**16  # of all rows together, at a time
 _FEWEST_ROWS = 8
+_WORTH_A_TRACE = 20_000  # updates, over all rows: a second's worth of them
 _CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
 
 
@@ -104,6 +106,7 @@ class Pack:
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
         self._rehearse()
+        self._traced = self._gradients if trainer.compile else Traced(self._gradients, _WORTH_A_TRACE)
         self._update = torch.compile(self._plain_update, dynamic=True) if trainer.compile else self._plain_update
 
     def seat(self, slot: Slot) -> None:
@@ -220,7 +223,7 @@ class Pack:
         c: dict[str, Tensor],
     ) -> Tensor:
         """One update of every row, in place; returns the losses, (n,)."""
-        g, losses = self._gradients(w, extra, x, y)
+        g, losses = self._traced(w, extra, x, y)
         if self._clips:
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             g = g * (c["clip_norm"] / (norm + _CLIP_EPS)).clamp(max=1.0)
