@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sweep import build
 from sweep.config import Config
 from sweep.prepare import Data, check_data, new_model, new_schedule
 from sweep.train import evaluate
@@ -17,15 +18,18 @@ from sweep.train.packed import Pack, Slot, Unpackable
 from sweep.train.rules import Rule, rule_of
 from sweep.train.runtime import pick_device, reproducible, set_threads
 from sweep.train.tensors import TensorData, to_device
+from sweep.train.width import best_width, refuse_large
 
 _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")  # of the trainer; the rest are numbers
 
+_Kind = tuple[Any, ...]
+
 
 class Group:
-    """Trials of one structure. model: one of theirs, to test with."""
+    """Trials of one structure. model: one of theirs, to test with. width: trials that it is made for."""
 
-    def __init__(self, pack: Pack, model: nn.Module, data: Data, threads: int | None) -> None:
-        self.pack, self.data = pack, data
+    def __init__(self, pack: Pack, model: nn.Module, data: Data, threads: int | None, width: int) -> None:
+        self.pack, self.data, self.width = pack, data, width
         self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._model, self._threads = model, threads
 
@@ -53,40 +57,53 @@ class Group:
 
 
 class Packer:
-    """Finds or makes the pack for each trial. capacity: of a pack, in trials; load: loads and divides data."""
+    """Finds or makes the pack for each trial.
 
-    def __init__(self, capacity: int, load: Callable[[Config], Data]) -> None:
-        self._capacity, self._load = capacity, load
+    width: of a pack, in trials; None to have it measured, up to `most`. load: loads and divides data.
+    """
+
+    def __init__(self, width: int | None, most: int, load: Callable[[Config], Data]) -> None:
+        self._width, self._most, self._load = width, most, load
         self._data: dict[str, tuple[Data, TensorData]] = {}
-        self._groups: dict[tuple[Any, ...], Group | Unpackable] = {}
+        self._groups: dict[_Kind, dict[Rule, Group]] = {}
+        self._refused: dict[_Kind, Unpackable] = {}
 
     @property
     def groups(self) -> list[Group]:
         """Those with trials in them."""
-        return [group for group in self._groups.values() if isinstance(group, Group) and group.pack.slots]
+        return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.slots]
 
     def slot(self, config: Config) -> tuple[Group, Slot]:
         """A place for the trial in the pack of its kind, which it has yet to take. Raises Unpackable or ConfigError."""
-        trainer = config.trainer
+        trainer, kind = config.trainer, _kind(config)
+        if kind in self._refused:
+            raise self._refused[kind]
         device = pick_device(trainer.device)
         data, tensors = self._loaded(config, device)
         check_data(data, config)
+        n_train = len(tensors.train.x)
         with reproducible(device):
             model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size])
-            schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
+            schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer)
             if rule is None:
-                name = config.optimizer["_target_"]
-                raise Unpackable(f"there is no rule for {name} with such arguments")
-            group = self._group(config, data, tensors, model, rule)
-        slot = Slot(
-            schedule=schedule, trainer=trainer, n_train=len(tensors.train.x), weights=model.state_dict(), rule=rule
-        )
-        return group, slot
+                raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            slot = Slot(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
+            of_kind = self._groups.setdefault(kind, {})
+            if rule not in of_kind:
+                try:
+                    of_kind[rule] = self._group(config, data, tensors, model, rule)
+                except Unpackable as why:
+                    self._refused[kind] = why
+                    raise
+        return of_kind[rule], slot
 
     def refuse(self, group: Group, why: Unpackable) -> None:
         """Trials of this kind train alone from now on."""
-        self._groups = {key: why if found is group else found for key, found in self._groups.items()}
+        for kind, of_kind in self._groups.items():
+            if group in of_kind.values():
+                self._refused[kind] = why
 
     def _loaded(self, config: Config, device: torch.device) -> tuple[Data, TensorData]:
         key = json.dumps([config.data, asdict(config.split), str(device)], sort_keys=True, default=str)
@@ -97,18 +114,20 @@ class Packer:
 
     def _group(self, config: Config, data: Data, tensors: TensorData, model: nn.Module, rule: Rule) -> Group:
         trainer = config.trainer
-        kind = json.dumps([config.data, asdict(config.split), config.model], sort_keys=True, default=str)
-        key = (kind, rule, trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE))
-        if key not in self._groups:
-            loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
-            try:
-                pack = Pack(
-                    model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule, capacity=self._capacity
-                )
-                self._groups[key] = Group(pack, model, data, trainer.threads)
-            except Unpackable as why:
-                self._groups[key] = why
-        found = self._groups[key]
-        if isinstance(found, Unpackable):
-            raise found
-        return found
+        loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
+        x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
+        set_threads(trainer.threads, model, x)
+        alone_s = 0.0
+        if self._width is None:
+            optimizer = build.optimizer(config.optimizer)(model.parameters())
+            alone_s = refuse_large(model, optimizer, loss_fn, x, y)
+        pack = Pack(model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule)
+        width = best_width(pack, alone_s, self._most) if self._width is None else self._width
+        return Group(pack, model, data, trainer.threads, width)
+
+
+def _kind(config: Config) -> _Kind:
+    """What trials have to have in common, beside the rule that updates them."""
+    text = json.dumps([config.data, asdict(config.split), config.model], sort_keys=True, default=str)
+    trainer = config.trainer
+    return text, trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)

@@ -58,10 +58,10 @@ def slot_of(fit: Fit) -> tuple[Slot, Heard]:
     return slot, heard
 
 
-def pack_of(fit: Fit, capacity: int = 8) -> Pack:
+def pack_of(fit: Fit) -> Pack:
     rule = rule_of(fit.schedule.optimizer)
     assert rule is not None
-    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule, capacity=capacity)
+    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
 
 
 def alone(fit: Fit) -> Heard:
@@ -70,11 +70,11 @@ def alone(fit: Fit) -> Heard:
     return heard
 
 
-def together(pack: Pack, slots: Sequence[Slot]) -> dict[Slot, Exception | None]:
+def together(pack: Pack, slots: Sequence[Slot], width: int = 8) -> dict[Slot, Exception | None]:
     """Seats the slots as rows get free, and trains until all have ended."""
     waiting, ended = list(slots), {}
     while waiting or pack.slots:
-        while waiting and len(pack.slots) < pack.capacity:
+        while waiting and len(pack.slots) < width:
             pack.seat(waiting.pop(0))
         for slot, ending in pack.train_epoch().items():
             pack.leave(slot)
@@ -114,7 +114,7 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
     expected = [alone(double(make_fit(*o))) for o in overrides]
     fits = [double(make_fit(*o)) for o in overrides]
     slots = [slot_of(fit) for fit in fits]
-    ended = together(pack_of(fits[0], capacity=3), [slot for slot, _ in slots])  # the last takes the third's row
+    ended = together(pack_of(fits[0]), [slot for slot, _ in slots], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
     for (_, heard), one in zip(slots, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)

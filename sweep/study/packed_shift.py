@@ -25,6 +25,7 @@ from sweep.record.store import output_dir_of, recorded_uri, store_of
 from sweep.signals import StopRequest
 from sweep.study.ledger import PACKING, PROBLEM
 from sweep.study.objective import best_of, mean_values, run_values
+from sweep.study.samplers import is_uniform
 from sweep.study.shift import Shift, ended, log
 from sweep.train import checkpoint
 from sweep.train.packed import Slot, Unpackable
@@ -33,6 +34,9 @@ from sweep.trial import told_when_full
 
 if TYPE_CHECKING:
     from sweep.study.worker import Worker
+
+
+_ROUNDS, _FEWEST_AT_ONCE = 8, 4  # a sampler that learns is to see results so often, if `pack=auto` is to decide
 
 
 @dataclass
@@ -72,8 +76,11 @@ class PackedShift(Shift):
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
         super().__init__(worker, name, stop)
         keep_freed_memory()
-        self._n_slots: int = self._settings.pack
-        self._packer = Packer(self._n_slots, self._load)
+        n_trials, pack = worker.n_trials, self._settings.pack
+        learns = worker.order is None and not is_uniform(self._settings.sampler)
+        most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
+        self._packer = Packer(None if pack == "auto" else pack, most, self._load)
+        self._n_slots: int = 1 if pack == "auto" else pack
         self._seats: dict[Slot, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
         self._noted: set[str] = set()
@@ -172,6 +179,8 @@ class PackedShift(Shift):
             attempt = Attempt(run, config, data, output_dir, store, seat.slot, device, member, self._report_of(seat))
         seat.attempt = seat.held.enter_context(attempt)
         seat.slot.listener = attempt.recorder
+        if self._settings.pack == "auto":
+            self._n_slots = max(self._n_slots, seat.group.width)
         seat.group.pack.seat(seat.slot)
         self._seats[seat.slot] = seat
         seat.entry.seats.append(seat)

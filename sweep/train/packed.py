@@ -6,7 +6,9 @@ an epoch and leaves it at the end of one.
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +88,9 @@ class Pack:
         data: TensorData,
         trainer: "Trainer",
         rule: Rule,
-        capacity: int,
     ) -> None:
-        """model: one of its kind, whose weights do not matter. capacity: rows, at most."""
-        self.loss_fn, self.data, self.rule, self.capacity = loss_fn, data, rule, max(2, capacity)
+        """model: one of its kind, whose weights do not matter."""
+        self.loss_fn, self.data, self.rule = loss_fn, data, rule
         self.device, self._trainer = data.train.x.device, trainer
         self.slots: list[Slot] = []  # row by row
         self._model = model
@@ -105,7 +106,7 @@ class Pack:
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
-        self._rehearse()
+        self._refuse_unstackable()
         self._traced = self._gradients if trainer.compile else Traced(self._gradients, _WORTH_A_TRACE)
         self._update = torch.compile(self._plain_update, dynamic=True) if trainer.compile else self._plain_update
 
@@ -113,7 +114,7 @@ class Pack:
         """Gives a trial the next free row."""
         row = len(self.slots)
         if row == len(self._weights):
-            self._resize(min(self.capacity, max(_FEWEST_ROWS, 2 * row)))
+            self._resize(max(_FEWEST_ROWS, 2 * row))
         self.slots.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)
@@ -310,17 +311,31 @@ class Pack:
             drawn[f"{name}.mask"] = torch.stack(masks).to(self.device, self._layout.dtype)
         return drawn
 
-    def _rehearse(self) -> None:
-        """One forward and backward pass of two rows. Raises Unpackable."""
+    @contextmanager
+    def rehearsal(self, width: int) -> Iterator[Callable[[], None]]:
+        """What updates so many copies of the model, as often as it is called, to see how long it takes."""
         x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
-        weights = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
-        pair = {name: torch.stack([fixed] * 2) for name, fixed in self._layout.fixed.items()}
+        row = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
+        extra = {name: fixed.expand(width, *fixed.shape) for name, fixed in self._layout.fixed.items()}
         for name, shape in self._mask_shapes[len(x)].items():
-            pair[f"{name}.mask"] = torch.ones(2, *shape, dtype=self._layout.dtype, device=self.device)
+            extra[f"{name}.mask"] = torch.ones(width, *shape, dtype=self._layout.dtype, device=self.device)
+        x, y = (part.expand(width, *part.shape) for part in (x, y))
+        w, state = row.repeat(width, 1), {name: row.new_ones(width, len(row)) for name in self.rule.state}
+        columns = defaultdict(lambda: row.new_ones(width, 1))
         self._masked.train()
-        try:
+
+        def update() -> None:
             with torch.no_grad():
-                self._gradients(torch.stack([weights] * 2), pair, torch.stack([x] * 2), torch.stack([y] * 2))
+                g, _ = self._gradients(w, extra, x, y)
+                self.rule.update(w, g, state, columns)
+
+        yield update
+
+    def _refuse_unstackable(self) -> None:
+        """Raises Unpackable if two rows cannot be updated together."""
+        try:
+            with self.rehearsal(2) as update:
+                update()
         except Exception as error:  # whatever vmap, or the model under it, raises
             raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
 
