@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from sweep.config import Trainer
 
 _EVAL_SAMPLES = 2**16  # of all rows together, at a time
+_BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
 _FEWEST_ROWS = 8
 _WORTH_A_TRACE = 20_000  # updates, over all rows: a second's worth of them
 _CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
+
+
+T = TypeVar("T")
 
 
 class Unpackable(Exception):
@@ -180,27 +184,36 @@ class Pack:
 
     def _train(self) -> list[list[float]]:
         """The updates of an epoch. Returns the loss of each, by row."""
-        n, size = len(self.slots), self._trainer.batch_size
-        width = max(n, 2) if self._trainer.compile else n  # a width of 1 would be compiled anew
-        train = self.data.train
-        orders = torch.stack([epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in self.slots])
-        orders = torch.cat([orders, orders[:1].expand(width - n, -1)]).to(self.device)
-        table = self._table(width)
-        state = {name: stacked[:width] for name, stacked in self._state.items()}
-        fixed = {name: stacked[:width] for name, stacked in self._fixed.items()}
-        losses = []
+        size = _BLOCK.get(self.device.type, len(self.slots))
         self._masked.train()
-        with torch.no_grad():
-            for columns, rows in zip(table, orders.split(size, dim=1), strict=True):
-                masks = self._draw_masks(rows.shape[1], width)
-                x, y = train.x[rows], train.y[rows]
-                losses.append(self._update(self._weights[:width], state, fixed | masks, x, y, columns))
-        return torch.stack(losses, dim=1)[:n].tolist()
+        losses = []
+        for first in range(0, len(self.slots), size):
+            losses += self._train_block(first, self.slots[first : first + size])
+        return losses
 
-    def _table(self, width: int) -> list[dict[str, Tensor]]:
+    def _train_block(self, first: int, slots: list[Slot]) -> list[list[float]]:
+        """The same for these slots, in the rows from `first` on."""
+        width = max(len(slots), 2) if self._trainer.compile else len(slots)  # a width of 1 would be compiled anew
+        rows = slice(first, first + width)
+        train = self.data.train
+        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in slots]
+        order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
+        w = self._weights[rows]
+        state = {name: stacked[rows] for name, stacked in self._state.items()}
+        fixed = {name: stacked[rows] for name, stacked in self._fixed.items()}
+        losses = []
+        with torch.no_grad():
+            for columns, batch in zip(
+                self._table(slots, width), order.split(self._trainer.batch_size, dim=1), strict=True
+            ):
+                masks = self._draw_masks(slots, batch.shape[1], width)
+                losses.append(self._update(w, state, fixed | masks, train.x[batch], train.y[batch], columns))
+        return torch.stack(losses, dim=1)[: len(slots)].tolist()
+
+    def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
         """The rule's coefficients for each update of the epoch: (width, 1) each."""
         tables = []
-        for slot in self.slots:
+        for slot in slots:
             steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
             table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
             if self._clips:
@@ -208,9 +221,10 @@ class Pack:
             for name in slot.scalars:
                 slot.scalars[name] = float(table[name][-1])
             tables.append(table)
-        tables += tables[:1] * (width - len(tables))
         names = list(tables[0])
-        stacked = np.stack([[table[name] for name in names] for table in tables])  # (width, names, n_updates)
+        stacked = np.stack(
+            [[table[name] for name in names] for table in _filled(tables, width)]
+        )  # (width, names, n_updates)
         on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
         return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
 
@@ -301,14 +315,13 @@ class Pack:
             **slot.course_state(),
         }
 
-    def _draw_masks(self, batch_size: int, width: int) -> dict[str, Tensor]:
+    def _draw_masks(self, slots: Sequence[Slot], batch_size: int, width: int) -> dict[str, Tensor]:
         """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
         drawn = {}
         for name, shape in self._mask_shapes[batch_size].items():
             p = _p(self._masked, name)
-            masks = [torch.empty(shape).bernoulli_(1 - p, generator=slot.random).div_(1 - p) for slot in self.slots]
-            masks += masks[:1] * (width - len(masks))
-            drawn[f"{name}.mask"] = torch.stack(masks).to(self.device, self._layout.dtype)
+            masks = [torch.empty(shape).bernoulli_(1 - p, generator=slot.random).div_(1 - p) for slot in slots]
+            drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 
     @contextmanager
@@ -431,6 +444,11 @@ def _rehearsed(model: nn.Module, loss_fn: LossFn, x: Tensor, y: Tensor) -> tuple
 
 def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     calls.append((name, inputs[0].shape))
+
+
+def _filled(items: list[T], n: int) -> list[T]:
+    """With the first repeated in rows that no trial has."""
+    return items + items[:1] * (n - len(items))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:

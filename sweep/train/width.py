@@ -12,7 +12,7 @@ from sweep.train.evaluate import LossFn
 from sweep.train.packed import Pack, Unpackable
 from sweep.train.runtime import is_out_of_memory
 
-_WIDTHS = {"cpu": (4, 16, 64, 256)}
+_WIDTHS = {"cpu": (4, 16, 64)}
 _WIDTHS_DEFAULT = (16, 64, 256, 1024, 4096)
 _WORTH_IT = 1.1  # times as many updates a second
 _TOO_LONG_S = {"cpu": 0.02}  # an update that keeps a core busy for so long leaves a pack nothing to gain

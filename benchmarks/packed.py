@@ -1,0 +1,226 @@
+"""Trials in packs against trials one at a time: the default data and MLP, batches of 64, Adam with a cyclic schedule.
+
+Four parts, each with ratios of one run:
+
+- training: nothing but training, on one core: epochs of one trial by our loop, of a pack, and of a compiled pack, in
+  turn; and what share of the machine's rate of matrix multiplication, for the same shapes, the pack's products reach;
+- steady: 50 epochs a trial, everything recorded: trials a second once the first ones have finished;
+- whole: studies of 10 epochs a trial as whole processes, against ours unpacked and against others;
+- large: a model with nothing to gain, where `pack=auto` may cost no more than 3 %.
+
+`python benchmarks/packed.py [--part PART] [--device cuda]`; with a device, `training` is all there is, for many widths.
+"""
+
+import argparse
+import copy
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from common import at_least, print_setting, print_verdict
+from studies import MULTIRUN, quietly, run_study
+
+from sweep import compose
+from sweep.config import Config, validate
+from sweep.prepare import load_data, new_model, new_schedule, prepared
+from sweep.signals import StopRequest
+from sweep.train.loop import Fit
+from sweep.train.packed import Pack, Slot
+from sweep.train.rules import rule_of
+from sweep.train.runtime import keep_freed_memory
+
+RIVALS = Path(__file__).parent / "rivals"
+BOUNDS = ["scheduler.base_lr=tag(log,interval(1e-5,1e-3))", "scheduler.max_lr=tag(log,interval(1e-3,1e-1))"]
+SEARCH = ["optimizer=adam", "scheduler=cyclic", "trainer.batch_size=64", "hydra/sweeper/sampler=random", *BOUNDS]
+FULL = ["hydra/sweeper/pruner=none"]
+WIDTH = 64
+
+
+class Deaf:
+    """Listens to nothing."""
+
+    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
+
+
+def training(device: str, widths: Sequence[int], rounds: int) -> bool:
+    """Seconds of a trial's epoch, alone and in packs."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    config = validate(compose(["trainer.epochs=1000", "trainer.batch_size=64", f"trainer.device={device}"]))
+    holds = True
+    with prepared(config, load_data(config)) as fit:
+        for width in widths:
+            packs = {kind: _pack(config, fit, width, kind == "compiled") for kind in ("eager", "compiled")}
+            for pack in packs.values():
+                for _ in range(10):  # until it is compiled, or traced
+                    pack.train_epoch()
+            seconds: dict[str, list[float]] = {"alone": [], **{kind: [] for kind in packs}}
+            for _ in range(rounds):
+                seconds["alone"].append(min(_epoch_alone(fit) for _ in range(3)))
+                for kind, pack in packs.items():
+                    start = time.perf_counter()
+                    pack.train_epoch()
+                    _synchronize(device)
+                    seconds[kind].append((time.perf_counter() - start) / width)
+            alone = statistics.median(seconds["alone"])
+            print(f"{width} in a pack on {device}; alone {alone * 1e3:.2f} ms an epoch")
+            for kind, bound in {"eager": 4, "compiled": 10}.items():
+                ratio = statistics.median(a / b for a, b in zip(seconds["alone"], seconds[kind], strict=True))
+                share = _products_per_s(fit, statistics.median(seconds[kind])) / _peak(device, width)
+                print(f"  {kind}: {statistics.median(seconds[kind]) * 1e3:.2f} ms, {share:.0%} of the peak of products")
+                if width == WIDTH:
+                    holds &= at_least(f"  {kind}: trials/s, packed / alone", ratio, bound)
+                else:
+                    print(f"  {kind}: trials/s, packed / alone: {ratio:.2f}x")
+    return holds
+
+
+def _pack(config: Config, fit: Fit, width: int, compiled: bool) -> Pack:
+    config = copy.deepcopy(config)
+    config.trainer.compile = compiled
+    rule = rule_of(fit.schedule.optimizer)
+    assert rule is not None
+    model = copy.deepcopy(fit.model)
+    pack = Pack(model=model, loss_fn=fit.loss_fn, data=fit.data, trainer=config.trainer, rule=rule)
+    n_train = len(fit.data.train.x)
+    for seed in range(width):
+        own = copy.deepcopy(config)
+        own.trainer.seed = seed
+        own.scheduler["max_lr"] = 1e-3 * 100 ** (seed / width)
+        weights = new_model(own, load_data(own).samples, fit.data.train.x[:64]).state_dict()
+        schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
+        slot = Slot(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
+        slot.listener = Deaf()
+        pack.seat(slot)
+    return pack
+
+
+def _epoch_alone(fit: Fit) -> float:
+    fit.trainer.epochs = fit.epoch + 1
+    start = time.perf_counter()
+    fit.run(Deaf(), StopRequest(), lambda: None)
+    return time.perf_counter() - start
+
+
+def _products_per_s(fit: Fit, epoch_s: float) -> float:
+    """Floating-point operations of the matrix products of an epoch, validation included, a second."""
+    sizes = [weight.numel() for weight in fit.model.parameters() if weight.dim() == 2]
+    forward, first = 2 * sum(sizes), 2 * sizes[0]
+    per_sample = 3 * forward - first  # the inputs need no gradient
+    return (len(fit.data.train.x) * per_sample + len(fit.data.val.x) * forward) / epoch_s
+
+
+def _peak(device: str, width: int) -> float:
+    """Floating-point operations a second of the pack's largest product, and nothing else."""
+    a, b = (torch.randn(width, 64, 64, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.bmm(a, b, out=out)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * width * 64**3 / best
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def steady(rounds: int) -> bool:
+    """Trials a second after the first have finished; of packs, which finish in waves, from wave to wave."""
+    ratios = []
+    for _ in range(rounds):
+        packed = _rate(["hydra.sweeper.pack=64", "trainer.compile=true"], 4 * WIDTH, WIDTH)
+        alone = _rate([], 24, 4)
+        print(f"50 epochs: packed and compiled {packed:.2f} trials/s, unpacked {alone:.2f}")
+        ratios.append(packed / alone)
+    return at_least("steady state, packed / unpacked", statistics.median(ratios), 6)
+
+
+def _rate(overrides: Sequence[str], n_trials: int, n_first: int) -> float:
+    size = ["trainer.epochs=50", f"hydra.sweeper.n_trials={n_trials}"]
+    with tempfile.TemporaryDirectory() as folder:
+        trials = run_study("steady", [*SEARCH, *FULL, *size, *overrides], folder)
+    ends = sorted(t.datetime_complete.timestamp() for t in trials if t.datetime_complete is not None)
+    return (len(ends) - n_first) / (ends[-1] - ends[n_first - 1])
+
+
+def whole(n_trials: int, n_stock: int, n_ray: int) -> bool:
+    """Trials a second of whole commands, start and end included."""
+    size = ["trainer.epochs=10", f"hydra.sweeper.n_trials={n_trials}"]
+    own = [*MULTIRUN, *SEARCH, *FULL, *size]
+    stock = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.n_jobs=1", "epochs=10"]
+    script = [sys.executable, str(RIVALS / "hydra_mlflow.py"), "--multirun", "lr=tag(log,interval(1e-4,1e-1))"]
+    packed = _whole_rate("packed", [*own, "hydra.sweeper.pack=64"], n_trials)
+    ratios = {
+        "unpacked": (packed / _whole_rate("unpacked", own, n_trials), 4),
+        "hydra-optuna-sweeper, MLflow once an epoch": (
+            packed / _whole_rate("stock", [*script, *stock, f"hydra.sweeper.n_trials={n_stock}"], n_stock),
+            10,
+        ),
+    }
+    if importlib.util.find_spec("ray") is None:
+        print("Ray Tune: left out, ray is not installed (the extra 'bench')")
+    else:
+        ray = [sys.executable, str(RIVALS / "ray_tune.py"), str(n_ray), "10"]
+        ratios["Ray Tune"] = packed / _whole_rate("Ray Tune", ray, n_ray), 50
+    return all([at_least(f"whole processes, packed / {name}", ratio, bound) for name, (ratio, bound) in ratios.items()])
+
+
+def _whole_rate(name: str, command: Sequence[str], n_trials: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        quietly(command, folder)
+        rate = n_trials / (time.perf_counter() - start)
+    print(f"{name}: {rate:.2f} trials/s ({n_trials} trials)")
+    return rate
+
+
+def large(rounds: int) -> bool:
+    """What `pack=auto` costs where it has to choose 1."""
+    size = ["trainer.epochs=2", "hydra.sweeper.n_trials=4", "model.widths=[4096,4096]", "data.n=1600"]
+    ratios = []
+    for _ in range(rounds):
+        seconds = {}
+        for pack in ("1", "auto"):
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                quietly([*MULTIRUN, *SEARCH, *FULL, *size, f"hydra.sweeper.pack={pack}"], folder)
+                seconds[pack] = time.perf_counter() - start
+        print(f"large model: pack=1 {seconds['1']:.1f} s, pack=auto {seconds['auto']:.1f} s")
+        ratios.append(seconds["auto"] / seconds["1"])
+    return print_verdict("large model, pack=auto / pack=1", statistics.median(ratios), 1.03)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["training", "steady", "whole", "large"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="of training; the other parts take fewer")
+    parser.add_argument("--trials", type=int, default=1000, help="of whole studies")
+    parser.add_argument("--stock-trials", type=int, default=200)
+    parser.add_argument("--ray-trials", type=int, default=64, help="each starts a process of its own")
+    arguments = parser.parse_args()
+    print_setting()
+    on_cpu = arguments.device == "cpu"
+    widths = (16, WIDTH, 256) if on_cpu else (16, 64, 256, 1024, 4096)
+    parts = {
+        "training": lambda: training(arguments.device, widths, arguments.rounds),
+        "steady": lambda: steady(1),
+        "whole": lambda: whole(arguments.trials, arguments.stock_trials, arguments.ray_trials),
+        "large": lambda: large(3),
+    }
+    chosen = [arguments.part] if arguments.part else list(parts) if on_cpu else ["training"]
+    sys.exit(0 if all([parts[name]() for name in chosen]) else 1)
+
+
+if __name__ == "__main__":
+    main()
