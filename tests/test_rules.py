@@ -1,0 +1,240 @@
+"""sweep/train/rules.py: a stacked update is torch's own, trial by trial."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.testing import assert_close
+
+from sweep.train.rules import Rule, Table, rule_of
+
+N_WEIGHTS = 5
+EPOCHS = (5, 4, 3)  # updates of each; the table is worked out anew for every one
+
+numbers = st.floats  # of a hyperparameter
+BETAS = st.tuples(numbers(0.0, 0.95), numbers(0.5, 0.9999))
+EPS = numbers(1e-10, 1e-2)
+DECAY = numbers(1e-4, 0.3)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is drawn. flags: alike in all trials. numbers: of each trial. optional: likewise, or 0 in all of them."""
+
+    made_by: type[Optimizer]
+    flags: tuple[str, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    optional: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": DECAY})
+    scheduled: str | None = None  # besides the learning rate
+
+
+KINDS = {
+    "sgd": Kind(
+        SGD,
+        numbers={"dampening": numbers(0.0, 0.9)},
+        optional={"weight_decay": DECAY, "momentum": numbers(0.1, 0.99)},
+        scheduled="momentum",
+    ),
+    "nesterov": Kind(SGD, optional={"weight_decay": DECAY}, numbers={"momentum": numbers(0.1, 0.99)}),
+    "adam": Kind(Adam, ("amsgrad", "decoupled_weight_decay"), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
+    "adamw": Kind(AdamW, ("amsgrad",), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
+    "rmsprop": Kind(
+        RMSprop,
+        ("centered",),
+        numbers={"alpha": numbers(0.3, 0.999), "eps": EPS},
+        optional={"weight_decay": DECAY, "momentum": numbers(0.1, 0.99)},
+        scheduled="momentum",
+    ),
+    "adagrad": Kind(
+        Adagrad, numbers={"lr_decay": numbers(0.0, 0.5), "initial_accumulator_value": numbers(0.0, 2.0), "eps": EPS}
+    ),
+    "nadam": Kind(
+        NAdam,
+        ("decoupled_weight_decay",),
+        numbers={"betas": BETAS, "eps": EPS, "momentum_decay": numbers(1e-3, 0.5)},
+        scheduled="betas",
+    ),
+    "radam": Kind(RAdam, ("decoupled_weight_decay",), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    """Torch keeps some of an optimizer's state in the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@st.composite
+def trials(draw: st.DrawFn, kind: Kind) -> tuple[list[dict[str, Any]], bool]:
+    """Arguments of several optimizers that may share a pass; and whether more than the learning rate is scheduled."""
+    flags = {name: draw(st.booleans(), label=name) for name in ("maximize", *kind.flags)}
+    if kind is KINDS["nesterov"]:
+        flags["nesterov"] = True
+    used = [name for name in kind.optional if draw(st.booleans(), label=f"uses {name}")]
+    varied = {**kind.numbers, **{name: kind.optional[name] for name in used}}
+    rest = {name: 0 for name in kind.optional if name not in used}
+    arguments = [
+        {"lr": 0.1, **flags, **rest, **{name: draw(numbers, label=name) for name, numbers in varied.items()}}
+        for _ in range(draw(st.integers(2, 4), label="trials"))
+    ]
+    schedules = kind.scheduled is not None and kind.scheduled in varied and draw(st.booleans(), label="scheduled")
+    return arguments, schedules
+
+
+class Alone:
+    """A trial in torch's own hands."""
+
+    def __init__(self, kind: Kind, arguments: dict[str, Any], weights: Tensor) -> None:
+        self.weights = nn.Parameter(weights.clone())
+        self.optimizer = kind.made_by([self.weights], **arguments)
+
+    def update(self, gradient: Tensor, scheduled: Mapping[str, Any]) -> None:
+        self.optimizer.param_groups[0].update(scheduled)
+        self.weights.grad = gradient.clone()
+        self.optimizer.step()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self.optimizer.state[self.weights]
+
+
+def table_of(scheduled: list[dict[str, Any]]) -> Table:
+    """As a pack hands it to the rule."""
+    table = {name: np.array([row[name] for row in scheduled]) for name in scheduled[0] if name != "betas"}
+    if "betas" in scheduled[0]:
+        table["beta1"], table["beta2"] = np.array([row["betas"] for row in scheduled]).T
+    return table
+
+
+def schedule(kind: Kind, group: Mapping[str, Any], more: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Other values in each update."""
+    rows: list[dict[str, Any]] = [{"lr": float(lr)} for lr in 10 ** rng.uniform(-4, -0.5, sum(EPOCHS))]
+    for row in rows:
+        if kind.scheduled == "betas":
+            row["betas"] = (rng.uniform(0, 0.95), rng.uniform(0.5, 0.999)) if more else group["betas"]
+        elif "momentum" in group:
+            row["momentum"] = rng.uniform(0.1, 0.99) if more else group["momentum"]
+    return rows
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(max_examples=25)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_stacked_updates_are_torchs_own_trial_by_trial(name: str, data: st.DataObject, seed: int) -> None:
+    kind, rng = KINDS[name], np.random.default_rng(seed)
+    arguments, more = data.draw(trials(kind))
+    stacked = torch.from_numpy(rng.normal(size=(len(arguments), N_WEIGHTS)))
+    alone = [Alone(kind, own, weights) for own, weights in zip(arguments, stacked, strict=True)]
+    groups = [dict(one.optimizer.param_groups[0]) for one in alone]
+    schedules = [schedule(kind, group, more, rng) for group in groups]
+    rules = [rule_of(one.optimizer) for one in alone]
+    rule = rules[0]
+    assert rule is not None
+    assert all(other == rule and hash(other) == hash(rule) for other in rules)
+    groups = [group | dict(rule.scalars) for group in groups]
+    state = {name: torch.tensor([[rule.initial(name, group)] * N_WEIGHTS for group in groups]) for name in rule.state}
+    step = 0
+    for n_updates in EPOCHS:
+        steps = np.arange(step + 1, step + n_updates + 1, dtype=np.float64)
+        tables = [
+            rule.table(group, table_of(rows[step : step + n_updates]), steps)
+            for group, rows in zip(groups, schedules, strict=True)
+        ]
+        for group, table in zip(groups, tables, strict=True):
+            group.update({name: float(table[name][-1]) for name in rule.scalars})
+        for i in range(n_updates):
+            gradients = torch.from_numpy(rng.normal(size=stacked.shape) * rng.integers(0, 2, size=stacked.shape))
+            columns = {name: torch.tensor([[table[name][i]] for table in tables]) for name in tables[0]}
+            rule.update(stacked, gradients.clone(), state, columns)
+            for one, gradient, rows in zip(alone, gradients, schedules, strict=True):
+                one.update(gradient, rows[step])
+            step += 1
+            for k, one in enumerate(alone):
+                told = f"trial {k}, update {step}: {{}}".format
+                assert_close(stacked[k], one.weights.detach(), rtol=1e-12, atol=1e-12, msg=told)
+                for part in rule.state:
+                    assert_close(state[part][k], one.state[part], rtol=1e-12, atol=1e-12, msg=told)
+    for group, one in zip(groups, alone, strict=True):
+        assert {name: group[name] for name in rule.scalars} == pytest.approx(
+            {name: float(one.state[name]) for name in rule.scalars}, rel=1e-12
+        )
+        kept = {name for name, value in one.state.items() if value is not None} - {"step"}
+        assert kept == {*rule.state, *rule.scalars}, "a checkpoint needs all of torch's state"
+
+
+def rule(made_by: type[Optimizer], **arguments: Any) -> Rule:
+    found = rule_of(made_by([nn.Parameter(torch.zeros(1))], **{"lr": 0.1, **arguments}))
+    assert found is not None
+    return found
+
+
+# Per line: an optimizer, what may differ within a pass, and what may not.
+APART: list[tuple[type[Optimizer], dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    (SGD, {"momentum": 0.5}, {"lr": 0.2, "momentum": 0.9, "dampening": 0.3}, {"nesterov": True}),
+    (SGD, {}, {"lr": 0.2}, {"momentum": 0.5}),
+    (Adam, {}, {"betas": (0.8, 0.9), "eps": 1e-3}, {"amsgrad": True}),
+    (Adam, {"weight_decay": 0.1}, {"weight_decay": 0.2}, {"decoupled_weight_decay": True}),
+    (AdamW, {}, {"weight_decay": 0.2}, {"weight_decay": 0}),
+    (RMSprop, {}, {"alpha": 0.5, "eps": 1e-3}, {"centered": True}),
+    (RMSprop, {}, {"alpha": 0.5}, {"momentum": 0.5}),
+    (NAdam, {"weight_decay": 0.1}, {"momentum_decay": 0.1}, {"decoupled_weight_decay": True}),
+    (RAdam, {"weight_decay": 0.1}, {"betas": (0.8, 0.9)}, {"decoupled_weight_decay": True}),
+    (Adagrad, {}, {"lr_decay": 0.1, "initial_accumulator_value": 0.5}, {"weight_decay": 0.1}),
+    *((made_by, {}, {"lr": 0.2}, {"maximize": True}) for made_by in (SGD, Adam, AdamW, RMSprop, NAdam, RAdam, Adagrad)),
+]
+
+
+@pytest.mark.parametrize(("made_by", "common", "number", "structure"), APART)
+def test_trials_share_a_pass_when_they_differ_in_numbers_only(
+    made_by: type[Optimizer], common: dict[str, Any], number: dict[str, Any], structure: dict[str, Any]
+) -> None:
+    one = rule(made_by, **common)
+    assert one == rule(made_by, **common | number)
+    assert hash(one) == hash(rule(made_by, **common | number))
+    assert one != rule(made_by, **common | structure)
+
+
+def test_optimizers_of_different_kinds_do_not_share_a_pass() -> None:
+    made = [rule(made_by, weight_decay=0.1) for made_by in (SGD, Adam, AdamW, RMSprop, NAdam, RAdam, Adagrad)]
+    assert len(set(made)) == len(made)
+    assert rule(Adam, weight_decay=0.1, decoupled_weight_decay=True) == rule(AdamW, weight_decay=0.1)
+
+
+class MySGD(SGD):
+    """Which may update as it likes."""
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Adamax([nn.Parameter(torch.zeros(1))]),
+        MySGD([nn.Parameter(torch.zeros(1))]),
+        SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]),
+        Adam([nn.Parameter(torch.zeros(1))], differentiable=True),
+    ],
+    ids=["another kind", "a subclass", "two groups", "differentiable"],
+)
+def test_an_optimizer_that_does_something_else_has_no_rule(optimizer: Optimizer) -> None:
+    assert rule_of(optimizer) is None
+
+
+def test_the_state_of_nadam_is_rounded_as_torch_rounds_it() -> None:
+    torch.set_default_dtype(torch.float32)  # the type that torch keeps its products in
+    alone = Alone(KINDS["nadam"], {"lr": 0.1}, torch.zeros(1))
+    rule = rule_of(alone.optimizer)
+    assert rule is not None
+    steps = np.arange(1.0, 301.0)
+    group = {**alone.optimizer.param_groups[0], **rule.scalars}
+    products = rule.table(group, {"lr": np.full(300, 0.1)}, steps)["mu_product"]
+    for product in products:
+        alone.update(torch.ones(1), {})
+        assert float(product) == float(alone.state["mu_product"])
