@@ -16,6 +16,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sweep.config import Config
     from sweep.record.follow import Follower
     from sweep.record.recorder import Report
@@ -70,8 +72,16 @@ SMALL = ("data.n=96", "model.widths=[8]", "trainer.batch_size=16", "trainer.epoc
 OVERSHOOTING = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.9", "trainer.epochs=12")  # best in the middle
 
 
-def make_fit(*overrides: str, clock: Callable[[], float] = time.monotonic) -> "Fit":
-    """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4."""
+def make_fit(
+    *overrides: str,
+    base: tuple[str, ...] = SMALL,
+    make_model: "Callable[[], nn.Module] | None" = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> "Fit":
+    """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4.
+
+    make_model: makes another model than the config says.
+    """
     from sweep import build
     from sweep.data.split import divide
     from sweep.train.evaluate import loss_function
@@ -80,7 +90,7 @@ def make_fit(*overrides: str, clock: Callable[[], float] = time.monotonic) -> "F
     from sweep.train.schedule import Schedule
     from sweep.train.tensors import to_device
 
-    config = _config((*SMALL, *overrides))
+    config = _config((*base, *overrides))
     trainer = config.trainer
     samples = build.samples(config.data)
     splits = divide(samples, config.split)
@@ -88,12 +98,17 @@ def make_fit(*overrides: str, clock: Callable[[], float] = time.monotonic) -> "F
     make_scheduler = build.scheduler(config.scheduler, -(-len(splits.train.x) // trainer.batch_size), trainer.epochs)
     seed_generators(trainer.seed, "init")
     device = pick_device(trainer.device)
-    model = build.model(config.model, samples).to(device)
+    model = (make_model or (lambda: build.model(config.model, samples)))().to(device)
     seed_generators(trainer.seed, "train")
     return Fit(
         model=model,
         optimizer=make_optimizer(model.parameters()),
-        schedule=Schedule(make_optimizer, make_scheduler, config.scheduler.get("interval", "epoch")),
+        schedule=Schedule(
+            make_optimizer,
+            make_scheduler,
+            config.scheduler.get("interval", "epoch"),
+            [weight.shape for weight in model.parameters()],
+        ),
         loss_fn=loss_function(trainer.loss, samples.task),
         data=to_device(splits, device),
         trainer=trainer,

@@ -1,0 +1,228 @@
+"""Studies whose workers train several trials in one pass: real processes, compared with studies that do not."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from campaigns.kill_study import disagreements
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from processes import error_line, recorded, run, start, wait_for_helper, wait_until
+
+from sweep import compose, run_trial
+from sweep.record import journal
+from sweep.record.folder import RunFolder, StudyFolder
+
+SMALL = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=4", "hydra.sweeper.study_name=s")
+AS_DRAWN = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none")
+
+
+def same(value: Any) -> Any:
+    """As it may differ in float32 where sums are in another order."""
+    return pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def folder_of(cwd: Path) -> StudyFolder:
+    return StudyFolder(cwd / "outputs" / "studies" / "s")
+
+
+def trials_of(cwd: Path) -> list[FrozenTrial]:
+    """Read as any other program would, by Optuna's own backend."""
+    storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
+    return optuna.load_study(study_name="s", storage=storage).get_trials()
+
+
+def searched(cwd: Path, *overrides: str, **environment: Any) -> tuple[list[FrozenTrial], str]:
+    """The trials of a study that ends well, and what was shown."""
+    cwd.mkdir(exist_ok=True)
+    done = run(cwd, *SMALL, *overrides, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return trials_of(cwd), done.stdout
+
+
+def n_at_once(cwd: Path) -> int:
+    """The largest number of runs that were begun and not ended."""
+    changes = []
+    for path in cwd.glob("outputs/studies/s/trials/**/journal.jsonl"):
+        for record, _ in journal.read(path):
+            if record["kind"] in ("start", "end"):
+                changes.append((record["time"], 1 if record["kind"] == "start" else -1))
+    at_once, most = 0, 0
+    for _, change in sorted(changes):
+        at_once += change
+        most = max(most, at_once)
+    return most
+
+
+def assert_same_curves(run_of_one: RunFolder, run_of_other: RunFolder) -> None:
+    one, other = recorded(run_of_one), recorded(run_of_other)
+    assert list(one) == list(other)
+    for name, (steps, values) in one.items():
+        assert steps == other[name][0]
+        assert values == same(other[name][1]), name
+
+
+def test_a_packed_study_has_the_values_of_one_that_trains_trial_by_trial(tmp_path: Path) -> None:
+    """Of two optimizers, some trials diverging and some that cannot begin."""
+    search = (
+        *(*AS_DRAWN, "optimizer=sgd,adam", "scheduler=constant", "optimizer.lr=1e-3,2e-3,5e-3,1e-2,2e-2,1e25"),
+        *("trainer.batch_size=8,16,4000", "hydra.sweeper.n_trials=12", "hydra.sweeper.max_failure_rate=1"),
+    )
+    alone, shown_alone = searched(tmp_path / "alone", *search)
+    packed, shown = searched(tmp_path / "packed", *search, "hydra.sweeper.pack=4")
+    assert n_at_once(tmp_path / "alone") == 1
+    assert n_at_once(tmp_path / "packed") == 4
+    assert "trains alone" not in shown
+    assert [t.number for t in packed] == list(range(12))
+    for one, other in zip(packed, alone, strict=True):
+        assert (one.params, one.state) == (other.params, other.state)
+        assert one.user_attrs.get("problem") == other.user_attrs.get("problem")
+        assert one.value == same(other.value)
+        assert one.intermediate_values == same(other.intermediate_values)
+        folders = [folder_of(tmp_path / name).trial(one.number) for name in ("packed", "alone")]
+        if one.state == TrialState.FAIL:
+            assert "trainer.batch_size: is 4000" in folders[0].error.read_text()
+        else:
+            assert_same_curves(*folders)
+    ends = [(t.state, "diverged" in t.user_attrs.get("problem", "")) for t in packed]
+    kinds = {(TrialState.COMPLETE, False), (TrialState.PRUNED, True), (TrialState.FAIL, False)}
+    assert set(ends) == kinds, "the case needs each of them"
+    assert len({t.params["optimizer"] for t, end in zip(packed, ends, strict=True) if end[0].name == "COMPLETE"}) == 2
+    lines = [sorted(re.findall(r"trial (\d+) .*(failed|diverged)", text)) for text in (shown, shown_alone)]
+    assert lines[0] == lines[1]
+
+
+def test_replicates_are_packed_and_a_value_is_their_mean(tmp_path: Path) -> None:
+    search = (*AS_DRAWN, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=3", "trainer.patience=1")
+    alone, _ = searched(tmp_path / "alone", *search)
+    packed, _ = searched(tmp_path / "packed", *search, "hydra.sweeper.pack=4")
+    assert n_at_once(tmp_path / "packed") == 4
+    for one, other in zip(packed, alone, strict=True):
+        assert (one.params, one.state) == (other.params, TrialState.COMPLETE)
+        runs = [folder_of(tmp_path / "packed").trial(one.number, i) for i in range(2)]
+        best = [min(recorded(folder)["val/loss"][1]) for folder in runs]
+        assert best[0] != best[1]
+        assert one.value == pytest.approx(sum(best) / 2, rel=1e-12)
+        assert one.value == same(other.value)
+        for i, folder in enumerate(runs):
+            assert_same_curves(folder, folder_of(tmp_path / "alone").trial(one.number, i))
+
+
+def test_a_grid_of_seeds_is_packed(tmp_path: Path) -> None:
+    lrs = ("1e-3", "1e-2", "3e-2")
+    grid = (f"optimizer.lr={','.join(lrs)}", "seed=range(0,4)", "scheduler=constant", "trainer.batch_size=16")
+    trials, _ = searched(
+        tmp_path, *grid, "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "hydra.sweeper.pack=8"
+    )
+    assert n_at_once(tmp_path) == 8
+    tried = sorted((t.params["optimizer.lr"], t.params["seed"]) for t in trials)
+    assert tried == [(float(lr), seed) for lr in lrs for seed in range(4)]
+    assert len({t.value for t in trials}) == 12
+    alone = (*SMALL[1:4], "scheduler=constant", "trainer.batch_size=16", f"output_dir={tmp_path}/alone")
+    for trial in (trials[0], trials[-1]):
+        own = [f"{name}={value}" for name, value in trial.params.items()]
+        assert trial.value == same(run_trial(compose([*alone, *own])).value)
+
+
+USERS = """
+from torch import nn
+
+
+class Users(nn.Sequential):
+    def __init__(self, in_features: int, out_features: int, kind: str):
+        if kind == "broken":
+            raise RuntimeError("a broken model")
+        norm = [nn.BatchNorm1d(4)] if kind == "normed" else []
+        super().__init__(nn.Linear(in_features, 4), *norm, nn.Tanh(), nn.Linear(4, out_features))
+"""
+
+
+def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(tmp_path: Path) -> None:
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "__init__.py").write_text(USERS)
+    model = ("model._target_=mypkg.Users", "~model.widths", "~model.activation", "~model.dropout")
+    kinds = ("plain", "normed", "broken")
+    trials, shown = searched(
+        tmp_path,
+        *(*model, f"+model.kind={','.join(kinds)}", "optimizer.lr=1e-3,1e-2,2e-2,3e-2", "scheduler=constant"),
+        *("trainer.batch_size=16", "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none"),
+        *("hydra/launcher=joblib", "hydra.sweeper.n_jobs=2", "hydra.sweeper.pack=4"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="mypkg.*",
+    )
+    assert [t.number for t in trials] == list(range(12))
+    for trial in trials:
+        broken = trial.params["model.kind"] == "broken"
+        assert trial.state == (TrialState.FAIL if broken else TrialState.COMPLETE)
+        if broken:
+            assert "a broken model" in trial.user_attrs["problem"]
+            assert "RuntimeError: a broken model" in folder_of(tmp_path).trial(trial.number).error.read_text()
+        else:
+            assert trial.value == min(recorded(folder_of(tmp_path).trial(trial.number))["val/loss"][1])
+    (told,) = [line for line in shown.splitlines() if "trains alone" in line]
+    normed = [str(t.number) for t in trials if t.params["model.kind"] == "normed"]
+    match = re.fullmatch(r"trial (\d+) trains alone: BatchNorm1d \('1'\) keeps running statistics", told)
+    assert match is not None, told
+    assert match[1] in normed
+    assert len({t.user_attrs["worker"] for t in trials}) == 2
+    assert n_at_once(tmp_path) > 2
+
+
+LONG = (
+    *("-m", "experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=24", "optimizer=sgd,adam"),
+    *("trainer.checkpoint_interval_s=0.3", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=12"),
+    "hydra.sweeper.pack=4",
+)
+
+
+def epochs_of(cwd: Path, number: int) -> int:
+    curve = journal.curves(folder_of(cwd).trial(number).journal).get("val/loss")
+    return 0 if curve is None else len(curve.steps)
+
+
+def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
+    """Under the default sampler and pruner, recorded in MLflow."""
+    with start(tmp_path, *LONG) as process:
+        wait_until(lambda: all(epochs_of(tmp_path, number) >= 2 for number in range(4)), process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == ""
+    running = [t.number for t in trials_of(tmp_path) if not t.state.is_finished()]
+    reached = {number: epochs_of(tmp_path, number) for number in running}
+    assert len(reached) == 4
+    with start(tmp_path, *LONG) as process:
+        wait_until(lambda: all(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
+        process.kill()
+        process.communicate()
+    wait_for_helper(tmp_path)
+    done = run(tmp_path, *LONG)
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(tmp_path)
+    assert [t.number for t in trials] == list(range(12))
+    assert sorted(int(path.name) for path in folder_of(tmp_path).trials.iterdir()) == list(range(12))
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert disagreements(tmp_path, trials) == []
+    for trial in trials:
+        steps, values = recorded(folder_of(tmp_path).trial(trial.number))["val/loss"]
+        assert steps == list(range(1, len(steps) + 1)), "no epoch twice"
+        assert trial.value == min(values)
+        assert len(steps) < 24 if trial.state == TrialState.PRUNED else len(steps) == 24
+    first = next(t for t in trials if t.number in reached and t.state == TrialState.COMPLETE)
+    own = {name.partition("[")[0]: value for name, value in first.params.items()}
+    overrides = (*LONG[1:5], f"optimizer={own.pop('optimizer')}", *(f"{name}={value}" for name, value in own.items()))
+    alone = run_trial(compose(["tracking=off", f"output_dir={tmp_path}/alone", *overrides]))
+    assert first.value == pytest.approx(alone.value, rel=1e-3), "as if it had been trained in one go, alone"
+
+
+@pytest.mark.parametrize("pack", ["0", "-1", "x"])
+def test_a_width_that_is_none_is_refused_in_one_line(pack: str, tmp_path: Path) -> None:
+    done = run(tmp_path, *SMALL, f"hydra.sweeper.pack={pack}")
+    assert error_line(done).startswith("error: hydra.sweeper.pack: must be a number >= 1 or auto, got ")
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
