@@ -8,7 +8,6 @@ MLflow store keeps one row per run, key, step, time and value), params, tags and
 import fcntl
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sweep.record import journal
-from sweep.record.folder import Busy, RunFolder, read_json, write_atomic
+from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import ensure_curves
+from sweep.record.portions import Portion, Sent, artifact_names, portions
 from sweep.record.store import Store
 
 UID_TAG = "sweep.uid"
@@ -38,8 +38,6 @@ FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # a store
 _MAX_ENTITIES = 1000  # in one log_batch; MLflow's own limits, here and below
 _MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
 _MAX_BYTES = 900_000  # a server takes 1,000,000
-_MAX_PARAM_LENGTH = 6000
-_MAX_TAG_LENGTH = 8000
 _PATIENCE_S = 10.0
 
 
@@ -66,30 +64,30 @@ class Mirror:
     def push(self, folder: RunFolder) -> bool:
         """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
         with folder.mirror_lock():
-            state = self._state(folder)
-            for group, offset in _groups(journal.read(folder.journal, state.offset), state.offset):
-                created = state.run_id is None and self._find_or_create(folder, state, group)
-                self._send(folder, state, group, created)
-                state.offset = offset
-                state.save()
-            return folder.journal.exists() and state.offset == folder.journal.stat().st_size
+            sent = self._sent_of(folder)
+            for portion, offset in portions(journal.read(folder.journal, sent.offset), sent.offset):
+                created = sent.run_id is None and self._find_or_create(folder, sent, portion)
+                self._send(folder, sent, portion, created)
+                sent.offset = offset
+                sent.save()
+            return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
     def has_all(self, folder: RunFolder) -> bool:
         """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
-        state = _State(folder, self._store)
-        return state.run_id is not None and state.offset == folder.journal.stat().st_size
+        sent = Sent(folder, self._store)
+        return sent.run_id is not None and sent.offset == folder.journal.stat().st_size
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
-        run_id = _State(folder, self._store).run_id
+        run_id = Sent(folder, self._store).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
 
-    def _state(self, folder: RunFolder) -> "_State":
-        state = _State(folder, self._store)
-        if state.run_id is not None and not self._has(state.run_id):
-            state.run_id, state.offset, state.attempted = None, 0, True
-        return state
+    def _sent_of(self, folder: RunFolder) -> Sent:
+        sent = Sent(folder, self._store)
+        if sent.run_id is not None and not self._has(sent.run_id):
+            sent.run_id, sent.offset, sent.attempted = None, 0, True
+        return sent
 
     def _has(self, run_id: str) -> bool:
         """Whether the store still has the run; it may have been emptied, or replaced by an older copy."""
@@ -103,20 +101,20 @@ class Mirror:
             self._known.add(run_id)
         return True
 
-    def _find_or_create(self, folder: RunFolder, state: "_State", group: "_Group") -> bool:
-        """Gives the trial its MLflow run; True when it had to be made, with the tags of the group, its first."""
-        assert group.start is not None, "a journal begins with its start"
-        experiment, uid = self._experiment(group.start["experiment"]), group.start["uid"]
-        parent = self._parent(folder, group.start)
-        if state.attempted or parent not in self._childless:
-            state.run_id = self._find(experiment, UID_TAG, uid)
-        if created := state.run_id is None:
-            state.attempted = True
-            state.save()  # a crash from here until the next save must not lead to a second run
+    def _find_or_create(self, folder: RunFolder, sent: Sent, portion: Portion) -> bool:
+        """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
+        assert portion.start is not None, "a journal begins with its start"
+        experiment, uid = self._experiment(portion.start["experiment"]), portion.start["uid"]
+        parent = self._parent(folder, portion.start)
+        if sent.attempted or parent not in self._childless:
+            sent.run_id = self._find(experiment, UID_TAG, uid)
+        if created := sent.run_id is None:
+            sent.attempted = True
+            sent.save()  # a crash from here until the next save must not lead to a second run
             tags = {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
-            state.run_id = self._create(group.start, group.tags | tags)
-        assert state.run_id is not None
-        self._known.add(state.run_id)
+            sent.run_id = self._create(portion.start, portion.tags | tags)
+        assert sent.run_id is not None
+        self._known.add(sent.run_id)
         return created
 
     def _parent(self, folder: RunFolder, start: journal.Record) -> str | None:
@@ -140,12 +138,12 @@ class Mirror:
     def _claim(self, study: RunFolder, start: journal.Record) -> str:
         """The study's run; when there is none, one that its journal fills in later."""
         with _in_turn(study):
-            state = self._state(study)
-            if state.run_id is None:
-                self._find_or_create(study, state, _Group([start]))
-                state.save()
-            assert state.run_id is not None
-            return state.run_id
+            sent = self._sent_of(study)
+            if sent.run_id is None:
+                self._find_or_create(study, sent, Portion([start]))
+                sent.save()
+            assert sent.run_id is not None
+            return sent.run_id
 
     def _find(self, experiment: str, tag: str, value: str) -> str | None:
         """A run with such a tag."""
@@ -176,83 +174,34 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _send(self, folder: RunFolder, state: "_State", group: "_Group", created: bool) -> None:
+    def _send(self, folder: RunFolder, sent: Sent, portion: Portion, created: bool) -> None:
         """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries."""
-        run_id, is_first = state.run_id, state.offset == 0
+        run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
-        params = group.params if is_first else []  # MLflow's cannot change, a resumed trial's do not
-        tags = [] if created else [RunTag(key, value) for key, value in group.tags.items()]
-        for batch in _batches(group.metrics, params, tags):
+        params = portion.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
+        for batch in _batches(
+            [Metric(*point) for point in portion.points],
+            [Param(key, value) for key, value in params.items()],
+            [] if created else [RunTag(key, value) for key, value in portion.tags.items()],
+        ):
             self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
-        if is_first and group.start is not None and group.start.get("dataset"):
-            self._client.log_inputs(run_id, [_dataset_input(group.start["dataset"])])
-        if group.end is not None:
-            self._send_artifacts(folder, run_id, group.end)
-            self._client.set_terminated(run_id, group.end["status"], group.end["time"])
-        elif group.start is not None and not created:
+        if is_first and portion.start is not None and portion.start.get("dataset"):
+            self._client.log_inputs(run_id, [_dataset_input(portion.start["dataset"])])
+        if portion.end is not None:
+            self._send_artifacts(folder, run_id, portion.end)
+            self._client.set_terminated(run_id, portion.end["status"], portion.end["time"])
+        elif portion.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
 
     def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
         """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
-        names = _artifact_names(folder, end)
+        names = artifact_names(folder, end)
         if folder.curves.name in names:
             ensure_curves(folder)
         for name in names:
             if (artifact := folder.path / name).exists():
                 above = os.path.dirname(name)
                 self._client.log_artifact(run_id, str(artifact), above or None)
-
-
-class _State:
-    """What `mlflow.json` says of a trial's run in one store.
-
-    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
-    a run though `run_id` is None.
-    """
-
-    def __init__(self, folder: RunFolder, store: str) -> None:
-        self._path, self._store = folder.mirror_state, store
-        self._stores: dict[str, Any] = read_json(self._path, {})
-        known = self._stores.get(store, {})
-        self.run_id: str | None = known.get("run_id")
-        self.offset: int = known.get("offset", 0) if self.run_id else 0
-        self.attempted: bool = known.get("attempted", False)
-
-    def save(self) -> None:
-        self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
-        write_atomic(self._path, json.dumps(self._stores))
-
-
-class _Group:
-    """Consecutive records of a journal, as MLflow is told of them.
-
-    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
-    earlier one.
-    """
-
-    def __init__(self, records: list[journal.Record]) -> None:
-        starts = [record for record in records if record["kind"] == "start"]
-        self.start = starts[0] if starts else None
-        self.end = records[-1] if records[-1]["kind"] == "end" else None
-        params = starts[0]["params"] if starts else {}
-        self.params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
-        tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
-        self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
-        self.metrics = [metric for record in records for metric in _metrics(record)]
-
-
-def _groups(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[_Group, int]]:
-    """Records in groups that MLflow takes in one batch or little more, each with the offset behind it."""
-    group: list[journal.Record] = []
-    n_values = 0
-    for record, offset in records:
-        group.append(record)
-        n_values += len(record.get("steps", ())) * len(record.get("values", ()))
-        if n_values >= _MAX_ENTITIES:
-            yield _Group(group), offset
-            group, n_values = [], 0
-    if group:
-        yield _Group(group), offset
 
 
 def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
@@ -275,26 +224,10 @@ def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> 
         yield batch
 
 
-def _metrics(record: journal.Record) -> list[Metric]:
-    """The record's values; a value that is not finite breaks MLflow's run page and stays behind."""
-    return [
-        Metric(key, value, record["time"], step)
-        for key, column in record.get("values", {}).items()
-        for step, value in zip(record["steps"], column, strict=True)
-        if math.isfinite(value)
-    ]
-
-
 def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
     source, profile = json.dumps(dataset["source"]), json.dumps(dataset["profile"])
     entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
-
-
-def _artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
-    """Paths below the trial's folder; records of before 0.2 do not name them."""
-    usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
-    return end.get("artifacts", [path.name for path in usual])
 
 
 @contextmanager
