@@ -8,13 +8,14 @@ MLflow store keeps one row per run, key, step, time and value), params, tags and
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -24,9 +25,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 import sqlalchemy.exc
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
+from mlflow.utils.uri import append_to_uri_path
 
 from sweep.record import journal
+from sweep.record.bulk import Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_names, portions
@@ -51,6 +55,9 @@ class Mirror:
         self._experiments: dict[str, str] = {}
         self._known: set[str] = set()  # runs that the store had when last asked
         self._parents: dict[str, str] = {}  # run ids of studies, by uid
+        self._locations: dict[str, str] = {}  # of artifacts, by experiment
+        self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
+        self._agreed = False  # whether it was seen that the tables are as they are known here
         self._childless: set[str] = set()  # studies whose first child was still to be sent
         with _first_start(store.artifact_root):
             _make_tables(store.uri)
@@ -64,13 +71,112 @@ class Mirror:
     def push(self, folder: RunFolder) -> bool:
         """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
         with folder.mirror_lock():
-            sent = self._sent_of(folder)
-            for portion, offset in portions(journal.read(folder.journal, sent.offset), sent.offset):
-                created = sent.run_id is None and self._find_or_create(folder, sent, portion)
-                self._send(folder, sent, portion, created)
-                sent.offset = offset
-                sent.save()
-            return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
+            return self._push_locked(folder)
+
+    def _push_locked(self, folder: RunFolder) -> bool:
+        sent = self._sent_of(folder)
+        for portion, offset in portions(journal.read(folder.journal, sent.offset), sent.offset):
+            created = sent.run_id is None and self._find_or_create(folder, sent, portion)
+            self._send(folder, sent, portion, created)
+            sent.offset = offset
+            sent.save()
+        return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
+
+    def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
+        """Sends, at a tenth of the price, those trials that have ended and of which the store has nothing.
+
+        Returns them and those of which nothing was left to be sent. The rest is for `push`: what is only partly
+        sent, or is sent by others; all, when the store's tables are not at hand, or not as they are known here.
+        """
+        done = {folder for folder in folders if self.has_all(folder)}
+        with ExitStack() as locks:
+            mine = [folder for folder in folders if folder not in done and self._tables and _entered(locks, folder)]
+            whole = [found for folder in mine if (found := self._whole(folder)) is not None]
+            if not self._agreed and (sample := next((one for one in whole if one.run.dataset), None)):
+                whole.remove(sample)
+                self._compare(sample)
+                done.add(sample.folder)
+            if self._tables is not None and self._agreed:
+                done.update(self._write(self._tables, whole))
+        return done
+
+    def _compare(self, sample: "_Whole") -> None:
+        """Sends a run by the client, to see whether the tables then have what would have been written to them."""
+        assert self._tables is not None
+        self._push_locked(sample.folder)
+        run_id = Sent(sample.folder, self._store).run_id
+        assert run_id is not None
+        self._agreed = self._tables.agree(sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id)))
+        if not self._agreed:
+            self._tables = None
+            logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
+
+    def _write(self, tables: Tables, whole: Sequence["_Whole"]) -> list[RunFolder]:
+        """Those that were sent. Of the others the store has a run already, or another process is making it.
+
+        Nothing here waits for the disk but the store: what `mlflow.json` says is needed by processes that live now;
+        one that is started after a power cut asks the store instead (`_childless` is empty then).
+        """
+        unsure = [one.uid for one in whole if one.sent.attempted or one.parent not in self._childless]
+        in_store = tables.existing([one.run.run_id for one in whole], UID_TAG, unsure)
+        for one in whole:
+            one.sent.attempted = True
+            one.sent.save(durable=False)
+        new = [one for one in whole if in_store.isdisjoint((one.run.run_id, (one.run.experiment_id, one.uid)))]
+        for one in new:  # under an id that is the same in the next try, so that nothing is left over
+            repository = get_artifact_repository(one.run.artifact_uri, tracking_uri=self._client.tracking_uri)
+            for artifact, above in _artifacts(one.folder, one.end):
+                if artifact.is_dir():
+                    repository.log_artifacts(str(artifact), os.path.join(above or "", artifact.name))
+                else:
+                    repository.log_artifact(str(artifact), above)
+        try:
+            tables.write([one.run for one in new])
+        except sqlalchemy.exc.IntegrityError:  # another process, that does not see our locks, was faster
+            return []
+        for one in new:
+            one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
+            one.sent.save(durable=False)
+            self._known.add(one.run.run_id)
+        return [one.folder for one in new]
+
+    def _whole(self, folder: RunFolder) -> "_Whole | None":
+        """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
+        to be drawn."""
+        sent = Sent(folder, self._store)
+        records = list(journal.read(folder.journal)) if sent.run_id is None else []
+        kinds = [record["kind"] for record, _ in records]
+        if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
+            return None
+        portion, (end, offset) = Portion([record for record, _ in records]), records[-1]
+        assert portion.start is not None
+        if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
+            return None
+        start, parent = portion.start, self._parent(folder, portion.start)
+        experiment = self._experiment(start["experiment"])
+        location = self._location(experiment)
+        uid = start["uid"]
+        run_id = hashlib.sha256(f"{experiment} {uid}".encode()).hexdigest()[:32]
+        run = WholeRun(
+            run_id=run_id,
+            experiment_id=int(experiment),
+            artifact_uri=_artifact_uri(location, run_id),
+            name=start["name"],
+            status=end["status"],
+            start_time=start["time"],
+            end_time=end["time"],
+            params=portion.params,
+            tags=portion.tags | _own_tags(uid, parent),
+            points=portion.points,
+            dataset=_dataset_input(start["dataset"]) if start.get("dataset") else None,
+        )
+        return _Whole(folder, sent, offset, end, uid, parent, location, run) if run.is_valid() else None
+
+    def _location(self, experiment: str) -> str:
+        """Where the artifacts of the experiment's runs are."""
+        if experiment not in self._locations:
+            self._locations[experiment] = self._client.get_experiment(experiment).artifact_location
+        return self._locations[experiment]
 
     def has_all(self, folder: RunFolder) -> bool:
         """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
@@ -111,8 +217,7 @@ class Mirror:
         if created := sent.run_id is None:
             sent.attempted = True
             sent.save()  # a crash from here until the next save must not lead to a second run
-            tags = {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
-            sent.run_id = self._create(portion.start, portion.tags | tags)
+            sent.run_id = self._create(portion.start, portion.tags | _own_tags(uid, parent))
         assert sent.run_id is not None
         self._known.add(sent.run_id)
         return created
@@ -195,13 +300,26 @@ class Mirror:
 
     def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
         """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
-        names = artifact_names(folder, end)
-        if folder.curves.name in names:
+        if folder.curves.name in artifact_names(folder, end):
             ensure_curves(folder)
-        for name in names:
-            if (artifact := folder.path / name).exists():
-                above = os.path.dirname(name)
-                self._client.log_artifact(run_id, str(artifact), above or None)
+        for artifact, above in _artifacts(folder, end):
+            self._client.log_artifact(run_id, str(artifact), above)
+
+
+class _Whole(NamedTuple):
+    """A trial that can be sent whole. offset: behind its `end`. location: of its experiment's artifacts."""
+
+    folder: RunFolder
+    sent: Sent
+    offset: int
+    end: journal.Record
+    uid: str
+    parent: str | None
+    location: str
+    run: WholeRun
+
+    def artifact_uri(self, run_id: str) -> str:
+        return _artifact_uri(self.location, run_id)
 
 
 def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
@@ -224,10 +342,34 @@ def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> 
         yield batch
 
 
+def _own_tags(uid: str, parent: str | None) -> dict[str, str]:
+    return {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
+
+
+def _artifacts(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
+    """Files and folders that the record names, where they exist, each with the path that it stands below."""
+    for name in artifact_names(folder, end):
+        if (artifact := folder.path / name).exists():
+            yield artifact, os.path.dirname(name) or None
+
+
+def _artifact_uri(location: str, run_id: str) -> str:
+    return append_to_uri_path(location, run_id, "artifacts")
+
+
 def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
     source, profile = json.dumps(dataset["source"]), json.dumps(dataset["profile"])
     entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+
+
+def _entered(stack: ExitStack, folder: RunFolder) -> bool:
+    """Whether the mirror lock could be taken, which the stack now holds."""
+    try:
+        stack.enter_context(folder.mirror_lock())
+    except Busy:
+        return False
+    return True
 
 
 @contextmanager

@@ -31,9 +31,9 @@ class Sent:
         self.offset: int = known.get("offset", 0) if self.run_id else 0
         self.attempted: bool = known.get("attempted", False)
 
-    def save(self) -> None:
+    def save(self, durable: bool = True) -> None:
         self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
-        write_atomic(self._path, json.dumps(self._stores))
+        write_atomic(self._path, json.dumps(self._stores), durable)
 
 
 class Portion:
