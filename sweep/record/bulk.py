@@ -225,6 +225,7 @@ def _validate_key(kind: str, key: str) -> None:
 
 def _be_patient(connection: Any, record: object) -> None:
     connection.isolation_level = None  # the driver is to leave transactions to the next function
+    connection.execute("PRAGMA cache_size = -65536")  # KiB; with the usual 2 MiB it takes 1.5 times as long
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
 
 

@@ -1,9 +1,9 @@
 """A journal as MLflow is told of it, in portions, and how much of it a store has. Imports no MLflow."""
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 from sweep.record import journal
@@ -51,7 +51,7 @@ class Portion:
         self.params = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
         tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
         self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
-        self.points: list[Point] = [point for record in records for point in _points(record)]
+        self.points: list[Point] = [*chain.from_iterable(column for record in records for column in _points(record))]
 
 
 def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Portion, int]]:
@@ -74,9 +74,7 @@ def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
     return end.get("artifacts", [path.name for path in usual])
 
 
-def _points(record: journal.Record) -> Iterator[Point]:
-    time = record["time"]
+def _points(record: journal.Record) -> Iterator[list[Point]]:
+    time, steps = record["time"], record.get("steps", ())
     for key, column in record.get("values", {}).items():
-        for step, value in zip(record["steps"], column, strict=True):
-            if math.isfinite(value):
-                yield key, value, time, step
+        yield [(key, value, time, step) for step, value in zip(steps, column, strict=True) if isfinite(value)]
