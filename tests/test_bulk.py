@@ -170,15 +170,18 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
 ) -> None:
     runs = [study.whole_trial(number) for number in range(5)]
     study.end(study.folder.run)
-    send_at_once(study, embedded(outputs))
+    mirror = Mirror(embedded(outputs))
+    assert mirror.push_whole(runs) == set(runs)  # the first by the client
+    assert mirror.push(study.folder.run)
     assert_mirrored(study, database)
     before = rows(database)
     for run in runs[:4]:
         run.mirror_state.unlink()
     (runs[3].mirror_state).write_text("")  # as a power cut may leave it
     mirror = Mirror(embedded(outputs))
-    backwards = runs[::-1]  # then the client sends another one, to be compared, than before
-    assert mirror.push_whole(backwards) == {runs[4], runs[3]}
+    assert mirror.push_whole([runs[3]]) == {runs[3]}  # to be compared
+    for found in (runs[0], runs[1]):  # one that was made by the client, and one that was not
+        assert mirror.push_whole([found, runs[4]]) == {runs[4]}
     assert rows(database) == before
     assert all(mirror.push(run) for run in runs)
     assert rows(database) == before
