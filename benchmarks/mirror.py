@@ -28,6 +28,7 @@ from sweep.record.study_mirror import StudyMirror
 
 TRAIN = [sys.executable, "-m", "sweep.run", "-m", "hydra/sweeper=study", "hydra.sweeper.n_trials=1", "data.n=400"]
 BOUND_MS = 5
+_N_TOGETHER, _TOGETHER_MS = 32, 1000  # copies that were trained in one pass, and how long it took
 
 
 def main() -> int:
@@ -71,16 +72,19 @@ def _copies(trained: StudyFolder, to: Path, n_trials: int) -> StudyFolder:
         run = study.trial(number)
         run.create()
         own = {"uid": uuid.uuid4().hex, "parent": {"uid": parent, "name": to.name, "folder": "../.."}}
-        _copy_run(trained.trial(0), run, own)
+        _copy_run(trained.trial(0), run, own, later_ms=_TOGETHER_MS * (number // _N_TOGETHER))
     return study
 
 
-def _copy_run(source: RunFolder, to: RunFolder, changes: dict[str, object]) -> None:
+def _copy_run(source: RunFolder, to: RunFolder, changes: dict[str, object], later_ms: int = 0) -> None:
     for file in (source.config, source.overrides):
         if file.exists():
             shutil.copy(file, to.path)
-    first, *others = source.journal.read_text().splitlines(keepends=True)
-    to.journal.write_text(json.dumps(json.loads(first) | changes) + "\n" + "".join(others))
+    records = [record for record, _ in journal.read(source.journal)]
+    later_ms += time.time_ns() // 1_000_000 - records[0]["time"]  # the tables' keys hold times: each study has its own
+    records = [record | {"time": record["time"] + later_ms} for record in records]
+    records[0] |= changes
+    to.journal.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _singly(study: StudyFolder, store: Store) -> None:
