@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from sweep.durable import fsync
+
 
 class Busy(Exception):
     """Another process holds the lock."""
@@ -128,7 +130,7 @@ def write_atomic(path: Path, text: str, durable: bool = True) -> None:
         file.write(text)
         file.flush()
         if durable:
-            os.fsync(file.fileno())
+            fsync(file.fileno())
     os.replace(tmp, path)
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.durable import fsync
+
 Record = dict[str, Any]
 _TAIL_BYTES = 4096
 
@@ -53,7 +55,7 @@ class Journal:
             self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
 
     def sync(self) -> None:
-        os.fsync(self._file)
+        fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from sweep.config import Config, validate
+from sweep.durable import synced_together
 from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.packing import Group, Packer
 from sweep.record import journal
@@ -83,6 +85,7 @@ class PackedShift(Shift):
         self._n_slots: int = 1 if pack == "auto" else pack
         self._seats: dict[Slot, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
+        self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
         self._noted: set[str] = set()
 
     def run(self) -> int | None:
@@ -92,6 +95,7 @@ class PackedShift(Shift):
                 while self._seats:
                     for group in self._packer.groups:
                         self._advance(group)
+                    self._tell_closed()
                     if self._is_asked_to_stop():
                         raise Interrupted(self._stop.signum or signal.SIGTERM)
                     self._fill()
@@ -107,14 +111,16 @@ class PackedShift(Shift):
 
     def _fill(self) -> None:
         """Claims trials for as long as there are free slots for all of their runs."""
-        while not self._seats or len(self._seats) + self._settings.seeds <= self._n_slots:
-            if self._patiently(self._is_over):
-                return
-            trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
-            if trial is None:
-                return
-            self._claimed.append(trial)
-            self._enter(trial)
+        with synced_together():
+            while not self._seats or len(self._seats) + self._settings.seeds <= self._n_slots:
+                if self._patiently(self._is_over):
+                    return
+                trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
+                if trial is None:
+                    return
+                self._claimed.append(trial)
+                self._enter(trial)
+                self._tell_closed()  # the next trial's sampler may know
 
     def _enter(self, trial: FrozenTrial) -> None:
         """Seats the trial's runs, or trains them alone, or tells at once what it came to before."""
@@ -133,7 +139,7 @@ class PackedShift(Shift):
         except Exception as error:
             self._end(entry, error)
         if not entry.seats:
-            self._close(entry)
+            self._closed.append(entry)
 
     def _seat(self, entry: _Entry, replicate: int | None, composed: DictConfig) -> _Seat | None:
         """A slot for the run, not taken yet; None if it has finished before."""
@@ -218,12 +224,13 @@ class PackedShift(Shift):
             return
         for seat in seats:
             seat.train_s += train_s
-        for slot, ending in ended_now.items():
-            if slot in self._seats:  # else it left with another run of its trial
-                self._leave(self._seats[slot], ending)
-        for slot in group.pack.slots:
-            if slot.checkpoint_due():
-                self._save(self._seats[slot])
+        with synced_together():
+            for slot, ending in ended_now.items():
+                if slot in self._seats:  # else it left with another run of its trial
+                    self._leave(self._seats[slot], ending)
+            for slot in group.pack.slots:
+                if slot.checkpoint_due():
+                    self._save(self._seats[slot])
 
     def _leave(self, seat: _Seat, ending: Exception | None) -> None:
         """The run has come to its end; so has the trial, if it was the last one or came to a bad end."""
@@ -252,7 +259,7 @@ class PackedShift(Shift):
             self._record_failure(seat.run, seat.composed, error, self._member(entry.trial, seat.replicate))
             self._end(entry, error)
         if not entry.seats:
-            self._close(entry)
+            self._closed.append(entry)
 
     def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
         place = replicate or 0
@@ -269,16 +276,13 @@ class PackedShift(Shift):
             seat.attempt.end(Interrupted(signal.SIGTERM) if later else Pruned(seat.slot.epoch), seat.train_s)
             self._free(seat)
 
-    def _close(self, entry: _Entry) -> None:
-        """Tells the study what the trial has come to."""
-
-        def values() -> list[float]:
-            if entry.problem is not None:
-                raise entry.problem
-            return mean_values([*entry.values.values()])
-
-        self._settle(entry.trial, values)
-        self._claimed.remove(entry.trial)
+    def _tell_closed(self) -> None:
+        """Tells the study what trials have come to, now that their records are on the disk."""
+        with synced_together():
+            while self._closed:
+                entry = self._closed.pop(0)
+                self._settle(entry.trial, partial(_values, entry))
+                self._claimed.remove(entry.trial)
 
     def _free(self, seat: _Seat) -> None:
         seat.group.pack.leave(seat.slot)
@@ -324,3 +328,10 @@ class PackedShift(Shift):
         if told not in self._noted:
             self._noted.add(told)
             self._patiently(lambda: self._storage.set_trial_user_attr(trial._trial_id, PACKING, told))
+
+
+def _values(entry: _Entry) -> list[float]:
+    """The trial's objectives; raises what ended it early."""
+    if entry.problem is not None:
+        raise entry.problem
+    return mean_values([*entry.values.values()])
