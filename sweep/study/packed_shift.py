@@ -29,6 +29,7 @@ from sweep.study.ledger import PACKING, PROBLEM
 from sweep.study.objective import best_of, mean_values, run_values
 from sweep.study.samplers import is_uniform
 from sweep.study.shift import Shift, ended, log
+from sweep.study.space import Configuration
 from sweep.train import checkpoint
 from sweep.train.packed import Slot, Unpackable
 from sweep.train.runtime import is_out_of_memory, keep_freed_memory
@@ -85,6 +86,7 @@ class PackedShift(Shift):
         self._n_slots: int = 1 if pack == "auto" else pack
         self._seats: dict[Slot, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
+        self._alone: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
         self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
         self._noted: set[str] = set()
 
@@ -92,7 +94,8 @@ class PackedShift(Shift):
         try:
             with self._ledger.beating(self._claimed):
                 self._fill()
-                while self._seats:
+                while self._seats or self._alone:
+                    self._train_alone()
                     for group in self._packer.groups:
                         self._advance(group)
                     self._tell_closed()
@@ -106,13 +109,15 @@ class PackedShift(Shift):
         finally:  # after an error, too
             self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
-                self._ledger.give_back(trial)
+                if self._ledger.is_mine(trial):
+                    self._ledger.give_back(trial)
         return self._stop.signum
 
     def _fill(self) -> None:
-        """Claims trials for as long as there are free slots for all of their runs."""
+        """Claims trials for as long as there are free slots for all of their runs, or until one has to train alone."""
+        n_runs = self._settings.seeds
         with synced_together():
-            while not self._seats or len(self._seats) + self._settings.seeds <= self._n_slots:
+            while not self._alone and (not self._seats or len(self._seats) + n_runs <= self._n_slots):
                 if self._patiently(self._is_over):
                     return
                 trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
@@ -123,7 +128,7 @@ class PackedShift(Shift):
                 self._tell_closed()  # the next trial's sampler may know
 
     def _enter(self, trial: FrozenTrial) -> None:
-        """Seats the trial's runs, or trains them alone, or tells at once what it came to before."""
+        """Seats the trial's runs, unless they have to train alone or have come to their end before."""
         entry = _Entry(trial, self._settings.seeds)
         try:
             configuration = self._patiently(lambda: self._configure(trial))
@@ -131,8 +136,7 @@ class PackedShift(Shift):
                 seats = [self._seat(entry, *run) for run in self._configs(configuration)]
             except Unpackable as why:
                 self._note(trial, f"trains alone: {why}")
-                self._settle(trial, lambda: self._train(trial, configuration))
-                self._claimed.remove(trial)
+                self._alone.append((trial, configuration))
                 return
             for seat in filter(None, seats):
                 self._begin(seat)
@@ -140,6 +144,13 @@ class PackedShift(Shift):
             self._end(entry, error)
         if not entry.seats:
             self._closed.append(entry)
+
+    def _train_alone(self) -> None:
+        """Trials that cannot be packed; the packs wait."""
+        while self._alone:
+            trial, configuration = self._alone.pop()
+            self._settle(trial, partial(self._train, trial, configuration))
+            self._claimed.remove(trial)
 
     def _seat(self, entry: _Entry, replicate: int | None, composed: DictConfig) -> _Seat | None:
         """A slot for the run, not taken yet; None if it has finished before."""
@@ -281,8 +292,8 @@ class PackedShift(Shift):
         with synced_together():
             while self._closed:
                 entry = self._closed.pop(0)
-                self._settle(entry.trial, partial(_values, entry))
                 self._claimed.remove(entry.trial)
+                self._settle(entry.trial, partial(_values, entry))
 
     def _free(self, seat: _Seat) -> None:
         seat.group.pack.leave(seat.slot)
