@@ -134,12 +134,11 @@ class Study:
         """The study's first record; again, to go on with it."""
         self._start(self.folder.run, {"uid": self._uid, "name": "the study", "tags": {"kind": "study"}} | fields)
 
-    def trial(self, number: int, replicate: int | None = None) -> RunFolder:
+    def trial(self, number: int, replicate: int | None = None, **fields: Any) -> RunFolder:
         """Begins a trial, or one of its replicates; again, to go on with it."""
         run = self.folder.trial(number, replicate)
         run.create()
         run.config.write_text("tracking: {}\n")
-        up = os.path.relpath(self.folder.path, run.path)
         dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
         told = {
             "uid": f"{self._uid} {number} {replicate}",
@@ -147,8 +146,12 @@ class Study:
             "params": {"number": number},
             "dataset": dataset,
         }
-        self._start(run, told | {"parent": {"uid": self._uid, "name": "the study", "folder": up}})
+        self._start(run, told | {"parent": self.as_parent(run)} | fields)
         return run
+
+    def as_parent(self, run: RunFolder) -> dict[str, str]:
+        """The study, as the start of a trial's record names it."""
+        return {"uid": self._uid, "name": "the study", "folder": os.path.relpath(self.folder.path, run.path)}
 
     def epochs(self, run: RunFolder, first: int = 1, last: int = 3) -> None:
         with Journal(run.journal) as made:

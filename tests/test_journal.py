@@ -200,3 +200,14 @@ def test_a_damaged_line_is_found_and_nothing_behind_it_is_lost(path: Path) -> No
     with opened(path):
         pass
     assert path.stat().st_size == size
+
+
+def test_the_last_record_is_that_of_a_whole_reading_wherever_the_file_ends(path: Path) -> None:
+    a_small_journal(path)
+    with opened(path) as made:
+        made.metrics(range(10, 1010), {"step/loss": [1 / i for i in range(10, 1010)]})  # longer than what is read first
+        made.event("start", name="again")
+    whole = path.read_bytes()
+    for size in (*range(700), *range(len(whole) - 100, len(whole) + 1), len(whole) // 2):
+        path.write_bytes(whole[:size])
+        assert journal.last(path) == (records(path) or [None])[-1], size

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from sweep.durable import fsync
+
 
 class Busy(Exception):
     """Another process holds the lock."""
@@ -118,13 +120,17 @@ def _locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
         yield
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces `path`; a reader, or a crash, sees the old text or the new."""
+def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+    """Replaces `path`; a reader, or a crash, sees the old text or the new.
+
+    durable: whether that holds for a crash of the machine too, which costs a wait for the disk.
+    """
     tmp = path.with_name(path.name + ".tmp")
     with open(tmp, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            fsync(file.fileno())
     os.replace(tmp, path)
 
 

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.durable import fsync
+
 Record = dict[str, Any]
+_TAIL_BYTES = 4096
 
 
 class Curve(NamedTuple):
@@ -52,7 +55,7 @@ class Journal:
             self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
 
     def sync(self) -> None:
-        os.fsync(self._file)
+        fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -109,6 +112,22 @@ def curves(path: Path) -> dict[str, Curve]:
 def first(path: Path, kind: str) -> Record | None:
     """The first record of that kind."""
     return next((record for record, _ in read(path) if record["kind"] == kind), None)
+
+
+def last(path: Path) -> Record | None:
+    """The last whole record, without reading those before it; None if there is none, or it is damaged."""
+    data = b""
+    with open(path, "rb") as file:
+        start = file.seek(0, os.SEEK_END)
+        while start and data.count(b"\n") < 2:
+            block = min(start, _TAIL_BYTES)
+            start = file.seek(start - block)
+            data = file.read(block) + data
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
 
 
 def status(path: Path) -> str | None:

@@ -8,14 +8,15 @@ MLflow store keeps one row per run, key, step, time and value), params, tags and
 import fcntl
 import hashlib
 import json
-import math
+import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -25,11 +26,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 import sqlalchemy.exc
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import append_to_uri_path
 
 from sweep.record import journal
-from sweep.record.folder import Busy, RunFolder, read_json, write_atomic
+from sweep.record.bulk import Tables, WholeRun
+from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import ensure_curves
+from sweep.record.portions import Portion, Sent, artifact_names, portions
 from sweep.record.store import Store
 
 UID_TAG = "sweep.uid"
@@ -38,8 +44,6 @@ FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # a store
 _MAX_ENTITIES = 1000  # in one log_batch; MLflow's own limits, here and below
 _MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
 _MAX_BYTES = 900_000  # a server takes 1,000,000
-_MAX_PARAM_LENGTH = 6000
-_MAX_TAG_LENGTH = 8000
 _PATIENCE_S = 10.0
 
 
@@ -53,6 +57,9 @@ class Mirror:
         self._experiments: dict[str, str] = {}
         self._known: set[str] = set()  # runs that the store had when last asked
         self._parents: dict[str, str] = {}  # run ids of studies, by uid
+        self._locations: dict[str, str] = {}  # of artifacts, by experiment
+        self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
+        self._agreed = False  # whether it was seen that the tables are as they are known here
         self._childless: set[str] = set()  # studies whose first child was still to be sent
         with _first_start(store.artifact_root):
             _make_tables(store.uri)
@@ -66,30 +73,140 @@ class Mirror:
     def push(self, folder: RunFolder) -> bool:
         """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
         with folder.mirror_lock():
-            state = self._state(folder)
-            for group, offset in _groups(journal.read(folder.journal, state.offset), state.offset):
-                created = state.run_id is None and self._find_or_create(folder, state, group)
-                self._send(folder, state, group, created)
-                state.offset = offset
-                state.save()
-            return folder.journal.exists() and state.offset == folder.journal.stat().st_size
+            return self._push_locked(folder)
+
+    def _push_locked(self, folder: RunFolder) -> bool:
+        sent = self._sent_of(folder)
+        for portion, offset in portions(journal.read(folder.journal, sent.offset), sent.offset):
+            created = sent.run_id is None and self._find_or_create(folder, sent, portion)
+            self._send(folder, sent, portion, created)
+            sent.offset = offset
+            sent.save()
+        return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
+
+    def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
+        """Sends, at a tenth of the price, those trials that have ended and of which the store has nothing.
+
+        Returns them and those of which nothing was left to be sent. The rest is for `push`: what is only partly
+        sent, or is sent by others; all, when the store's tables are not at hand, or not as they are known here.
+        """
+        done = {folder for folder in folders if self.has_all(folder)}
+        with ExitStack() as locks:
+            mine = [folder for folder in folders if folder not in done and self._tables and _entered(locks, folder)]
+            whole = [found for folder in mine if (found := self._whole(folder)) is not None]
+            if not self._agreed and (sample := next((one for one in whole if one.run.dataset), None)):
+                whole.remove(sample)
+                self._compare(sample)
+                done.add(sample.folder)
+            if self._tables is not None and self._agreed:
+                done.update(self._write(self._tables, whole))
+        return done
+
+    def _compare(self, sample: "_Whole") -> None:
+        """Sends a run by the client, to see whether the tables then have what would have been written to them."""
+        assert self._tables is not None
+        self._push_locked(sample.folder)
+        run_id = Sent(sample.folder, self._store).run_id
+        assert run_id is not None
+        self._agreed = self._tables.agree(sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id)))
+        if not self._agreed:
+            self._tables = None
+            logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
+
+    def _write(self, tables: Tables, whole: Sequence["_Whole"]) -> list[RunFolder]:
+        """Those that were sent. Of the others the store has a run already, or another process is making it.
+
+        Nothing here waits for the disk but the store: what `mlflow.json` says is needed by processes that live now;
+        one that is started after a power cut asks the store instead (`_childless` is empty then).
+        """
+        unsure = [one.uid for one in whole if one.sent.attempted or one.parent not in self._childless]
+        in_store = tables.existing([one.run.run_id for one in whole], UID_TAG, unsure)
+        for one in whole:
+            one.sent.attempted = True
+            one.sent.save(durable=False)
+        new = [one for one in whole if in_store.isdisjoint((one.run.run_id, (one.run.experiment_id, one.uid)))]
+        for one in new:  # under an id that is the same in the next try, so that nothing is left over
+            self._store_artifacts(one)
+        try:
+            tables.write([one.run for one in new])
+        except sqlalchemy.exc.IntegrityError:  # another process, that does not see our locks, was faster
+            return []
+        for one in new:
+            one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
+            one.sent.save(durable=False)
+            self._known.add(one.run.run_id)
+        return [one.folder for one in new]
+
+    def _store_artifacts(self, one: "_Whole") -> None:
+        """To where the client would send them; the store has no such run yet, so nobody reads a half of one."""
+        is_local = one.run.artifact_uri.startswith("file:///")
+        repository = None
+        for artifact, above in _artifacts(one.folder, one.end):
+            if is_local and artifact.is_file():  # MLflow's own way of copying costs 1 ms a file
+                folder = os.path.join(local_file_uri_to_path(one.run.artifact_uri), above or "")
+                os.makedirs(folder, exist_ok=True)
+                shutil.copy2(artifact, folder)
+                continue
+            repository = repository or get_artifact_repository(one.run.artifact_uri, self._client.tracking_uri)
+            if artifact.is_dir():
+                repository.log_artifacts(str(artifact), os.path.join(above or "", artifact.name))
+            else:
+                repository.log_artifact(str(artifact), above)
+
+    def _whole(self, folder: RunFolder) -> "_Whole | None":
+        """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
+        to be drawn."""
+        sent = Sent(folder, self._store)
+        records = list(journal.read(folder.journal)) if sent.run_id is None else []
+        kinds = [record["kind"] for record, _ in records]
+        if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
+            return None
+        portion, (end, offset) = Portion([record for record, _ in records]), records[-1]
+        assert portion.start is not None
+        if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
+            return None
+        start, parent = portion.start, self._parent(folder, portion.start)
+        experiment = self._experiment(start["experiment"])
+        location = self._location(experiment)
+        uid = start["uid"]
+        run_id = hashlib.sha256(f"{experiment} {uid}".encode()).hexdigest()[:32]
+        run = WholeRun(
+            run_id=run_id,
+            experiment_id=int(experiment),
+            artifact_uri=_artifact_uri(location, run_id),
+            name=start["name"],
+            status=end["status"],
+            start_time=start["time"],
+            end_time=end["time"],
+            params=portion.params,
+            tags=portion.tags | _own_tags(uid, parent),
+            points=portion.points,
+            dataset=_dataset_input(start["dataset"]) if start.get("dataset") else None,
+        )
+        return _Whole(folder, sent, offset, end, uid, parent, location, run) if run.is_valid() else None
+
+    def _location(self, experiment: str) -> str:
+        """Where the artifacts of the experiment's runs are."""
+        if experiment not in self._locations:
+            self._locations[experiment] = self._client.get_experiment(experiment).artifact_location
+        return self._locations[experiment]
 
     def has_all(self, folder: RunFolder) -> bool:
         """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
-        state = _State(folder, self._store)
-        return state.run_id is not None and state.offset == folder.journal.stat().st_size
+        sent = Sent(folder, self._store)
+        return sent.run_id is not None and sent.offset == folder.journal.stat().st_size
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
-        run_id = _State(folder, self._store).run_id
+        run_id = Sent(folder, self._store).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
 
-    def _state(self, folder: RunFolder) -> "_State":
-        state = _State(folder, self._store)
-        if state.run_id is not None and not self._has(state.run_id):
-            state.run_id, state.offset, state.attempted = None, 0, True
-        return state
+    def _sent_of(self, folder: RunFolder) -> Sent:
+        sent = Sent(folder, self._store)
+        if sent.run_id is not None and not self._has(sent.run_id):
+            sent.run_id, sent.offset, sent.attempted = None, 0, True
+        return sent
 
     def _has(self, run_id: str) -> bool:
         """Whether the store still has the run; it may have been emptied, or replaced by an older copy."""
@@ -103,20 +220,19 @@ class Mirror:
             self._known.add(run_id)
         return True
 
-    def _find_or_create(self, folder: RunFolder, state: "_State", group: "_Group") -> bool:
-        """Gives the trial its MLflow run; True when it had to be made, with the tags of the group, its first."""
-        assert group.start is not None, "a journal begins with its start"
-        experiment, uid = self._experiment(group.start["experiment"]), group.start["uid"]
-        parent = self._parent(folder, group.start)
-        if state.attempted or parent not in self._childless:
-            state.run_id = self._find(experiment, UID_TAG, uid)
-        if created := state.run_id is None:
-            state.attempted = True
-            state.save()  # a crash from here until the next save must not lead to a second run
-            tags = {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
-            state.run_id = self._create(group.start, group.tags | tags)
-        assert state.run_id is not None
-        self._known.add(state.run_id)
+    def _find_or_create(self, folder: RunFolder, sent: Sent, portion: Portion) -> bool:
+        """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
+        assert portion.start is not None, "a journal begins with its start"
+        experiment, uid = self._experiment(portion.start["experiment"]), portion.start["uid"]
+        parent = self._parent(folder, portion.start)
+        if sent.attempted or parent not in self._childless:
+            sent.run_id = self._find(experiment, UID_TAG, uid)
+        if created := sent.run_id is None:
+            sent.attempted = True
+            sent.save()  # a crash from here until the next save must not lead to a second run
+            sent.run_id = self._create(portion.start, portion.tags | _own_tags(uid, parent))
+        assert sent.run_id is not None
+        self._known.add(sent.run_id)
         return created
 
     def _parent(self, folder: RunFolder, start: journal.Record) -> str | None:
@@ -140,12 +256,12 @@ class Mirror:
     def _claim(self, study: RunFolder, start: journal.Record) -> str:
         """The study's run; when there is none, one that its journal fills in later."""
         with _in_turn(study):
-            state = self._state(study)
-            if state.run_id is None:
-                self._find_or_create(study, state, _Group([start]))
-                state.save()
-            assert state.run_id is not None
-            return state.run_id
+            sent = self._sent_of(study)
+            if sent.run_id is None:
+                self._find_or_create(study, sent, Portion([start]))
+                sent.save()
+            assert sent.run_id is not None
+            return sent.run_id
 
     def _find(self, experiment: str, tag: str, value: str) -> str | None:
         """A run with such a tag."""
@@ -176,83 +292,47 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _send(self, folder: RunFolder, state: "_State", group: "_Group", created: bool) -> None:
+    def _send(self, folder: RunFolder, sent: Sent, portion: Portion, created: bool) -> None:
         """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries."""
-        run_id, is_first = state.run_id, state.offset == 0
+        run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
-        params = group.params if is_first else []  # MLflow's cannot change, a resumed trial's do not
-        tags = [] if created else [RunTag(key, value) for key, value in group.tags.items()]
-        for batch in _batches(group.metrics, params, tags):
+        params = portion.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
+        for batch in _batches(
+            [Metric(*point) for point in portion.points],
+            [Param(key, value) for key, value in params.items()],
+            [] if created else [RunTag(key, value) for key, value in portion.tags.items()],
+        ):
             self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
-        if is_first and group.start is not None and group.start.get("dataset"):
-            self._client.log_inputs(run_id, [_dataset_input(group.start["dataset"])])
-        if group.end is not None:
-            self._send_artifacts(folder, run_id, group.end)
-            self._client.set_terminated(run_id, group.end["status"], group.end["time"])
-        elif group.start is not None and not created:
+        if is_first and portion.start is not None and portion.start.get("dataset"):
+            self._client.log_inputs(run_id, [_dataset_input(portion.start["dataset"])])
+        if portion.end is not None:
+            self._send_artifacts(folder, run_id, portion.end)
+            self._client.set_terminated(run_id, portion.end["status"], portion.end["time"])
+        elif portion.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
 
     def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
         """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
-        names = _artifact_names(folder, end)
-        if folder.curves.name in names:
+        if folder.curves.name in artifact_names(folder, end):
             ensure_curves(folder)
-        for name in names:
-            if (artifact := folder.path / name).exists():
-                above = os.path.dirname(name)
-                self._client.log_artifact(run_id, str(artifact), above or None)
+        for artifact, above in _artifacts(folder, end):
+            self._client.log_artifact(run_id, str(artifact), above)
 
 
-class _State:
-    """What `mlflow.json` says of a trial's run in one store.
+class _Whole(NamedTuple):
+    """A trial that can be sent whole. offset: behind its `end`. location: of its experiment's artifacts."""
 
-    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
-    a run though `run_id` is None.
-    """
+    folder: RunFolder
+    sent: Sent
+    offset: int
+    end: journal.Record
+    uid: str
+    parent: str | None
+    location: str
+    run: WholeRun
 
-    def __init__(self, folder: RunFolder, store: str) -> None:
-        self._path, self._store = folder.mirror_state, store
-        self._stores: dict[str, Any] = read_json(self._path, {})
-        known = self._stores.get(store, {})
-        self.run_id: str | None = known.get("run_id")
-        self.offset: int = known.get("offset", 0) if self.run_id else 0
-        self.attempted: bool = known.get("attempted", False)
-
-    def save(self) -> None:
-        self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
-        write_atomic(self._path, json.dumps(self._stores))
-
-
-class _Group:
-    """Consecutive records of a journal, as MLflow is told of them.
-
-    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
-    earlier one.
-    """
-
-    def __init__(self, records: list[journal.Record]) -> None:
-        starts = [record for record in records if record["kind"] == "start"]
-        self.start = starts[0] if starts else None
-        self.end = records[-1] if records[-1]["kind"] == "end" else None
-        params = starts[0]["params"] if starts else {}
-        self.params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
-        tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
-        self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
-        self.metrics = [metric for record in records for metric in _metrics(record)]
-
-
-def _groups(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[_Group, int]]:
-    """Records in groups that MLflow takes in one batch or little more, each with the offset behind it."""
-    group: list[journal.Record] = []
-    n_values = 0
-    for record, offset in records:
-        group.append(record)
-        n_values += len(record.get("steps", ())) * len(record.get("values", ()))
-        if n_values >= _MAX_ENTITIES:
-            yield _Group(group), offset
-            group, n_values = [], 0
-    if group:
-        yield _Group(group), offset
+    def artifact_uri(self, run_id: str) -> str:
+        return _artifact_uri(self.location, run_id)
 
 
 def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
@@ -275,14 +355,19 @@ def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> 
         yield batch
 
 
-def _metrics(record: journal.Record) -> list[Metric]:
-    """The record's values; a value that is not finite breaks MLflow's run page and stays behind."""
-    return [
-        Metric(key, value, record["time"], step)
-        for key, column in record.get("values", {}).items()
-        for step, value in zip(record["steps"], column, strict=True)
-        if math.isfinite(value)
-    ]
+def _own_tags(uid: str, parent: str | None) -> dict[str, str]:
+    return {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
+
+
+def _artifacts(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
+    """Files and folders that the record names, where they exist, each with the path that it stands below."""
+    for name in artifact_names(folder, end):
+        if (artifact := folder.path / name).exists():
+            yield artifact, os.path.dirname(name) or None
+
+
+def _artifact_uri(location: str, run_id: str) -> str:
+    return append_to_uri_path(location, run_id, "artifacts")
 
 
 def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
@@ -291,10 +376,13 @@ def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
 
 
-def _artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
-    """Paths below the trial's folder; records of before 0.2 do not name them."""
-    usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
-    return end.get("artifacts", [path.name for path in usual])
+def _entered(stack: ExitStack, folder: RunFolder) -> bool:
+    """Whether the mirror lock could be taken, which the stack now holds."""
+    try:
+        stack.enter_context(folder.mirror_lock())
+    except Busy:
+        return False
+    return True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ PUSH_EVERY_S = 1.0
 RETRY_EVERY_S = 5.0
 _PUSH_UNFINISHED_EVERY_S = 5.0  # trials; one that ends sooner is sent in one go, for half the price
 _RETRY_AT_LEAST_EVERY_S = 60.0
+_N_AT_ONCE = 100  # runs in a transaction, which other writers of a SQLite store wait for: 0.5 to 1 s
 _PATIENCE_S = 10.0  # with other processes that send the last of a study
 _SETTLING_NS = 2_000_000_000  # a folder's time of modification may stand still for less
 _BUSY = "another process is sending it"
@@ -43,7 +44,7 @@ class _Tracked:
     """A run of a study, as far as the helper has looked at it.
 
     size: bytes of its journal. n_sent: bytes when it was last pushed. due: when it may be pushed next. status: how it
-    ended, if it has. problem: why the last push failed. settled: it is finished, and all of it is sent.
+    ended, if it has. problem: why the last push failed. is_complete: all that it had by then is sent.
     """
 
     def __init__(self, run: RunFolder, due: float) -> None:
@@ -52,7 +53,7 @@ class _Tracked:
         self.size = self.n_sent = 0
         self.status: str | None = None
         self.problem: str | None = None
-        self.settled = False
+        self.is_complete = False
         self._n_read = 0
         self._retry_s = RETRY_EVERY_S
 
@@ -69,24 +70,33 @@ class _Tracked:
             self.due = 0.0
 
     def _read(self) -> None:
-        for record, end in journal.read(self.run.journal, self._n_read):
-            self._n_read = end
-            if record["kind"] in ("start", "end"):
-                self.status = record.get("status")
+        record = journal.last(self.run.journal)  # metrics come after a start, and nothing after an end but a start
+        self._n_read = self.size
+        self.status = record["status"] if record is not None and record["kind"] == "end" else None
 
     def has_news(self) -> bool:
         return self.size not in (0, self.n_sent)
+
+    def is_settled(self) -> bool:
+        """Whether it is finished, and all of it is sent."""
+        return self.is_complete and self.status == "FINISHED"
+
+    def may_be_whole(self) -> bool:
+        """Whether it has ended, and no push of it was tried yet."""
+        return self.status is not None and self.n_sent == 0 and self.problem is None
+
+    def was_sent(self) -> None:
+        self.n_sent, self.is_complete, self.problem = self.size, True, None
 
     def push(self, mirror: Callable[[], "Mirror"], last: bool = False) -> str | None:
         """Sends what is new; what went wrong, in one line. last: marks a run whose process died without an end."""
         size = self.size
 
         def send() -> None:
-            is_complete = mirror().has_all(self.run) or mirror().push(self.run)
-            if last and self.status is None:
+            self.is_complete = mirror().has_all(self.run) or mirror().push(self.run)
+            if last and (self.status is None or not self.is_complete):
                 mirror().abandon(self.run)
             self.n_sent = size
-            self.settled = is_complete and self.status == "FINISHED"
 
         problem = attempt(send, known=self.problem)
         now = time.monotonic()
@@ -119,16 +129,20 @@ class StudyMirror:
             return
         for run in self._begun():
             self._trials.setdefault(str(run.path), _Tracked(run, due=now + _PUSH_UNFINISHED_EVERY_S))
+        for tracked in self._trials.values():
+            tracked.look()
+        self._send_whole(list(self._trials.values()), lambda n_left: None, is_called)
         failed_last = sorted(self._trials.items(), key=lambda item: item[1].problem is not None)
         for path, tracked in (("", self._own), *failed_last):
             if is_called():
                 return
-            tracked.look()
+            if tracked is self._own:
+                tracked.look()
             if tracked.has_news() and tracked.due <= now:
                 problem = tracked.push(self._mirror)
                 if problem not in (None, _BUSY) and self._is_down():
                     return
-            if tracked.settled and path:
+            if path and tracked.is_settled():
                 self._settled.add(path)
                 del self._trials[path]
 
@@ -139,12 +153,30 @@ class StudyMirror:
         trials = [
             self._trials.get(path, _Tracked(run, 0.0)) for path, run in begun.items() if path not in self._settled
         ]
+        for tracked in trials:
+            tracked.look()
+        self._send_whole(trials, progress, lambda: False)
         problems = self._send_all(trials, progress)
         if not self._down:
             problems += self._send_all([self._own], lambda n_left: None)
         if not problems:
             return None
         return problems[0] if self._down or len(problems) == 1 else f"{len(problems)} of its runs: {problems[0]}"
+
+    def _send_whole(
+        self, tracked: Sequence[_Tracked], progress: Callable[[int], None], is_called: Callable[[], bool]
+    ) -> None:
+        """Sends those that have ended many at a time; those that cannot be sent so are left for the usual way."""
+        whole = [one for one in tracked if one.may_be_whole()]
+        for i in range(0, len(whole), _N_AT_ONCE):
+            if is_called():
+                return
+            progress(len(tracked) - i)
+            runs = {one.run: one for one in whole[i : i + _N_AT_ONCE]}
+            sent: set[RunFolder] = set()
+            attempt(lambda runs=runs, sent=sent: sent.update(self._mirror().push_whole([*runs])))
+            for run in sent:
+                runs[run].was_sent()
 
     def _send_all(self, left: Sequence[_Tracked], progress: Callable[[int], None]) -> list[str]:
         """Pushes each to its end, waiting for other processes that send; the problem of each that cannot be sent."""
@@ -158,7 +190,7 @@ class StudyMirror:
                     progress(len(left) - i + len(busy))
                     next_progress = now + 1.0
                 tracked.look()
-                if tracked.status is not None and not tracked.has_news():
+                if tracked.status is not None and tracked.is_complete and not tracked.has_news():
                     continue
                 problem = tracked.push(self._mirror, last=True) if tracked.size else None
                 if problem == _BUSY:

@@ -93,10 +93,11 @@ def _estimate(worker: Worker, config: Config, epoch_s: float) -> str:
     runs = worker.n_trials * settings.seeds
     total_s = runs * config.trainer.epochs * epoch_s / settings.n_jobs
     pruned = " at most, since trials are pruned" if not settings.pruner["_target_"].endswith("NopPruner") else ""
+    packed = "; less in packs, as the epoch was timed alone" if settings.pack != 1 else ""
     times = f"{worker.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
     return (
         f"an epoch takes {epoch_s:.3g} s; {times} x {config.trainer.epochs} epochs on {settings.n_jobs} "
-        f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}"
+        f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}{packed}"
     )
 
 

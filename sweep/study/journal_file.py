@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+from sweep.durable import fsync
 from sweep.errors import ConfigError
 from sweep.study.url import KEY
 
@@ -46,7 +47,7 @@ class JournalFile(BaseJournalBackend):
                 raise
             fcntl.flock(file, fcntl.LOCK_UN)  # no need to wait for the disk in turn: fsync covers all lines so far
             if any(log["op_code"] not in _NOT_SYNCED for log in logs):
-                os.fsync(file)
+                fsync(file)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Raises ConfigError where a finished line cannot be read."""

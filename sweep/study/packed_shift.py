@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from sweep.config import Config, validate
+from sweep.durable import synced_together
 from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.packing import Group, Packer
 from sweep.record import journal
@@ -27,6 +29,7 @@ from sweep.study.ledger import PACKING, PROBLEM
 from sweep.study.objective import best_of, mean_values, run_values
 from sweep.study.samplers import is_uniform
 from sweep.study.shift import Shift, ended, log
+from sweep.study.space import Configuration
 from sweep.train import checkpoint
 from sweep.train.packed import Slot, Unpackable
 from sweep.train.runtime import is_out_of_memory, keep_freed_memory
@@ -83,15 +86,19 @@ class PackedShift(Shift):
         self._n_slots: int = 1 if pack == "auto" else pack
         self._seats: dict[Slot, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
+        self._alone: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
+        self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
         self._noted: set[str] = set()
 
     def run(self) -> int | None:
         try:
             with self._ledger.beating(self._claimed):
                 self._fill()
-                while self._seats:
+                while self._seats or self._alone:
+                    self._train_alone()
                     for group in self._packer.groups:
                         self._advance(group)
+                    self._tell_closed()
                     if self._is_asked_to_stop():
                         raise Interrupted(self._stop.signum or signal.SIGTERM)
                     self._fill()
@@ -102,22 +109,26 @@ class PackedShift(Shift):
         finally:  # after an error, too
             self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
-                self._ledger.give_back(trial)
+                if self._ledger.is_mine(trial):
+                    self._ledger.give_back(trial)
         return self._stop.signum
 
     def _fill(self) -> None:
-        """Claims trials for as long as there are free slots for all of their runs."""
-        while not self._seats or len(self._seats) + self._settings.seeds <= self._n_slots:
-            if self._patiently(self._is_over):
-                return
-            trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
-            if trial is None:
-                return
-            self._claimed.append(trial)
-            self._enter(trial)
+        """Claims trials for as long as there are free slots for all of their runs, or until one has to train alone."""
+        n_runs = self._settings.seeds
+        with synced_together():
+            while not self._alone and (not self._seats or len(self._seats) + n_runs <= self._n_slots):
+                if self._patiently(self._is_over):
+                    return
+                trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
+                if trial is None:
+                    return
+                self._claimed.append(trial)
+                self._enter(trial)
+                self._tell_closed()  # the next trial's sampler may know
 
     def _enter(self, trial: FrozenTrial) -> None:
-        """Seats the trial's runs, or trains them alone, or tells at once what it came to before."""
+        """Seats the trial's runs, unless they have to train alone or have come to their end before."""
         entry = _Entry(trial, self._settings.seeds)
         try:
             configuration = self._patiently(lambda: self._configure(trial))
@@ -125,15 +136,21 @@ class PackedShift(Shift):
                 seats = [self._seat(entry, *run) for run in self._configs(configuration)]
             except Unpackable as why:
                 self._note(trial, f"trains alone: {why}")
-                self._settle(trial, lambda: self._train(trial, configuration))
-                self._claimed.remove(trial)
+                self._alone.append((trial, configuration))
                 return
             for seat in filter(None, seats):
                 self._begin(seat)
         except Exception as error:
             self._end(entry, error)
         if not entry.seats:
-            self._close(entry)
+            self._closed.append(entry)
+
+    def _train_alone(self) -> None:
+        """Trials that cannot be packed; the packs wait."""
+        while self._alone:
+            trial, configuration = self._alone.pop()
+            self._settle(trial, partial(self._train, trial, configuration))
+            self._claimed.remove(trial)
 
     def _seat(self, entry: _Entry, replicate: int | None, composed: DictConfig) -> _Seat | None:
         """A slot for the run, not taken yet; None if it has finished before."""
@@ -218,12 +235,13 @@ class PackedShift(Shift):
             return
         for seat in seats:
             seat.train_s += train_s
-        for slot, ending in ended_now.items():
-            if slot in self._seats:  # else it left with another run of its trial
-                self._leave(self._seats[slot], ending)
-        for slot in group.pack.slots:
-            if slot.checkpoint_due():
-                self._save(self._seats[slot])
+        with synced_together():
+            for slot, ending in ended_now.items():
+                if slot in self._seats:  # else it left with another run of its trial
+                    self._leave(self._seats[slot], ending)
+            for slot in group.pack.slots:
+                if slot.checkpoint_due():
+                    self._save(self._seats[slot])
 
     def _leave(self, seat: _Seat, ending: Exception | None) -> None:
         """The run has come to its end; so has the trial, if it was the last one or came to a bad end."""
@@ -252,7 +270,7 @@ class PackedShift(Shift):
             self._record_failure(seat.run, seat.composed, error, self._member(entry.trial, seat.replicate))
             self._end(entry, error)
         if not entry.seats:
-            self._close(entry)
+            self._closed.append(entry)
 
     def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
         place = replicate or 0
@@ -269,16 +287,13 @@ class PackedShift(Shift):
             seat.attempt.end(Interrupted(signal.SIGTERM) if later else Pruned(seat.slot.epoch), seat.train_s)
             self._free(seat)
 
-    def _close(self, entry: _Entry) -> None:
-        """Tells the study what the trial has come to."""
-
-        def values() -> list[float]:
-            if entry.problem is not None:
-                raise entry.problem
-            return mean_values([*entry.values.values()])
-
-        self._settle(entry.trial, values)
-        self._claimed.remove(entry.trial)
+    def _tell_closed(self) -> None:
+        """Tells the study what trials have come to, now that their records are on the disk."""
+        with synced_together():
+            while self._closed:
+                entry = self._closed.pop(0)
+                self._claimed.remove(entry.trial)
+                self._settle(entry.trial, partial(_values, entry))
 
     def _free(self, seat: _Seat) -> None:
         seat.group.pack.leave(seat.slot)
@@ -324,3 +339,10 @@ class PackedShift(Shift):
         if told not in self._noted:
             self._noted.add(told)
             self._patiently(lambda: self._storage.set_trial_user_attr(trial._trial_id, PACKING, told))
+
+
+def _values(entry: _Entry) -> list[float]:
+    """The trial's objectives; raises what ended it early."""
+    if entry.problem is not None:
+        raise entry.problem
+    return mean_values([*entry.values.values()])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sweep.durable import fsync
 from sweep.errors import ConfigError, one_line
 
 FORMAT = 1
@@ -23,7 +24,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with open(tmp, "wb") as file:
             file.write(data.getbuffer())
             file.flush()
-            os.fsync(file.fileno())  # a rename alone does not order the data before the name
+            fsync(file.fileno())  # a rename alone does not order the data before the name
         os.replace(tmp, path)
     except OSError:
         tmp.unlink(missing_ok=True)  # it takes up the room that is missing

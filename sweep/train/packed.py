@@ -132,7 +132,9 @@ class Pack:
         slot.moments = {}
 
     def leave(self, slot: Slot) -> None:
-        """Frees the trial's row; the last one moves there."""
+        """Frees the trial's row, if it has one; the last one moves there."""
+        if slot not in self.slots:
+            return
         row, last = self.slots.index(slot), len(self.slots) - 1
         if row < last:
             for stacked in (self._weights, *self._state.values(), *self._fixed.values()):
@@ -158,8 +160,12 @@ class Pack:
         With what ended them: None for one that is complete, Diverged, or what its listener raised.
         """
         ended: dict[Slot, Exception | None] = {}
-        for slot in self.slots:
-            slot.start_epoch()
+        for slot in [*self.slots]:
+            try:
+                slot.start_epoch()
+            except Exception as error:  # whatever a scheduler raises
+                ended[slot] = error
+                self.leave(slot)
         losses = self._train()  # (n, n_updates)
         for slot, values in zip(self.slots, losses, strict=True):
             try:
@@ -168,7 +174,8 @@ class Pack:
                 ended[slot] = diverged
             assert slot.listener is not None
             slot.tell_steps(slot.listener)
-        for row, (slot, val) in enumerate(zip(self.slots, self.evaluate("val"), strict=True)):
+        metrics_of = self.evaluate("val") if self.slots else []
+        for row, (slot, val) in enumerate(zip(self.slots, metrics_of, strict=True)):
             if slot in ended:
                 continue
             try:

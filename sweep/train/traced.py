@@ -45,7 +45,7 @@ class Traced:
         from torch.fx.experimental.proxy_tensor import make_fx  # loads sympy
 
         try:
-            self._graph = make_fx(self._function, tracing_mode="symbolic")(*arguments)
+            self._graph = make_fx(lambda *given: self._function(*given), tracing_mode="symbolic")(*arguments)
         except Exception as error:  # whatever torch cannot trace
             self.problem = one_line(error, 160)
 

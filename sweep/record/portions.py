@@ -1,0 +1,80 @@
+"""A journal as MLflow is told of it, in portions, and how much of it a store has. Imports no MLflow."""
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from math import isfinite
+from typing import Any
+
+from sweep.record import journal
+from sweep.record.folder import RunFolder, read_json, write_atomic
+
+_MAX_VALUES = 1000  # metric values in a portion, but for its last record
+_MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
+_MAX_TAG_LENGTH = 8000
+
+Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
+
+
+class Sent:
+    """What `mlflow.json` says of a trial's run in one store.
+
+    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
+    a run though `run_id` is None.
+    """
+
+    def __init__(self, folder: RunFolder, store: str) -> None:
+        self._path, self._store = folder.mirror_state, store
+        self._stores: dict[str, Any] = read_json(self._path, {})
+        known = self._stores.get(store, {})
+        self.run_id: str | None = known.get("run_id")
+        self.offset: int = known.get("offset", 0) if self.run_id else 0
+        self.attempted: bool = known.get("attempted", False)
+
+    def save(self, durable: bool = True) -> None:
+        self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
+        write_atomic(self._path, json.dumps(self._stores), durable)
+
+
+class Portion:
+    """Consecutive records of a journal.
+
+    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
+    earlier one. points: without those that are not finite, which break MLflow's run page.
+    """
+
+    def __init__(self, records: list[journal.Record]) -> None:
+        starts = [record for record in records if record["kind"] == "start"]
+        self.start = starts[0] if starts else None
+        self.end = records[-1] if records[-1]["kind"] == "end" else None
+        params = starts[0]["params"] if starts else {}
+        self.params = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+        tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
+        self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
+        self.points: list[Point] = [*chain.from_iterable(column for record in records for column in _points(record))]
+
+
+def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Portion, int]]:
+    """Records in portions that MLflow takes in one batch or little more, each with the offset behind it."""
+    portion: list[journal.Record] = []
+    n_values = 0
+    for record, offset in records:
+        portion.append(record)
+        n_values += len(record.get("steps", ())) * len(record.get("values", ()))
+        if n_values >= _MAX_VALUES:
+            yield Portion(portion), offset
+            portion, n_values = [], 0
+    if portion:
+        yield Portion(portion), offset
+
+
+def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
+    """Paths below the trial's folder; records of before 0.2 do not name them."""
+    usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
+    return end.get("artifacts", [path.name for path in usual])
+
+
+def _points(record: journal.Record) -> Iterator[list[Point]]:
+    time, steps = record["time"], record.get("steps", ())
+    for key, column in record.get("values", {}).items():
+        yield [(key, value, time, step) for step, value in zip(steps, column, strict=True) if isfinite(value)]
