@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.fx.experimental import _config as fx_config
 
 from sweep.errors import Diverged, one_line
 from sweep.seeds import derive_seed
@@ -54,7 +55,7 @@ class Slot(Course):
         """weights: the initial ones, as `state_dict` of the model."""
         super().__init__(schedule, trainer, n_train)
         self.weights = weights  # until it has its row
-        self.moments: Mapping[str, Sequence[Tensor]] = {}  # likewise; of an optimizer that was restored
+        self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
         self.scalars = dict(rule.scalars)
         self.random = torch.Generator().manual_seed(derive_seed(trainer.seed, "train"))  # of dropout, as if alone
         self.listener: Listener | None = None
@@ -66,10 +67,10 @@ class Slot(Course):
         self.load_course_state(state)
         self.random.set_state(state["random"]["torch"])
         self.weights = state["model"]
-        kept = [kept for _, kept in sorted(state["optimizer"]["state"].items())]  # by place among the parameters
+        kept = state["optimizer"]["state"]  # by place; Adagrad keeps some of weights that are not trained, too
         if kept:
-            self.moments = {name: [of_one[name] for of_one in kept] for name in rule.state}
-            self.scalars = {name: float(kept[0][name]) for name in rule.scalars}
+            self.moments = {name: {place: of_one[name] for place, of_one in kept.items()} for name in rule.state}
+            self.scalars = {name: float(next(iter(kept.values()))[name]) for name in rule.scalars}
 
     @property
     def group(self) -> dict[str, Any]:
@@ -112,7 +113,7 @@ class Pack:
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
         self._refuse_unstackable()
         self._traced = self._gradients if trainer.compile else Traced(self._gradients, _WORTH_A_TRACE)
-        self._update = torch.compile(self._plain_update, dynamic=True) if trainer.compile else self._plain_update
+        self._update = _compiled(self._plain_update) if trainer.compile else self._plain_update
 
     def seat(self, slot: Slot) -> None:
         """Gives a trial the next free row."""
@@ -126,7 +127,7 @@ class Pack:
             fixed[row] = weights[name]
         for name, stacked in self._state.items():
             if name in slot.moments:
-                stacked[row] = torch.cat([tensor.flatten() for tensor in slot.moments[name]])
+                stacked[row] = torch.cat([slot.moments[name][place].flatten() for place in self._layout.places])
             else:
                 stacked[row] = self.rule.initial(name, slot.group)
         slot.moments = {}
@@ -162,9 +163,13 @@ class Pack:
         ended: dict[Slot, Exception | None] = {}
         for slot in [*self.slots]:
             try:
-                slot.start_epoch()
+                if slot.is_over:  # it was when it was saved
+                    ended[slot] = None
+                else:
+                    slot.start_epoch()
             except Exception as error:  # whatever a scheduler raises
                 ended[slot] = error
+            if slot in ended:
                 self.leave(slot)
         losses = self._train()  # (n, n_updates)
         for slot, values in zip(self.slots, losses, strict=True):
@@ -191,7 +196,7 @@ class Pack:
 
     def _train(self) -> list[list[float]]:
         """The updates of an epoch. Returns the loss of each, by row."""
-        size = _BLOCK.get(self.device.type, len(self.slots))
+        size = _BLOCK.get(self.device.type, max(1, len(self.slots)))
         self._masked.train()
         losses = []
         for first in range(0, len(self.slots), size):
@@ -451,6 +456,18 @@ def _rehearsed(model: nn.Module, loss_fn: LossFn, x: Tensor, y: Tensor) -> tuple
 
 def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     calls.append((name, inputs[0].shape))
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled once for all sizes. By default torch takes sizes, and offsets, that happen to be equal at first (a batch
+    of 64 in a pack of 64) for the same one, and compiles anew when they differ."""
+    compiled = torch.compile(function, dynamic=True)
+
+    def call(*arguments: Any) -> Tensor:
+        with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]  # torch adds it
+            return compiled(*arguments)
+
+    return call
 
 
 def _filled(items: list[T], n: int) -> list[T]:
