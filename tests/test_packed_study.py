@@ -189,7 +189,7 @@ def epochs_of(cwd: Path, number: int) -> int:
 def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
     """Under the default sampler and pruner, recorded in MLflow."""
     with start(tmp_path, *LONG_STUDY) as process:
-        wait_until(lambda: all(epochs_of(tmp_path, number) >= 2 for number in range(4)), process)
+        wait_until(lambda: sum(epochs_of(tmp_path, number) for number in range(4)) >= 7, process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -198,7 +198,7 @@ def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp
     reached = {number: epochs_of(tmp_path, number) for number in running}
     assert reached
     with start(tmp_path, *LONG_STUDY) as process:
-        wait_until(lambda: all(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
+        wait_until(lambda: any(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
