@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -51,13 +52,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--per-study", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None, help="of the victims and moments (default: the clock)")
+    parser.add_argument("--packed", action="store_true", help="commands pack trials, each as many as it likes")
     arguments = parser.parse_args()
+    packs = (1, 4, 16) if arguments.packed else (1,)
     seed = time.time_ns() % 10**6 if arguments.seed is None else arguments.seed
     killed, n_bad, i = Counter[str](), 0, 0
     while killed.total() < arguments.kills:
         n = min(arguments.per_study, arguments.kills - killed.total())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            now, problems = play(Path(place), n, random.Random(f"{seed}/{i}"), may_fail=i % 4 == 3)
+            now, problems = play(Path(place), n, random.Random(f"{seed}/{i}"), i % 4 == 3, packs)
         killed += now
         n_bad += bool(problems)
         i += 1
@@ -66,8 +69,10 @@ def main() -> int:
     return 1 if n_bad else 0
 
 
-def play(place: Path, n_kills: int, rng: random.Random, may_fail: bool = False) -> tuple[Counter[str], list[str]]:
-    """Whom it killed, and what is wrong with the study in the end."""
+def play(
+    place: Path, n_kills: int, rng: random.Random, may_fail: bool = False, packs: Sequence[int] = (1,)
+) -> tuple[Counter[str], list[str]]:
+    """Whom it killed, and what is wrong with the study in the end. packs: of which each command takes one."""
     controllers: list[subprocess.Popen[bytes]] = []
     killed = Counter[str]()
     deadline = time.monotonic() + PATIENCE_S
@@ -81,9 +86,8 @@ def play(place: Path, n_kills: int, rng: random.Random, may_fail: bool = False) 
                 if is_complete(place):
                     break
                 for _ in range(rng.choice([1, 1, 2])):  # at the same instant
-                    controllers.append(
-                        subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
-                    )
+                    own = [*command, f"hydra.sweeper.pack={rng.choice(packs)}"]
+                    controllers.append(subprocess.Popen(own, cwd=place, stdout=log, stderr=log, start_new_session=True))
                 continue
             time.sleep(rng.uniform(0.1, 6.0))
             victim, kind = rng.choice([v for c in alive for v in victims(c.pid)])
