@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from processes import (
     final_values,
+    make_store,
     mlflow_curve,
     mlflow_runs,
     n_recorded,
@@ -55,7 +56,7 @@ def assert_mlflow_has_it_once(cwd: Path) -> None:
 
 def kill(cwd: Path, *overrides: str, at_epoch: int) -> None:
     """Starts a run and kills it, as the kernel does when memory is short, once it has recorded so many epochs."""
-    with start(cwd, *overrides) as process:
+    with start(make_store(cwd), *overrides) as process:
         wait_for_epochs(cwd, at_epoch, process)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -89,7 +90,7 @@ def test_a_run_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_one
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run was stopped with Ctrl-C, which a terminal sends to the whole foreground process group."""
-    cwd = tmp_path_factory.mktemp("interrupted")
+    cwd = make_store(tmp_path_factory.mktemp("interrupted"))
     with start(cwd, *SMALL, NEVER) as process:
         wait_for_epochs(cwd, 20, process)
         os.killpg(process.pid, signal.SIGINT)
