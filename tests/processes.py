@@ -1,9 +1,13 @@
 """`python -m sweep.run` as a user starts it, watched and stopped from outside; and what MLflow has of it."""
 
+import atexit
+import functools
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +15,12 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from zygote import Zygote
 
 from sweep.record import journal
 from sweep.record.folder import RunFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
 
 RUN = (sys.executable, "-m", "sweep.run")
 _OWN = ("MLFLOW_TRACKING_URI", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS")
@@ -37,6 +44,39 @@ def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: s
         timeout=_PATIENCE_S,
         check=False,
     )
+
+
+def quick(cwd: Path, *overrides: str, torch: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Like `run`, forked from a process that has the imports behind it; see zygote.py.
+
+    torch: whether that is among them. A command that never needs it is faster without.
+    """
+    return _zygote(torch).run(cwd, overrides, environment(**changes), _PATIENCE_S)
+
+
+@functools.cache
+def _zygote(torch: bool) -> Zygote:
+    zygote = Zygote(environment(), light=not torch)
+    atexit.register(zygote.close)
+    return zygote
+
+
+def make_store(cwd: Path) -> Path:
+    """The empty MLflow store that a first run in `cwd` would make, whose tables cost it a second or two."""
+    folder = cwd / "outputs"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(empty_store(), folder / "mlflow.db")
+    return cwd
+
+
+@functools.cache
+def empty_store() -> Path:
+    """To be copied."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    made = Path(folder.name) / "mlflow.db"
+    Mirror(Store(f"sqlite:///{made}", made.parent / "mlartifacts"))
+    return made
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

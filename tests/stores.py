@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -16,6 +17,7 @@ from typing import Any
 from conftest import wait_until
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from processes import empty_store
 
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
@@ -44,6 +46,8 @@ class Server:
             "--backend-store-uri": f"sqlite:///{self.database}",
             "--artifacts-destination": str(self.folder / "artifacts"),
         }
+        if not self.database.exists():
+            shutil.copy(empty_store(), self.database)
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],

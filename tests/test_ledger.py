@@ -164,12 +164,12 @@ def test_a_beat_is_heard_while_a_trial_runs(folder):
         a = ledger(folder, "a")
         trial = a.claim(N_TRIALS)
         assert trial is not None
-        with a.beating(trial, every_s=0.01):
+        with a.beating([trial], every_s=0.01):
             from conftest import wait_until
 
             wait_until(lambda: trials(folder)[0].user_attrs.get(BEAT, 0) >= 2, "two beats")
         finish(folder, 0)
-        with a.beating(trial, every_s=0.01):  # of a trial that is over: no harm
+        with a.beating([trial], every_s=0.01):  # of a trial that is over: no harm
             pass
 
 

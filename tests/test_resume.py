@@ -10,10 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 from processes import (
     final_values,
+    make_store,
     mlflow_curve,
     mlflow_runs,
     n_recorded,
     only_run,
+    quick,
     recorded,
     run,
     start,
@@ -32,7 +34,7 @@ EVERY_EPOCH, NEVER = "trainer.checkpoint_interval_s=0", "trainer.checkpoint_inte
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     cwd = tmp_path_factory.mktemp("uninterrupted")
-    done = run(cwd, *SMALL, NEVER, "tracking=off")
+    done = quick(cwd, *SMALL, NEVER, "tracking=off")
     assert done.returncode == 0, done.stderr
     assert len(recorded(only_run(cwd))["val/loss"][0]) == N_EPOCHS
     return only_run(cwd)
@@ -54,7 +56,7 @@ def assert_mlflow_has_it_once(cwd: Path) -> None:
 
 def kill(cwd: Path, *overrides: str, at_epoch: int) -> None:
     """Starts a run and kills it, as the kernel does when memory is short, once it has recorded so many epochs."""
-    with start(cwd, *overrides) as process:
+    with start(make_store(cwd), *overrides) as process:
         wait_for_epochs(cwd, at_epoch, process)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -74,7 +76,7 @@ def test_a_run_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_one
     assert [logged.info.status for logged in mlflow_runs(tmp_path)] == ["KILLED"]
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    done = run(elsewhere, f"resume={folder.path}")
+    done = quick(elsewhere, f"resume={folder.path}")
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
     assert_bitwise_equal(folder, uninterrupted)
@@ -88,7 +90,7 @@ def test_a_run_killed_in_the_middle_and_resumed_is_bitwise_the_uninterrupted_one
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run was stopped with Ctrl-C, which a terminal sends to the whole foreground process group."""
-    cwd = tmp_path_factory.mktemp("interrupted")
+    cwd = make_store(tmp_path_factory.mktemp("interrupted"))
     with start(cwd, *SMALL, NEVER) as process:
         wait_for_epochs(cwd, 20, process)
         os.killpg(process.pid, signal.SIGINT)
@@ -121,7 +123,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_marks_the_mlflow_run_killed(interrupted):
 
 def test_a_run_stopped_with_ctrl_c_and_resumed_is_bitwise_the_uninterrupted_one(stopped, uninterrupted):
     folder = only_run(stopped)
-    done = run(stopped, f"resume={folder.path.relative_to(stopped)}")
+    done = quick(stopped, f"resume={folder.path.relative_to(stopped)}")
     assert done.returncode == 0, done.stderr
     assert_bitwise_equal(folder, uninterrupted)
     assert_mlflow_has_it_once(stopped)
@@ -132,7 +134,7 @@ def test_a_truncated_checkpoint_is_refused(stopped):
     edit(folder, "tracking.mlflow=false")
     os.truncate(folder.checkpoint, folder.checkpoint.stat().st_size // 2)
     before = folder.journal.read_bytes()
-    done = run(stopped, f"resume={folder.path}")
+    done = quick(stopped, f"resume={folder.path}")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: resume: ")
     assert "checkpoint.pt" in line
@@ -144,7 +146,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(stopped):
     folder = only_run(stopped)
     edit(folder, "tracking.mlflow=false", "model.widths=[16]")
     before = folder.journal.read_bytes()
-    done = run(stopped, f"resume={folder.path}")
+    done = quick(stopped, f"resume={folder.path}")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: resume: ")
     assert "another model" in line
@@ -154,7 +156,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(stopped):
 
 @pytest.mark.parametrize("change", ["trainer.epochs=300", "optimizer=sgd", "+model.act=tanh"])
 def test_a_resumed_run_cannot_be_changed(change, interrupted):
-    done = run(interrupted, f"resume={only_run(interrupted).path}", change)
+    done = quick(interrupted, f"resume={only_run(interrupted).path}", change)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: resume: ")
     assert f"'{change}'" in line
@@ -162,7 +164,7 @@ def test_a_resumed_run_cannot_be_changed(change, interrupted):
 
 
 def test_a_finished_run_is_not_resumed(uninterrupted, tmp_path):
-    done = run(tmp_path, f"resume={uninterrupted.path}")
+    done = quick(tmp_path, f"resume={uninterrupted.path}")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: resume: ")
     assert "has finished" in line
@@ -171,7 +173,7 @@ def test_a_finished_run_is_not_resumed(uninterrupted, tmp_path):
 
 def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path):
     (tmp_path / "photos").mkdir()
-    done = run(tmp_path, "resume=photos")
+    done = quick(tmp_path, "resume=photos")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: resume: ")
     assert "photos" in line
@@ -217,6 +219,6 @@ def test_a_full_disk_is_a_clear_error_and_what_was_recorded_before_is_whole(tmp_
     assert 10 <= n < N_EPOCHS
     assert kept["val/loss"] == (whole["val/loss"][0][:n], whole["val/loss"][1][:n])
 
-    done = run(tmp_path, f"resume={folder.path}")  # with room again
+    done = quick(tmp_path, f"resume={folder.path}")  # with room again
     assert done.returncode == 0, done.stderr
     assert_bitwise_equal(folder, uninterrupted)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: whole processes, their output, their exit status, and what they leave."""
 
 import fcntl
+import functools
 import os
 import pty
 import re
@@ -19,10 +20,12 @@ from processes import (
     client,
     environment,
     error_line,
+    make_store,
     mlflow_curve,
     mlflow_runs,
     n_mlflow_runs,
     only_run,
+    quick,
     recorded,
     run,
     wait_for_helper,
@@ -161,7 +164,7 @@ def run_in_a_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(cwd, "add", ".")
     git(cwd, "commit", "-m", "options")
     option.write_text("_target_: torch.optim.SGD\nlr: 0.125\n")
-    done = run(cwd, "--config-dir", "my conf", "optimizer=mine", *UNTRACKED)
+    done = quick(cwd, "--config-dir", "my conf", "optimizer=mine", *UNTRACKED)
     assert done.returncode == 0, done.stderr
     return cwd
 
@@ -191,8 +194,8 @@ def test_the_recorded_command_finds_a_users_options_from_anywhere(run_in_a_repos
 
 @pytest.fixture(scope="module")
 def four_runs(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    cwd = tmp_path_factory.mktemp("multirun")
-    done = run(cwd, "-m", "hydra/sweeper=basic", DEBUG, "optimizer=sgd,adam", "seed=0,1")
+    cwd = make_store(tmp_path_factory.mktemp("multirun"))
+    done = quick(cwd, "-m", "hydra/sweeper=basic", DEBUG, "optimizer=sgd,adam", "seed=0,1")
     assert done.returncode == 0, done.stderr
     return Finished(cwd, done)
 
@@ -216,7 +219,7 @@ def test_a_trial_of_a_multirun_is_bitwise_what_it_is_alone(four_runs, debug_run)
 
 def test_the_optuna_sweeper_gets_the_objective_and_writes_the_best(tmp_path):
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
-    done = run(tmp_path, "-m", *UNTRACKED, *search, "scheduler=constant", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
+    done = quick(tmp_path, "-m", *UNTRACKED, *search, "scheduler=constant", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
     assert done.returncode == 0, done.stderr
     (results,) = tmp_path.glob("outputs/multirun/*/optimization_results.yaml")
     best = {}
@@ -264,10 +267,15 @@ CONFIG_MISTAKES = {
 }
 
 
+WHOLE_PROCESSES = ("unknown key", "wrong type of a learning rate", "nested target", "text in a cell")
+without_torch = functools.partial(quick, torch=False)
+
+
 @pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
 def test_a_mistake_in_the_config_is_one_line_before_torch_is_loaded(mistake, tmp_path, tripwire):
     overrides, key, hint = CONFIG_MISTAKES[mistake]
-    done = run(tmp_path, *overrides, PYTHONPATH=tripwire)
+    begin = run if mistake in WHOLE_PROCESSES else without_torch
+    done = begin(tmp_path, *overrides, PYTHONPATH=tripwire)
     line = error_line(done)
     assert line.startswith(f"error: {key}: ")
     assert hint in line
@@ -297,7 +305,8 @@ def test_a_fault_in_a_table_is_one_line_that_says_where(fault, tmp_path, tripwir
     text, key, hint = TABLES[fault]
     if text is not None:
         (tmp_path / "table.csv").write_text(text)
-    done = run(tmp_path, "data=table", "data.path=table.csv", "data.target=y", PYTHONPATH=tripwire)
+    begin = run if fault in WHOLE_PROCESSES else without_torch
+    done = begin(tmp_path, "data=table", "data.path=table.csv", "data.target=y", PYTHONPATH=tripwire)
     line = error_line(done)
     assert line.startswith(f"error: {key}: ")
     assert hint in line
@@ -308,7 +317,7 @@ def test_a_fault_in_a_table_is_one_line_that_says_where(fault, tmp_path, tripwir
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
 def test_an_output_dir_that_cannot_be_written_is_one_line(place, tmp_path, tripwire):
     (tmp_path / "file").write_text("not a folder")
-    done = run(tmp_path, DEBUG, f"output_dir={place}", PYTHONPATH=tripwire)
+    done = without_torch(tmp_path, DEBUG, f"output_dir={place}", PYTHONPATH=tripwire)
     line = error_line(done)
     assert line.startswith("error: output_dir: ")
     assert place in line
@@ -316,7 +325,7 @@ def test_an_output_dir_that_cannot_be_written_is_one_line(place, tmp_path, tripw
 
 
 def test_an_argument_that_the_target_does_not_take_is_one_line_and_no_mlflow_run(tmp_path):
-    done = run(tmp_path, DEBUG, "optimizer=sgd", "+optimizer.betas=[0.9,0.99]")
+    done = quick(make_store(tmp_path), DEBUG, "optimizer=sgd", "+optimizer.betas=[0.9,0.99]")
     line = error_line(done)
     assert line.startswith("error: optimizer.betas: ")
     assert "momentum" in line  # one of those it takes
@@ -333,7 +342,7 @@ def test_a_traceback_is_shown_only_where_it_is_asked_for(tmp_path, tripwire):
 
 
 def test_a_mistake_in_one_trial_of_a_multirun_is_one_line_and_spares_the_others(tmp_path):
-    done = run(tmp_path, "-m", "hydra/sweeper=basic", *UNTRACKED, "scheduler=constant", "optimizer.lr=0,1e-3")
+    done = quick(tmp_path, "-m", "hydra/sweeper=basic", *UNTRACKED, "scheduler=constant", "optimizer.lr=0,1e-3")
     assert error_line(done).startswith("error: optimizer.lr: ")
     assert done.returncode == 2
     (finished,) = tmp_path.glob("outputs/multirun/*/*/journal.jsonl")
@@ -346,9 +355,9 @@ def test_a_mistake_in_one_trial_of_a_multirun_is_one_line_and_spares_the_others(
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The learning rate grows a thousandfold every epoch."""
-    cwd = tmp_path_factory.mktemp("diverged")
+    cwd = make_store(tmp_path_factory.mktemp("diverged"))
     growing = ("optimizer=sgd", "optimizer.lr=1e-2", "scheduler=exponential", "scheduler.gamma=1000")
-    return Finished(cwd, run(cwd, DEBUG, *growing, "trainer.epochs=30"))
+    return Finished(cwd, quick(cwd, DEBUG, *growing, "trainer.epochs=30"))
 
 
 def test_divergence_ends_the_run_with_one_line_that_says_step_and_lr(diverged):

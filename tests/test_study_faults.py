@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import RUN, error_line, mlflow_runs, run, start, wait_until
+from processes import RUN, error_line, make_store, mlflow_runs, quick, run, start, wait_until
 
 from sweep.record import journal
 from sweep.record.folder import StudyFolder
 
 
 def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
-    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0))
+    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0), n_trials=12, n_workers=2)
     assert killed.total() == 2
     assert problems == []
 
@@ -30,7 +30,7 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     postgresql: str, another_postgresql: str, tmp_path: Path
 ) -> None:
     tracking_uri = another_postgresql.replace("+psycopg", "")
-    done = run(
+    done = quick(
         tmp_path,
         *("-m", "experiment=debug", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2"),
         f"hydra.sweeper.storage={postgresql}",
@@ -94,8 +94,8 @@ def test_a_trial_whose_workers_die_too_often_fails_in_optuna_and_in_mlflow(tmp_p
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "__init__.py").write_text(_FATAL)
     model = ("model._target_=mypkg.Fatal", "~model.widths", "~model.activation", "~model.dropout", "+model.width=1,2,3")
-    done = run(
-        tmp_path,
+    done = quick(
+        make_store(tmp_path),
         *("-m", "experiment=debug", *model, "hydra/sweeper/sampler=grid", "scheduler=constant", "optimizer.lr=0.1"),
         *("trainer.batch_size=16", "hydra.sweeper.study_name=s", "hydra.sweeper.max_retries=1"),
         *("hydra/launcher=joblib", "hydra.sweeper.n_jobs=2"),
@@ -119,7 +119,7 @@ def test_a_trial_of_several_objectives_that_gets_further_survives_the_deaths_of_
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "__init__.py").write_text(_MORTAL)
     model = ("model._target_=mypkg.Mortal", "~model.widths", "~model.activation", "~model.dropout")
-    done = run(
+    done = quick(
         tmp_path,
         *("-m", "experiment=debug", "tracking=off", *model, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=1"),
         *("trainer.batch_size=16", "trainer.epochs=10", "trainer.checkpoint_interval_s=0", "hydra.sweeper.n_jobs=2"),
@@ -161,7 +161,7 @@ def test_a_full_disk_stops_the_study_and_fails_no_trial(tmp_path: Path) -> None:
     assert error_line(full).startswith("error: output_dir: ")
     assert "make room" in full.stderr
     assert full.returncode == 1
-    done = run(tmp_path, *command, *study)
+    done = quick(tmp_path, *command, *study)
     assert done.returncode == 0, done.stderr
     storage = JournalStorage(JournalFileBackend(str(folder.storage)))
     trials = optuna.load_study(study_name="s", storage=storage).get_trials()
@@ -178,10 +178,10 @@ def test_a_pruned_parallel_resumed_study_finds_as_good_a_value_as_one_trial_afte
         whole, fast = tmp_path / f"whole{seed}", tmp_path / f"fast{seed}"
         for cwd in (whole, fast):
             cwd.mkdir()
-        sequential = run(whole, *search, "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=12")
+        sequential = quick(whole, *search, "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=12")
         assert sequential.returncode == 0, sequential.stderr
-        for n_trials in (8, 24):
-            done = run(fast, *search, "hydra.sweeper.n_jobs=2", f"hydra.sweeper.n_trials={n_trials}")
+        for n_trials, n_jobs in ((8, 1), (24, 2)):
+            done = quick(fast, *search, f"hydra.sweeper.n_jobs={n_jobs}", f"hydra.sweeper.n_trials={n_trials}")
             assert done.returncode == 0, done.stderr
         assert n_epochs(fast) <= n_epochs(whole) == 12 * 24
         assert best_value(fast) <= 1.1 * best_value(whole)
@@ -216,7 +216,7 @@ class Fatal(nn.Linear):
 
 
 def test_a_database_that_is_mlflows_already_is_refused(postgresql: str, tmp_path: Path) -> None:
-    done = run(
+    done = quick(
         tmp_path,
         *("-m", "experiment=debug", f"hydra.sweeper.storage={postgresql}"),
         MLFLOW_TRACKING_URI=postgresql.replace("+psycopg", ""),

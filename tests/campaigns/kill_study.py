@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -29,7 +30,7 @@ from sweep.record.folder import StudyFolder
 from sweep.study.journal_file import JournalFile
 
 NAME = "hunted"
-N_TRIALS = 24
+N_TRIALS, N_WORKERS = 24, 4
 STUDY = (
     "experiment=debug",
     "trainer.epochs=12",
@@ -37,8 +38,6 @@ STUDY = (
     "split.max_samples=3000",
     "optimizer=sgd,adam",
     f"hydra.sweeper.study_name={NAME}",
-    f"hydra.sweeper.n_trials={N_TRIALS}",
-    "hydra.sweeper.n_jobs=4",
     "hydra.sweeper.max_failure_rate=1",
 )
 _PATIENT = "hydra.sweeper.max_retries=1000"
@@ -51,13 +50,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--per-study", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None, help="of the victims and moments (default: the clock)")
+    parser.add_argument("--packed", action="store_true", help="commands pack trials, each as many as it likes")
     arguments = parser.parse_args()
+    packs = (1, 4, 16) if arguments.packed else (1,)
     seed = time.time_ns() % 10**6 if arguments.seed is None else arguments.seed
     killed, n_bad, i = Counter[str](), 0, 0
     while killed.total() < arguments.kills:
         n = min(arguments.per_study, arguments.kills - killed.total())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            now, problems = play(Path(place), n, random.Random(f"{seed}/{i}"), may_fail=i % 4 == 3)
+            now, problems = play(Path(place), n, random.Random(f"{seed}/{i}"), i % 4 == 3, packs)
         killed += now
         n_bad += bool(problems)
         i += 1
@@ -66,24 +67,33 @@ def main() -> int:
     return 1 if n_bad else 0
 
 
-def play(place: Path, n_kills: int, rng: random.Random, may_fail: bool = False) -> tuple[Counter[str], list[str]]:
-    """Whom it killed, and what is wrong with the study in the end."""
+def play(
+    place: Path,
+    n_kills: int,
+    rng: random.Random,
+    may_fail: bool = False,
+    packs: Sequence[int] = (1,),
+    *,
+    n_trials: int = N_TRIALS,
+    n_workers: int = N_WORKERS,
+) -> tuple[Counter[str], list[str]]:
+    """Whom it killed, and what is wrong with the study in the end. packs: of which each command takes one."""
     controllers: list[subprocess.Popen[bytes]] = []
     killed = Counter[str]()
     deadline = time.monotonic() + PATIENCE_S
-    command = [sys.executable, "-m", "sweep.run", "-m", *STUDY, _IMPATIENT if may_fail else _PATIENT]
+    scale = (f"hydra.sweeper.n_trials={n_trials}", f"hydra.sweeper.n_jobs={n_workers}")
+    command = [sys.executable, "-m", "sweep.run", "-m", *STUDY, *scale, _IMPATIENT if may_fail else _PATIENT]
     log = open(place / "log.txt", "ab")  # noqa: SIM115  # closed below
     try:
         while killed.total() < n_kills:
             assert time.monotonic() < deadline, "the study takes too long"
             alive = [c for c in controllers if c.poll() is None]
             if not alive:
-                if is_complete(place):
+                if is_complete(place, n_trials):
                     break
                 for _ in range(rng.choice([1, 1, 2])):  # at the same instant
-                    controllers.append(
-                        subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
-                    )
+                    own = [*command, f"hydra.sweeper.pack={rng.choice(packs)}"]
+                    controllers.append(subprocess.Popen(own, cwd=place, stdout=log, stderr=log, start_new_session=True))
                 continue
             time.sleep(rng.uniform(0.1, 6.0))
             victim, kind = rng.choice([v for c in alive for v in victims(c.pid)])
@@ -102,7 +112,7 @@ def play(place: Path, n_kills: int, rng: random.Random, may_fail: bool = False) 
         log.close()
     if done.returncode != 0:
         return killed, [f"the command ended with {done.returncode}: {done.stderr.strip()[-500:]}"]
-    return killed, problems_of(place, may_fail)
+    return killed, problems_of(place, may_fail, n_trials)
 
 
 def victims(controller: int) -> list[tuple[int, str]]:
@@ -132,16 +142,16 @@ def trials_of(place: Path) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False)
 
 
-def is_complete(place: Path) -> bool:
+def is_complete(place: Path, n_trials: int) -> bool:
     trials = trials_of(place)
-    return len(trials) == N_TRIALS and all(t.state.is_finished() for t in trials)
+    return len(trials) == n_trials and all(t.state.is_finished() for t in trials)
 
 
-def problems_of(place: Path, may_fail: bool) -> list[str]:
+def problems_of(place: Path, may_fail: bool, n_trials: int) -> list[str]:
     """What is wrong with the study below `place`, which should be complete, and with what MLflow has of it."""
     trials = trials_of(place)
     problems = []
-    if [t.number for t in trials] != list(range(N_TRIALS)):
+    if [t.number for t in trials] != list(range(n_trials)):
         problems.append(f"the numbers are {[t.number for t in trials]}")
     if unfinished := [t.number for t in trials if not t.state.is_finished()]:
         problems.append(f"trials {unfinished} are not finished")
@@ -149,7 +159,7 @@ def problems_of(place: Path, may_fail: bool) -> list[str]:
         problems.append(f"trial {failed[0].number} failed: {failed[0].user_attrs}")
     folder = StudyFolder(place / "outputs" / "studies" / NAME)
     folders = sorted(int(path.name) for path in folder.trials.iterdir())
-    if folders != list(range(N_TRIALS)):
+    if folders != list(range(n_trials)):
         problems.append(f"the folders are {folders}")
     sync = [sys.executable, "-m", "sweep.sync", str(place / "outputs")]
     synced = subprocess.run(sync, capture_output=True, text=True, check=False)
