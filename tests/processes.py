@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from zygote import Zygote
+from zygote import Command, Zygote
 
 from sweep.record import journal
 from sweep.record.folder import RunFolder
@@ -51,7 +51,15 @@ def quick(cwd: Path, *overrides: str, torch: bool = True, **changes: str) -> sub
 
     torch: whether that is among them. A command that never needs it is faster without.
     """
-    return _zygote(torch).run(cwd, overrides, environment(**changes), _PATIENCE_S)
+    with _zygote(torch).start(cwd, overrides, environment(**changes)) as command:
+        out, err = command.communicate(_PATIENCE_S)
+    assert command.returncode is not None
+    return subprocess.CompletedProcess(overrides, command.returncode, out, err)
+
+
+def quick_start(cwd: Path, *overrides: str) -> Command:
+    """Like `start`, forked in the same way."""
+    return _zygote(True).start(cwd, overrides, environment())
 
 
 @functools.cache
@@ -98,7 +106,7 @@ def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | Command | None = None) -> None:
     """Returns once `condition` holds; fails when it takes too long, or `process` ends before."""
     deadline = time.monotonic() + _PATIENCE_S
     while not condition():
@@ -113,7 +121,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | No
         raise AssertionError(f"ended early: {process.communicate()}")
 
 
-def wait_for_epochs(cwd: Path, n_epochs: int, process: subprocess.Popen[str]) -> None:
+def wait_for_epochs(cwd: Path, n_epochs: int, process: subprocess.Popen[str] | Command) -> None:
     """Returns once the only run below `cwd` has recorded so many epochs."""
     wait_until(lambda: n_recorded(cwd) >= n_epochs, process)
 

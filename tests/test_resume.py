@@ -16,6 +16,7 @@ from processes import (
     n_recorded,
     only_run,
     quick,
+    quick_start,
     recorded,
     run,
     start,
@@ -56,7 +57,7 @@ def assert_mlflow_has_it_once(cwd: Path) -> None:
 
 def kill(cwd: Path, *overrides: str, at_epoch: int) -> None:
     """Starts a run and kills it, as the kernel does when memory is short, once it has recorded so many epochs."""
-    with start(make_store(cwd), *overrides) as process:
+    with quick_start(make_store(cwd), *overrides) as process:
         wait_for_epochs(cwd, at_epoch, process)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -203,7 +204,7 @@ def test_a_running_run_is_not_resumed_by_another_process_and_sigterm_stops_it_in
 def test_a_full_disk_is_a_clear_error_and_what_was_recorded_before_is_whole(tmp_path, uninterrupted):
     """The journal outgrows the largest file that the process may write."""
     limit = 40_000  # bytes; the checkpoint takes 22,000, the whole journal 100,000
-    with start(tmp_path, *SMALL, EVERY_EPOCH, "tracking=off") as process:
+    with quick_start(tmp_path, *SMALL, EVERY_EPOCH, "tracking=off") as process:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         _, err = process.communicate()
     (line,) = err.splitlines()

@@ -29,6 +29,7 @@ from processes import (
     mlflow_runs,
     only_run,
     quick,
+    quick_start,
     recorded,
     run,
     start,
@@ -499,7 +500,8 @@ def whole(tmp_path_factory) -> StudyFolder:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, whole, tmp_path):
     stopped = make_store(tmp_path)
-    with start(stopped, "-m", *LONG) as process:
+    begin = start if signum == signal.SIGINT else quick_start
+    with begin(stopped, "-m", *LONG) as process:
         wait_until(lambda: epochs_of(stopped, 0) >= 10, process)
         process.send_signal(signum)
         out, err = process.communicate()
@@ -553,7 +555,7 @@ def group_lives(group: int) -> bool:
 
 def test_a_command_takes_the_record_over_from_one_that_stops(tmp_path):
     make_store(tmp_path)
-    with start(tmp_path, "-m", *LONG) as first, start(tmp_path, "-m", *LONG) as second:
+    with quick_start(tmp_path, "-m", *LONG) as first, quick_start(tmp_path, "-m", *LONG) as second:
         for number in (0, 1):
             wait_until(lambda n=number: epochs_of(tmp_path, n) >= 1)
         first.send_signal(signal.SIGINT)
@@ -569,7 +571,7 @@ def test_a_command_takes_the_record_over_from_one_that_stops(tmp_path):
 
 def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
     command = ("-m", "experiment=debug", "hydra.sweeper.n_trials=8", "optimizer=sgd,adam", NAMED)
-    both = [start(tmp_path, *command) for _ in range(2)]
+    both = [quick_start(tmp_path, *command) for _ in range(2)]
     for process in both:
         _, err = process.communicate()
         assert process.returncode == 0, err
@@ -593,7 +595,7 @@ def test_two_machines_that_keep_a_record_of_one_study_send_each_point_once(tmp_p
     for cwd in machines:
         cwd.mkdir()
     assert quick(machines[0], *command, "hydra.sweeper.n_trials=2").returncode == 0
-    for process in [start(cwd, *command, "hydra.sweeper.n_trials=6") for cwd in machines]:
+    for process in [quick_start(cwd, *command, "hydra.sweeper.n_trials=6") for cwd in machines]:
         _, err = process.communicate()
         assert process.returncode == 0, err
     for cwd in machines:

@@ -6,7 +6,7 @@ so cost nothing. For tests of what a command does. One of how it starts, what it
 `processes.run`.
 
 The file is both sides: `Zygote` for the tests, and as a program the process that forks. It reads a line of JSON for
-each command, and answers with a line: the exit status.
+each command, and answers with lines: "started PID", and some time later "ended PID STATUS".
 """
 
 import json
@@ -17,9 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 _LIGHT = (
     *("sweep.composition", "sweep.config", "sweep.build", "sweep.record.folder", "sweep.study.sweeper"),
@@ -29,7 +30,46 @@ _HEAVY = (
     *(*_LIGHT, "sweep.trial", "sweep.train.loop", "sweep.record.summary", "sweep.study.again", "sweep.study.plots"),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
 )
-_READY = "ready\n"
+_PATIENCE_S = 120.0
+
+
+class Command:
+    """One that a zygote has started: as much of `subprocess.Popen` as the tests use."""
+
+    def __init__(self, zygote: "Zygote", pid: int, out: Path, err: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._zygote, self._out, self._err = zygote, out, err
+
+    def poll(self) -> int | None:
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        status = self._ended(_PATIENCE_S if timeout is None else timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or _PATIENCE_S)
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self._out.read_text(), self._err.read_text()
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def _ended(self, timeout_s: float) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._zygote.status(self.pid, timeout_s)
+        return self.returncode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None:  # of the test: it would wait for nothing
+            self.send_signal(signal.SIGKILL)
+        self.wait()
 
 
 class Zygote:
@@ -42,58 +82,108 @@ class Zygote:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             start_new_session=True,
         )
-        assert self._answer(timeout_s=120) == _READY
+        self._statuses: dict[int, int] = {}  # of commands that have ended, by process
+        self._unread = b""
+        self._folder = tempfile.TemporaryDirectory()
+        self._n_started = 0
+        assert self._answer(_PATIENCE_S) == "ready"
 
-    def run(
-        self, cwd: Path, arguments: tuple[str, ...], environment: Mapping[str, str], timeout_s: float
-    ) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder) / "out", Path(folder) / "err"
-            command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment)}
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(command | {"out": str(out), "err": str(err)}) + "\n")
-            self._process.stdin.flush()
-            status = int(self._answer(timeout_s))
-            return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
+    def start(self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Command:
+        """In a process group of its own."""
+        self._n_started += 1
+        out, err = (Path(self._folder.name) / f"{self._n_started}.{name}" for name in ("out", "err"))
+        for file in (out, err):  # a command may be killed before it opens them
+            file.touch()
+        command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment)}
+        command |= {"out": str(out), "err": str(err)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        self._process.stdin.flush()
+        while (answer := self._answer(_PATIENCE_S)) is not None:
+            kind, _, rest = answer.partition(" ")
+            if kind == "started":
+                return Command(self, int(rest), out, err)
+            self._note(rest)
+        raise AssertionError("no command is started any more")
+
+    def status(self, pid: int, timeout_s: float) -> int | None:
+        """The exit status of a command, which is told once; None if it has not ended by then."""
+        deadline = time.monotonic() + timeout_s
+        while pid not in self._statuses:
+            answer = self._answer(max(0.0, deadline - time.monotonic()))
+            if answer is None:
+                return None
+            self._note(answer.partition(" ")[2])
+        return self._statuses.pop(pid)
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
+        self._folder.cleanup()
 
-    def _answer(self, timeout_s: float) -> str:
+    def _note(self, ended: str) -> None:
+        pid, status = map(int, ended.split())
+        self._statuses[pid] = status
+
+    def _answer(self, timeout_s: float) -> str | None:
+        """The next line; None if there is none by then."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            raise AssertionError(f"a command took longer than {timeout_s:g} s")
-        return self._process.stdout.readline()
+        while b"\n" not in self._unread:
+            if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+                return None
+            read = os.read(self._process.stdout.fileno(), 65536)
+            assert read, "the zygote has died"
+            self._unread += read
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()
 
 
-def _serve(commands: IO[str], answers: IO[str]) -> dict[str, Any] | None:
+def _serve() -> dict[str, Any] | None:
     """Returns in each process that is forked, with its command, and at last in this one, with None."""
-    print(_READY, end="", file=answers, flush=True)
-    while line := commands.readline():
-        child = os.fork()
-        if child == 0:
-            return json.loads(line)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
-    return None
+    died, tell = os.pipe()  # a byte for each death of a child
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    print("ready", flush=True)
+    unread = b""
+    while True:
+        for ready in select.select([0, died], [], [])[0]:
+            read = os.read(ready, 65536)
+            if ready == died:
+                _tell_who_ended()
+                continue
+            if not read:
+                return None
+            *lines, unread = (unread + read).split(b"\n")
+            for line in lines:
+                child = os.fork()
+                if child == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    os.close(died)
+                    os.close(tell)
+                    return json.loads(line)
+                print("started", child, flush=True)
+
+
+def _tell_who_ended() -> None:
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            print("ended", ended[0], os.waitstatus_to_exitcode(ended[1]), flush=True)
+    except ChildProcessError:  # none is left
+        pass
 
 
 def _become(command: dict[str, Any], import_path: list[str]) -> None:
     """`python -m sweep.run` as it is when the module is about to be run."""
-    for number, (path, flags) in enumerate(
-        [
-            (os.devnull, os.O_RDONLY),
-            (command["out"], os.O_WRONLY | os.O_CREAT),
-            (command["err"], os.O_WRONLY | os.O_CREAT),
-        ]
-    ):
-        file = os.open(path, flags)
+    os.setsid()
+    for number, path in enumerate([os.devnull, command["out"], command["err"]]):
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
     os.chdir(command["cwd"])
@@ -119,11 +209,8 @@ def main() -> None:
     assert ("torch" in sys.modules) == ("torch._dynamo" in sys.argv)
     assert "mlflow" not in sys.modules
     gc.freeze()
-    commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    command = _serve(commands, answers)
+    command = _serve()
     if command is not None:
-        commands.close()
-        answers.close()
         _become(command, import_path)
         runpy.run_module("sweep.run", run_name="__main__", alter_sys=True)
 
