@@ -480,7 +480,7 @@ def test_a_study_whose_first_command_was_killed_as_it_began_is_begun_by_the_next
 
 LONG = (
     *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=60", "hydra/sweeper/pruner=none"),
-    *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
+    *("trainer.batch_size=32", "hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
 )
 
 
