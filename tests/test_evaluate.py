@@ -97,18 +97,20 @@ def test_the_noise_floor_compares_with_the_clean_and_the_noisy_sine() -> None:
     assert off["noise_ratio"] == pytest.approx(np.square(noise - 0.1).mean() / sigma**2, rel=1e-4)
 
 
-def test_predicting_in_parts_equals_predicting_at_once() -> None:
+@pytest.mark.parametrize(("of_model", "of_outputs"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_predicting_in_parts_equals_predicting_at_once(of_model: torch.dtype, of_outputs: torch.dtype) -> None:
+    """In float32 at least; a model in float64 keeps its precision."""
     split = TensorSplit(torch.randn(10_001, 2), torch.zeros(10_001, 1), None)
     sizes = []
 
     def forward(x: Tensor) -> Tensor:
         sizes.append(len(x))
-        return x.double() * 3 + 1
+        return x.to(of_model) * 3 + 1
 
     outputs = predict(forward, split)
     assert len(sizes) > 1
-    assert outputs.dtype == torch.float32
-    assert torch.equal(outputs, (split.x.double() * 3 + 1).float())
+    assert outputs.dtype == of_outputs
+    assert torch.equal(outputs, (split.x.to(of_model) * 3 + 1).to(of_outputs))
 
 
 def test_evaluating_leaves_no_gradients_behind() -> None:
