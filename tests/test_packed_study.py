@@ -16,6 +16,7 @@ from processes import error_line, recorded, run, start, wait_for_helper, wait_un
 from sweep import compose, run_trial
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
+from sweep.train import checkpoint
 
 SMALL = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=4", "hydra.sweeper.study_name=s")
 AS_DRAWN = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none")
@@ -176,7 +177,7 @@ def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(
 
 LONG = (
     *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=16", "trainer.batch_size=16"),
-    "trainer.checkpoint_interval_s=0.2",
+    "trainer.checkpoint_interval_s=100",  # only as it is stopped
 )
 LONG_STUDY = ("-m", *LONG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=12", "hydra.sweeper.pack=4")
 
@@ -197,6 +198,8 @@ def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp
     running = [t.number for t in trials_of(tmp_path) if not t.state.is_finished()]
     reached = {number: epochs_of(tmp_path, number) for number in running}
     assert reached
+    for number, n in reached.items():
+        assert checkpoint.load(folder_of(tmp_path).trial(number).checkpoint)["epoch"] == n
     with start(tmp_path, *LONG_STUDY) as process:
         wait_until(lambda: any(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
         process.kill()
