@@ -332,7 +332,7 @@ class Pack:
         drawn = {}
         for name, shape in self._mask_shapes[batch_size].items():
             p = _p(self._masked, name)
-            masks = [torch.empty(shape).bernoulli_(1 - p, generator=slot.random).div_(1 - p) for slot in slots]
+            masks = [_mask(shape, p, slot.random) for slot in slots]
             drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 
@@ -468,6 +468,13 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return compiled(*arguments)
 
     return call
+
+
+def _mask(shape: torch.Size, p: float, random: torch.Generator) -> Tensor:
+    """As `torch.nn.functional.dropout` draws it, which draws nothing where nothing is left."""
+    if p == 1:
+        return torch.zeros(shape)
+    return torch.empty(shape).bernoulli_(1 - p, generator=random).div_(1 - p)
 
 
 def _filled(items: list[T], n: int) -> list[T]:
