@@ -195,7 +195,7 @@ def test_what_is_partly_sent_or_runs_or_is_sent_by_another_is_left(study: Study,
     for run in (begun, running, torn):
         study.epochs(run)
     study.end(begun)
-    study.end(resumed, "KILLED")
+    study.end(resumed, "KILLED", steps=[], values={})  # as a trial that is stopped ends
     study.trial(5)
     study.end(resumed)
     study.end(torn)
