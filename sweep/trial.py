@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config import Config, fingerprint, validate
-from sweep.errors import DISK_FULL, BeingTrained, ConfigError, DiskFull
+from sweep.errors import DISK_FULL, ConfigError, DiskFull
 from sweep.prepare import Data, check_data, load_data, prepared
 from sweep.record import journal as journals
-from sweep.record.attempt import Attempt, check_recorded
+from sweep.record.attempt import Attempt, check_recorded, locked
 from sweep.record.describe import run_name
 from sweep.record.ending import write_end
-from sweep.record.folder import Busy, RunFolder
+from sweep.record.folder import RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
 from sweep.record.progress import Show, progress
@@ -92,8 +92,7 @@ def run_trial(
     store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
         try:
-            run.create()
-            stack.enter_context(run.lock())
+            stack.enter_context(locked(run))
             if member is not None:
                 follower = None
             elif follower is None:
@@ -101,8 +100,6 @@ def run_trial(
                 stack.callback(follower.close)
             elif callable(follower):
                 follower = follower(output_dir)
-        except Busy:
-            raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         if follower is not None:

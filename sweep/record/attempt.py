@@ -1,15 +1,15 @@
 """One attempt at a trial, from the start of its record to the end."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweep.config import Config
-from sweep.errors import ConfigError
+from sweep.errors import BeingTrained, ConfigError
 from sweep.record import journal as journals
 from sweep.record.ending import write_end
-from sweep.record.folder import RunFolder
+from sweep.record.folder import Busy, RunFolder
 from sweep.record.journal import Journal
 from sweep.record.recorder import Recorder, Report
 from sweep.record.start import Membership, write_start
@@ -89,6 +89,18 @@ class Attempt:
         best = self._course.best
         reached = {} if best is None else {"best/epoch": best.epoch, "best/val_loss": best.value}
         return {**reached, "time/train_s": train_s}
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """The folder, made where there is none, for this process alone. Raises BeingTrained, or OSError."""
+    run.create()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.lock())
+        except Busy:
+            raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
+        yield
 
 
 def check_recorded(run: RunFolder, n_epochs: int) -> None:

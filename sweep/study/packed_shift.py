@@ -19,8 +19,8 @@ from sweep.durable import synced_together
 from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.packing import Group, Packer
 from sweep.record import journal
-from sweep.record.attempt import Attempt, check_recorded
-from sweep.record.folder import Busy, RunFolder
+from sweep.record.attempt import Attempt, check_recorded, locked
+from sweep.record.folder import RunFolder
 from sweep.record.recorder import Report
 from sweep.record.start import stored_config
 from sweep.record.store import output_dir_of, recorded_uri, store_of
@@ -188,11 +188,7 @@ class PackedShift(Shift):
         store = recorded_uri(store_of(run, config.tracking, output_dir), output_dir)
         data, device = seat.group.data.description, seat.group.pack.device.type
         with told_when_full(run):
-            run.create()
-            try:
-                seat.held.enter_context(run.lock())
-            except Busy:
-                raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
+            seat.held.enter_context(locked(run))
             attempt = Attempt(run, config, data, output_dir, store, seat.slot, device, member, self._report_of(seat))
         seat.attempt = seat.held.enter_context(attempt)
         seat.slot.listener = attempt.recorder

@@ -44,6 +44,12 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def kinds(model: object, optimizer: object, schedule: object) -> dict[str, str]:
+    """Class names; most optimizers and schedulers load another one's state without a word."""
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    return {part: type(made).__qualname__ for part, made in parts.items()}
+
+
 def random_states() -> dict[str, Any]:
     """The states of every generator that a model or a user's code may draw from."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # a user's code may draw from it

@@ -71,7 +71,11 @@ def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: f
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:
     """Outputs (n, out_features) in float32 or float64, a few thousand samples at a time."""
-    outputs = torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)])
+    return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
+
+
+def in_single_precision(outputs: Tensor) -> Tensor:
+    """In float32, unless they are in float64."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from sweep.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.signals import StopRequest
 from sweep.train import evaluate
-from sweep.train.checkpoint import random_states, set_random_states
+from sweep.train.checkpoint import kinds, random_states, set_random_states
 from sweep.train.course import Best, Course, Listener
 from sweep.train.evaluate import LossFn
 from sweep.train.runtime import in_precision
@@ -157,9 +157,7 @@ class Fit(Course):
         set_random_states(state["random"])
 
     def _kinds(self) -> dict[str, str]:
-        """Class names; most optimizers and schedulers load another one's state without a word."""
-        kinds = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule.scheduler}
-        return {part: type(made).__qualname__ for part, made in kinds.items()}
+        return kinds(self.model, self.optimizer, self.schedule.scheduler)
 
     def _read_losses(self) -> None:
         """Brings losses to the host. Raises Diverged at the first that is not finite."""

@@ -20,9 +20,9 @@ from torch.fx.experimental import _config as fx_config
 
 from sweep.errors import Diverged, one_line
 from sweep.seeds import derive_seed
-from sweep.train.checkpoint import random_states
+from sweep.train.checkpoint import kinds, random_states
 from sweep.train.course import Course, Listener
-from sweep.train.evaluate import LossFn, measures
+from sweep.train.evaluate import LossFn, in_single_precision, measures
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
@@ -283,7 +283,7 @@ class Pack:
 
         chunks = part.x.split(max(1, _EVAL_SAMPLES // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
-        found = found if found.dtype == torch.float64 else found.float()
+        found = in_single_precision(found)
         metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)
         columns = torch.stack([values.double() for values in metrics.values()], dim=1).tolist()
         return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
@@ -318,9 +318,8 @@ class Pack:
             for i, place in enumerate(self._layout.places)
             if slot.step
         }
-        kinds = {"model": self._model, "optimizer": slot.schedule.optimizer, "schedule": slot.schedule.scheduler}
         return {
-            "kinds": {part: type(made).__qualname__ for part, made in kinds.items()},
+            "kinds": kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler),
             "model": self.weights(row),
             "optimizer": optimizer,
             "random": random,
