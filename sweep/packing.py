@@ -83,7 +83,8 @@ class Packer:
         check_data(data, config)
         n_train = len(tensors.train.x)
         with reproducible(device):
-            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size])
+            is_known = kind in self._groups
+            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], is_known)
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer)
             if rule is None:

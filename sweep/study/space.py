@@ -103,7 +103,7 @@ class Space:
             if condition is None:
                 continue
             try:
-                if not simple_eval(str(condition), names={str(key): config[key] for key in config}):
+                if not simple_eval(str(condition), names=lambda node: config[node.id]):
                     return str(name)
             except (InvalidExpression, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
                 raise ConfigError(f"where.{name}", f"cannot judge '{condition}': {one_line(error)}") from error

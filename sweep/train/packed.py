@@ -26,7 +26,7 @@ from sweep.train.evaluate import LossFn, in_single_precision, measures
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
-from sweep.train.tensors import TensorData, TensorSplit, epoch_order
+from sweep.train.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
 from sweep.train.traced import Traced
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
 
 
 T = TypeVar("T")
+Parts = dict[str, list[Tensor]]  # what an update changes, part by part, (n, size) each: weights, named "", and state
 
 
 class Unpackable(Exception):
@@ -108,18 +109,19 @@ class Pack:
         self._layout = _Layout(model, used)
         self._masked = _with_masks(model, self._mask_shapes[batch_size])
         size = self._layout.size
+        self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
         self._refuse_unstackable()
-        self._traced = self._gradients if trainer.compile else Traced(self._gradients, _WORTH_A_TRACE)
-        self._update = _compiled(self._plain_update) if trainer.compile else self._plain_update
+        self._traced = Traced(self._flat_gradients, _WORTH_A_TRACE)
+        self._update = _compiled(self._new_update) if trainer.compile else self._update_in_place
 
     def seat(self, slot: Slot) -> None:
         """Gives a trial the next free row."""
         row = len(self.slots)
         if row == len(self._weights):
-            self._resize(max(_FEWEST_ROWS, 2 * row))
+            self._resize(max(_FEWEST_ROWS, 2 * row, self._most_rows))
         self.slots.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)
@@ -146,6 +148,8 @@ class Pack:
             self._resize(0)
 
     def _resize(self, n_rows: int) -> None:
+        self._most_rows = max(self._most_rows, n_rows)
+
         def resized(stacked: Tensor) -> Tensor:
             made = stacked.new_zeros(n_rows, *stacked.shape[1:])
             made[: len(self.slots)] = stacked[: len(self.slots)]
@@ -207,20 +211,27 @@ class Pack:
         """The same for these slots, in the rows from `first` on."""
         width = max(len(slots), 2) if self._trainer.compile else len(slots)  # a width of 1 would be compiled anew
         rows = slice(first, first + width)
-        train = self.data.train
-        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in slots]
+        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in slots]
         order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
-        w = self._weights[rows]
-        state = {name: stacked[rows] for name, stacked in self._state.items()}
-        fixed = {name: stacked[rows] for name, stacked in self._fixed.items()}
+        kept = {"": self._weights[rows], **{name: stacked[rows] for name, stacked in self._state.items()}}
+        fixed = {name: stacked[rows].clone() for name, stacked in self._fixed.items()}
+        trained = {name: self._parts(stacked) for name, stacked in kept.items()}
         losses = []
         with torch.no_grad():
-            for columns, batch in zip(
-                self._table(slots, width), order.split(self._trainer.batch_size, dim=1), strict=True
-            ):
-                masks = self._draw_masks(slots, batch.shape[1], width)
-                losses.append(self._update(w, state, fixed | masks, train.x[batch], train.y[batch], columns))
+            batches = stacked_batches(self.data.train, order, self._trainer.batch_size)
+            for columns, (x, y) in zip(self._table(slots, width), batches, strict=True):
+                masks = self._draw_masks(slots, x.shape[1], width)
+                of_rows, trained = self._update(trained, fixed | masks, x, y, columns)
+                losses.append(of_rows)
+            if self._trainer.compile:
+                for name, stacked in kept.items():
+                    torch.cat(trained[name], dim=1, out=stacked)
         return torch.stack(losses, dim=1)[: len(slots)].tolist()
+
+    def _parts(self, stacked: Tensor) -> list[Tensor]:
+        """What an update works on: all of a row's weights at once, which takes few operations or, where it is compiled
+        and they cost nothing, each parameter by itself, so that no gradients have to be put together."""
+        return self._layout.parts(stacked) if self._trainer.compile else [stacked]
 
     def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
         """The rule's coefficients for each update of the epoch: (width, 1) each."""
@@ -240,27 +251,45 @@ class Pack:
         on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
         return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
 
-    def _plain_update(
-        self,
-        w: Tensor,
-        state: dict[str, Tensor],
-        extra: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
-        c: dict[str, Tensor],
-    ) -> Tensor:
-        """One update of every row, in place; returns the losses, (n,)."""
-        g, losses = self._traced(w, extra, x, y)
-        if self._clips:
-            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            g = g * (c["clip_norm"] / (norm + _CLIP_EPS)).clamp(max=1.0)
-        self.rule.update(w, g, state, c)
-        return losses
+    def _update_in_place(
+        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
+    ) -> tuple[Tensor, Parts]:
+        """One update of every row. Returns the losses, (n,), and `trained`."""
+        (w,) = trained[""]
+        grads, losses = self._traced(w, extra, x, y)
+        self._apply(trained, [grads], c)
+        return losses, trained
 
-    def _gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients (n, P) and losses (n,). extra: stacked tensors that are not trained."""
-        grads, losses = vmap(grad_and_value(self._loss))(self._layout.views(w), extra, x, y)
-        return torch.cat([grads[name].reshape(len(w), -1) for name in self._layout.names], dim=1), losses
+    def _new_update(
+        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
+    ) -> tuple[Tensor, Parts]:
+        """The same with new tensors, to be compiled: a compiler changes what it is given by a copy at the end, which
+        takes a sixth of an update."""
+        trained = {name: [part.clone() for part in parts] for name, parts in trained.items()}
+        grads, losses = self._gradients(self._layout.shaped(trained[""]), extra, x, y)
+        self._apply(trained, grads, c)
+        return losses, trained
+
+    def _apply(self, trained: Parts, grads: list[Tensor], c: dict[str, Tensor]) -> None:
+        """Changes the weights and the state by their gradients, part by part."""
+        if self._clips:
+            norms = torch.stack([torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads])
+            scale = (c["clip_norm"] / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPS)).clamp(max=1.0)
+            grads = [g * scale for g in grads]
+        for i, (w, g) in enumerate(zip(trained[""], grads, strict=True)):
+            self.rule.update(w, g, {name: parts[i] for name, parts in trained.items()}, c)
+
+    def _flat_gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (n, P) and losses (n,) of weights (n, P). extra: stacked tensors that are not trained."""
+        grads, losses = self._gradients(self._layout.views(w), extra, x, y)
+        return torch.cat(grads, dim=1), losses
+
+    def _gradients(
+        self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The same of stacked parameters by name: gradients (n, size) of each."""
+        grads, losses = vmap(grad_and_value(self._loss))(weights, extra, x, y)
+        return [grads[name].reshape(len(losses), -1) for name in self._layout.names], losses
 
     def _loss(self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return self.loss_fn(self._forward({**weights, **extra}, x), y)
@@ -350,7 +379,7 @@ class Pack:
 
         def update() -> None:
             with torch.no_grad():
-                g, _ = self._gradients(w, extra, x, y)
+                g, _ = self._flat_gradients(w, extra, x, y)
                 self.rule.update(w, g, state, columns)
 
         yield update
@@ -392,10 +421,18 @@ class _Layout:
         """A row (P,) as tensors of their own shapes, without a copy."""
         return [part.view(shape) for part, shape in zip(row.split(self._sizes), self._shapes, strict=True)]
 
+    def parts(self, stacked: Tensor) -> list[Tensor]:
+        """Rows (n, P) as those of each parameter, (n, size)."""
+        return [part.contiguous() for part in stacked.split(self._sizes, dim=1)]
+
+    def shaped(self, parts: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Parameters (n, size) as stacked tensors (n, *shape) by name."""
+        named = zip(self.names, parts, self._shapes, strict=True)
+        return {name: part.unflatten(1, shape) if shape else part.squeeze(1) for name, part, shape in named}
+
     def views(self, stacked: Tensor) -> dict[str, Tensor]:
         """Rows (n, P) as stacked tensors (n, *shape) by name, without a copy."""
-        parts = zip(self.names, stacked.split(self._sizes, dim=1), self._shapes, strict=True)
-        return {name: part.unflatten(1, shape) if shape else part.squeeze(1) for name, part, shape in parts}
+        return self.shaped(stacked.split(self._sizes, dim=1))
 
     def state_dict(self, row: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A row (P,) and what is not trained as the model's `state_dict`."""
@@ -457,12 +494,14 @@ def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inp
     calls.append((name, inputs[0].shape))
 
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., T]) -> Callable[..., T]:
     """Compiled once for all sizes. By default torch takes sizes, and offsets, that happen to be equal at first (a batch
     of 64 in a pack of 64) for the same one, and compiles anew when they differ."""
-    compiled = torch.compile(function, dynamic=True)
+    compiled = torch.compile(
+        function, dynamic=True, options={"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    )
 
-    def call(*arguments: Any) -> Tensor:
+    def call(*arguments: Any) -> T:
         with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]  # torch adds it
             return compiled(*arguments)
 
