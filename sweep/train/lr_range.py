@@ -1,0 +1,191 @@
+"""The learning-rate range test (Smith 2017): what the losses on a ramp of learning rates say of the rates to train with.
+
+A model trains while its learning rate grows exponentially. The loss stands still, falls, and in the end diverges; worth
+training between are the rate at which it has begun to fall and the one beyond which it hardly falls any more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.errors import ConfigError
+
+BEGUN, DONE = 0.2, 0.9  # of the whole fall: where base_lr and max_lr are (docs/decisions/0019-lr-range-rule.md)
+_WORTH_CALLING_A_FALL = 0.05  # of the loss that the ramp begins with
+_AT_THE_EDGE = 0.02  # of the ramp
+
+Array = NDArray[np.float64]
+
+
+class RampOver(Exception):
+    """The loss has diverged; what is left of the ramp has nothing to tell."""
+
+
+class Ramp:
+    """Listens to a trial on a ramp. `losses` and `lrs`, one an update, reach to its end or to where the loss diverged.
+    diverged: whether it did; who trains the trial sets it for a loss that left the finite numbers.
+
+    memory: updates over which losses are averaged. divergence: times its lowest that the averaged loss is by then.
+    """
+
+    def __init__(self, n_updates: int, memory: float, divergence: float) -> None:
+        self.losses: list[float] = []
+        self.lrs: list[float] = []
+        self.diverged = False
+        self._n_updates, self._memory, self._divergence = n_updates, memory, divergence
+
+    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
+        """As `Listener.steps`; told of the same updates again, it takes the later word."""
+        self.losses[first - 1 :] = losses
+        self.lrs[first - 1 :] = lrs
+        del self.losses[self._n_updates :], self.lrs[self._n_updates :]  # the last epoch may be longer than the ramp
+        end = divergence(np.array(self.losses), self._memory, self._divergence)
+        if end is not None:
+            self.diverged = True
+            del self.losses[end + 1 :], self.lrs[end + 1 :]
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Raises RampOver where the rest would be for nothing."""
+        if self.diverged or len(self.losses) >= self._n_updates:
+            raise RampOver
+
+    def curve(self, memory: float) -> tuple[list[float], list[float], Array]:
+        """Learning rates, losses, averaged losses, one an update."""
+        return self.lrs, self.losses, smoothed(np.array(self.losses), memory)
+
+
+def smoothed(losses: Array, memory: float) -> Array:
+    """The exponential running mean over about `memory` updates without its bias to 0 (as Kingma & Ba 2015); (n,)."""
+    kept = 1 - 1 / max(1.0, memory)
+    means, mean = np.empty(len(losses)), 0.0
+    for i, loss in enumerate(losses):
+        mean = kept * mean + (1 - kept) * loss
+        means[i] = mean / (1 - kept ** (i + 1))
+    return means
+
+
+def divergence(losses: Array, memory: float, times: float) -> int | None:
+    """The first update, from 0, at which the averaged loss is above `times` its lowest before, and above what it was at
+    first: a loss that has come near 0 does not diverge when it leaves it. None where it does not."""
+    if not len(losses):
+        return None
+    means = smoothed(losses, memory)
+    wild = np.flatnonzero((means > times * np.minimum.accumulate(means)) & (means > _level_at_first(losses, memory)))
+    return int(wild[0]) if len(wild) else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one ramp says. diverged_lr: None where the loss never diverged."""
+
+    base_lr: float
+    max_lr: float
+    diverged_lr: float | None
+
+
+def read(ramp: Ramp, memory: float) -> Reading:
+    """Raises ConfigError, with the key of `lr_range` to change, for a ramp that says nothing."""
+    losses, lrs = np.array(ramp.losses), ramp.lrs
+    if len(losses) < 2 * memory + 2:
+        raise ConfigError(
+            "lr_range.min_lr",
+            f"the loss diverges {_at(lrs)}before it could fall; lower it tenfold, or raise lr_range.n_updates",
+        )
+    first, means = _level_at_first(losses, memory), smoothed(losses, memory)
+    lowest = int(means.argmin())
+    fall = first - means[lowest]
+    if fall < _WORTH_CALLING_A_FALL * abs(first):
+        if ramp.diverged:
+            raise ConfigError(
+                "lr_range.min_lr",
+                f"the loss never falls, and diverges {_at(lrs)}: lower it, or raise lr_range.n_updates, unless the "
+                "model cannot learn",
+            )
+        raise ConfigError(
+            "lr_range.max_lr",
+            f"the loss never falls up to {lrs[-1]:.3g}; raise it, or lr_range.n_updates, unless the model cannot learn",
+        )
+    if not ramp.diverged and lowest >= len(losses) * (1 - _AT_THE_EDGE) - 1:
+        raise ConfigError("lr_range.max_lr", f"the loss still falls at {lrs[-1]:.3g}, where the ramp ends; raise it")
+    high = np.flatnonzero(means[:lowest] > first - BEGUN * fall)  # the first losses may be low by chance
+    base = int(high[-1]) + 1 if len(high) else 0
+    top = max(base, int(np.argmax(means <= first - DONE * fall)))
+    return Reading(lrs[base], lrs[top], lrs[-1] if ramp.diverged else None)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The median over ramps, and between which values theirs lie; two digits each, as it is no exact science."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        return cls(*(_two_digits(float(f(values))) for f in (np.median, np.min, np.max)))
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Bounds to train between, from `n_ramps` of the ramps. diverged_lr: None where fewer than half diverged."""
+
+    base_lr: Interval
+    max_lr: Interval
+    diverged_lr: Interval | None
+    n_ramps: int
+
+    def of(self, key: str) -> Interval:
+        """For a config key: the bound of that name, or for `optimizer.lr` the rate half way between, on a log scale."""
+        name = key.rpartition(".")[2]
+        if name in ("base_lr", "max_lr"):
+            return getattr(self, name)
+        pairs = zip(vars(self.base_lr).values(), vars(self.max_lr).values(), strict=True)
+        return Interval(*(_two_digits(math.sqrt(base * top)) for base, top in pairs))
+
+    @property
+    def reason(self) -> str:
+        """Why these, in words."""
+        begun, done = (f"{share * 100:.0f} %" for share in (BEGUN, DONE))
+        told = (
+            f"at {self.base_lr.value:g} the averaged loss has made {begun} of its fall, at {self.max_lr.value:g} {done}"
+        )
+        if self.diverged_lr is None:
+            return f"{told}; it does not diverge on this ramp"
+        times = self.diverged_lr.value / self.max_lr.value
+        return f"{told}; it diverges at {self.diverged_lr.value:g}, {times:.2g} times as high"
+
+
+def suggest(ramps: Sequence[Ramp], memory: float) -> Suggestion:
+    """What most of the ramps say. Raises ConfigError, that of the first, where half of them or more say nothing."""
+    readings, problems = [], []
+    for ramp in ramps:
+        try:
+            readings.append(read(ramp, memory))
+        except ConfigError as problem:
+            problems.append(problem)
+    if len(problems) >= max(1, len(ramps) / 2):
+        raise problems[0]
+    diverged = [r.diverged_lr for r in readings if r.diverged_lr is not None]
+    return Suggestion(
+        base_lr=Interval.of([r.base_lr for r in readings]),
+        max_lr=Interval.of([r.max_lr for r in readings]),
+        diverged_lr=Interval.of(diverged) if 2 * len(diverged) >= len(readings) else None,
+        n_ramps=len(readings),
+    )
+
+
+def _level_at_first(losses: Array, memory: float) -> float:
+    """The mean of the first losses, at rates so low that nothing has changed yet."""
+    return float(losses[: max(1, math.ceil(memory))].mean())
+
+
+def _at(lrs: Sequence[float]) -> str:
+    return f"at {lrs[-1]:.3g} " if lrs else ""
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
