@@ -251,7 +251,7 @@ def validate(cfg: DictConfig) -> Config:
         "experiment_name",
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
-    _require(config.bounds in (None, "auto"), "bounds", f"'{config.bounds}' is unknown; choose auto, or leave it out")
+    is_auto(config.bounds)
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
     _check_learning_rates(config)
@@ -259,6 +259,12 @@ def validate(cfg: DictConfig) -> Config:
     if _counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
         raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
     return config
+
+
+def is_auto(bounds: Any) -> bool:
+    """Whether a range test is to suggest learning rates. Raises ConfigError for what means nothing."""
+    _require(bounds in (None, "auto"), "bounds", f"'{bounds}' is unknown; choose auto, or leave it out")
+    return bounds == "auto"
 
 
 def interval_of(scheduler: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The learning-rate range test of a config: its model trained on a ramp from several seeds, side by side where it can."""
+"""The learning-rate range test of a config: its model trained on a ramp from several seeds,
+side by side where that works."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

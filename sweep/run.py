@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import CONF_DIR, register, with_origin
+from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.record.folder import RunFolder
 
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> float:
 
     job = checked_job()
     overrides = list(job.overrides.task)
-    if cfg.bounds is not None:
+    if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
         raise ConfigError("bounds", "is for a study: add -m, or take what `python -m sweep.lr_range` suggests")
     if cfg.resume is not None:
         _refuse_changes(overrides)

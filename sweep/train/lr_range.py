@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017): what the losses on a ramp of learning rates say of the rates to train with.
+"""The learning-rate range test (Smith 2017): what the losses on a ramp of rates say of the rates to train with.
 
 A model trains while its learning rate grows exponentially. The loss stands still, falls, and in the end diverges; worth
 training between are the rate at which it has begun to fall and the one beyond which it hardly falls any more.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sweep.errors import ConfigError
 
 BEGUN, DONE = 0.2, 0.9  # of the whole fall: where base_lr and max_lr are (docs/decisions/0019-lr-range-rule.md)
+_AT_MOST_OF_MAX = 1 / 3  # base_lr (Smith 2017 has it a third or a quarter)
 _WORTH_CALLING_A_FALL = 0.05  # of the loss that the ramp begins with
 _AT_THE_EDGE = 0.02  # of the ramp
 
@@ -113,7 +114,7 @@ def read(ramp: Ramp, memory: float) -> Reading:
     high = np.flatnonzero(means[:lowest] > first - BEGUN * fall)  # the first losses may be low by chance
     base = int(high[-1]) + 1 if len(high) else 0
     top = max(base, int(np.argmax(means <= first - DONE * fall)))
-    return Reading(lrs[base], lrs[top], lrs[-1] if ramp.diverged else None)
+    return Reading(min(lrs[base], lrs[top] * _AT_MOST_OF_MAX), lrs[top], lrs[-1] if ramp.diverged else None)
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,10 @@ class Suggestion:
     def reason(self) -> str:
         """Why these, in words."""
         begun, done = (f"{share * 100:.0f} %" for share in (BEGUN, DONE))
-        told = (
-            f"at {self.base_lr.value:g} the averaged loss has made {begun} of its fall, at {self.max_lr.value:g} {done}"
-        )
+        base, top = self.base_lr.value, self.max_lr.value
+        told = f"at {base:g} the averaged loss has made {begun} of its fall, at {top:g} {done}"
+        if base > top * _AT_MOST_OF_MAX * 0.97:
+            told = f"at {top:g} the averaged loss has made {done} of its fall, all at once; {base:g} is a third of that"
         if self.diverged_lr is None:
             return f"{told}; it does not diverge on this ramp"
         times = self.diverged_lr.value / self.max_lr.value
