@@ -16,7 +16,8 @@ from sweep.errors import ConfigError
 BEGUN, DONE = 0.2, 0.9  # of the whole fall: where base_lr and max_lr are (docs/decisions/0019-lr-range-rule.md)
 _AT_MOST_OF_MAX = 1 / 3  # base_lr (Smith 2017 has it a third or a quarter)
 _WORTH_CALLING_A_FALL = 0.05  # of the loss that the ramp begins with
-_AT_THE_EDGE = 0.02  # of the ramp
+_BEYOND_CHANCE = 4.0  # standard deviations of an averaged loss
+_STILL_LOW = 0.1  # of the fall
 
 Array = NDArray[np.float64]
 
@@ -98,7 +99,7 @@ def read(ramp: Ramp, memory: float) -> Reading:
     first, means = _level_at_first(losses, memory), smoothed(losses, memory)
     lowest = int(means.argmin())
     fall = first - means[lowest]
-    if fall < _WORTH_CALLING_A_FALL * abs(first):
+    if fall < max(_WORTH_CALLING_A_FALL * abs(first), _BEYOND_CHANCE * _noise(losses, memory)):
         if ramp.diverged:
             raise ConfigError(
                 "lr_range.min_lr",
@@ -109,8 +110,10 @@ def read(ramp: Ramp, memory: float) -> Reading:
             "lr_range.max_lr",
             f"the loss never falls up to {lrs[-1]:.3g}; raise it, or lr_range.n_updates, unless the model cannot learn",
         )
-    if not ramp.diverged and lowest >= len(losses) * (1 - _AT_THE_EDGE) - 1:
-        raise ConfigError("lr_range.max_lr", f"the loss still falls at {lrs[-1]:.3g}, where the ramp ends; raise it")
+    if not ramp.diverged and means[-1] - means[lowest] < _STILL_LOW * fall:
+        raise ConfigError(
+            "lr_range.max_lr", f"the loss does not rise again up to {lrs[-1]:.3g}, where the ramp ends; raise it"
+        )
     high = np.flatnonzero(means[:lowest] > first - BEGUN * fall)  # the first losses may be low by chance
     base = int(high[-1]) + 1 if len(high) else 0
     top = max(base, int(np.argmax(means <= first - DONE * fall)))
@@ -183,6 +186,16 @@ def suggest(ramps: Sequence[Ramp], memory: float) -> Suggestion:
 def _level_at_first(losses: Array, memory: float) -> float:
     """The mean of the first losses, at rates so low that nothing has changed yet."""
     return float(losses[: max(1, math.ceil(memory))].mean())
+
+
+def _noise(losses: Array, memory: float) -> float:
+    """The standard deviation of an averaged loss from batch to batch, told from steps between the first losses.
+
+    The variance of a step between neighbours is twice that of a loss (von Neumann 1941), and the running mean over
+    `memory` losses has one of 2 * memory - 1 times less.
+    """
+    steps = np.diff(losses[: max(4, len(losses) // 4)])
+    return float(np.sqrt(np.mean(steps**2) / 2 / (2 * memory - 1)))
 
 
 def _at(lrs: Sequence[float]) -> str:
