@@ -57,15 +57,16 @@ def _written(folder: RangeFolder, name: str, config: Config, ramps: "Sequence[Ra
     """The suggestion, and the losses and their picture written. Raises ConfigError for ramps that say nothing."""
     from sweep.train.lr_range import suggest
 
-    memory = config.lr_range.memory
-    curves = {config.trainer.seed + i: ramp.curve(memory) for i, ramp in enumerate(ramps)}
-    write_losses(folder, curves)
+    write_losses(folder, config.trainer.seed, ramps)
+    begun = [ramp for ramp in ramps if ramp.losses]
     try:
-        suggestion = suggest(ramps, memory)
+        suggestion = suggest(ramps)
     except ConfigError as problem:
-        draw(folder, name, [*curves.values()], None)
+        if not begun:
+            raise
+        draw(folder, name, begun, None)
         raise ConfigError(problem.key, f"{problem.problem} (picture: {folder.picture})") from problem
-    draw(folder, name, [*curves.values()], suggestion)
+    draw(folder, name, begun, suggestion)
     return suggestion
 
 

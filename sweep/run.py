@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> float:
     job = checked_job()
     overrides = list(job.overrides.task)
     if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
-        raise ConfigError("bounds", "is for a study: add -m, or take what `python -m sweep.lr_range` suggests")
+        raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
     if cfg.resume is not None:
         _refuse_changes(overrides)
     if cfg.from_study is not None:

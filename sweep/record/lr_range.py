@@ -13,9 +13,8 @@ from sweep.record.folder import to_yaml, write_atomic
 from sweep.record.plot import load_matplotlib
 
 if TYPE_CHECKING:
-    from sweep.train.lr_range import Interval, Suggestion
+    from sweep.train.lr_range import Interval, Ramp, Suggestion
 
-Curve = tuple[Sequence[float], Sequence[float], NDArray[Any]]  # of one seed: learning rates, losses, averaged losses
 _LOSS, _BASE, _MAX, _DIVERGED = "#4269d0", "#3ca951", "#ff725c", "#9c9c9c"
 
 
@@ -29,13 +28,13 @@ class RangeFolder:
         self.picture = self.path / "lr_range.png"
 
 
-def write_losses(folder: RangeFolder, curves: Mapping[int, Curve]) -> None:
+def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") -> None:
     """A row for each update of each seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seed", "update", "lr", "loss", "averaged_loss"])
-    for seed, curve in curves.items():
-        for update, (lr, loss, mean) in enumerate(zip(*curve, strict=True), 1):
+    for seed, ramp in enumerate(ramps, first_seed):
+        for update, (lr, loss, mean) in enumerate(zip(ramp.lrs, ramp.losses, ramp.averages, strict=True), 1):
             writer.writerow([seed, update, f"{lr:.6g}", f"{loss:.6g}", f"{mean:.6g}"])
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomic(folder.losses, text.getvalue())
@@ -45,21 +44,21 @@ def write_result(folder: RangeFolder, result: Mapping[str, Any]) -> None:
     write_atomic(folder.result, to_yaml(dict(result)))
 
 
-def draw(folder: RangeFolder, title: str, curves: Sequence[Curve], suggestion: "Suggestion | None") -> None:
+def draw(folder: RangeFolder, title: str, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> None:
     """A PNG of the averaged losses against the learning rate, thin for each seed and thick for their mean, with the
     bounds that are suggested and where they lie from seed to seed."""
     new_figure, new_canvas = load_matplotlib()
     figure = new_figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     canvas = new_canvas(figure)
     axes = figure.subplots()
-    for lrs, _, means in curves:
-        axes.plot(lrs, means, color=_LOSS, linewidth=0.7, alpha=0.35)
-    lrs, mean = _mean(curves)
+    for ramp in ramps:
+        axes.plot(ramp.lrs, ramp.averages, color=_LOSS, linewidth=0.7, alpha=0.35)
+    lrs, mean = _mean(ramps)
     axes.plot(lrs, mean, color=_LOSS, linewidth=2.2, label="averaged loss, mean over seeds")
     if suggestion is not None:
         _show(axes, suggestion)
-    lowest = min(float(means.min()) for _, _, means in curves)
-    at_first = float(np.mean([means[: max(1, len(means) // 10)].mean() for _, _, means in curves]))
+    lowest = min(min(ramp.averages) for ramp in ramps)
+    at_first = float(np.mean([ramp.level_at_first for ramp in ramps]))
     room = 0.3 * (at_first - lowest)
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
     if room > 0:
@@ -85,7 +84,7 @@ def _show(axes: Any, suggestion: "Suggestion") -> None:
         axes.axvline(lr, color=_DIVERGED, linewidth=1.2, linestyle="--", label=f"diverges at {lr:g}")
 
 
-def _mean(curves: Sequence[Curve]) -> tuple[Sequence[float], NDArray[Any]]:
+def _mean(ramps: "Sequence[Ramp]") -> tuple[Sequence[float], NDArray[Any]]:
     """The mean over the seeds, as far as all of them reach."""
-    n = min(len(means) for _, _, means in curves)
-    return curves[0][0][:n], np.mean([means[:n] for _, _, means in curves], axis=0)
+    n = min(len(ramp.averages) for ramp in ramps)
+    return ramps[0].lrs[:n], np.mean([ramp.averages[:n] for ramp in ramps], axis=0)

@@ -65,7 +65,7 @@ def tested_starts(space: Space) -> Starts:
         what = _tested(config)
         if what not in suggestions:
             try:
-                suggestions[what] = suggest(range_test(config, load), config.lr_range.memory)
+                suggestions[what] = suggest(range_test(config, load))
             except SweepError as error:
                 told = f" with {' '.join(f'{g}={o}' for g, o in groups.items())}" if groups else ""
                 raise ConfigError(

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sweep.errors import ConfigError
 
@@ -19,64 +18,59 @@ _WORTH_CALLING_A_FALL = 0.05  # of the loss that the ramp begins with
 _BEYOND_CHANCE = 4.0  # standard deviations of an averaged loss
 _STILL_LOW = 0.1  # of the fall
 
-Array = NDArray[np.float64]
-
 
 class RampOver(Exception):
     """The loss has diverged; what is left of the ramp has nothing to tell."""
 
 
 class Ramp:
-    """Listens to a trial on a ramp. `losses` and `lrs`, one an update, reach to its end or to where the loss diverged.
-    diverged: whether it did; who trains the trial sets it for a loss that left the finite numbers.
+    """Listens to a trial on a ramp. losses, lrs, averages: one an update, to its end or to where the loss diverged.
 
-    memory: updates over which losses are averaged. divergence: times its lowest that the averaged loss is by then.
+    memory: updates that an average reaches back, exponentially, without its bias to 0 (as Kingma & Ba 2015).
+    diverged: whether the averaged loss has come above `divergence` times its lowest and above what it was at first, so
+    that a loss near 0 may leave it; who trains the trial sets it for a loss that left the finite numbers.
     """
 
     def __init__(self, n_updates: int, memory: float, divergence: float) -> None:
         self.losses: list[float] = []
         self.lrs: list[float] = []
+        self.averages: list[float] = []
         self.diverged = False
-        self._n_updates, self._memory, self._divergence = n_updates, memory, divergence
+        self.memory = memory
+        self._n_updates, self._divergence = n_updates, divergence
+        self._kept = 1 - 1 / max(1.0, memory)
+        self._mean, self._lowest = 0.0, math.inf
 
     def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        """As `Listener.steps`; told of the same updates again, it takes the later word."""
-        self.losses[first - 1 :] = losses
-        self.lrs[first - 1 :] = lrs
-        del self.losses[self._n_updates :], self.lrs[self._n_updates :]  # the last epoch may be longer than the ramp
-        end = divergence(np.array(self.losses), self._memory, self._divergence)
-        if end is not None:
-            self.diverged = True
-            del self.losses[end + 1 :], self.lrs[end + 1 :]
+        """As `Listener.steps`; of updates it has heard of it takes no notice, nor of those behind the ramp."""
+        n_heard = len(self.losses) - first + 1
+        for loss, lr in zip(losses[n_heard:], lrs[n_heard:], strict=True):
+            if self.is_over:
+                return
+            self._hear(loss, lr)
+
+    @property
+    def is_over(self) -> bool:
+        return self.diverged or len(self.losses) == self._n_updates
+
+    def _hear(self, loss: float, lr: float) -> None:
+        self.losses.append(loss)
+        self.lrs.append(lr)
+        self._mean = self._kept * self._mean + (1 - self._kept) * loss
+        average = self._mean / (1 - self._kept ** len(self.losses))
+        self.averages.append(average)
+        self._lowest = min(self._lowest, average)
+        self.diverged = average > self._divergence * self._lowest and average > self.level_at_first
+
+    @property
+    def level_at_first(self) -> float:
+        """The mean of the first losses, at rates so low that nothing has changed yet."""
+        return float(np.mean(self.losses[: max(1, math.ceil(self.memory))]))
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Raises RampOver where the rest would be for nothing."""
-        if self.diverged or len(self.losses) >= self._n_updates:
+        if self.is_over:
             raise RampOver
-
-    def curve(self, memory: float) -> tuple[list[float], list[float], Array]:
-        """Learning rates, losses, averaged losses, one an update."""
-        return self.lrs, self.losses, smoothed(np.array(self.losses), memory)
-
-
-def smoothed(losses: Array, memory: float) -> Array:
-    """The exponential running mean over about `memory` updates without its bias to 0 (as Kingma & Ba 2015); (n,)."""
-    kept = 1 - 1 / max(1.0, memory)
-    means, mean = np.empty(len(losses)), 0.0
-    for i, loss in enumerate(losses):
-        mean = kept * mean + (1 - kept) * loss
-        means[i] = mean / (1 - kept ** (i + 1))
-    return means
-
-
-def divergence(losses: Array, memory: float, times: float) -> int | None:
-    """The first update, from 0, at which the averaged loss is above `times` its lowest before, and above what it was at
-    first: a loss that has come near 0 does not diverge when it leaves it. None where it does not."""
-    if not len(losses):
-        return None
-    means = smoothed(losses, memory)
-    wild = np.flatnonzero((means > times * np.minimum.accumulate(means)) & (means > _level_at_first(losses, memory)))
-    return int(wild[0]) if len(wild) else None
 
 
 @dataclass(frozen=True)
@@ -88,18 +82,17 @@ class Reading:
     diverged_lr: float | None
 
 
-def read(ramp: Ramp, memory: float) -> Reading:
+def read(ramp: Ramp) -> Reading:
     """Raises ConfigError, with the key of `lr_range` to change, for a ramp that says nothing."""
-    losses, lrs = np.array(ramp.losses), ramp.lrs
-    if len(losses) < 2 * memory + 2:
+    lrs, means = ramp.lrs, np.array(ramp.averages)
+    if len(means) < 2 * ramp.memory + 2:
         raise ConfigError(
             "lr_range.min_lr",
             f"the loss diverges {_at(lrs)}before it could fall; lower it tenfold, or raise lr_range.n_updates",
         )
-    first, means = _level_at_first(losses, memory), smoothed(losses, memory)
-    lowest = int(means.argmin())
+    first, lowest = ramp.level_at_first, int(means.argmin())
     fall = first - means[lowest]
-    if fall < max(_WORTH_CALLING_A_FALL * abs(first), _BEYOND_CHANCE * _noise(losses, memory)):
+    if fall < max(_WORTH_CALLING_A_FALL * abs(first), _BEYOND_CHANCE * _noise(ramp)):
         if ramp.diverged:
             raise ConfigError(
                 "lr_range.min_lr",
@@ -164,12 +157,12 @@ class Suggestion:
         return f"{told}; it diverges at {self.diverged_lr.value:g}, {times:.2g} times as high"
 
 
-def suggest(ramps: Sequence[Ramp], memory: float) -> Suggestion:
+def suggest(ramps: Sequence[Ramp]) -> Suggestion:
     """What most of the ramps say. Raises ConfigError, that of the first, where half of them or more say nothing."""
     readings, problems = [], []
     for ramp in ramps:
         try:
-            readings.append(read(ramp, memory))
+            readings.append(read(ramp))
         except ConfigError as problem:
             problems.append(problem)
     if len(problems) >= max(1, len(ramps) / 2):
@@ -183,19 +176,14 @@ def suggest(ramps: Sequence[Ramp], memory: float) -> Suggestion:
     )
 
 
-def _level_at_first(losses: Array, memory: float) -> float:
-    """The mean of the first losses, at rates so low that nothing has changed yet."""
-    return float(losses[: max(1, math.ceil(memory))].mean())
-
-
-def _noise(losses: Array, memory: float) -> float:
+def _noise(ramp: Ramp) -> float:
     """The standard deviation of an averaged loss from batch to batch, told from steps between the first losses.
 
     The variance of a step between neighbours is twice that of a loss (von Neumann 1941), and the running mean over
     `memory` losses has one of 2 * memory - 1 times less.
     """
-    steps = np.diff(losses[: max(4, len(losses) // 4)])
-    return float(np.sqrt(np.mean(steps**2) / 2 / (2 * memory - 1)))
+    steps = np.diff(ramp.losses[: max(4, len(ramp.losses) // 4)])
+    return float(np.sqrt(np.mean(steps**2) / 2 / (2 * ramp.memory - 1)))
 
 
 def _at(lrs: Sequence[float]) -> str:
