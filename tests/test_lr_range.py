@@ -245,6 +245,7 @@ def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on, 1 of 3" in resumed.stdout
     assert ranges(resumed.stdout) == []  # nothing is tested again
+    assert "bounds" not in (tmp_path / "outputs" / "studies" / "s" / "best.yaml").read_text()  # no trial's business
     without = quick(tmp_path, *(o for o in study if o != "bounds=auto"))
     assert without.returncode == 2
     assert "study 's' was begun with" in error_line(without)
