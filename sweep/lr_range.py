@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sweep.composition import searchpath_overrides
 from sweep.config import Config, validate, with_origin
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, SweepError
 from sweep.record.describe import group_choices
 from sweep.record.lr_range import RangeFolder, draw, write_losses, write_result
 from sweep.record.provenance import rerun_command
@@ -35,7 +35,7 @@ def lr_range(cfg: DictConfig) -> None:
 
     job = checked_job()
     overrides = [*searchpath_overrides(job), *job.overrides.task]
-    with failures_told(job):
+    with failures_told(job, SweepError):  # a model that fails leaves nothing to look at
         for key, problem in _NOT_OF_A_TEST.items():
             if cfg[key] is not None:
                 raise ConfigError(key, problem)

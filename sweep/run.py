@@ -74,14 +74,14 @@ def checked_job() -> Any:
 
 
 @contextlib.contextmanager
-def failures_told(job: Any) -> Iterator[None]:
-    """Passes on what fails: of one job among several it tells at once, and what recorded nothing leaves no folder."""
+def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
+    """Passes on what fails: of one job among several it tells at once, and of a refused one it leaves no folder."""
     try:
         yield
     except SweepError as error:
         if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
             log.error("failed: %s", error)
-        else:
+        elif isinstance(error, refused):
             _remove_unused(Path(job.runtime.output_dir))
         raise
 
@@ -142,7 +142,7 @@ def _told(error: Exception) -> SweepError | None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes what Hydra wrote for a run that ended before it recorded anything."""
+    """Removes what Hydra wrote for a run that was refused before it began."""
     if not RunFolder(folder).journal.exists():
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -59,6 +59,8 @@ class Composer:
             del config["hydra"]
             config.bounds = None  # the study's business
             for key, start in self.starts.get(chosen(groups), {}).items():
+                if any(o.lstrip("+").startswith(f"{key}=") for o in self.fixed):
+                    continue  # since the study was begun
                 OmegaConf.update(config, key, start["value"])
                 config.search[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
             OmegaConf.set_struct(config, True)
