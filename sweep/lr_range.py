@@ -84,7 +84,7 @@ def _write_result(folder: RangeFolder, keys: Sequence[str], suggestion: "Suggest
         {
             "suggestion": {key: asdict(suggestion.of(key)) for key in keys},
             "diverged_lr": None if suggestion.diverged_lr is None else asdict(suggestion.diverged_lr),
-            "reason": suggestion.reason,
+            "reason": suggestion.reason(keys),
             "n_ramps": suggestion.n_ramps,
             "commands": commands,
         },
@@ -97,12 +97,14 @@ def _print(folder: RangeFolder, name: str, config: Config, suggestion: "Suggesti
     settings = config.lr_range
     table = Table(title=f"{name}: {_ramps(config, suggestion)}", box=box.SIMPLE_HEAD, show_header=False)
     table.title_justify = "left"
-    for key in lr_keys(config.scheduler):
+    keys = lr_keys(config.scheduler)
+    for key in keys:
         interval = suggestion.of(key)
         table.add_row(key, f"{interval.value:g}", f"{interval.low:g} to {interval.high:g}" * (settings.n_seeds > 1))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table, markup=False)
-    console.print(f"{suggestion.reason[0].upper()}{suggestion.reason[1:]}.\n", markup=False)
+    reason = suggestion.reason(keys)
+    console.print(f"{reason[0].upper()}{reason[1:]}.\n", markup=False)
     console.print(f"Train with it:     {commands['run']}", markup=False)
     console.print(f"Search around it:  {commands['study']}", markup=False)
     console.print(f"Picture:           {folder.picture}", markup=False)

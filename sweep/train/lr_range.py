@@ -136,21 +136,21 @@ class Suggestion:
     n_ramps: int
 
     def of(self, key: str) -> Interval:
-        """For a config key: the bound of that name, or for `optimizer.lr` the rate half way between, on a log scale."""
+        """For a config key: the bound of that name, or for `optimizer.lr` half of `max_lr`."""
         name = key.rpartition(".")[2]
         if name in ("base_lr", "max_lr"):
             return getattr(self, name)
-        pairs = zip(vars(self.base_lr).values(), vars(self.max_lr).values(), strict=True)
-        return Interval(*(_two_digits(math.sqrt(base * top)) for base, top in pairs))
+        return Interval(*(_two_digits(lr / 2) for lr in (self.max_lr.value, self.max_lr.low, self.max_lr.high)))
 
-    @property
-    def reason(self) -> str:
-        """Why these, in words."""
+    def reason(self, keys: Sequence[str]) -> str:
+        """Why these, of these config keys, in words."""
         begun, done = (f"{share * 100:.0f} %" for share in (BEGUN, DONE))
         base, top = self.base_lr.value, self.max_lr.value
         told = f"at {base:g} the averaged loss has made {begun} of its fall, at {top:g} {done}"
         if base > top * _AT_MOST_OF_MAX * 0.97:
             told = f"at {top:g} the averaged loss has made {done} of its fall, all at once; {base:g} is a third of that"
+        if keys == ["optimizer.lr"]:
+            told += f", and optimizer.lr is half of {top:g}"
         if self.diverged_lr is None:
             return f"{told}; it does not diverge on this ramp"
         times = self.diverged_lr.value / self.max_lr.value
