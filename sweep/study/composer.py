@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import with_origin
 from sweep.errors import ConfigError
+
+# Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
+Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass
@@ -42,13 +45,14 @@ class Composer:
     """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms.
 
     master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: `+` or `++`
-    for keys that are added.
+    for keys that are added. starts: learning rates that take the place of the options' own, with ranges to search.
     """
 
     loader: ConfigLoader
     master: DictConfig
     fixed: Sequence[str]
     prefixes: dict[str, str]
+    starts: Starts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
@@ -58,17 +62,23 @@ class Composer:
 
     def base(self, groups: Mapping[str, str]) -> Base:
         """The config with those options and no searched value set. Raises ConfigError."""
-        chosen = tuple(groups.items())
-        if chosen not in self._bases:
-            overrides = [*self.fixed, *(override(*choice) for choice in chosen)]
+        choice = tuple(groups.items())
+        if choice not in self._bases:
+            overrides = [*self.fixed, *(override(*one) for one in choice)]
             config = self._load(overrides)
             hydra = config.hydra
             OmegaConf.set_struct(config, False)
             del config["hydra"]
+            config.bounds = None  # the study's business
+            for key, start in self.starts.get(chosen(groups), {}).items():
+                if any(o.lstrip("+").startswith(f"{key}=") for o in self.fixed):
+                    continue  # since the study was begun
+                OmegaConf.update(config, key, start["value"])
+                config.search[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
             OmegaConf.set_struct(config, True)
             own = [*searchpath_overrides(hydra), *overrides]
-            self._bases[chosen] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
-        return self._bases[chosen]
+            self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
+        return self._bases[choice]
 
     def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
@@ -108,6 +118,11 @@ class Composer:
             return self.loader.load_sweep_config(self.master, overrides)
         except Exception as error:
             raise config_error(error, overrides) or error from error
+
+
+def chosen(groups: Mapping[str, str]) -> str:
+    """A choice of options as a text, such as "optimizer=sgd model=mlp"."""
+    return " ".join(override(*choice) for choice in groups.items())
 
 
 def override(key: str, value: Any) -> str:
