@@ -63,7 +63,7 @@ def _listener(config: Config) -> "Ramp":
 def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[Ramp] | None":
     """None where they have to train one after the other, which tells what is wrong, if something is."""
     from sweep.packing import Packer
-    from sweep.train.packed import Unpackable
+    from sweep.train.stacked import Unpackable
 
     packer = Packer(width, len(trials), load)
     ramps = []
