@@ -1,19 +1,18 @@
 """One update of every trial in a pack: gradients by vmap, then the optimizer's rule; compiled, or as it is."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.fx.experimental import _config as fx_config
 
 from sweep.config import Trainer
 from sweep.train.evaluate import LossFn
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision
 from sweep.train.stacked import Layout
-from sweep.train.traced import Traced
+from sweep.train.traced import Traced, sizes_apart
 
 T = TypeVar("T")
 Parts = dict[str, list[Tensor]]  # what an update changes, part by part, (n, size) each: weights, named "", and state
@@ -32,7 +31,8 @@ class Update:
         self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
         self.is_compiled = trainer.compile
         self._traced = Traced(self.gradients, _WORTH_A_TRACE)
-        self._update = _compiled(self._anew) if trainer.compile else self._in_place
+        self._compiled = _compiled(self._anew) if trainer.compile else None
+        self._has_compiled = False
 
     def __call__(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
@@ -41,7 +41,19 @@ class Update:
 
         extra: stacked tensors that are not trained, and masks. c: the rule's columns, (n, 1) each.
         """
-        return self._update(trained, extra, x, y, c)
+        if self._compiled is None:
+            return self._in_place(trained, extra, x, y, c)
+        if self._has_compiled:
+            return self._compiled(trained, extra, x, y, c)
+        with sizes_apart():
+            updated = self._compiled(trained, extra, x, y, c)
+        self._has_compiled = True
+        return updated
+
+    def bears_threads(self, n_rows: int, n_samples: int) -> bool:
+        """Whether several threads may call it at once with so many rows and samples in a batch: not before it has had
+        such sizes, since until then it runs through the model itself, and that is one."""
+        return self._has_compiled if self.is_compiled else self._traced.serves(n_rows, n_samples)
 
     def parts(self, stacked: Tensor) -> list[Tensor]:
         """Rows (n, P) as an update takes them: all of a row at once, which makes few operations; or, where it is
@@ -66,7 +78,8 @@ class Update:
             return self._loss_fn(self.outputs({**weights, **extra}, x), y)
 
         grads, losses = vmap(grad_and_value(loss))(weights, extra, x, y)
-        return [grads[name].reshape(len(losses), -1) for name in self._layout.names], losses
+        n = losses.shape[0]  # `len` would be a number for ever to what traces it
+        return [grads[name].reshape(n, -1) for name in self._layout.names], losses
 
     def _in_place(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
@@ -97,14 +110,6 @@ class Update:
 
 
 def _compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """Compiled once for all sizes. By default torch takes sizes, and offsets, that happen to be equal at first (a batch
-    of 64 in a pack of 64) for the same one, and compiles anew when they differ."""
-    compiled = torch.compile(
-        function, dynamic=True, options={"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
-    )
-
-    def call(*arguments: Any) -> T:
-        with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]  # torch adds it
-            return compiled(*arguments)
-
-    return call
+    """Of Dynamo's guards only those of tensors are kept: a model's would take longer to check than a small update, and
+    nobody changes it meanwhile."""
+    return torch.compile(function, dynamic=True, options={"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe})
