@@ -42,7 +42,7 @@ from sweep.study.samplers import is_grid, is_uniform, shuffled
 from sweep.study.settings import StudySettings
 from sweep.study.space import Configuration, make_space
 from sweep.study.storage import open_storage
-from sweep.study.url import without_driver
+from sweep.study.url import recorded_url, without_driver
 from sweep.study.worker import Worker
 
 _IDENTITY = "identity"  # user attributes of the study, as is
@@ -236,6 +236,7 @@ class Controller:
             self._name, worker.uid, self._settings, self._space, config.experiment_name, self._all_arguments()
         )
         facts["output_dir"] = os.path.relpath(self._output_dir, self._folder.path)
+        facts["storage"] = recorded_url(self._settings.storage)
         text = OmegaConf.to_yaml(OmegaConf.structured(config))
         return Recording(study, self._folder, facts, text, self._store, self._output_dir)
 
