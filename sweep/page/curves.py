@@ -75,10 +75,10 @@ def curves_figure(bands: Bands) -> Figure:
     return Figure("curves", traces, layout)
 
 
-def draw_bands(bands: Bands, picture: Path) -> None:
+def draw_bands(bands: Bands, picture: Path, dpi: int) -> None:
     """The same as a PNG."""
     new_figure, new_canvas = load_matplotlib()
-    figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=160, layout="constrained")
+    figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=dpi, layout="constrained")
     canvas = new_canvas(figure)
     colours = _colours(bands)
     for axes, (metric, of_trials) in zip(

@@ -28,7 +28,7 @@ from sweep.record.journal import first
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
 from sweep.study.failures import too_many_failures
-from sweep.study.identity import differences, identity, study_name
+from sweep.study.identity import IDENTITY, differences, identity, study_name
 from sweep.study.known import known_params
 from sweep.study.launch import Crew
 from sweep.study.ledger import PROBLEM, is_complete
@@ -45,8 +45,7 @@ from sweep.study.storage import open_storage
 from sweep.study.url import recorded_url, without_driver
 from sweep.study.worker import Worker
 
-_IDENTITY = "identity"  # user attributes of the study, as is
-_UID = "uid"
+_UID = "uid"  # user attribute of the study, as is IDENTITY
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
@@ -182,12 +181,12 @@ class Controller:
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
                     raise ConfigError("hydra.sweeper.study_name", f"'{self._name}' was not begun here; choose another")
-                study.set_user_attr(_IDENTITY, facts)
+                study.set_user_attr(IDENTITY, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
             self._refuse_trials_of_another(study.user_attrs[_UID])
-            if study.user_attrs[_IDENTITY] != facts:
-                study.set_user_attr(_IDENTITY, facts)
+            if study.user_attrs[IDENTITY] != facts:
+                study.set_user_attr(IDENTITY, facts)
             return study, study.user_attrs[_UID]
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
@@ -210,7 +209,7 @@ class Controller:
                 f"hydra.sweeper.{key}",
                 f"study '{self._name}' was begun to {' and '.join(directions)}; set another hydra.sweeper.study_name",
             )
-        changed = differences(study.user_attrs[_IDENTITY], facts)
+        changed = differences(study.user_attrs[IDENTITY], facts)
         if not changed:
             return
         told = f"study '{self._name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"

@@ -1,7 +1,7 @@
 """Figures of a study for its page, Optuna's own where they show what is to be seen."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.page.figure import BAD_TO_GOOD, COLOURS, MUTED, Figure, figure_of
-from sweep.study.plots import FEWEST_FOR_IMPORTANCES
 from sweep.study.ranges import short
 
+FEWEST_FOR_IMPORTANCES = 10  # trials with a value
 _AXIS_PX = 130  # of parallel coordinates
 Target = Callable[[FrozenTrial], float]
 
@@ -44,26 +44,40 @@ def history(study: optuna.Study, objective: int, name: str) -> Figure:
     return figure._replace(data=data)
 
 
-def importances(shown: optuna.Study, objective: int, name: str) -> Figure | None:
-    """How much each parameter has to do with being among the best tenth (PED-ANOVA, Watanabe et al. 2023).
-
-    None for too few trials to say, or nothing that varies.
-    """
+def importances_of(shown: optuna.Study, objective: int) -> dict[str, float]:
+    """How much each parameter has to do with being among the best tenth (PED-ANOVA, Watanabe et al. 2023), the
+    largest first; they sum to 1. Empty for too few trials to say, or nothing that varies."""
     trials = shown.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(trials) < FEWEST_FOR_IMPORTANCES or not any(t.params for t in trials):
-        return None
-    target = None if len(shown.directions) == 1 else target_of(objective)
+        return {}
+    from optuna.importance import get_param_importances  # loads scikit-learn, 1 s
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = visualization.plot_param_importances(shown, target=target, target_name=name)
-    figure = figure_of(f"importances-{objective}", drawn, showlegend=False, margin={"r": 50})
-    for trace in figure.data:
-        trace |= {"marker": {"color": COLOURS[0]}, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"}
-    n_bars = len(figure.data[0]["y"]) if figure.data else 0
-    figure.layout.update(
-        height=110 + 34 * n_bars, xaxis={"title": {"text": "importance"}}, yaxis={"title": None, "type": "category"}
-    )
-    return figure if n_bars else None
+        return get_param_importances(shown, target=None if len(shown.directions) == 1 else target_of(objective))
+
+
+def importances(found: Mapping[str, float], objective: int, name: str) -> Figure:
+    """As bars. Optuna's own figure copies all trials for each of them."""
+    keys, values = list(found)[::-1], list(found.values())[::-1]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": values,
+        "y": keys,
+        "text": [f"{value:.2f}" for value in values],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "marker": {"color": COLOURS[0]},
+        "hoverinfo": "skip",
+    }
+    layout = {
+        "height": 110 + 34 * len(keys),
+        "margin": {"r": 50, "t": 15},
+        "xaxis": {"title": {"text": f"importance for {name}"}, "rangemode": "tozero"},
+        "yaxis": {"type": "category", "showgrid": False},
+    }
+    return Figure(f"importances-{objective}", [bars], layout)
 
 
 def slices(shown: optuna.Study, objective: int, name: str) -> list[Figure]:

@@ -1,5 +1,6 @@
 """A study that others made, opened to be read: where its storage is, and its trials as they are shown."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweep.errors import ConfigError
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
+from sweep.study.identity import IDENTITY
 from sweep.study.results import config_values
 from sweep.study.storage import open_storage
 from sweep.study.url import database_url, kind, told_in_one_line
@@ -81,6 +83,12 @@ def as_shown(study: optuna.Study) -> optuna.Study:
         for trial in trials:
             shown.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
     return shown
+
+
+def objective_names(study: optuna.Study) -> list[str]:
+    """Such as val/loss."""
+    told = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
+    return json.loads(told) if told else [f"value {i}" for i in range(len(study.directions))]
 
 
 def has_value(trial: FrozenTrial) -> bool:

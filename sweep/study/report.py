@@ -18,12 +18,13 @@ from sweep.record.folder import RunFolder, StudyFolder, write_atomic
 from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
 from sweep.study.ledger import PROBLEM, STOPPED
-from sweep.study.plots import draw_plots
+from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
-from sweep.study.reading import as_shown, has_value
+from sweep.study.reading import as_shown, has_value, objective_names
 from sweep.study.results import STATES, best_trials, config_values, counts
 
 _N_CURVES = 5  # trials whose curves are shown where none are chosen
+_DPI = 200  # of pictures for papers
 _N_ROWS = 12  # of the table of trials
 _N_FAILURES = 20
 
@@ -43,9 +44,9 @@ class Report:
         self._best = best_trials(study)
         self._ranked = _ranked(study, self._trials, self._best)
         self._shown = as_shown(study)
+        self._importances = [figures.importances_of(self._shown, i) for i in range(len(study.directions))]
         self._start = journal_start(folder.run)
-        told = self._start.get("params", {}).get("objective")
-        self._names = told.split(", ") if told else [f"value {i}" for i in range(len(study.directions))]
+        self._names = objective_names(study)
         chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else list(dict.fromkeys(trials))
         self._bands = _bands(folder, chosen, self._names, {t.number for t in self._best})
 
@@ -54,10 +55,12 @@ class Report:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, to_html(self._document()), durable=False)
         pictures = page.parent / self._folder.plots.name
-        draw_plots(self._study, pictures, dpi=200)
+        draw_plots(self._study, pictures, dpi=_DPI)
+        pictures.mkdir(exist_ok=True)
         if self._bands:
-            pictures.mkdir(exist_ok=True)
-            draw_bands(self._bands, pictures / "curves.png")
+            draw_bands(self._bands, pictures / "curves.png", _DPI)
+        if self._importances[0]:
+            draw_importances(self._importances[0], pictures / "importances.png", _DPI)
         return sorted(path.name for path in pictures.glob("*.png"))
 
     def _document(self) -> Document:
@@ -132,7 +135,7 @@ class Report:
             yield Section("Curves", note or "A click on a trial hides it.", [curves_figure(self._bands)])
         if not is_any or not figures.searched_keys(shown):
             return
-        yield self._importances()
+        yield self._importances_section()
         drawn = [figure for i, name in enumerate(names) if (figure := figures.parallel(shown, i, name))]
         note = "The better, the redder. Drag along an axis to keep only the trials in that range."
         yield Section("Parallel coordinates", note, drawn)
@@ -140,8 +143,8 @@ class Report:
         drawn = [figure for i, name in enumerate(names) for figure in figures.slices(shown, i, name)]
         yield Section("Slices", note, drawn, grid=True)
 
-    def _importances(self) -> Section:
-        drawn = [figure for i, name in enumerate(self._names) if (figure := figures.importances(self._shown, i, name))]
+    def _importances_section(self) -> Section:
+        drawn = [figures.importances(found, i, self._names[i]) for i, found in enumerate(self._importances) if found]
         note = "How much each parameter has to do with being among the best tenth of the trials (PED-ANOVA)."
         if not drawn:
             note = f"They need at least {figures.FEWEST_FOR_IMPORTANCES} trials with a value."
