@@ -1,0 +1,383 @@
+"""`python -m sweep.report` on a study that was run, and its page and MLflow's in a real browser."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import optuna
+import pytest
+from browser import (
+    CHROMIUM,
+    DESKTOP,
+    PHONE,
+    Tab,
+    chromium,
+    compare,
+    draw_metrics,
+    drawn_curves,
+    expand,
+    open_experiment,
+    run_names,
+)
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+from processes import client, environment, make_store, mlflow_runs, quick, run, wait_until
+from stores import Study
+
+from sweep import report
+from sweep.record import journal
+from sweep.record.folder import RunFolder, StudyFolder
+from sweep.record.journal import Journal
+from sweep.study.identity import IDENTITY
+from sweep.study.ledger import PROBLEM, STOPPED
+from sweep.study.storage import open_storage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ROOT = Path(__file__).parent.parent
+REPORT = (sys.executable, "-m", "sweep.report")
+NAME = "seen"
+EVIL = "<img src=x onerror=alert(1)>"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; apt-get install chromium")
+
+
+class Reported(NamedTuple):
+    """A study that was run, and reported. ended: when MLflow's parent run had ended before."""
+
+    cwd: Path
+    folder: StudyFolder
+    done: subprocess.CompletedProcess[str]
+    ended: int
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """10 trials of 6 epochs on two seeds, most of them pruned."""
+    cwd = make_store(tmp_path_factory.mktemp("reported"))
+    space = ("optimizer=sgd,adam", "experiment=debug", "trainer.epochs=6", "experiment_name=seen")
+    done = quick(
+        cwd, "-m", *space, "hydra.sweeper.n_trials=10", "hydra.sweeper.seeds=2", f"hydra.sweeper.study_name={NAME}"
+    )
+    assert done.returncode == 0, done.stderr
+    ended = parent_of(cwd).info.end_time
+    return Reported(cwd, folder_of(cwd, NAME), run(cwd, NAME, command=REPORT), ended)
+
+
+def folder_of(cwd: Path, name: str) -> StudyFolder:
+    return StudyFolder(cwd / "outputs" / "studies" / name)
+
+
+def parent_of(cwd: Path):
+    (parent,) = [found for found in mlflow_runs(cwd) if found.data.tags.get("kind") == "study"]
+    return parent
+
+
+def written(outputs: Path, name: str, storage: str | None = None, n_trials: int = 12) -> StudyFolder:
+    """A study as a controller and its workers would leave it, without training: one failed, a third pruned."""
+    study = Study(outputs, name, storage=storage, params={"objective": "val/loss"})
+    folder = study.folder
+    folder.run.config.write_text("tracking: {mlflow: false}\n")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stored = optuna.create_study(storage=open_storage(storage, folder), study_name=name)
+    stored.set_user_attr(IDENTITY, {"hydra.sweeper.objective": '["val/loss"]'})
+    ranges = {"lr": FloatDistribution(1e-4, 1.0, log=True), "kind": CategoricalDistribution([EVIL, "plain"])}
+    for number in range(n_trials):
+        state = TrialState.FAIL if number == 2 else TrialState.PRUNED if number % 3 == 1 else TrialState.COMPLETE
+        params = {"lr": 10 ** (-4 + number / 4), "kind": (EVIL, "plain")[number % 2]}
+        told = {TrialState.FAIL: {PROBLEM: EVIL}, TrialState.PRUNED: {STOPPED: "pruned at epoch 1"}}.get(state, {})
+        values = {} if state == TrialState.FAIL else {"value": 1.0 + abs(number - 5)}
+        stored.add_trial(create_trial(state=state, params=params, distributions=ranges, user_attrs=told, **values))
+        study.whole_trial(number)
+    study.end(folder.run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A study whose choices and errors are markup."""
+    folder = written(tmp_path_factory.mktemp("evil") / "outputs", "evil")
+    assert report.main(["evil", "--output-dir", str(folder.path.parent.parent)]) == 0
+    return folder
+
+
+def test_the_command_says_where_the_page_and_the_pictures_are(reported):
+    assert (reported.done.returncode, reported.done.stderr) == (0, "")
+    page, pictures, sent = reported.done.stdout.splitlines()
+    assert page == f"Page:      {reported.folder.report}"
+    assert pictures.startswith(f"Pictures:  {reported.folder.plots}: curves.png, history.png, importances.png, slices")
+    assert sent == f"In MLflow: an artifact of the run {NAME} in sqlite:///{reported.cwd}/outputs/mlflow.db"
+
+
+def test_the_page_is_whole_and_small(reported):
+    html = reported.folder.report.read_text()
+    assert len(html) < 3_000_000
+    assert "https://" not in html.partition('<script type="application/gzip"')[0]
+    assert not [tag for tag in ('<link rel="stylesheet', "<img", "<iframe") if tag in html]
+    best = OmegaConf.load(reported.folder.best)
+    assert f"python -m sweep.run from_study={NAME}" in html
+    assert shlex.join(["python", "-m", "sweep.run", *best.overrides]).replace("'", "&#39;") in html
+
+
+def test_mlflow_has_the_page_and_the_pictures_and_the_study_is_as_it_was(reported):
+    parent = parent_of(reported.cwd)
+    (page,) = [a for a in client(reported.cwd).list_artifacts(parent.info.run_id) if a.path == "report.html"]
+    assert page.file_size == reported.folder.report.stat().st_size
+    pictures = {a.path for a in client(reported.cwd).list_artifacts(parent.info.run_id, "plots")}
+    assert pictures == {f"plots/{name}.png" for name in ("curves", "history", "importances", "slices")}
+    assert (parent.info.status, parent.info.end_time) == ("FINISHED", reported.ended)
+    names = {a.path for a in client(reported.cwd).list_artifacts(parent.info.run_id)}
+    assert names >= {"best.yaml", "optimization_results.yaml", "config.yaml"}
+
+
+def test_a_report_of_chosen_trials_goes_elsewhere_and_not_to_mlflow(reported, tmp_path: Path, capsys):
+    before = reported.folder.run.journal.read_bytes()
+    outputs = str(reported.cwd / "outputs")
+    assert report.main([NAME, "--output-dir", outputs, "--trials", "3,0", "-o", str(tmp_path / "new" / "it.html")]) == 0
+    html = (tmp_path / "new" / "it.html").read_text()
+    assert '"name":"trial 3"' in html
+    assert (tmp_path / "new" / "plots" / "curves.png").exists()
+    assert "MLflow" not in capsys.readouterr().out
+    assert reported.folder.run.journal.read_bytes() == before
+
+
+BAD = {
+    "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),
+    "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),
+    "empty": (["empty"], "study: 'empty' has no finished trial yet; run it, then report"),
+    "no such trial": (["evil", "--trials", "12"], "trials: 'evil' has no trial 12, only 0 to 11"),
+    "no folder": (["evil", "-o", "/dev/null/x.html"], "-o: cannot write '/dev/null/x.html' ("),
+    "a folder": (["evil", "-o", "{outputs}"], "-o: cannot write '{outputs}' ("),
+    "storage gone": (
+        ["elsewhere"],
+        "storage: there is no file '{outputs}/gone.db'; give --storage, the one of the study",
+    ),
+    "another's": (["elsewhere", "--storage", "{outputs}/studies/evil/optuna.log"], "storage: '"),
+    "no storage": (["evil", "--storage", "{outputs}/nothing.log"], "storage: there is no file '{outputs}/nothing.log'"),
+    "bad storage": (["evil", "--storage", "foo://x"], "storage: 'foo://x' is of no known kind; choose "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_reported_is_told_in_one_line(case, evil, capsys):
+    outputs = evil.path.parent.parent
+    if not folder_of(outputs.parent, "elsewhere").path.exists():
+        written(outputs, "elsewhere", f"sqlite:///{outputs}/gone.db", n_trials=1)
+        (outputs / "gone.db").unlink()
+        written(outputs, "empty", n_trials=0)
+    arguments, told = BAD[case]
+    capsys.readouterr()
+    status = report.main([*(a.format(outputs=outputs) for a in arguments), "--output-dir", str(outputs)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: " + told.format(outputs=outputs))
+    assert status == 2
+    assert not (outputs / "nothing.log").exists()
+
+
+def test_words_that_are_no_numbers_of_trials_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["evil", "--trials", "3,x"])
+    assert stopped.value.code == 2
+    assert "--trials" in capsys.readouterr().err
+
+
+def test_a_study_in_a_database_is_found_by_its_record(tmp_path: Path, capsys):
+    outputs = tmp_path / "outputs"
+    url = f"sqlite:///{tmp_path}/studies.db"
+    folder = written(outputs, "kept", url, n_trials=4)
+    assert report.main(["kept", "--output-dir", str(outputs)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Not in MLflow: the study's tracking is off"
+    shutil.move(tmp_path / "studies.db", tmp_path / "moved.db")
+    folder.report.unlink()
+    moved = ["--storage", f"sqlite:///{tmp_path}/moved.db"]
+    assert report.main(["kept", "--output-dir", str(outputs), *moved]) == 0
+    assert folder.report.exists()
+
+
+def test_a_controller_records_where_its_trials_are_kept(tmp_path: Path):
+    space = ("experiment=debug", "tracking=off", "hydra.sweeper.n_trials=1", "hydra.sweeper.study_name=s")
+    assert quick(tmp_path, "-m", *space, "hydra.sweeper.storage=trials.log").returncode == 0
+    start = journal.first(folder_of(tmp_path, "s").run.journal, "start")
+    assert start is not None
+    assert start["storage"] == str(tmp_path / "trials.log")
+
+
+def test_a_store_that_is_down_gets_the_page_later(tmp_path: Path, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    folder = written(tmp_path / "outputs", "s", n_trials=3)
+    folder.run.config.write_text(f"tracking: {{uri: '{uri}'}}\n")
+    assert report.main(["s", "--output-dir", str(tmp_path / "outputs")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Not yet in MLflow (")
+    assert last.endswith(f"later:  python -m sweep.sync {tmp_path}/outputs")
+    ends = [record for record, _ in journal.read(folder.run.journal) if record["kind"] == "end"]
+    assert ends[-1]["artifacts"] == ["report.html", "plots"]
+
+
+def test_a_study_that_runs_is_reported_and_its_record_left_to_it(tmp_path: Path, capsys):
+    folder = written(tmp_path / "outputs", "s", n_trials=3)
+    folder.run.config.write_text("tracking: {}\n")
+    before = folder.run.journal.read_bytes()
+    with folder.run.lock():
+        assert report.main(["s", "--output-dir", str(tmp_path / "outputs")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "MLflow gets the page when the command that runs the study ends"
+    assert folder.report.exists()
+    assert folder.run.journal.read_bytes() == before
+
+
+def test_the_study_of_a_command_that_was_killed_stays_killed(tmp_path: Path):
+    from sweep.record.addition import add_artifacts
+
+    study = Study(tmp_path, "s")
+    add_artifacts(study.folder.run, ["report.html"])
+    assert journal.status(study.folder.run.journal) == "KILLED"
+    with Journal(study.folder.run.journal) as record:
+        record.event("start", uid="again")
+    assert journal.status(study.folder.run.journal) is None
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    with chromium() as started:
+        yield started
+
+
+@needs_browser
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_the_page_draws_every_figure_and_asks_for_nothing(reported, browser, size, scheme):
+    tab = Tab(browser, size, scheme)
+    page = tab.open_report(reported.folder.report)
+    assert tab.complaints == []
+    assert tab.requests == [reported.folder.report.as_uri()]
+    drawn = page.evaluate("[...document.querySelectorAll('.figure')].map((f) => [f.id, f.dataset.drawn])")
+    kinds = [name.rpartition("-")[0] for name, _ in drawn if not name.startswith("slice")]
+    assert kinds == ["history", "", "importances", "parallel"]
+    assert {how for _, how in drawn} == {scheme}
+    marks = page.evaluate(
+        "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('path, canvas').length)"
+    )
+    assert min(marks) > 2
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.locator("h1").inner_text() == NAME
+    tab.close()
+
+
+@needs_browser
+def test_the_page_shows_what_the_trials_recorded(reported, browser):
+    tab = Tab(browser)
+    page = tab.open_report(reported.folder.report)
+    best = OmegaConf.load(reported.folder.best)
+    curves = [journal.curves(reported.folder.trial(best.trial, seed).journal)["val/loss"].values for seed in (0, 1)]
+    wanted = [float(f"{sum(values) / 2:.6g}") for values in zip(*curves, strict=True)]
+    shown = [(x, y) for name, x, y in drawn_curves(page) if name == f"trial {best.trial}, the best"]
+    assert (list(range(1, 7)), wanted) in shown
+    study = optuna.load_study(study_name=NAME, storage=open_storage(None, reported.folder))
+    pruned = [t for t in study.trials if t.state == TrialState.PRUNED]
+    (points,) = [x for name, x, _ in drawn_curves(page) if name == "pruned"]
+    assert points == [t.number for t in pruned]
+    page.get_by_role("button", name="copy").first.click()
+    assert page.get_by_role("button", name="copied").count() == 1
+    tab.close()
+
+
+@needs_browser
+def test_light_and_dark_follow_the_system_while_the_page_is_open(reported, browser):
+    tab = Tab(browser)
+    page = tab.open_report(reported.folder.report)
+    ink = "getComputedStyle(document.querySelector('#history-0 .xtick text')).fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    page.locator("#slice-0-0[data-drawn=dark]").wait_for()
+    assert page.evaluate(ink) != light
+    tab.close()
+
+
+@needs_browser
+def test_markup_in_choices_and_errors_stays_text(evil, browser):
+    tab = Tab(browser)
+    page = tab.open_report(evil.report)
+    assert tab.complaints == []
+    assert tab.requests == [evil.report.as_uri()]
+    assert page.locator("img").count() == 0
+    assert page.get_by_text(f"Trial 2 failed: {EVIL}").count() == 1
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def ui(reported) -> Iterator[str]:
+    """`make ui` on the study's store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = [f"OUTPUTS={reported.cwd}/outputs", f"PORT={port}", f"BIN={Path(sys.executable).parent}"]
+    with open(reported.cwd / "ui.log", "wb") as log:
+        process = subprocess.Popen(
+            ["make", "ui", *variables],
+            cwd=ROOT,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}/"
+
+    def answers() -> bool:
+        assert process.poll() is None, (reported.cwd / "ui.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{address}health", timeout=10):
+                return True
+        except OSError:
+            return False
+
+    wait_until(answers)
+    yield address
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_the_ui_without_a_store_says_what_makes_one(tmp_path: Path):
+    done = subprocess.run(["make", "ui", f"OUTPUTS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: there is no {tmp_path}/mlflow.db yet; make run\n")
+
+
+@needs_browser
+def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reported, ui, browser):
+    tab = Tab(browser, (1400, 900))
+    page = tab.page
+    open_experiment(page, ui, "seen")
+    page.get_by_role("link", name=NAME, exact=True).wait_for()
+    assert (run_names(page, 0), run_names(page, 1)) == ([NAME], [])
+    expand(page, NAME)
+    runs = {name_of(folder): folder for folder in reported.folder.runs()}
+    page.get_by_role("link", name=next(name for name in runs if name.startswith("t0-"))).first.wait_for()
+    assert (run_names(page, 0), sorted(run_names(page, 1))) == ([NAME], sorted(runs))
+    pair = [name for name in sorted(runs) if name.startswith("t0-")]
+    assert len(pair) == 2  # one a seed
+    compare(page, pair)
+    draw_metrics(page, "val/loss", "train/loss", "lr")
+    drawn = {json.dumps(curve) for curve in drawn_curves(page)}
+    for name in pair:
+        found = journal.curves(runs[name].journal)
+        for metric in ("val/loss", "train/loss", "lr"):
+            assert json.dumps([name, *found[metric].tolist()]) in drawn
+    assert tab.hosts() == {ui.split("/")[2]}
+    tab.close()
+
+
+def name_of(folder: RunFolder) -> str:
+    start = journal.first(folder.journal, "start")
+    assert start is not None
+    return start["name"]
