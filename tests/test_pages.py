@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -29,12 +30,12 @@ def trial(number: int, state: TrialState = TrialState.COMPLETE, value: float | N
     }
     params = {"optimizer": name, f"lr[{name}]": 0.02 + number / 1000, "width": 1 + number}
     value = float(1 + number) if value is None else value
-    values = {} if state == TrialState.FAIL else {"value": value}
-    reports = {"intermediate_values": {1: value}} if state == TrialState.PRUNED else {}
-    return create_trial(state=state, params=params, distributions=ranges, **values, **reports)
+    reports = {1: value} if state == TrialState.PRUNED else None
+    value = None if state == TrialState.FAIL else value
+    return create_trial(state=state, value=value, params=params, distributions=ranges, intermediate_values=reports)
 
 
-def study_of(*trials: FrozenTrial, directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
+def study_of(*trials: FrozenTrial, directions: Any = ("minimize",)) -> optuna.Study:
     study = optuna.create_study(directions=directions)
     study.add_trials(trials)
     return study

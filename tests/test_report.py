@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 import pytest
@@ -58,14 +58,14 @@ class Reported(NamedTuple):
     cwd: Path
     folder: StudyFolder
     done: subprocess.CompletedProcess[str]
-    ended: int
+    ended: int | None
 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     """10 trials of 6 epochs on two seeds, most of them pruned."""
     cwd = make_store(tmp_path_factory.mktemp("reported"))
-    space = ("optimizer=sgd,adam", "experiment=debug", "trainer.epochs=6", "experiment_name=seen")
+    space = ("optimizer=sgd,adam", "experiment=debug", "trainer.epochs=6", "experiment_name=browsed")
     done = quick(
         cwd, "-m", *space, "hydra.sweeper.n_trials=10", "hydra.sweeper.seeds=2", f"hydra.sweeper.study_name={NAME}"
     )
@@ -83,9 +83,9 @@ def parent_of(cwd: Path):
     return parent
 
 
-def written(outputs: Path, name: str, storage: str | None = None, n_trials: int = 12) -> StudyFolder:
+def written(outputs: Path, name: str, n_trials: int = 12, storage: str | None = None, **fields: Any) -> StudyFolder:
     """A study as a controller and its workers would leave it, without training: one failed, a third pruned."""
-    study = Study(outputs, name, storage=storage, params={"objective": "val/loss"})
+    study = Study(outputs, name, storage=storage, **fields)
     folder = study.folder
     folder.run.config.write_text("tracking: {mlflow: false}\n")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,8 +96,9 @@ def written(outputs: Path, name: str, storage: str | None = None, n_trials: int 
         state = TrialState.FAIL if number == 2 else TrialState.PRUNED if number % 3 == 1 else TrialState.COMPLETE
         params = {"lr": 10 ** (-4 + number / 4), "kind": (EVIL, "plain")[number % 2]}
         told = {TrialState.FAIL: {PROBLEM: EVIL}, TrialState.PRUNED: {STOPPED: "pruned at epoch 1"}}.get(state, {})
-        values = {} if state == TrialState.FAIL else {"value": 1.0 + abs(number - 5)}
-        stored.add_trial(create_trial(state=state, params=params, distributions=ranges, user_attrs=told, **values))
+        value = None if state == TrialState.FAIL else 1.0 + abs(number - 5)
+        trial = create_trial(state=state, value=value, params=params, distributions=ranges, user_attrs=told)
+        stored.add_trial(trial)
         study.whole_trial(number)
     study.end(folder.run)
     return folder
@@ -172,7 +173,7 @@ BAD = {
 def test_what_cannot_be_reported_is_told_in_one_line(case, evil, capsys):
     outputs = evil.path.parent.parent
     if not folder_of(outputs.parent, "elsewhere").path.exists():
-        written(outputs, "elsewhere", f"sqlite:///{outputs}/gone.db", n_trials=1)
+        written(outputs, "elsewhere", 1, f"sqlite:///{outputs}/gone.db")
         (outputs / "gone.db").unlink()
         written(outputs, "empty", n_trials=0)
     arguments, told = BAD[case]
@@ -191,16 +192,15 @@ def test_words_that_are_no_numbers_of_trials_are_refused(capsys):
     assert "--trials" in capsys.readouterr().err
 
 
-def test_a_study_in_a_database_is_found_by_its_record(tmp_path: Path, capsys):
+def test_a_study_kept_elsewhere_is_found_by_its_record_or_where_it_was_moved(tmp_path: Path, capsys):
     outputs = tmp_path / "outputs"
-    url = f"sqlite:///{tmp_path}/studies.db"
-    folder = written(outputs, "kept", url, n_trials=4)
-    assert report.main(["kept", "--output-dir", str(outputs)]) == 0
+    written(outputs, "database", 4, f"sqlite:///{tmp_path}/studies.db")
+    assert report.main(["database", "--output-dir", str(outputs)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "Not in MLflow: the study's tracking is off"
-    shutil.move(tmp_path / "studies.db", tmp_path / "moved.db")
-    folder.report.unlink()
-    moved = ["--storage", f"sqlite:///{tmp_path}/moved.db"]
-    assert report.main(["kept", "--output-dir", str(outputs), *moved]) == 0
+    folder = written(outputs, "file", 4, str(tmp_path / "trials.log"))
+    shutil.move(tmp_path / "trials.log", tmp_path / "moved.log")
+    assert report.main(["file", "--output-dir", str(outputs)]) == 2
+    assert report.main(["file", "--output-dir", str(outputs), "--storage", str(tmp_path / "moved.log")]) == 0
     assert folder.report.exists()
 
 
@@ -216,7 +216,7 @@ def test_a_store_that_is_down_gets_the_page_later(tmp_path: Path, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    folder = written(tmp_path / "outputs", "s", n_trials=3)
+    folder = written(tmp_path / "outputs", "s", n_trials=3, store=uri)
     folder.run.config.write_text(f"tracking: {{uri: '{uri}'}}\n")
     assert report.main(["s", "--output-dir", str(tmp_path / "outputs")]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -254,54 +254,72 @@ def browser() -> "Iterator[Browser]":
         yield started
 
 
-@needs_browser
-@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
-def test_the_page_draws_every_figure_and_asks_for_nothing(reported, browser, size, scheme):
-    tab = Tab(browser, size, scheme)
-    page = tab.open_report(reported.folder.report)
+@pytest.fixture(scope="module")
+def desktop(reported, browser) -> Tab:
+    """The page in a wide window, opened once."""
+    tab = Tab(browser)
+    tab.open_report(reported.folder.report)
+    return tab
+
+
+def assert_all_is_drawn(tab: Tab, page: Path, width: int, scheme: str) -> None:
+    """Every figure, in such colours, without a complaint or a request, and nothing sticks out sideways."""
     assert tab.complaints == []
-    assert tab.requests == [reported.folder.report.as_uri()]
-    drawn = page.evaluate("[...document.querySelectorAll('.figure')].map((f) => [f.id, f.dataset.drawn])")
-    kinds = [name.rpartition("-")[0] for name, _ in drawn if not name.startswith("slice")]
-    assert kinds == ["history", "", "importances", "parallel"]
-    assert {how for _, how in drawn} == {scheme}
-    marks = page.evaluate(
-        "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('path, canvas').length)"
+    assert tab.requests == [page.as_uri()]
+    script = (
+        "[...document.querySelectorAll('.figure')].map((f) => [f.id, f.dataset.drawn, f.querySelectorAll('%s').length])"
     )
-    assert min(marks) > 2
-    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
-    assert page.locator("h1").inner_text() == NAME
+    drawn = tab.page.evaluate(script % "path, canvas")
+    assert [name.partition("-")[0] for name, _, _ in drawn] == (
+        ["history", "curves", "importances", "parallel", *["slice"] * (len(drawn) - 4)]
+    )
+    assert len(drawn) > 6
+    assert {how for _, how, _ in drawn} == {scheme}
+    assert min(n for _, _, n in drawn) > 2
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@needs_browser
+def test_the_page_draws_every_figure_and_asks_for_nothing(reported, desktop):
+    assert_all_is_drawn(desktop, reported.folder.report, DESKTOP[0], "light")
+    assert desktop.page.locator("h1").inner_text() == NAME
+
+
+@needs_browser
+def test_the_page_fits_a_phone_and_is_dark_where_the_system_is(reported, browser):
+    tab = Tab(browser, PHONE, "dark")
+    tab.open_report(reported.folder.report)
+    assert_all_is_drawn(tab, reported.folder.report, PHONE[0], "dark")
     tab.close()
 
 
 @needs_browser
-def test_the_page_shows_what_the_trials_recorded(reported, browser):
-    tab = Tab(browser)
-    page = tab.open_report(reported.folder.report)
+def test_the_page_shows_what_the_trials_recorded(reported, desktop):
     best = OmegaConf.load(reported.folder.best)
     curves = [journal.curves(reported.folder.trial(best.trial, seed).journal)["val/loss"].values for seed in (0, 1)]
     wanted = [float(f"{sum(values) / 2:.6g}") for values in zip(*curves, strict=True)]
-    shown = [(x, y) for name, x, y in drawn_curves(page) if name == f"trial {best.trial}, the best"]
+    shown = [(x, y) for name, x, y in drawn_curves(desktop.page) if name == f"trial {best.trial}, the best"]
     assert (list(range(1, 7)), wanted) in shown
     study = optuna.load_study(study_name=NAME, storage=open_storage(None, reported.folder))
-    pruned = [t for t in study.trials if t.state == TrialState.PRUNED]
-    (points,) = [x for name, x, _ in drawn_curves(page) if name == "pruned"]
-    assert points == [t.number for t in pruned]
-    page.get_by_role("button", name="copy").first.click()
-    assert page.get_by_role("button", name="copied").count() == 1
-    tab.close()
+    pruned = [t.number for t in study.trials if t.state == TrialState.PRUNED]
+    assert pruned != []
+    assert [x for name, x, _ in drawn_curves(desktop.page) if name == "pruned"] == [pruned]
 
 
 @needs_browser
-def test_light_and_dark_follow_the_system_while_the_page_is_open(reported, browser):
-    tab = Tab(browser)
-    page = tab.open_report(reported.folder.report)
+def test_a_command_is_copied_by_a_click(desktop):
+    desktop.page.get_by_role("button", name="copy").first.click()
+    assert desktop.page.get_by_role("button", name="copied").count() == 1
+    assert desktop.page.evaluate("getSelection().toString()") == f"python -m sweep.run from_study={NAME}"
+
+
+@needs_browser
+def test_light_and_dark_follow_the_system_while_the_page_is_open(desktop):
     ink = "getComputedStyle(document.querySelector('#history-0 .xtick text')).fill"
-    light = page.evaluate(ink)
-    page.emulate_media(color_scheme="dark")
-    page.locator("#slice-0-0[data-drawn=dark]").wait_for()
-    assert page.evaluate(ink) != light
-    tab.close()
+    light = desktop.page.evaluate(ink)
+    desktop.page.emulate_media(color_scheme="dark")
+    desktop.page.locator("#history-0[data-drawn=dark]").wait_for()
+    assert desktop.page.evaluate(ink) != light
 
 
 @needs_browser
@@ -357,8 +375,8 @@ def test_the_ui_without_a_store_says_what_makes_one(tmp_path: Path):
 def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reported, ui, browser):
     tab = Tab(browser, (1400, 900))
     page = tab.page
-    open_experiment(page, ui, "seen")
-    page.get_by_role("link", name=NAME, exact=True).wait_for()
+    open_experiment(page, ui, "browsed")
+    page.locator(".ag-row").get_by_role("link", name=NAME, exact=True).wait_for()
     assert (run_names(page, 0), run_names(page, 1)) == ([NAME], [])
     expand(page, NAME)
     runs = {name_of(folder): folder for folder in reported.folder.runs()}

@@ -18,9 +18,10 @@ from sweep.record.journal import first
 from sweep.study.identity import IDENTITY
 from sweep.study.results import config_values
 from sweep.study.storage import open_storage
-from sweep.study.url import database_url, kind, told_in_one_line
+from sweep.study.url import database_url, kind, shown, told_in_one_line
 
 KEY = "storage"
+_REMEDY = "; give --storage, the one of the study"
 
 
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
@@ -28,28 +29,30 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
 
     Makes no storage where there is none. Raises ConfigError.
     """
-    start = first(folder.run.journal, "start") or {}
-    url = storage or start.get("storage")
-    name = folder.path.name
-    if url is None and not folder.storage.exists():
-        raise ConfigError(KEY, f"'{folder.storage}' is gone or was never there; give --storage, the one of the study")
-    if url is not None and storage is None and "***" in url:
-        raise ConfigError(KEY, f"is {url}; give it with its password: --storage URL")
-    file = None if url is None else _file_of(url)
-    if file is not None and not file.exists():
-        raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
+    recorded = (first(folder.run.journal, "start") or {}).get("storage")
+    if storage is None and recorded is None and not folder.storage.exists():
+        raise ConfigError(KEY, f"'{folder.storage}' is not there{_REMEDY}")
+    if storage is None and "***" in (recorded or ""):
+        raise ConfigError(KEY, f"is {recorded}; give it with its password: --storage URL")
     try:
-        opened = open_storage(url, folder)
-        with told_in_one_line(url):
-            names = [known.study_name for known in opened.get_all_studies()]
-            if name not in names:
-                told = f"has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
-                raise ConfigError(KEY, f"'{folder.storage if url is None else kind(url) or url}' {told}")
-            study = optuna.load_study(study_name=name, storage=opened)
-            study.get_trials(deepcopy=False)
-            return study
+        return _open(folder, storage or recorded)
     except ConfigError as error:
         raise ConfigError(KEY, error.problem) from error
+
+
+def _open(folder: StudyFolder, url: str | None) -> optuna.Study:
+    file = None if url is None else _file_of(url)
+    if file is not None and not file.exists():
+        raise ConfigError(KEY, f"there is no file '{file}'{_REMEDY}")
+    name, opened = folder.path.name, open_storage(url, folder)
+    with told_in_one_line(url):
+        names = [known.study_name for known in opened.get_all_studies()]
+        if name not in names:
+            told = f"has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
+            raise ConfigError(KEY, f"'{folder.storage if url is None else shown(url)}' {told}")
+        study = optuna.load_study(study_name=name, storage=opened)
+        study.get_trials(deepcopy=False)  # whatever is wrong shows here
+        return study
 
 
 def _file_of(url: str) -> Path | None:
@@ -79,10 +82,10 @@ def as_shown(study: optuna.Study) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna has something to say on choices that are no plain texts
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells that it made one
-        shown = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
+        drawn = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
         for trial in trials:
-            shown.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
-    return shown
+            drawn.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
+    return drawn
 
 
 def objective_names(study: optuna.Study) -> list[str]:
