@@ -2,6 +2,11 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, sync_playwright
+from processes import environment, wait_until
+
+ROOT = Path(__file__).parent.parent
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DESKTOP, PHONE = (1200, 900), (390, 844)
@@ -61,6 +69,40 @@ class Tab:
     def _note(self, address: str) -> None:
         if not address.startswith(("data:", "blob:")):
             self.requests.append(address)
+
+
+@contextmanager
+def make_ui(outputs: Path) -> Iterator[str]:
+    """`make ui` on the store in that folder; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    variables = [f"OUTPUTS={outputs.absolute()}", f"PORT={port}", f"BIN={Path(sys.executable).parent}"]
+    with open(outputs / "ui.log", "wb") as log:
+        process = subprocess.Popen(
+            ["make", "ui", *variables],
+            cwd=ROOT,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, which is ended below
+        )
+
+    def answers() -> bool:
+        assert process.poll() is None, (outputs / "ui.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{address}health", timeout=10):
+                return True
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def open_experiment(page: Page, address: str, experiment: str) -> None:

@@ -1,14 +1,11 @@
 """`python -m sweep.report` on a study that was run, and its page and MLflow's in a real browser."""
 
 import json
-import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,19 +16,21 @@ from browser import (
     CHROMIUM,
     DESKTOP,
     PHONE,
+    ROOT,
     Tab,
     chromium,
     compare,
     draw_metrics,
     drawn_curves,
     expand,
+    make_ui,
     open_experiment,
     run_names,
 )
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
-from processes import client, environment, make_store, mlflow_runs, quick, run, wait_until
+from processes import client, make_store, mlflow_runs, quick, run
 from stores import Study
 
 from sweep import report
@@ -45,7 +44,6 @@ from sweep.study.storage import open_storage
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-ROOT = Path(__file__).parent.parent
 REPORT = (sys.executable, "-m", "sweep.report")
 NAME = "seen"
 EVIL = "<img src=x onerror=alert(1)>"
@@ -335,34 +333,8 @@ def test_markup_in_choices_and_errors_stays_text(evil, browser):
 
 @pytest.fixture(scope="module")
 def ui(reported) -> Iterator[str]:
-    """`make ui` on the study's store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = [f"OUTPUTS={reported.cwd}/outputs", f"PORT={port}", f"BIN={Path(sys.executable).parent}"]
-    with open(reported.cwd / "ui.log", "wb") as log:
-        process = subprocess.Popen(
-            ["make", "ui", *variables],
-            cwd=ROOT,
-            env=environment(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}/"
-
-    def answers() -> bool:
-        assert process.poll() is None, (reported.cwd / "ui.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{address}health", timeout=10):
-                return True
-        except OSError:
-            return False
-
-    wait_until(answers)
-    yield address
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with make_ui(reported.cwd / "outputs") as address:
+        yield address
 
 
 def test_the_ui_without_a_store_says_what_makes_one(tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.page.figure import COLOURS, Figure
+from sweep.page.figure import COLOURS, Figure, axis
 from sweep.record.journal import Curve
 from sweep.record.plot import load_matplotlib
 
@@ -49,15 +49,13 @@ def curves_figure(bands: Bands) -> Figure:
     }
     height = 1 / len(bands)
     for row, (metric, of_trials) in enumerate(bands.items(), 1):
-        axis = "" if row == 1 else str(row)
+        number = "" if row == 1 else str(row)
         top = 1 - (row - 1) * height
-        layout[f"yaxis{axis}"] = {
-            "title": {"text": metric},
-            "domain": [max(0.0, top - height * 0.88), top],
-            "type": "log" if _is_positive(of_trials.values()) else "linear",
-        }
+        ends = [end for band in of_trials.values() for end in (band.low.min(), band.high.max())]
+        shown = axis(metric, ends, min(ends) > 0)
+        layout[f"yaxis{number}"] = {**shown, "domain": [max(0.0, top - height * 0.88), top]}
         for label, band in of_trials.items():
-            shared = {"yaxis": f"y{axis}", "legendgroup": label, "name": label}
+            shared = {"yaxis": f"y{number}", "legendgroup": label, "name": label}
             thin = _thinned(band)
             if band.n_seeds > 1:
                 traces.append({**_outline(thin), **shared, "fillcolor": colours[label] + "2e"})

@@ -31,6 +31,15 @@ class Figure(NamedTuple):
         return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
+    """For finite values, at least one; ticks stand where numbers are short: 1, 2, 5 within two decades."""
+    told: dict[str, Any] = {"title": {"text": title}}
+    if not is_log:
+        return {**told, "type": "linear"}
+    few = max(values) < 100 * min(values)
+    return {**told, "type": "log", "dtick": "D2" if few else 1, "minorloglabels": "complete"}
+
+
 def figure_of(name: str, figure: "go.Figure", **layout: Any) -> Figure:
     """One of Optuna's, without its template and title. layout: on top of its own, one level deep."""
     told = figure.to_plotly_json()

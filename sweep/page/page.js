@@ -7,7 +7,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 function template() {
   const axis = {
     gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"),
-    automargin: true, exponentformat: "power", title: { standoff: 8 },
+    automargin: true, exponentformat: "e", title: { standoff: 8 },
   };
   const scene = { backgroundcolor: "rgba(0,0,0,0)", gridcolor: colour("--line"), color: colour("--ink") };
   return {

@@ -10,7 +10,7 @@ from optuna import visualization
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.page.figure import BAD_TO_GOOD, COLOURS, MUTED, Figure, figure_of
+from sweep.page.figure import BAD_TO_GOOD, COLOURS, MUTED, Figure, axis, figure_of
 from sweep.study.ranges import short
 
 FEWEST_FOR_IMPORTANCES = 10  # trials with a value
@@ -40,21 +40,26 @@ def history(study: optuna.Study, objective: int, name: str) -> Figure:
         marker = {"color": MUTED, "size": 6, "symbol": "circle-open"}
         data.insert(0, {"x": x, "y": y, "mode": "markers", "name": "pruned", "marker": marker})
     values = np.array([value for trace in data for value in trace["y"]], float)
-    figure.layout["yaxis"] = {"title": {"text": name}, "type": "log" if _spans_decades(values) else "linear"}
+    figure.layout["yaxis"] = axis(name, values, _spans_decades(values))
     return figure._replace(data=data)
 
 
 def importances_of(shown: optuna.Study, objective: int) -> dict[str, float]:
-    """How much each parameter has to do with being among the best tenth (PED-ANOVA, Watanabe et al. 2023), the
-    largest first; they sum to 1. Empty for too few trials to say, or nothing that varies."""
+    """How unevenly the best tenth is spread over each range (PED-ANOVA, Watanabe et al. 2023), the largest first.
+
+    They sum to 1. Optuna's default compares with all trials instead, and so finds little where the sampler has learnt
+    to propose nothing else. Empty for too few trials to say, or nothing that varies.
+    """
     trials = shown.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(trials) < FEWEST_FOR_IMPORTANCES or not any(t.params for t in trials):
         return {}
-    from optuna.importance import get_param_importances  # loads scikit-learn, 1 s
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # loads scikit-learn, 1 s
 
+    target = None if len(shown.directions) == 1 else target_of(objective)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_param_importances(shown, target=None if len(shown.directions) == 1 else target_of(objective))
+        evaluator = PedAnovaImportanceEvaluator(evaluate_on_local=False)
+        return get_param_importances(shown, evaluator=evaluator, target=target)
 
 
 def importances(found: Mapping[str, float], objective: int, name: str) -> Figure:
@@ -95,10 +100,12 @@ def slices(shown: optuna.Study, objective: int, name: str) -> list[Figure]:
             trace["x"] = [_unquoted(x) for x in trace["x"]]
             trace["text"] = [f"trial {number}" for number in trace["marker"]["color"]]
             trace["hovertemplate"] = "%{text}<br>%{x}: %{y:.5g}<extra></extra>"
-        axis = figure.layout["xaxis"]
-        if "categoryarray" in axis:
-            axis["categoryarray"] = [_unquoted(label) for label in axis["categoryarray"]]
-        figure.layout["yaxis"] = {"title": {"text": name}, "type": "log" if _spans_decades(values) else "linear"}
+        across = figure.layout["xaxis"]
+        if "categoryarray" in across:
+            across["categoryarray"] = [_unquoted(label) for label in across["categoryarray"]]
+        elif across.get("type") == "log":
+            figure.layout["xaxis"] = axis(key, figure.data[0]["x"], True)
+        figure.layout["yaxis"] = axis(name, values, _spans_decades(values))
         figures.append(figure)
     return figures
 
@@ -153,7 +160,7 @@ def _unquoted(label: Any) -> Any:
 
 
 def _spans_decades(values: Any) -> bool:
-    return len(values) > 0 and bool((values > 0).all()) and values.max() > 30 * values.min()
+    return len(values) > 0 and bool((values > 0).all()) and values.max() > 10 * values.min()
 
 
 def _dimension(key: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:

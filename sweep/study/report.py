@@ -47,8 +47,8 @@ class Report:
         self._importances = [figures.importances_of(self._shown, i) for i in range(len(study.directions))]
         self._start = journal_start(folder.run)
         self._names = objective_names(study)
-        chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else list(dict.fromkeys(trials))
-        self._bands = _bands(folder, chosen, self._names, {t.number for t in self._best})
+        chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else dict.fromkeys(trials)
+        self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
 
     def write(self, page: Path) -> list[str]:
         """Writes the page, and the pictures in `plots` beside it; their names."""
@@ -145,7 +145,7 @@ class Report:
 
     def _importances_section(self) -> Section:
         drawn = [figures.importances(found, i, self._names[i]) for i, found in enumerate(self._importances) if found]
-        note = "How much each parameter has to do with being among the best tenth of the trials (PED-ANOVA)."
+        note = "How unevenly the best tenth of the trials is spread over each range (PED-ANOVA)."
         if not drawn:
             note = f"They need at least {figures.FEWEST_FOR_IMPORTANCES} trials with a value."
         return Section("Importances", note, drawn, grid=len(drawn) > 1)
@@ -206,20 +206,22 @@ def journal_start(run: RunFolder) -> journal.Record:
 
 
 def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials, the best first; with several objectives, the Pareto front alone."""
+    """Trials with a value, the best first, the complete before the pruned; of several objectives the front alone."""
     if len(study.directions) > 1:
         return list(best)
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    return sorted(complete, key=lambda t: sign * t.values[0])
+    return sorted(filter(has_value, trials), key=lambda t: (t.state == TrialState.PRUNED, sign * t.values[0]))
 
 
-def _bands(folder: StudyFolder, numbers: Sequence[int], objectives: Sequence[str], best: set[int]) -> Bands:
+def _bands(
+    folder: StudyFolder, trials: Sequence[FrozenTrial], objectives: Sequence[str], best: Sequence[FrozenTrial]
+) -> Bands:
     """Curves by epoch: the objectives that are such, the losses, the learning rate."""
     bands: dict[str, dict[str, Band]] = {name: {} for name in (*objectives, "val/loss", "train/loss", "lr")}
-    for number in numbers:
-        label = f"trial {number}" + (", the best" if best == {number} else "")
-        found = [journal.curves(run.journal) for run in _runs_of(folder, number)]
+    for trial in trials:
+        told = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
+        label = f"trial {trial.number}{told}"
+        found = [journal.curves(run.journal) for run in _runs_of(folder, trial.number)]
         for metric, of_trials in bands.items():
             curves = [curves[metric] for curves in found if metric in curves]
             if curves and len((band := over_seeds(curves)).steps):
