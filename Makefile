@@ -9,7 +9,7 @@ PORT ?= 5000
 run: setup
 	$(BIN)/python -m sweep.run optimizer=adam
 
-ui:  # one worker and no job runner are enough for one person, and start in a third of the time
+ui:  # one worker and no job runner are enough for one person
 	@test -f $(OUTPUTS)/mlflow.db || { echo "error: there is no $(OUTPUTS)/mlflow.db yet; make run" >&2; exit 2; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(OUTPUTS)/mlflow.db \
 		--host 127.0.0.1 --port $(PORT) --workers 1

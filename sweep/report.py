@@ -26,14 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         require_begun_study(given.output_dir, given.study)
         page = folder.report if given.page is None else given.page.absolute()
-        store = _store_of(folder) if page == folder.report else None
+        store, told = _store_of(folder) if page == folder.report else (None, "")
         with _follower(folder, store) as follower:
             _write(folder, given.storage, given.trials, page)
-            told = None if follower is None or store is None else _send(folder, follower, store)
+            if follower is not None and store is not None:
+                told = _send(folder, follower, store)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    if told is not None:
+    if told:
         print(told)
     return 0
 
@@ -61,16 +62,13 @@ def _numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def _store_of(folder: StudyFolder) -> Store | None:
-    """Where the study is mirrored to; None, told in a line, where it is not or cannot be."""
+def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
+    """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
     try:
         store = recorded_store(folder.run)
     except ConfigError as error:
-        print(f"Not in MLflow ({error})")
-        return None
-    if store is None:
-        print("Not in MLflow: the study's tracking is off")
-    return store
+        return None, f"Not in MLflow ({error})"
+    return store, "Not in MLflow: the study's tracking is off" if store is None else ""
 
 
 def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | nullcontext[None]":

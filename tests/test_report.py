@@ -194,7 +194,7 @@ def test_a_study_kept_elsewhere_is_found_by_its_record_or_where_it_was_moved(tmp
     outputs = tmp_path / "outputs"
     written(outputs, "database", 4, f"sqlite:///{tmp_path}/studies.db")
     assert report.main(["database", "--output-dir", str(outputs)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "Not in MLflow: the study's tracking is off"
+    assert capsys.readouterr().out.splitlines()[-1] == "Not in MLflow: the study's tracking is off"
     folder = written(outputs, "file", 4, str(tmp_path / "trials.log"))
     shutil.move(tmp_path / "trials.log", tmp_path / "moved.log")
     assert report.main(["file", "--output-dir", str(outputs)]) == 2

@@ -32,11 +32,15 @@ class Figure(NamedTuple):
 
 
 def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
-    """For finite values, at least one; ticks stand where numbers are short: 1, 2, 5 within two decades."""
+    """For finite values, at least one; linear anyway where they are within a factor of 5, and a tick may be missing.
+
+    Logarithmic ticks stand where numbers are short: at 1, 2 and 5 within two decades.
+    """
     told: dict[str, Any] = {"title": {"text": title}}
-    if not is_log:
+    low, high = min(values), max(values)
+    if not is_log or high < 5 * low:
         return {**told, "type": "linear"}
-    few = max(values) < 100 * min(values)
+    few = high < 100 * low
     return {**told, "type": "log", "dtick": "D2" if few else 1, "minorloglabels": "complete"}
 
 

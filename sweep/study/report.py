@@ -138,7 +138,8 @@ class Report:
         yield self._importances_section()
         drawn = [figure for i, name in enumerate(names) if (figure := figures.parallel(shown, i, name))]
         note = "The better, the redder. Drag along an axis to keep only the trials in that range."
-        yield Section("Parallel coordinates", note, drawn)
+        if drawn:
+            yield Section("Parallel coordinates", note, drawn)
         note = f"{', '.join(names)} against each parameter, pruned trials included; the darker, the later."
         drawn = [figure for i, name in enumerate(names) for figure in figures.slices(shown, i, name)]
         yield Section("Slices", note, drawn, grid=True)
