@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' lists no numbers of trials, such as 3,7") from None
 
 
 def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
@@ -93,6 +96,8 @@ def _write(folder: StudyFolder, storage: str | None, trials: Sequence[int] | Non
     from sweep.study.report import Report
 
     report = Report(read_study(folder, storage), folder, trials)
+    if page.is_dir():
+        raise ConfigError("-o", f"'{page}' is a folder; name a file")
     try:
         pictures = report.write(page)
     except OSError as error:

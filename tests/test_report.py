@@ -1,6 +1,7 @@
 """`python -m sweep.report` on a study that was run, and its page and MLflow's in a real browser."""
 
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -69,7 +70,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     )
     assert done.returncode == 0, done.stderr
     ended = parent_of(cwd).info.end_time
-    return Reported(cwd, folder_of(cwd, NAME), run(cwd, NAME, command=REPORT), ended)
+    (command,) = re.findall(r"^See it as page:  python -m sweep.report (.*)$", done.stdout, re.MULTILINE)
+    return Reported(cwd, folder_of(cwd, NAME), run(cwd, *shlex.split(command), command=REPORT), ended)
 
 
 def folder_of(cwd: Path, name: str) -> StudyFolder:
@@ -114,7 +116,9 @@ def test_the_command_says_where_the_page_and_the_pictures_are(reported):
     assert (reported.done.returncode, reported.done.stderr) == (0, "")
     page, pictures, sent = reported.done.stdout.splitlines()
     assert page == f"Page:      {reported.folder.report}"
-    assert pictures.startswith(f"Pictures:  {reported.folder.plots}: curves.png, history.png, importances.png, slices")
+    assert pictures.startswith(
+        f"Pictures:  {reported.folder.plots}: history.png, slices.png, curves.png, importances.png"
+    )
     assert sent == f"In MLflow: an artifact of the run {NAME} in sqlite:///{reported.cwd}/outputs/mlflow.db"
 
 
@@ -156,7 +160,7 @@ BAD = {
     "empty": (["empty"], "study: 'empty' has no finished trial yet; run it, then report"),
     "no such trial": (["evil", "--trials", "12"], "trials: 'evil' has no trial 12, only 0 to 11"),
     "no folder": (["evil", "-o", "/dev/null/x.html"], "-o: cannot write '/dev/null/x.html' ("),
-    "a folder": (["evil", "-o", "{outputs}"], "-o: cannot write '{outputs}' ("),
+    "a folder": (["evil", "-o", "{outputs}"], "-o: '{outputs}' is a folder; name a file"),
     "storage gone": (
         ["elsewhere"],
         "storage: there is no file '{outputs}/gone.db'; give --storage, the one of the study",
@@ -187,7 +191,7 @@ def test_words_that_are_no_numbers_of_trials_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         report.main(["evil", "--trials", "3,x"])
     assert stopped.value.code == 2
-    assert "--trials" in capsys.readouterr().err
+    assert "argument --trials: '3,x' lists no numbers of trials, such as 3,7" in capsys.readouterr().err
 
 
 def test_a_study_kept_elsewhere_is_found_by_its_record_or_where_it_was_moved(tmp_path: Path, capsys):

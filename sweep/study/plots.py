@@ -14,11 +14,11 @@ from sweep.record.plot import load_matplotlib
 from sweep.study.reading import as_shown, has_value, objective_names
 
 
-def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> None:
-    """In `folder`; none before two trials have a value. Takes about a second, half of it imports."""
+def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
+    """In `folder`; their names. None before two trials have a value. Takes about a second, half of it imports."""
     trials = study.get_trials(deepcopy=False)
     if sum(map(has_value, trials)) < 2:
-        return
+        return []
     import matplotlib
 
     matplotlib.use("agg")
@@ -40,6 +40,7 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> None:
             _make_plain(figure)
             figure.savefig(folder / f"{name}.png", dpi=dpi, bbox_inches="tight")
             pyplot.close(figure)
+    return [f"{name}.png" for name in kinds]
 
 
 def draw_importances(found: Mapping[str, float], picture: Path, dpi: int) -> None:

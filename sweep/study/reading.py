@@ -21,7 +21,6 @@ from sweep.study.storage import open_storage
 from sweep.study.url import database_url, kind, shown, told_in_one_line
 
 KEY = "storage"
-_REMEDY = "; give --storage, the one of the study"
 
 
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
@@ -30,26 +29,25 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
     Makes no storage where there is none. Raises ConfigError.
     """
     recorded = (first(folder.run.journal, "start") or {}).get("storage")
-    if storage is None and recorded is None and not folder.storage.exists():
-        raise ConfigError(KEY, f"'{folder.storage}' is not there{_REMEDY}")
     if storage is None and "***" in (recorded or ""):
         raise ConfigError(KEY, f"is {recorded}; give it with its password: --storage URL")
     try:
-        return _open(folder, storage or recorded)
+        return _open(folder, storage or recorded or str(folder.storage))
     except ConfigError as error:
         raise ConfigError(KEY, error.problem) from error
 
 
-def _open(folder: StudyFolder, url: str | None) -> optuna.Study:
-    file = None if url is None else _file_of(url)
+def _open(folder: StudyFolder, url: str) -> optuna.Study:
+    file = _file_of(url)
     if file is not None and not file.exists():
-        raise ConfigError(KEY, f"there is no file '{file}'{_REMEDY}")
+        raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
     name, opened = folder.path.name, open_storage(url, folder)
     with told_in_one_line(url):
         names = [known.study_name for known in opened.get_all_studies()]
         if name not in names:
-            told = f"has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
-            raise ConfigError(KEY, f"'{folder.storage if url is None else shown(url)}' {told}")
+            raise ConfigError(
+                KEY, f"'{shown(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
+            )
         study = optuna.load_study(study_name=name, storage=opened)
         study.get_trials(deepcopy=False)  # whatever is wrong shows here
         return study

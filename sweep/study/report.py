@@ -55,13 +55,15 @@ class Report:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, to_html(self._document()), durable=False)
         pictures = page.parent / self._folder.plots.name
-        draw_plots(self._study, pictures, dpi=_DPI)
+        names = draw_plots(self._study, pictures, dpi=_DPI)
         pictures.mkdir(exist_ok=True)
         if self._bands:
+            names.append("curves.png")
             draw_bands(self._bands, pictures / "curves.png", _DPI)
         if self._importances[0]:
+            names.append("importances.png")
             draw_importances(self._importances[0], pictures / "importances.png", _DPI)
-        return sorted(path.name for path in pictures.glob("*.png"))
+        return names
 
     def _document(self) -> Document:
         told = counts(self._trials)
