@@ -148,7 +148,7 @@ def test_a_report_of_chosen_trials_goes_elsewhere_and_not_to_mlflow(reported, tm
     outputs = str(reported.cwd / "outputs")
     assert report.main([NAME, "--output-dir", outputs, "--trials", "3,0", "-o", str(tmp_path / "new" / "it.html")]) == 0
     html = (tmp_path / "new" / "it.html").read_text()
-    assert '"name":"trial 3"' in html
+    assert set(re.findall(r'"name":"trial (\d+)', html)) == {"3", "0"}
     assert (tmp_path / "new" / "plots" / "curves.png").exists()
     assert "MLflow" not in capsys.readouterr().out
     assert reported.folder.run.journal.read_bytes() == before
