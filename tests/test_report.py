@@ -371,6 +371,17 @@ def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reporte
     tab.close()
 
 
+@needs_browser
+def test_mlflow_shows_the_page_with_its_figures(reported, ui, browser):
+    parent = parent_of(reported.cwd).info
+    tab = Tab(browser)
+    tab.page.goto(f"{ui}#/experiments/{parent.experiment_id}/runs/{parent.run_id}/artifacts/report.html")
+    shown = tab.page.frame_locator("iframe")  # in a sandbox
+    shown.locator("html[data-drawn=all]").wait_for(state="attached")
+    assert shown.locator("h1").inner_text() == NAME
+    tab.close()
+
+
 def name_of(folder: RunFolder) -> str:
     start = journal.first(folder.journal, "start")
     assert start is not None

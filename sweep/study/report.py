@@ -142,7 +142,7 @@ class Report:
         note = "The better, the redder. Drag along an axis to keep only the trials in that range."
         if drawn:
             yield Section("Parallel coordinates", note, drawn)
-        note = f"{', '.join(names)} against each parameter, pruned trials included; the darker, the later."
+        note = f"{', '.join(names)} against each parameter, pruned trials included; the stronger the colour, the later."
         drawn = [figure for i, name in enumerate(names) for figure in figures.slices(shown, i, name)]
         yield Section("Slices", note, drawn, grid=True)
 
