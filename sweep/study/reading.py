@@ -20,6 +20,8 @@ from sweep.study.results import config_values
 from sweep.study.storage import open_storage
 from sweep.study.url import database_url, kind, shown, told_in_one_line
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
+
 KEY = "storage"
 
 
@@ -79,7 +81,6 @@ def as_shown(study: optuna.Study) -> optuna.Study:
     merged = {key: _merged(those, values[key]) for key, those in ranges.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna has something to say on choices that are no plain texts
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells that it made one
         drawn = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
         for trial in trials:
             drawn.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
