@@ -1,11 +1,18 @@
 # `make run` and `make test` set everything up first; see README.md for the same with plain pip.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN ?= .venv/bin
+OUTPUTS ?= outputs
+PORT ?= 5000
 
-.PHONY: run test check setup
+.PHONY: run ui test check setup
 
 run: setup
 	$(BIN)/python -m sweep.run optimizer=adam
+
+ui:  # one worker and no job runner are enough for one person
+	@test -f $(OUTPUTS)/mlflow.db || { echo "error: there is no $(OUTPUTS)/mlflow.db yet; make run" >&2; exit 2; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(OUTPUTS)/mlflow.db \
+		--host 127.0.0.1 --port $(PORT) --workers 1
 
 test: setup check
 	$(BIN)/python -m pytest -n auto

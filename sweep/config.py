@@ -350,11 +350,21 @@ def require_run(folder: Path) -> None:
 
 def require_study(output_dir: Path, name: str) -> None:
     """Raises ConfigError unless the study `name` below `output_dir` has a best configuration."""
+    _require_study("from_study", output_dir, name, "best.yaml", "has no complete trial yet")
+
+
+def require_begun_study(output_dir: Path, name: str) -> None:
+    """Raises ConfigError unless there is a study `name` below `output_dir`, finished or not."""
+    _require_study("study", output_dir, name, "journal.jsonl", "has not begun")
+
+
+def _require_study(key: str, output_dir: Path, name: str, file: str, without_it: str) -> None:
     studies = output_dir.absolute() / "studies"
-    known = sorted(path.parent.name for path in studies.glob("*/best.yaml"))
+    known = sorted(path.parent.name for path in studies.glob(f"*/{file}"))
     if name not in known:
-        problem = "has no complete trial yet" if (studies / name).is_dir() else f"is not below '{studies}'"
-        raise ConfigError("from_study", f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")
+        is_there = name not in ("", ".", "..") and (studies / name).is_dir()
+        problem = without_it if is_there else f"is not below '{studies}'"
+        raise ConfigError(key, f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")
 
 
 def _check_component(key: str, node: Any) -> None:

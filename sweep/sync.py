@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
-from sweep.config import Tracking
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, RunFolder
-from sweep.record.store import Store, output_dir_of, store_of, tracking_store, without_password
+from sweep.record.store import Store, recorded_store, without_password
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
@@ -31,26 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
     try:
-        tracked = [(run, store) for run in runs if (store := _store(run, given.uri)) is not None]
+        tracked = [(run, store) for run in runs if (store := recorded_store(run, given.uri)) is not None]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     n_sent = sum(_sync_all(tracked))
     print(f"{n_sent} of {len(tracked)} tracked runs below {output_dir} are in MLflow")
     return 0 if n_sent == len(tracked) else 1
-
-
-def _store(run: RunFolder, uri: str | None) -> Store | None:
-    """Where the run belongs, `uri` if that is given; None when its tracking is off or it never started."""
-    output_dir = output_dir_of(run)
-    if output_dir is None:
-        return None
-    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.load(run.config).tracking))
-    assert isinstance(tracking, Tracking)
-    if uri is not None:
-        tracking.uri = uri
-    store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
-    return store if store.uri else None
 
 
 def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:

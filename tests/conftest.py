@@ -34,7 +34,7 @@ _POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"  # of the machine's own
 
 # One file is one process's (--dist loadfile): the longest begin first, so that none is left alone at the end.
 _LONGEST_FIRST = ("test_study", "test_study_faults", "test_run", "test_resume", "test_storage", "test_mlflow")
-_LONGEST_FIRST += ("test_mirrored_studies", "test_follow", "test_packed", "test_loop", "test_trial")
+_LONGEST_FIRST += ("test_mirrored_studies", "test_follow", "test_packed", "test_report", "test_loop", "test_trial")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -39,6 +39,7 @@ def test_the_wheel_has_every_module_and_option_the_command_and_the_mark_of_a_typ
     assert "conf/optimizer/adam.yaml" in options
     assert {f"sweep/{option}" for option in options} <= names
     assert "sweep/py.typed" in names
+    assert {f"sweep/page/page.{kind}" for kind in ("html", "css", "js")} <= names
     modules = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "sweep").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))

@@ -66,6 +66,7 @@ class StudyFolder:
         self.best = self.path / "best.yaml"  # which trial it is, and the overrides that compose it
         self.option = self.path / "experiment" / "best.yaml"  # the same as an option of the group `experiment`
         self.plots = self.path / "plots"
+        self.report = self.path / "report.html"
         self._lock = self.path / ".study.lock"
 
     def trial(self, number: int, replicate: int | None = None) -> RunFolder:

@@ -67,6 +67,12 @@ def again_command(study: str, output_dir: Path) -> str:
     return rerun_command([f"from_study={study}", *([] if usual else [f"output_dir={_quoted(output_dir)}"])])
 
 
+def report_command(study: str, output_dir: Path) -> str:
+    """The command that makes a page of a study; `output_dir`, where the study is, is told if it need be."""
+    usual = output_dir == Path(Config.output_dir).absolute()
+    return shlex.join(["python", "-m", "sweep.report", study, *([] if usual else ["--output-dir", str(output_dir)])])
+
+
 def _quoted(folder: Path) -> str:
     plain = re.fullmatch(r"[\w./:@-]+", str(folder))
     return str(folder) if plain else json.dumps(str(folder), ensure_ascii=False)

@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
+from omegaconf import OmegaConf
+
 from sweep.config import Tracking
 from sweep.errors import ConfigError
 from sweep.record import journal
@@ -70,6 +72,22 @@ def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
     if "***" in start["store"]:
         raise ConfigError("MLFLOW_TRACKING_URI", f"the run belongs to {start['store']}; set it so, with the password")
     return Store(start["store"], _artifact_root(start["store"], output_dir))
+
+
+def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
+    """Where a run that began belongs by its record, or `uri`; None when its tracking is off or it never started.
+
+    Raises ConfigError as `store_of` does.
+    """
+    output_dir = output_dir_of(run)
+    if output_dir is None:
+        return None
+    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.load(run.config).tracking))
+    assert isinstance(tracking, Tracking)
+    if uri is not None:
+        tracking.uri = uri
+    store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
+    return store if store.uri else None
 
 
 def without_password(uri: str) -> str:

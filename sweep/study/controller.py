@@ -30,7 +30,7 @@ from sweep.signals import interrupts_kept_from_children
 from sweep.study.auto_bounds import STARTS, stored_starts, tested_starts
 from sweep.study.composer import Starts
 from sweep.study.failures import too_many_failures
-from sweep.study.identity import differences, identity, study_name
+from sweep.study.identity import IDENTITY, differences, identity, study_name
 from sweep.study.known import known_params
 from sweep.study.launch import Crew
 from sweep.study.ledger import PROBLEM, is_complete
@@ -44,11 +44,10 @@ from sweep.study.samplers import is_grid, is_uniform, shuffled
 from sweep.study.settings import StudySettings
 from sweep.study.space import Configuration, make_space
 from sweep.study.storage import open_storage
-from sweep.study.url import without_driver
+from sweep.study.url import recorded_url, without_driver
 from sweep.study.worker import Worker
 
-_IDENTITY = "identity"  # user attributes of the study, as is
-_UID = "uid"
+_UID = "uid"  # user attribute of the study, as is IDENTITY
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
@@ -197,12 +196,12 @@ class Controller:
                     raise ConfigError("hydra.sweeper.study_name", f"'{self._name}' was not begun here; choose another")
                 if self._starts is not None:
                     study.set_user_attr(STARTS, self._starts)
-                study.set_user_attr(_IDENTITY, facts)
+                study.set_user_attr(IDENTITY, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
             self._refuse_trials_of_another(study.user_attrs[_UID])
-            if study.user_attrs[_IDENTITY] != facts:
-                study.set_user_attr(_IDENTITY, facts)
+            if study.user_attrs[IDENTITY] != facts:
+                study.set_user_attr(IDENTITY, facts)
             return study, study.user_attrs[_UID]
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
@@ -225,7 +224,7 @@ class Controller:
                 f"hydra.sweeper.{key}",
                 f"study '{self._name}' was begun to {' and '.join(directions)}; set another hydra.sweeper.study_name",
             )
-        changed = differences(study.user_attrs[_IDENTITY], facts)
+        changed = differences(study.user_attrs[IDENTITY], facts)
         if not changed:
             return
         told = f"study '{self._name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
@@ -251,6 +250,7 @@ class Controller:
             self._name, worker.uid, self._settings, self._space, config.experiment_name, self._all_arguments()
         )
         facts["output_dir"] = os.path.relpath(self._output_dir, self._folder.path)
+        facts["storage"] = recorded_url(self._settings.storage)
         text = OmegaConf.to_yaml(OmegaConf.structured(config))
         return Recording(study, self._folder, facts, text, self._store, self._output_dir)
 

@@ -13,6 +13,8 @@ from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
 from sweep.study.space import Space
 
+IDENTITY = "identity"  # user attribute of a study that has the facts below
+
 # Keys that say where and how a trial runs, not what it is.
 _INCIDENTAL = {
     "output_dir",

@@ -1,8 +1,8 @@
-"""Pictures of a study, by Optuna: its history, and values against parameters."""
+"""Pictures of a study as PNGs, by Optuna: its history, and values against parameters."""
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,72 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from sweep.record.plot import load_matplotlib
+from sweep.study.reading import as_shown, has_value, objective_names
 
-def draw_plots(study: optuna.Study, folder: Path) -> None:
-    """PNGs in `folder`; none before two trials are complete. Takes about a second, half of it imports."""
+
+def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
+    """In `folder`; their names. None before two trials have a value. Takes about a second, half of it imports."""
     trials = study.get_trials(deepcopy=False)
-    if sum(t.state == TrialState.COMPLETE for t in trials) < 2:
-        return
+    if sum(map(has_value, trials)) < 2:
+        return []
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    kinds: dict[str, Callable[[optuna.Study], Any]] = {"history": plots.plot_optimization_history}
-    if len(study.directions) > 1:
-        kinds = {"pareto_front": plots.plot_pareto_front} if len(study.directions) <= 3 else {}
+    shown, names = as_shown(study), objective_names(study)
+    kinds: dict[str, Callable[[], Any]] = {"history": lambda: _history(study, names[0])}
+    if len(names) > 1:
+        kinds = {"pareto_front": lambda: plots.plot_pareto_front(shown, target_names=names)} if len(names) <= 3 else {}
     elif any(t.params for t in trials):
-        kinds["slices"] = plots.plot_slice
+        kinds["slices"] = lambda: plots.plot_slice(shown, target_name=names[0])
     folder.mkdir(exist_ok=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it has opinions on texts that are numbers
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna sets a style for good
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental, and matplotlib has its own to say
         for name, plot in kinds.items():
-            figure = np.atleast_1d(plot(study))[0].figure
-            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+            figure = np.atleast_1d(plot())[0].figure
+            _make_plain(figure)
+            figure.savefig(folder / f"{name}.png", dpi=dpi, bbox_inches="tight")
             pyplot.close(figure)
+    return [f"{name}.png" for name in kinds]
+
+
+def draw_importances(found: Mapping[str, float], picture: Path, dpi: int) -> None:
+    """As bars, the largest on top."""
+    new_figure, new_canvas = load_matplotlib()
+    figure = new_figure(figsize=(6, 0.7 + 0.4 * len(found)), dpi=dpi, layout="constrained")
+    canvas = new_canvas(figure)
+    axes = figure.add_subplot()
+    bars = axes.barh(list(found)[::-1], list(found.values())[::-1], color="#3b82c4", height=0.6)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlabel="importance")
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.print_png(picture)
+
+
+def _history(study: optuna.Study, name: str) -> Any:
+    """The best so far is of complete trials; the pruned stand beside them."""
+    from optuna.visualization import matplotlib as plots
+
+    axes = plots.plot_optimization_history(study, target_name=name)
+    pruned = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.PRUNED and t.values]
+    x, y = [t.number for t in pruned], [t.values[0] for t in pruned]
+    axes.scatter(x, y, s=18, facecolors="none", edgecolors="grey", label="pruned")
+    axes.legend()
+    return axes
+
+
+def _make_plain(figure: Any) -> None:
+    """White, and without a title, which a caption says better."""
+    figure.suptitle("")
+    for axes in figure.axes:
+        axes.set(facecolor="white", title="")
+        axes.set_title("", loc="left")
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="#888888", linewidth=0.8)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweep.record.folder import StudyFolder
-from sweep.record.provenance import again_command
+from sweep.record.provenance import again_command, report_command
 from sweep.record.summary import where_to_look
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.study.ranges import short
@@ -137,6 +137,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say("Not complete:    the same command goes on with it")
     if best:
         say(f"Train it again:  {again_command(study.study_name, folder.path.parent.parent)}")
+        say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent)}")
     say(f"Study folder:    {folder.path}")
     if tracking_uri is not None:
         say(where_to_look("trials", tracking_uri))

@@ -115,7 +115,7 @@ class StudyRecord:
         if len(self._study.directions) == 1 and best:
             tags = {"best.trial": str(best[0].number), "best.value": repr(best[0].value)}
             tags |= {f"best.{key}": str(value) for key, value in config_values(best[0]).items()}
-        files = [folder.results, folder.best, folder.option.parent, folder.plots, folder.run.config]
+        files = [folder.results, folder.best, folder.option.parent, folder.plots, folder.report, folder.run.config]
         artifacts = [file.name for file in files if file.exists()]
         self._journal.event("end", status=status, steps=[0], values=values, tags=tags, artifacts=artifacts)
         self._journal.sync()

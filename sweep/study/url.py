@@ -70,6 +70,15 @@ def shown(url: str) -> str:
     return without_password(re.sub(r"://([^:/@]*):.*@", r"://\1:***@", re.sub(r"(password=)[^&]*", r"\1***", url)))
 
 
+def recorded_url(url: str | None) -> str | None:
+    """How a study's record names its storage: from any directory, without a password; None for the file beside it."""
+    if url is None:
+        return None
+    if kind(url) is None:
+        return str(Path(url).absolute())
+    return shown(str(database_url(url))) if kind(url) == "sqlite" else shown(url)
+
+
 def database_url(url: str) -> "sqlalchemy.URL":
     import sqlalchemy
 

@@ -1,0 +1,1 @@
+"""Pages and pictures to be read without network; they know nothing of studies."""

@@ -1,0 +1,129 @@
+"""`python -m sweep.report NAME`: a study as one HTML page that opens without network, and as pictures for papers."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.config import require_begun_study
+from sweep.errors import ConfigError, one_line
+from sweep.record.folder import Busy, StudyFolder
+from sweep.record.store import Store, recorded_store, without_password
+
+if TYPE_CHECKING:
+    from sweep.record.follow import Follower
+
+_PATIENCE_S = 60.0  # with MLflow
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 the page is written, whether or not MLflow has it; 2 no such study, trial or place."""
+    given = _parser().parse_args(arguments)
+    folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
+    try:
+        require_begun_study(given.output_dir, given.study)
+        page = folder.report if given.page is None else given.page.absolute()
+        store, told = _store_of(folder) if page == folder.report else (None, "")
+        with _follower(folder, store) as follower:
+            _write(folder, given.storage, given.trials, page)
+            if follower is not None and store is not None:
+                told = _send(folder, follower, store)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    if told:
+        print(told)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sweep.report", description=__doc__)
+    parser.add_argument("study", help="the study's name: that of its folder below <output_dir>/studies")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where studies are (default: outputs)")
+    parser.add_argument(
+        "--trials", type=_numbers, metavar="3,7", help="the trials whose curves are shown (default: the best)"
+    )
+    parser.add_argument(
+        "-o",
+        dest="page",
+        type=Path,
+        metavar="FILE",
+        help="where the page goes, its pictures in plots/ beside it (default: report.html in the study's folder, "
+        "whence MLflow gets it as an artifact)",
+    )
+    parser.add_argument("--storage", metavar="URL", help="hydra.sweeper.storage of the study, where that has moved")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' lists no numbers of trials, such as 3,7") from None
+
+
+def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
+    """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
+    try:
+        store = recorded_store(folder.run)
+    except ConfigError as error:
+        return None, f"Not in MLflow ({error})"
+    return store, "Not in MLflow: the study's tracking is off" if store is None else ""
+
+
+def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | nullcontext[None]":
+    """The helper that sends, which imports MLflow while the page is made."""
+    if store is None:
+        return nullcontext()
+    from sweep.record.follow import Follower
+    from sweep.record.store import output_dir_of
+
+    output_dir = output_dir_of(folder.run)
+    assert output_dir is not None
+    try:
+        follower = Follower(output_dir / "mirror.log")
+    except OSError:  # nothing can be written there; the page will tell
+        return nullcontext()
+    follower.follow(folder.run, store)
+    return closing(follower)
+
+
+def _write(folder: StudyFolder, storage: str | None, trials: Sequence[int] | None, page: Path) -> None:
+    from sweep.study.reading import read_study
+    from sweep.study.report import Report
+
+    report = Report(read_study(folder, storage), folder, trials)
+    if page.is_dir():
+        raise ConfigError("-o", f"'{page}' is a folder; name a file")
+    try:
+        pictures = report.write(page)
+    except OSError as error:
+        raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
+    print(f"Page:      {page}")
+    if pictures:
+        print(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
+
+
+def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:
+    """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
+    from sweep.record.addition import add_artifacts
+
+    try:
+        add_artifacts(folder.run, [folder.report.name, folder.plots.name])
+    except Busy:
+        return "MLflow gets the page when the command that runs the study ends"
+    except OSError as error:
+        return f"Not in MLflow: {one_line(error)}"
+    problem = follower.finish(folder.run, _PATIENCE_S)
+    where = without_password(store.uri or "")
+    if problem is not None:
+        return f"Not yet in MLflow ({problem}); later:  python -m sweep.sync {folder.path.parent.parent}"
+    return f"In MLflow: an artifact of the run {folder.path.name} in {where}"
+
+
+if __name__ == "__main__":
+    logging.raiseExceptions = False
+    sys.exit(main())

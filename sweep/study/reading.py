@@ -1,0 +1,129 @@
+"""A study that others made, opened to be read: where its storage is, and its trials as they are shown."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sweep.errors import ConfigError
+from sweep.record.folder import StudyFolder
+from sweep.record.journal import first
+from sweep.study.identity import IDENTITY
+from sweep.study.results import config_values
+from sweep.study.storage import open_storage
+from sweep.study.url import database_url, kind, shown, told_in_one_line
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
+
+KEY = "storage"
+
+
+def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
+    """The study of that folder, from where its record says that its trials are kept, or from `storage`.
+
+    Makes no storage where there is none. Raises ConfigError.
+    """
+    recorded = (first(folder.run.journal, "start") or {}).get("storage")
+    if storage is None and "***" in (recorded or ""):
+        raise ConfigError(KEY, f"is {recorded}; give it with its password: --storage URL")
+    try:
+        return _open(folder, storage or recorded or str(folder.storage))
+    except ConfigError as error:
+        raise ConfigError(KEY, error.problem) from error
+
+
+def _open(folder: StudyFolder, url: str) -> optuna.Study:
+    file = _file_of(url)
+    if file is not None and not file.exists():
+        raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
+    name, opened = folder.path.name, open_storage(url, folder)
+    with told_in_one_line(url):
+        names = [known.study_name for known in opened.get_all_studies()]
+        if name not in names:
+            raise ConfigError(
+                KEY, f"'{shown(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
+            )
+        study = optuna.load_study(study_name=name, storage=opened)
+        study.get_trials(deepcopy=False)  # whatever is wrong shows here
+        return study
+
+
+def _file_of(url: str) -> Path | None:
+    """The file that a storage is kept in, if it is one."""
+    if kind(url) is None:
+        return Path(url)
+    with told_in_one_line(url):
+        return Path(str(database_url(url).database)) if kind(url) == "sqlite" else None
+
+
+def as_shown(study: optuna.Study) -> optuna.Study:
+    """A copy in memory for pictures, of the same numbers: parameters by config key, pruned trials as complete ones.
+
+    A parameter whose range depends on an option is several to the sampler, and would be shown with holes. A pruned
+    trial counts with the best value that it had reached, as it does for the sampler; most trials may be such. Trials
+    without a value are FAIL.
+    """
+    trials = study.get_trials(deepcopy=False)
+    ranges: dict[str, list[BaseDistribution]] = {}
+    values: dict[str, list[Any]] = {}
+    for trial in filter(has_value, trials):
+        for name, distribution in trial.distributions.items():
+            key = name.partition("[")[0]
+            ranges.setdefault(key, []).append(distribution)
+            values.setdefault(key, []).append(trial.params[name])
+    merged = {key: _merged(those, values[key]) for key, those in ranges.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna has something to say on choices that are no plain texts
+        drawn = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
+        for trial in trials:
+            drawn.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
+    return drawn
+
+
+def objective_names(study: optuna.Study) -> list[str]:
+    """Such as val/loss."""
+    told = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
+    return json.loads(told) if told else [f"value {i}" for i in range(len(study.directions))]
+
+
+def has_value(trial: FrozenTrial) -> bool:
+    """Whether the trial is finished and came to something, pruned or not."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and bool(trial.values)
+
+
+def _renamed(trial: FrozenTrial, ranges: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    params = config_values(trial)
+    for key, value in params.items():
+        distribution = ranges[key]
+        if isinstance(distribution, CategoricalDistribution) and value not in distribution.choices:
+            params[key] = str(value)
+    return create_trial(
+        state=TrialState.COMPLETE,
+        values=trial.values,
+        params=params,
+        distributions={key: ranges[key] for key in params},
+    )
+
+
+def _merged(ranges: Sequence[BaseDistribution], values: Sequence[Any]) -> BaseDistribution:
+    """A range that holds them all; where numbers and names meet, a choice of the values as names."""
+    if all(one == ranges[0] for one in ranges[1:]):
+        return ranges[0]
+    choices = [one.choices for one in ranges if isinstance(one, CategoricalDistribution)]
+    if len(choices) == len(ranges):
+        return CategoricalDistribution(tuple(dict.fromkeys(chain.from_iterable(choices))))
+    numbers = [one for one in ranges if isinstance(one, FloatDistribution | IntDistribution)]
+    if len(numbers) < len(ranges):
+        return CategoricalDistribution(tuple(dict.fromkeys(map(str, values))))
+    low, high = min(one.low for one in numbers), max(one.high for one in numbers)
+    is_log = all(one.log for one in numbers)
+    if all(isinstance(one, IntDistribution) for one in numbers):
+        return IntDistribution(int(low), int(high), log=is_log)
+    return FloatDistribution(low, high, log=is_log)
