@@ -113,8 +113,9 @@ class Pack:
     def seat(self, slot: Slot) -> None:
         """Gives a trial the next free row."""
         row = len(self.slots)
-        if row == len(self._weights):
-            self._resize(max(_FEWEST_ROWS, 2 * row, self._most_rows))
+        n_rows = row + self._update.is_compiled  # of which one is behind the last, which may be alone in its block
+        if n_rows >= len(self._weights):
+            self._resize(max(_FEWEST_ROWS, 2 * n_rows, self._most_rows))
         self.slots.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)

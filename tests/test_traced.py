@@ -1,0 +1,56 @@
+"""A function as the plain operations that it consists of."""
+
+import torch
+from conftest import make_fit
+from torch import Tensor
+from torch.func import vmap
+
+from sweep.train.rules import rule_of
+from sweep.train.stacked import Layout
+from sweep.train.traced import Traced
+from sweep.train.update import Update
+
+
+def drawn(layout: Layout, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Weights, nothing that is not trained, and a batch for each row."""
+    weights = torch.randn(n_rows, layout.size)
+    return weights, {}, torch.randn(n_rows, n_samples, 1), torch.randn(n_rows, n_samples, 1)
+
+
+def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
+    """Also where they were equal to each other, and to the width of a layer, as it was made."""
+    fit = make_fit("model.widths=[8]")
+    layout = Layout(fit.model, {name for name, _ in fit.model.named_parameters()})
+    rule = rule_of(fit.optimizer)
+    assert rule is not None
+    update = Update(fit.model, layout, fit.loss_fn, rule, fit.trainer)
+    traced = Traced(update.gradients, worth=0)
+    for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
+        for _ in range(2):  # the second time by the trace alone
+            arguments = drawn(layout, n_rows, n_samples)
+            for one, other in zip(traced(*arguments), update.gradients(*arguments), strict=True):
+                torch.testing.assert_close(one, other)
+        assert traced.serves(n_rows, n_samples)
+    assert traced.problem is None
+
+
+def test_a_trace_that_is_wrong_for_other_sizes_is_not_used_for_them() -> None:
+    def summed(w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (vmap(lambda w, x: w * x.sum())(w, x) * len(w),)  # `len` is a number to what traces it
+
+    traced = Traced(summed, worth=0)
+    for n_rows in (3, 4, 4):
+        arguments = torch.randn(n_rows, 2), {}, torch.randn(n_rows, 5), torch.randn(n_rows, 5)
+        torch.testing.assert_close(traced(*arguments), summed(*arguments))
+    assert traced.serves(3, 5)
+    assert not traced.serves(4, 5)
+
+
+def test_what_cannot_be_traced_is_called_as_it_is() -> None:
+    def by_value(w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (w * 2 if bool(x.sum() > 0) else w,)
+
+    traced = Traced(by_value, worth=0)
+    arguments = torch.ones(3, 2), {}, torch.ones(3, 5), torch.ones(3, 5)
+    assert torch.equal(traced(*arguments)[0], torch.full((3, 2), 2.0))
+    assert traced.problem is not None
