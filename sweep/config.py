@@ -31,6 +31,7 @@ _LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
 _LONGEST_WAIT_S = 1e6
+MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
 
 
@@ -137,6 +138,28 @@ class LrSearch:
 
 
 @dataclass(kw_only=True)
+class Compare:
+    """What `python -m sweep.compare` is to do; a trial takes no notice. conf/config.yaml says what each key means."""
+
+    name: str | None = None
+    over: dict[str, Any] = field(default_factory=dict)
+    n_seeds: int = 20
+    retune: bool = True
+    metric: str = "test/loss"
+    target: float | None = None
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
+        _require(
+            self.metric.startswith(("test/", "val/")), "compare.metric", f"'{self.metric}' is no test/... or val/..."
+        )
+        _require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
+        if self.target is not None:
+            _require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")
+
+
+@dataclass(kw_only=True)
 class Config:
     """One trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes, open to any argument."""
 
@@ -156,6 +179,7 @@ class Config:
     split: Split = field(default_factory=Split)
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
+    compare: Compare = field(default_factory=Compare)
     choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in by composing, as is
     overrides: list[str] | None = None  # the command line that composes this; None where none is known
     composed: str | None = None  # fingerprint of what those overrides composed
@@ -253,6 +277,7 @@ _SCHEMA = {
     "tracking": Tracking,
     "lr_bounds": LrBounds,
     "lr_search": LrSearch,
+    "compare": Compare,
 }
 
 

@@ -70,14 +70,17 @@ def run(cfg: DictConfig) -> float:
     return outcome.value
 
 
-def main() -> None:
-    """Runs Hydra's command line. Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n."""
+def main(config_name: str = "config") -> None:
+    """Runs Hydra's command line with conf/<config_name>.yaml as its root.
+
+    Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n.
+    """
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
     logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
-    command = hydra.main(config_path=str(CONF_DIR), config_name="config", execution_whitelist=())(run)
+    command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(run)
     try:
         with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
             command()
