@@ -16,7 +16,14 @@ _PANELS = 4
 
 
 def draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
-    """Writes a PNG: a row of panels a task, or two by two for one, and the performance profile below where there is one."""
+    """Writes a PNG: a row of panels a task, two by two for one, and below the performance profile if there is one."""
+    from matplotlib import style
+
+    with style.context("default"):  # Optuna's plots leave another behind
+        _draw(plan, judgement, picture)
+
+
+def _draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
     new_figure, new_canvas = load_matplotlib()
     n_tasks, profile = len(judgement.tasks), bool(judgement.profiles)
     rows, columns = (2, 2) if n_tasks == 1 else (n_tasks + profile, _PANELS)
@@ -90,6 +97,7 @@ def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
         axes.fill_between(epochs, low, high, color=colours[s.name], alpha=0.15)
     if math.isfinite(task.target):
         axes.axhline(task.target, color="black", linewidth=0.8, linestyle="--", label="target")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel="val/loss", title=_titled("fresh seeds, median and middle half", task))
     _log_if_positive(axes)
     axes.legend(frameon=False, fontsize=8)

@@ -66,7 +66,7 @@ def signed_rank(costs: Array, others: Array) -> float:
     differences = _differences(costs, others)
     if not differences.any():
         return 1.0
-    return float(stats.wilcoxon(differences).pvalue)
+    return float(np.asarray(stats.wilcoxon(differences))[1])
 
 
 def rank_biserial(costs: Array, others: Array) -> float:
@@ -143,7 +143,7 @@ def _bootstrap(
     """The plain percentiles of n samples are too narrow, by sqrt((n - 1) / n) and for taking the normal distribution in
     the place of Student's; other percentiles make up for it (Hesterberg 2015)."""
     n = len(samples[0])
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
+    tail = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1)))
     found = stats.bootstrap(
         samples,
         statistic,

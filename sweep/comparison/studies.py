@@ -146,7 +146,7 @@ def untuned(plan: Plan, contender: Contender, task: str, like: Controller) -> Co
     config = like.space.composer.base({}).config
     fixed = [f"{key}={_spelled(OmegaConf.select(config, key))}" for key in like.space.ranges({})]
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
-    return _study(plan, contender, task, "defaults", own, [*fixed, *_swept(plan.seeds)])
+    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
 
 
 def _swept(seeds: Sequence[int]) -> list[str]:
