@@ -151,9 +151,8 @@ class Compare:
 
     def __post_init__(self) -> None:
         _require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
-        _require(
-            self.metric.startswith(("test/", "val/")), "compare.metric", f"'{self.metric}' is no test/... or val/..."
-        )
+        told = f"must be one of the test split, such as test/loss, got '{self.metric}'"
+        _require(self.metric.startswith("test/"), "compare.metric", told)
         _require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
         if self.target is not None:
             _require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")

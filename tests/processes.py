@@ -46,20 +46,22 @@ def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: s
     )
 
 
-def quick(cwd: Path, *overrides: str, torch: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
+def quick(
+    cwd: Path, *overrides: str, torch: bool = True, module: str = "sweep.run", **changes: str
+) -> subprocess.CompletedProcess[str]:
     """Like `run`, forked from a process that has the imports behind it; see zygote.py.
 
     torch: whether that is among them. A command that never needs it is faster without.
     """
-    with _zygote(torch).start(cwd, overrides, environment(**changes)) as command:
+    with _zygote(torch).start(cwd, overrides, environment(**changes), module) as command:
         out, err = command.communicate(_PATIENCE_S)
     assert command.returncode is not None
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
 
 
-def quick_start(cwd: Path, *overrides: str) -> Command:
+def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run") -> Command:
     """Like `start`, forked in the same way."""
-    return _zygote(True).start(cwd, overrides, environment())
+    return _zygote(True).start(cwd, overrides, environment(), module)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""`python -m sweep.run` without its imports: a process that has made them forks one for each command.
+"""`python -m sweep.run`, or another module, without its imports: a process that has made them forks one a command.
 
 What runs is a process of its own with its own arguments, environment, folder, output and exit status, from the first
 line of sweep/run.py to the interpreter's end; only the modules below are there already, imported and not yet used, and
@@ -90,13 +90,16 @@ class Zygote:
         self._n_started = 0
         assert self._answer(_PATIENCE_S) == "ready"
 
-    def start(self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Command:
+    def start(
+        self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str], module: str = "sweep.run"
+    ) -> Command:
         """In a process group of its own."""
         self._n_started += 1
         out, err = (Path(self._folder.name) / f"{self._n_started}.{name}" for name in ("out", "err"))
         for file in (out, err):  # a command may be killed before it opens them
             file.touch()
         command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment)}
+        command["module"] = module
         command |= {"out": str(out), "err": str(err)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -212,7 +215,7 @@ def main() -> None:
     command = _serve()
     if command is not None:
         _become(command, import_path)
-        runpy.run_module("sweep.run", run_name="__main__", alter_sys=True)
+        runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

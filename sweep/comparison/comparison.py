@@ -1,6 +1,5 @@
 """One `python -m sweep.compare`: tunes every contender, trains what was chosen on fresh seeds, reports."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,7 +35,6 @@ class Comparison:
     ) -> None:
         self._followers: dict[Path, Follower] = {}
         self._plan = make_plan(context, master, settings, arguments, self._follower)
-        self._n_done = 0
 
     def run(self) -> None:
         """Raises ConfigError before anything is stored, NothingToCompare, or Interrupted."""
@@ -48,17 +46,27 @@ class Comparison:
                 tuning.run()
             return
         self._announce()
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: [follower.close() for follower in self._followers.values()])
-            entries = [self._tuned(*tuning) for tuning in tunings]
-            for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
-                self._train_chosen(entry)
-                self._train_defaults(entry, tuning)
+        try:
+            entries = self._worked(tunings)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with it", flush=True)
+            raise
+        finally:
+            for follower in self._followers.values():
+                follower.close()
         from sweep.comparison.report import report
 
         report(plan, entries, metric_direction)
         if not any(entry.problem is None for entry in entries):
             raise NothingToCompare("no contender came to anything; see above")
+
+    def _worked(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> list[Entry]:
+        """Runs what is missing, all tuning first."""
+        entries = [self._tuned(*tuning) for tuning in tunings]
+        for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
+            self._train_chosen(entry)
+            self._train_defaults(entry, tuning)
+        return entries
 
     def _follower(self, output_dir: Path) -> Follower:
         """One helper for all studies."""

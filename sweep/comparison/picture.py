@@ -80,9 +80,10 @@ def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) ->
         axes.plot(budget.k, sign * budget.values, color=colours[s.name], label=s.name)
         if budget.interval:
             axes.fill_between(budget.k, sign * budget.low, sign * budget.high, color=colours[s.name], alpha=0.15)
-    axes.set(
-        xlabel="trials", ylabel=f"best {plan.settings.objective[0]}", title=_titled("expected best of tuning", task)
-    )
+    expected = any(s.budget.interval for s in task.standings)
+    title = "expected best of tuning" if expected else "best of tuning so far"
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="trials", ylabel=f"best {plan.settings.objective[0]}", title=_titled(title, task))
     _log_if_positive(axes)
     axes.legend(frameon=False, fontsize=8)
 
@@ -127,7 +128,7 @@ def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> 
             shown += values
     if shown:
         axes.set_xscale("log")
-        low, high = np.quantile(shown, [0, 0.95])
+        low, high = np.quantile(shown, [0, 0.95 if len(shown) > 40 else 1])  # without the few that are far off
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axes.legend(frameon=False, fontsize=8)
     axes.set(

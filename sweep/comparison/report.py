@@ -97,14 +97,9 @@ def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[s
     profile = {name: values for name, values in judgement.profiles.items()}
     settings = {"compare": dataclasses.asdict(plan.compare), "seeds": plan.seeds, "trials_per_tuning": plan.n_trials}
     settings |= {"epochs": plan.config.trainer.epochs, "objective": plan.settings.objective[0]}
-    command = [
-        f"{g}={','.join(dict.fromkeys(c.options[g] for c in plan.field.contenders))}"
-        for g in plan.field.contenders[0].options
-    ]
-    command = ["python -m sweep.compare", *command, *plan.field.shared]
     return {
         "name": plan.name,
-        "command": " ".join(command),
+        "command": plan.command,
         **settings,
         "tasks": tasks,
         "profile": {"factors": judgement.factors, **profile} if profile else None,

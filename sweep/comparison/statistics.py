@@ -90,9 +90,13 @@ def improvement(costs: Array, others: Array) -> Array:
 def compare(costs: Array, others: Array, rng: np.random.Generator) -> Pair:
     """Both (n,), on the same seeds."""
     probability = float(improvement(costs, others))
-    certain = bool(np.all(costs == others)) or probability in (0, 1)
-    around = _bootstrap((costs, others), lambda x, y, axis: improvement(x, y), rng)  # a pair stays together
-    around = Interval(probability, probability) if certain else around
+    least = 0.025 ** (1 / len(costs))  # where all pairs agree, so do all resamples (Clopper & Pearson 1934)
+    if probability in (0, 1):
+        around = Interval(least, 1.0) if probability else Interval(0.0, 1 - least)
+    elif np.all(costs == others):
+        around = Interval(probability, probability)
+    else:  # a pair stays together
+        around = _bootstrap((costs, others), lambda x, y, axis: improvement(x, y), rng)
     return Pair(signed_rank(costs, others), rank_biserial(costs, others), probability, around)
 
 

@@ -1,6 +1,7 @@
 """The studies of a comparison: each an ordinary one, under a name of its own, so that it resumes like any other."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, Contender, Field, read_field
-from sweep.composition import config_error
+from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, validate
 from sweep.errors import ConfigError
 from sweep.record.follow import Follower
+from sweep.record.store import without_password
 from sweep.seeds import derive_seed
 from sweep.study.composer import override
 from sweep.study.controller import Controller
@@ -43,6 +45,7 @@ class Plan:
     field: Field
     config: Config
     name: str
+    arguments: Sequence[str]
     follower: Callable[[Path], Follower]
 
     @property
@@ -64,6 +67,13 @@ class Plan:
         """What every contender is trained on at last; tuning knows none of them."""
         first = self.config.seed + MOST_SEEDS
         return list(range(first, first + self.compare.n_seeds))
+
+    @property
+    def command(self) -> str:
+        """What goes on with the comparison; without passwords."""
+        own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
+        given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
+        return without_password(shlex.join(["python", "-m", "sweep.compare", *given]))
 
     @property
     def folder(self) -> Path:
@@ -95,7 +105,7 @@ def make_plan(
     name = study_name(usual if config.compare.retune else settings, space, choices, field.shared)
     if config.compare.name is not None:
         name = checked_name("compare.name", config.compare.name)
-    return Plan(context, master, settings, field, config, name, follower)
+    return Plan(context, master, settings, field, config, name, arguments, follower)
 
 
 def _refuse(settings: StudySettings, config: Config) -> None:
@@ -108,6 +118,8 @@ def _refuse(settings: StudySettings, config: Config) -> None:
         raise ConfigError("hydra.sweeper.objective", "a comparison tunes for one objective; name one")
     if config.seed + settings.seeds > MOST_SEEDS:
         raise ConfigError("seed", f"{config.seed} is too large for a comparison; choose one below 900")
+    if config.trainer.seed != config.seed:
+        raise ConfigError("trainer.seed", "would be the same for every run; set seed, which it follows")
     if not config.compare.retune:
         return
     told = "set compare.retune=false to tune each contender once"

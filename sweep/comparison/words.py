@@ -102,7 +102,7 @@ def _told(score: Score, sign: float) -> list[str]:
 
 
 def _duels(task: TaskResult, on: str) -> Table:
-    columns = ["pair", "better in", "95 % interval", "effect", "p", "p, Holm", "verdict"]
+    columns = ["pair", "first better in", "95 % interval", "effect", "p", "p, Holm", "verdict"]
     rows = []
     for duel in task.duels:
         one, other, pair = duel.first.name, duel.second.name, duel.pair

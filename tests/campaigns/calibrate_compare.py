@@ -5,8 +5,8 @@
 Every comparison is one of `python -m sweep.compare` with its usual 20 seeds and 8 trials a tuning, on a small model and
 all in packs: both contenders are tuned anew for every seed with draws of their own, what was chosen is trained on the
 seed, and the judgement is the tool's. Only studies and records are left out. The handicapped contender trains for
-HANDICAP epochs instead of EPOCHS. `once` tunes each contender a single time instead, which the tool calls a verdict about
-the chosen configurations: its count says why that is not the default.
+HANDICAP epochs instead of EPOCHS. `--once` also tunes each contender a single time, which the tool calls a verdict
+about the chosen configurations: its count says why that is not the default.
 
 Exit status: 0, or 1 when more than 11 of 100 comparisons with itself, or fewer than 90 of 100 with the handicapped,
 declare a difference (for other numbers of comparisons, the 99 % bound of the binomial distribution with 5 % and 90 %).
@@ -16,13 +16,15 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from sweep import compose
 from sweep.comparison.contenders import Contender
-from sweep.comparison.judge import Judgement, judge
+from sweep.comparison.judge import judge
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config import MOST_SEEDS, Config, validate
 from sweep.packing import Packer
@@ -30,11 +32,31 @@ from sweep.prepare import RememberedData
 from sweep.study.tried import Tried
 from sweep.train.packed import Slot
 
-N_SEEDS, N_TRIALS, LEVEL = 20, 8, 0.05
+LEVEL = 0.05
 EPOCHS, HANDICAP = 12, 6
 LOW, HIGH = 1e-4, 1e-1  # learning rates
 WIDTH = 256
-SMALL = ("tracking=off", "data.n=200", "model.widths=[8]", "trainer.batch_size=32", "optimizer=adam", "scheduler=constant")
+SMALL = (
+    "tracking=off",
+    "data.n=200",
+    "model.widths=[8]",
+    "trainer.batch_size=32",
+    "optimizer=adam",
+    "scheduler=constant",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a comparison: seeds, trials of a tuning, and whether each seed has a tuning of its own."""
+
+    n_seeds: int = 20
+    n_trials: int = 8
+    retune: bool = True
+
+    @property
+    def n_tunings(self) -> int:
+        return self.n_seeds if self.retune else 1
 
 
 class Packed:
@@ -68,16 +90,9 @@ class Packed:
         return [found[slot] for slot in slots]
 
     def _with(self, rate: float, seed: int) -> Config:
-        config = self._config
+        config = deepcopy(self._config)
         config.optimizer["lr"], config.seed, config.trainer.seed = rate, seed, seed
-        return validate_copy(config)
-
-
-def validate_copy(config: Config) -> Config:
-    """A config of its own; the packer keeps it."""
-    from copy import deepcopy
-
-    return deepcopy(config)
+        return config
 
 
 class _Losses:
@@ -90,43 +105,49 @@ class _Losses:
         self.values.append(metrics["val/loss"])
 
 
-def contender(packed: Packed, name: str, seed: int, rng: np.random.Generator, n_tunings: int) -> Entry:
+def contender(packed: Packed, name: str, seed: int, rng: np.random.Generator, size: Size) -> Entry:
     """Tuned with draws of its own, and trained."""
-    rates = np.exp(rng.uniform(np.log(LOW), np.log(HIGH), N_TRIALS * n_tunings)).tolist()
+    rates = np.exp(rng.uniform(np.log(LOW), np.log(HIGH), size.n_trials * size.n_tunings)).tolist()
     tuned = packed.train(rates, [seed] * len(rates))
-    entry = Entry(Contender(name, {}), "", n_tunings=n_tunings)
+    entry = Entry(Contender(name, {}), "", n_tunings=size.n_tunings)
     entry.trials = [
         Tried(i, {"optimizer.lr": rate}, None, "pruned", True, "diverged")
         if run is None
         else Tried(i, {"optimizer.lr": rate}, float(run.val_loss.min()), "complete", False, None)
         for i, (rate, run) in enumerate(zip(rates, tuned, strict=True))
     ]
-    entry.chosen = choose(entry.trials, n_tunings, N_SEEDS, "minimize")
-    fresh = [seed + MOST_SEEDS + i for i in range(N_SEEDS)]
+    entry.chosen = choose(entry.trials, size.n_tunings, size.n_seeds, "minimize")
+    fresh = [seed + MOST_SEEDS + i for i in range(size.n_seeds)]
     entry.runs = packed.train([t.params["optimizer.lr"] if t else LOW for t in entry.chosen], fresh)
     return entry
 
 
-def judged(*entries: Entry) -> Judgement:
-    return judge(entries, "test/loss", "minimize", "minimize", learns=False, level=LEVEL, target=None, n_trials=N_TRIALS)
-
-
-def campaign(n: int, seed: int, n_tunings: int, handicap: int | None, tell: Callable[[str], None]) -> int:
+def campaign(n: int, seed: int, size: Size, handicap: int | None, tell: Callable[[str], object]) -> int:
     """How many of `n` comparisons declare a difference. handicap: epochs of the second contender."""
     usual = Packed(f"trainer.epochs={EPOCHS}")
     other = usual if handicap is None else Packed(f"trainer.epochs={handicap}")
-    n_declared, ratios, effects, chances = 0, [], [], []
+    n_declared, found = 0, []
     for i in range(n):
-        rngs = [np.random.default_rng([seed, i, who]) for who in (0, 1)]
-        first = contender(usual, "a", 100 * i, rngs[0], n_tunings)
-        second = contender(other, "b", 100 * i, rngs[1], n_tunings)
-        ((duel,), standings) = (lambda task: (task.duels, task.standings))(judged(first, second).tasks[0])
+        draws = [np.random.default_rng([seed, i, who]) for who in (0, 1)]
+        entries = [
+            contender(usual, "a", 100 * i, draws[0], size),
+            contender(other, "b", 100 * i, draws[1], size),
+        ]
+        (task,) = judge(
+            entries,
+            "test/loss",
+            "minimize",
+            "minimize",
+            learns=False,
+            level=LEVEL,
+            target=None,
+            n_trials=size.n_trials,
+        ).tasks
+        (duel,) = task.duels
         n_declared += duel.better is not None
-        ratios.append(standings[1].score.median / standings[0].score.median)
-        effects.append(duel.pair.effect)
-        chances.append(duel.pair.improvement)
-    tell(f"median loss of the second / the first {np.median(ratios):.3f}, effect {np.median(effects):+.2f}, "
-         f"the first better in {np.median(chances):.0%} of pairs")
+        found.append((duel.second.score.median / duel.first.score.median, duel.pair.effect, duel.pair.improvement))
+    ratio, effect, better = np.median(found, axis=0)
+    tell(f"medians: loss of the second / the first {ratio:.2f}, effect {effect:+.2f}, first better in {better:.0%}")
     return n_declared
 
 
@@ -147,12 +168,12 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="also tune once only, without a bound")
     given = parser.parse_args()
     n, start = given.comparisons, time.monotonic()
-    same = campaign(n, given.seed, N_SEEDS, None, print)
+    same = campaign(n, given.seed, Size(), None, print)
     print(f"with itself: {same} of {n} declare a difference (at most {most(n)})", flush=True)
-    planted = campaign(n, given.seed + 1, N_SEEDS, HANDICAP, print)
-    print(f"{EPOCHS} against {HANDICAP} epochs: {planted} of {n} declare a difference (at least {fewest(n)})", flush=True)
+    planted = campaign(n, given.seed + 1, Size(), HANDICAP, print)
+    print(f"{EPOCHS} against {HANDICAP} epochs: {planted} of {n} declare one (at least {fewest(n)})", flush=True)
     if given.once:
-        once = campaign(n, given.seed + 2, 1, None, print)
+        once = campaign(n, given.seed + 2, Size(retune=False), None, print)
         print(f"with itself, each tuned once: {once} of {n} declare a difference")
     print(f"{time.monotonic() - start:.0f} s")
     return 0 if same <= most(n) and planted >= fewest(n) else 1
