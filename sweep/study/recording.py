@@ -52,7 +52,8 @@ class Recording:
         self.update(self._study.get_trials(deepcopy=False))
         if self._record is None or self._follower is None:
             return
-        draw_plots(self._study, self._folder.plots)
+        if self._shared is None:  # else there is a picture of all of them
+            draw_plots(self._study, self._folder.plots)
         self._record.end(status, self._folder)
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(
