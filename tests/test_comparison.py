@@ -57,7 +57,8 @@ test_losses.__test__ = False  # type: ignore[attr-defined]
 
 def test_a_comparison_tunes_each_contender_for_each_seed_and_tells_who_is_better(tmp_path: Path) -> None:
     """A line cannot follow a sine; a model for images cannot even begin, and is left out."""
-    command = (*UNTRACKED, "model=mlp,linear,convnet", "compare.n_seeds=6", "hydra.sweeper.n_trials=2")
+    contenders = ("model=mlp,linear,convnet", "optimizer.lr=tag(log, interval(1e-2, 1e-1))")
+    command = (*UNTRACKED, *contenders, "trainer.epochs=10", "compare.n_seeds=6", "hydra.sweeper.n_trials=2")
     shown, found = compared(tmp_path, *command)
     (task,) = found["tasks"]
     assert task["verdict"].startswith("mlp is not beaten. mlp is better than linear (")
@@ -135,7 +136,7 @@ def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: P
     shown, found = compared(
         tmp_path,
         *UNTRACKED,
-        "compare.over={optimizer: 'sgd,adam'}",
+        "+compare.over.optimizer='sgd,adam'",
         "data=digits,breast_cancer",
         "compare.metric=test/accuracy",
         "compare.retune=false",
@@ -157,7 +158,7 @@ def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: P
     ("overrides", "told"),
     [
         ([], r"compare: needs two contenders or more; .*optimizer=sgd,adam"),
-        (["optimizer=adam", "compare.over={optimizer: 'sgd,adam'}"], r"compare: needs two contenders or more"),
+        (["optimizer=adam", "+compare.over.optimizer='sgd,adam'"], r"compare: needs two contenders or more"),
         (["optimizer=sgd,adma"], r"optimizer: no option 'adma'; choose one of: .*adam"),
         (["optimizer=adam,sgd", "optimizer.betas=[0.9,0.99]"], r"optimizer.betas: .*\(of the contender sgd\)"),
         (["optimizer=sgd,adam", "seed=1,2"], r"seed: .*set compare.n_seeds"),
@@ -167,7 +168,7 @@ def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: P
         (["optimizer=sgd,adam", "compare.metric=test/accuracy"], r"compare.metric: trials on this data have no"),
         (["optimizer=sgd,adam", "hydra/sweeper/sampler=tpe"], r"hydra/sweeper/sampler: only random draws"),
         (["optimizer=sgd,adam", "hydra.sweeper.timeout=9"], r"hydra.sweeper.timeout: .*unequal budgets"),
-        (["compare.over={seed: '1,2'}"], r"compare.over.seed: is no group with options"),
+        (["+compare.over.seed='1,2'"], r"compare.over.seed: is no group with options"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

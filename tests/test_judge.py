@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spaces import hydra_of_its_own
 
 from sweep.comparison import words
-from sweep.comparison.contenders import Contender, read_field
+from sweep.comparison.contenders import Contender, Field, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config import Compare
@@ -145,21 +146,18 @@ def test_each_tuning_chooses_among_its_own_trials() -> None:
     assert choose(trials[3:4], 1, 1, "minimize") == [None]
 
 
-class Loader:
-    """As much of Hydra's as is asked."""
-
-    def get_group_options(self, group: str) -> list[str]:
-        return {"optimizer": ["adam", "sgd"], "data": ["digits", "table"], "scheduler": ["constant"]}.get(group, [])
+def field_of(*arguments: str, **over: str) -> Field:
+    with hydra_of_its_own() as hydra:
+        return read_field(hydra.config_loader, arguments, over)
 
 
 def test_options_make_contenders_and_data_make_tasks() -> None:
-    loader: Any = Loader()
-    field = read_field(loader, ["data=digits,table", "optimizer=sgd,adam", "scheduler=constant", "a.b=1,2"], {})
+    field = field_of("data=digits,table", "optimizer=sgd,adam", "scheduler=constant", "trainer.batch_size=16,32")
     assert [c.name for c in field.contenders] == ["sgd", "adam"]
     assert field.tasks == ["digits", "table"]
-    assert field.shared == ["scheduler=constant", "a.b=1,2"]
-    from_config = read_field(loader, ["data=digits"], {"optimizer": "sgd,adam", "scheduler": "constant"})
+    assert field.shared == ["scheduler=constant", "trainer.batch_size=16,32"]
+    from_config = field_of("data=digits", scheduler="constant", optimizer="sgd,adam")
     assert [c.name for c in from_config.contenders] == ["sgd-constant", "adam-constant"]
     assert from_config.shared == ["data=digits"]
     with pytest.raises(ConfigError, match="two contenders"):
-        read_field(loader, ["optimizer=sgd", "data=digits,table"], {"optimizer": "sgd,adam"})
+        field_of("optimizer=sgd", "data=digits,table", optimizer="sgd,adam")

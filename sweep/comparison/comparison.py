@@ -146,6 +146,7 @@ class Comparison:
             return
         try:
             study = studies.untuned(plan, entry.contender, entry.task, tuning)
+            entry.studies.append(study.name)
             trials = self._finished(own, study, "defaults trained")
         except ConfigError as error:
             entry.untuned_problem = str(error)
