@@ -58,7 +58,14 @@ test_losses.__test__ = False  # type: ignore[attr-defined]
 def test_a_comparison_tunes_each_contender_for_each_seed_and_tells_who_is_better(tmp_path: Path) -> None:
     """A line cannot follow a sine; a model for images cannot even begin, and is left out."""
     contenders = ("model=mlp,linear,convnet", "optimizer.lr=tag(log, interval(1e-2, 1e-1))")
-    command = (*UNTRACKED, *contenders, "trainer.epochs=10", "compare.n_seeds=6", "hydra.sweeper.n_trials=2")
+    command = (
+        *UNTRACKED,
+        *contenders,
+        "split.max_samples=400",
+        "trainer.epochs=4",
+        "compare.n_seeds=6",
+        "hydra.sweeper.n_trials=2",
+    )
     shown, found = compared(tmp_path, *command)
     (task,) = found["tasks"]
     assert task["verdict"].startswith("mlp is not beaten. mlp is better than linear (")
@@ -92,17 +99,12 @@ def test_a_comparison_tunes_each_contender_for_each_seed_and_tells_who_is_better
     assert task["verdict"] in text
     assert (tmp_path / "outputs/comparisons/c/comparison.png").read_bytes().startswith(b"\x89PNG")
 
-    _goes_on(tmp_path, command, found)
+    _goes_on(tmp_path, command)
 
 
-def _goes_on(cwd: Path, command: tuple[str, ...], found: dict[str, Any]) -> None:
-    """Again: nothing is trained. With a larger budget: every tuning goes on, and new choices are trained."""
+def _goes_on(cwd: Path, command: tuple[str, ...]) -> None:
+    """With a larger budget every tuning goes on, and new choices are trained."""
     before = {run.journal: run.journal.read_bytes() for run in study(cwd, "mlp--tuning").runs()}
-    again, found_again = compared(cwd, *command)
-    assert "mlp: trained, 6 of 6 runs to their end (done before)" in again
-    for task in (found["tasks"][0], found_again["tasks"][0]):
-        del task["failed"]  # it names the trial, and some more have failed
-    assert found_again == found
     _, more = compared(cwd, *command, "hydra.sweeper.n_trials=3", "model=mlp,linear")
     tuning = trials_of(study(cwd, "mlp--tuning"))
     assert len(tuning) == 18
@@ -138,6 +140,8 @@ def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: P
         *UNTRACKED,
         "+compare.over.optimizer='sgd,adam'",
         "data=digits,breast_cancer",
+        "model=linear",
+        "hydra.sweeper.pack=1",
         "compare.metric=test/accuracy",
         "compare.retune=false",
         "compare.n_seeds=2",

@@ -49,7 +49,7 @@ from sweep.study.worker import Worker
 
 _IDENTITY = "identity"  # user attributes of the study, as is
 _UID = "uid"
-_MOST_CHECKED = 4  # first configurations that Hydra composes too, in 65 ms each
+_MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
