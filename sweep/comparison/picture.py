@@ -130,7 +130,6 @@ def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> 
         axes.set_xscale("log")
         low, high = np.quantile(shown, [0, 0.95 if len(shown) > 40 else 1])  # without the few that are far off
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        axes.legend(frameon=False, fontsize=8)
     axes.set(
         xlabel="learning rate, the highest", ylabel=plan.settings.objective[0], title=_titled("tuning trials", task)
     )
