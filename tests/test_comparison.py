@@ -130,7 +130,7 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
     assert set(parents) == {*told["sgd"]["studies"], *told["adam"]["studies"]}
     for name, parent in parents.items():
         children = [r for r in mlflow_runs(tmp_path) if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        assert len(children) == len(trials_of(StudyFolder(tmp_path / "outputs/studies" / name)))
+        assert len(children) == len(trials_of(StudyFolder(tmp_path / "outputs/studies" / str(name))))
 
 
 def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: Path) -> None:

@@ -123,6 +123,25 @@ def test_a_choice_at_the_end_of_its_range_raises_an_alarm() -> None:
     assert edges[1] == []
 
 
+def test_half_of_few_choices_at_one_end_may_be_chance() -> None:
+    """4 of 8 among four sizes: 11 % by chance; 12 of 20: 0.1 %."""
+    sizes = {"trainer.batch_size": Range(16, 128, False, (16, 32, 64, 128))}
+
+    def edges(n_smallest: int, n: int) -> list[str]:
+        chosen = [
+            Tried(i, {"trainer.batch_size": 16 if i < n_smallest else 64}, 1.0, "complete", False, None)
+            for i in range(n)
+        ]
+        searched = {"trainer.batch_size": "16, 32, 64, 128"}
+        made = entry("a", LOW, chosen=chosen, n_tunings=n, ranges=sizes, searched=searched)
+        return judged(made, entry("b", LOW)).tasks[0].standings[0].edges
+
+    assert edges(4, 8) == []
+    assert edges(12, 20) == [
+        "12 of 20 tunings of a chose trainer.batch_size at the lower end of 16, 32, 64, 128; widen it"
+    ]
+
+
 def test_sensitivity_is_the_range_of_rates_near_the_best_and_the_share_that_diverged() -> None:
     trials = [trial(0, 1.0, 1e-3), trial(1, 1.09, 3e-2), trial(2, 1.2, 9e-2), trial(3, 0.5, 1e-1, diverged=True)]
     standing = judged(entry("a", LOW, trials=trials), entry("b", LOW)).tasks[0].standings[0]

@@ -41,11 +41,11 @@ class Comparison:
         plan = self._plan
         tunings = list(self._checked())
         metric_direction = self._check_metric(tunings)
+        self._announce()
         if plan.settings.dry_run:
             for _, _, tuning in tunings:
                 tuning.run()
             return
-        self._announce()
         try:
             entries = self._worked(tunings)
         except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from sweep.study.tried import Range, Tried
 Array = NDArray[np.float64]
 _CLOSE = 0.1  # of the best value: as good, to the eye
 _EDGE = 0.1  # of a range: its outer part
+_CHANCE = 0.05
 _SEED = 20240917  # of all resampling: the same runs, the same report
 N_FACTORS = 60  # points of a performance profile
 
@@ -197,15 +198,20 @@ def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:
 
 
 def _edges(entry: Entry) -> list[str]:
-    """Where at least half of the tunings chose a value at the same end of its range."""
+    """Where half of the tunings or more, and more than chance would have, chose a value at the same end of its range.
+
+    The end of a list of numbers is its last one.
+    """
     chosen = [t.params for t in entry.chosen[: entry.n_tunings] if t is not None]
     alarms = []
     for key, found in entry.ranges.items():
         places = [_place(found, float(params[key])) for params in chosen if key in params]
         if not places or (found.choices is not None and (len(found.choices) < 3 or len(places) < 2)):
             continue
+        share = _EDGE if found.choices is None else 1 / len(found.choices)
         for end, at_end in (("lower", [p < _EDGE for p in places]), ("upper", [p > 1 - _EDGE for p in places])):
-            if 2 * sum(at_end) >= len(places):
+            by_chance = len(places) > 1 and statistics.chance_of(sum(at_end), len(places), share) > _CHANCE
+            if 2 * sum(at_end) >= len(places) and not by_chance:
                 n = f"{sum(at_end)} of {len(places)} tunings" if len(places) > 1 else "the tuning"
                 alarms.append(f"{n} of {entry.name} chose {key} at the {end} end of {entry.searched[key]}; widen it")
     return alarms

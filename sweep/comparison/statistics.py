@@ -136,6 +136,11 @@ def profile(ratios: Array, factors: ArrayLike) -> Array:
     return (np.ravel(ratios)[:, None] <= np.asarray(factors)[None, :]).mean(0)
 
 
+def chance_of(n_hits: int, n: int, share: float) -> float:
+    """Of so many hits or more in `n` independent draws that hit with probability `share`."""
+    return float(stats.binom.sf(n_hits - 1, n, share))
+
+
 def _differences(costs: Array, others: Array) -> Array:
     """Two infinite costs are equal."""
     return np.where(costs == others, 0.0, np.minimum(costs, _HUGE) - np.minimum(others, _HUGE))
