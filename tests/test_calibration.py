@@ -2,7 +2,8 @@
 
 from campaigns.calibrate_compare import Size, campaign, fewest, most
 
-SMALL = Size(n_seeds=10, n_trials=2)
+# As many seeds as the network has hidden units: a trace of the pack once took either for the other.
+SMALL, LARGER = Size(n_seeds=8, n_trials=2), Size(n_seeds=14, n_trials=4)
 
 
 def test_an_optimizer_is_rarely_declared_different_from_itself() -> None:
@@ -14,4 +15,4 @@ def test_an_optimizer_is_rarely_declared_different_from_itself() -> None:
 def test_a_handicapped_optimizer_is_found_out() -> None:
     """One epoch against twelve."""
     assert (fewest(4), fewest(100)) == (2, 90)
-    assert campaign(4, 1, SMALL, 1, print) >= fewest(4)
+    assert campaign(4, 1, LARGER, 1, print) >= fewest(4)

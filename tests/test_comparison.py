@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -115,47 +116,43 @@ def _goes_on(cwd: Path, command: tuple[str, ...]) -> None:
 
 
 def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path) -> None:
+    """Tuned once with a sampler that learns, on two data sets, for a metric that is better upwards; the contenders come
+    from the config."""
     make_store(tmp_path)
-    command = (*SMALL, "optimizer=sgd,adam", "compare.n_seeds=2", "hydra.sweeper.n_trials=3")
-    begun = tmp_path / "outputs/studies/c--adam--tuning/trials/2/journal.jsonl"
-    with quick_start(tmp_path, *command, module=MODULE) as comparison:
-        wait_until(begun.exists, comparison)
-        comparison.send_signal(signal.SIGKILL)
-    wait_for_helper(tmp_path)
-    shown, found = compared(tmp_path, *command)
-    assert "sgd: tuned, 6 of 6 runs to their end (done before)" in shown
-    assert "warning: 2 seeds cannot show any difference" in shown
-    parents = {run.info.run_name: run for run in mlflow_runs(tmp_path) if "mlflow.parentRunId" not in run.data.tags}
-    told = found["tasks"][0]["contenders"]
-    assert set(parents) == {*told["sgd"]["studies"], *told["adam"]["studies"]}
-    for name, parent in parents.items():
-        children = [r for r in mlflow_runs(tmp_path) if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        assert len(children) == len(trials_of(StudyFolder(tmp_path / "outputs/studies" / str(name))))
-
-
-def test_tuned_once_with_any_sampler_the_verdict_is_about_the_choice(tmp_path: Path) -> None:
-    """On three data sets, with a metric that is better upwards, and contenders from the config."""
-    shown, found = compared(
-        tmp_path,
-        *UNTRACKED,
+    command = (
+        *SMALL,
         "+compare.over.optimizer='sgd,adam'",
         "data=digits,breast_cancer",
         "model=linear",
-        "hydra.sweeper.pack=1",
         "compare.metric=test/accuracy",
         "compare.retune=false",
         "compare.n_seeds=2",
         "hydra/sweeper/sampler=tpe",
         "hydra/sweeper/pruner=median",
         "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.pack=1",
     )
+    begun = tmp_path / "outputs/studies/c--adam--digits--tuning/trials/1/journal.jsonl"
+    with quick_start(tmp_path, *command, module=MODULE) as comparison:
+        wait_until(begun.exists, comparison)
+        comparison.send_signal(signal.SIGKILL)
+    wait_for_helper(tmp_path)
+    shown, found = compared(tmp_path, *command)
+    assert "sgd on digits: tuned, 2 of 2 runs to their end (done before)" in shown
     assert "tuned once: the verdict is about the chosen configurations" in shown
+    assert "warning: 2 seeds cannot show any difference" in shown
     assert [task["task"] for task in found["tasks"]] == ["digits", "breast_cancer"]
-    for task in found["tasks"]:
-        for told in task["contenders"].values():
-            assert told["n_trials"] == 2
-            assert told["chosen"][0] == told["chosen"][1]
-            assert all(0 <= score <= 1 for score in told["scores"]["by_seed"])
+    contenders = [told for task in found["tasks"] for told in task["contenders"].values()]
+    for told in contenders:
+        assert told["n_trials"] == 2
+        assert told["chosen"][0] == told["chosen"][1]
+        assert all(0 <= score <= 1 for score in told["scores"]["by_seed"])
+    runs = mlflow_runs(tmp_path)
+    parents = {run.info.run_id: run.info.run_name for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert sorted(map(str, parents.values())) == sorted(name for told in contenders for name in told["studies"])
+    children = Counter(parents[run.data.tags["mlflow.parentRunId"]] for run in runs if run.info.run_id not in parents)
+    assert set(children.values()) == {2}
+    assert len(children) == 12
 
 
 @pytest.mark.parametrize(

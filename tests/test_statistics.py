@@ -114,7 +114,7 @@ SKEWED, NORMAL = stats.lognorm(1), stats.norm(0, 1)
 def test_a_95_percent_interval_of_the_iqm_holds_it_in_95_percent_of_samples(law, n: int) -> None:
     """Within three standard errors below, and not idly wide."""
     truth = law.expect(lambda x: x, lb=law.ppf(0.25), ub=law.ppf(0.75), conditional=True)
-    n_samples, draw = 400, rng()
+    n_samples, draw = 250, rng()
     held = 0
     for _ in range(n_samples):
         low, high = statistics.interval(law.rvs(n, random_state=draw), draw)
@@ -125,7 +125,7 @@ def test_a_95_percent_interval_of_the_iqm_holds_it_in_95_percent_of_samples(law,
 def test_an_interval_of_the_probability_of_improvement_holds_it() -> None:
     """Of N(0, 1) against N(0.7, 1): the normal distribution's share below 0.7 / sqrt 2."""
     truth = stats.norm.cdf(0.7 / math.sqrt(2))
-    n_samples, draw = 400, rng()
+    n_samples, draw = 250, rng()
     held = 0
     for _ in range(n_samples):
         pair = statistics.compare(draw.normal(size=20), draw.normal(0.7, size=20), draw)
