@@ -39,6 +39,7 @@ BOUNDS = ["scheduler.base_lr=tag(log,interval(1e-5,1e-3))", "scheduler.max_lr=ta
 SEARCH = ["optimizer=adam", "scheduler=cyclic", "trainer.batch_size=64", "hydra/sweeper/sampler=random", *BOUNDS]
 FULL = ["hydra/sweeper/pruner=none"]
 WIDTH = 64
+BOUNDS_ALONE = {"eager": 4, "compiled": 10}  # times as many trials a second as one at a time
 
 
 class Deaf:
@@ -48,12 +49,13 @@ class Deaf:
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
 
 
-def training(device: str, widths: Sequence[int], rounds: int) -> bool:
-    """Seconds of a trial's epoch, alone and in packs."""
+def training(device: str, widths: Sequence[int], rounds: int, picture: Path | None) -> bool:
+    """Seconds of a trial's epoch, alone and in packs. picture: where the ratios are drawn."""
     torch.set_num_threads(1)
     keep_freed_memory()
     config = validate(compose(["trainer.epochs=1000", "trainer.batch_size=64", f"trainer.device={device}"]))
     holds = True
+    gains: dict[str, list[float]] = {kind: [] for kind in BOUNDS_ALONE}
     with prepared(config, load_data(config)) as fit:
         for width in widths:
             packs = {kind: _pack(config, fit, width, kind == "compiled") for kind in ("eager", "compiled")}
@@ -70,15 +72,40 @@ def training(device: str, widths: Sequence[int], rounds: int) -> bool:
                     seconds[kind].append((time.perf_counter() - start) / width)
             alone = statistics.median(seconds["alone"])
             print(f"{width} in a pack on {device}; alone {alone * 1e3:.2f} ms an epoch")
-            for kind, bound in {"eager": 4, "compiled": 10}.items():
+            for kind, bound in BOUNDS_ALONE.items():
                 ratio = statistics.median(a / b for a, b in zip(seconds["alone"], seconds[kind], strict=True))
+                gains[kind].append(ratio)
                 share = _products_per_s(fit, statistics.median(seconds[kind])) / _peak(device, width)
                 print(f"  {kind}: {statistics.median(seconds[kind]) * 1e3:.2f} ms, {share:.0%} of the peak of products")
                 if width == WIDTH:
                     holds &= at_least(f"  {kind}: trials/s, packed / alone", ratio, bound)
                 else:
                     print(f"  {kind}: trials/s, packed / alone: {ratio:.2f}x")
+    if picture is not None:
+        _draw(widths, gains, device, picture)
     return holds
+
+
+def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, picture: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for kind, ratios in gains.items():
+        axes.plot(widths, ratios, marker="o", label=kind)
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.text(widths[-1], 1.1, "one trial at a time", color="grey", ha="right", va="bottom", fontsize="small")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.set_ylim(0)
+    axes.set_xlabel("trials in a pack")
+    axes.set_ylabel("trials a second, packed / alone")
+    axes.set_title(
+        f"MLP 1-64-64-1, batches of 64, Adam; {'one core' if device == 'cpu' else device}", fontsize="medium"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(picture)
 
 
 def _pack(config: Config, fit: Fit, width: int, compiled: bool) -> Pack:
@@ -171,7 +198,8 @@ def whole(n_trials: int, n_stock: int, n_ray: int) -> bool:
         print("Ray Tune: left out, ray is not installed (the extra 'bench')")
     else:
         ray = [sys.executable, str(RIVALS / "ray_tune.py"), str(n_ray), "10"]
-        ratios["Ray Tune"] = packed / _whole_rate("Ray Tune", ray, n_ray), 50
+        both = _whole_rate("packed, two workers", [*own, "hydra.sweeper.pack=64", "hydra.sweeper.n_jobs=2"], n_trials)
+        ratios["Ray Tune, two workers against two trials side by side"] = both / _whole_rate("Ray Tune", ray, n_ray), 50
     return all([at_least(f"whole processes, packed / {name}", ratio, bound) for name, (ratio, bound) in ratios.items()])
 
 
@@ -208,12 +236,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="of whole studies")
     parser.add_argument("--stock-trials", type=int, default=200)
     parser.add_argument("--ray-trials", type=int, default=64, help="each starts a process of its own")
+    parser.add_argument("--picture", type=Path, help="where `training` draws its ratios")
     arguments = parser.parse_args()
     print_setting()
     on_cpu = arguments.device == "cpu"
-    widths = (16, WIDTH, 256) if on_cpu else (16, 64, 256, 1024, 4096)
+    widths = (2, 4, 16, WIDTH, 256) if on_cpu else (16, 64, 256, 1024, 4096)
     parts = {
-        "training": lambda: training(arguments.device, widths, arguments.rounds),
+        "training": lambda: training(arguments.device, widths, arguments.rounds, arguments.picture),
         "steady": lambda: steady(1),
         "whole": lambda: whole(arguments.trials, arguments.stock_trials, arguments.ray_trials),
         "large": lambda: large(3),

@@ -32,6 +32,8 @@ _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
 _LONGEST_WAIT_S = 1e6
 MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
+FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
+_MOST_UPDATES = 1_000_000
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
 
 
@@ -159,6 +161,41 @@ class Compare:
 
 
 @dataclass(kw_only=True)
+class LrRange:
+    """The learning-rate range test, for `python -m sweep.lr_range` and `bounds=auto`; a trial takes no notice.
+
+    `smoothing` is the share of the ramp over which losses are averaged; `divergence` how many times its lowest the
+    averaged loss is when the ramp ends.
+    """
+
+    min_lr: float = 1e-6
+    max_lr: float = 10.0
+    n_updates: int = 200
+    n_seeds: int = 8
+    smoothing: float = 0.05
+    divergence: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_lr", "max_lr"):
+            lr = getattr(self, name)
+            _require(_positive(lr), f"lr_range.{name}", f"must be a finite number > 0, got {lr}")
+        told = f"is {self.min_lr:g}, less than ten times below lr_range.max_lr = {self.max_lr:g}; lower it"
+        _require(self.min_lr * 10 <= self.max_lr, "lr_range.min_lr", told)
+        told = f"must be {FEWEST_UPDATES} to {_MOST_UPDATES}, got {self.n_updates}"
+        _require(FEWEST_UPDATES <= self.n_updates <= _MOST_UPDATES, "lr_range.n_updates", told)
+        _require(1 <= self.n_seeds <= MOST_SEEDS, "lr_range.n_seeds", f"must be 1 to {MOST_SEEDS}, got {self.n_seeds}")
+        told = f"must be a share of the ramp from 0 to 0.2, got {self.smoothing}"
+        _require(0 <= self.smoothing <= 0.2, "lr_range.smoothing", told)
+        told = f"must be a finite number > 1, got {self.divergence}"
+        _require(1 < self.divergence < math.inf, "lr_range.divergence", told)
+
+    @property
+    def memory(self) -> float:
+        """Updates over which losses are averaged."""
+        return max(1.0, self.smoothing * self.n_updates)
+
+
+@dataclass(kw_only=True)
 class Config:
     """One trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes, open to any argument."""
 
@@ -173,6 +210,8 @@ class Config:
     scheduler: Any = MISSING
     lr_bounds: LrBounds = field(default_factory=LrBounds)
     lr_search: LrSearch = field(default_factory=LrSearch)
+    lr_range: LrRange = field(default_factory=LrRange)
+    bounds: str | None = None  # auto: a study searches learning rates around what a range test suggests
     search: dict[str, Any] = field(default_factory=dict)  # what a study searches: ranges by full config key
     where: dict[str, Any] = field(default_factory=dict)  # named conditions that a searched configuration must meet
     split: Split = field(default_factory=Split)
@@ -188,6 +227,7 @@ def register() -> None:
     """Makes known to Hydra what conf/ uses: the schema `sweep_schema` and resolvers, of folders and of numbers."""
     OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("sweep.multirun_dir", _multirun_dir, replace=True)
+    OmegaConf.register_resolver("sweep.lr_range_dir", _lr_range_dir, replace=True)
     OmegaConf.register_resolver("sweep.part", lambda whole, parts: max(1, whole // parts), replace=True)
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
 
@@ -231,6 +271,7 @@ def validate(cfg: DictConfig) -> Config:
         "experiment_name",
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
+    is_auto(config.bounds)
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
     _check_learning_rates(config)
@@ -238,6 +279,12 @@ def validate(cfg: DictConfig) -> Config:
     if _counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
         raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
     return config
+
+
+def is_auto(bounds: Any) -> bool:
+    """Whether a range test is to suggest learning rates. Raises ConfigError for what means nothing."""
+    _require(bounds in (None, "auto"), "bounds", f"'{bounds}' is unknown; choose auto, or leave it out")
+    return bounds == "auto"
 
 
 def interval_of(scheduler: Mapping[str, Any]) -> str:
@@ -277,6 +324,7 @@ _SCHEMA = {
     "lr_bounds": LrBounds,
     "lr_search": LrSearch,
     "compare": Compare,
+    "lr_range": LrRange,
 }
 
 
@@ -304,6 +352,10 @@ def _run_dir(output_dir: str, resume: str | None, from_study: str | None, name: 
 
 def _multirun_dir(output_dir: str, name: str) -> str:
     return f"{_checked_output_dir(output_dir)}/multirun/{name}"
+
+
+def _lr_range_dir(output_dir: str, name: str) -> str:
+    return f"{_checked_output_dir(output_dir)}/lr_range/{name}"
 
 
 def _checked_output_dir(output_dir: str) -> str:

@@ -39,8 +39,16 @@ def synced_together() -> Iterator[None]:
         _local.waiting = None
         try:
             if waiting:
-                with ThreadPoolExecutor(min(_AT_ONCE, len(waiting))) as pool:
-                    list(pool.map(os.fsync, waiting.values()))
+                _sync_all([*waiting.values()])
         finally:
             for file in waiting.values():
                 os.close(file)
+
+
+def _sync_all(files: list[int]) -> None:
+    try:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool:
+            list(pool.map(os.fsync, files))
+    except RuntimeError:  # there is no memory for threads
+        for file in files:
+            os.fsync(file)

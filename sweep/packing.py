@@ -14,9 +14,10 @@ from sweep import build
 from sweep.config import Config
 from sweep.prepare import Data, check_data, new_model, new_schedule
 from sweep.train import evaluate
-from sweep.train.packed import Pack, Slot, Unpackable
+from sweep.train.packed import Pack, Slot
 from sweep.train.rules import Rule, rule_of
 from sweep.train.runtime import pick_device, reproducible, set_threads
+from sweep.train.stacked import Unpackable
 from sweep.train.tensors import TensorData, to_device
 from sweep.train.width import best_width, refuse_large
 
@@ -83,7 +84,8 @@ class Packer:
         check_data(data, config)
         n_train = len(tensors.train.x)
         with reproducible(device):
-            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size])
+            is_known = kind in self._groups
+            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], is_known)
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer)
             if rule is None:
@@ -98,6 +100,12 @@ class Packer:
                     self._refused[kind] = why
                     raise
         return of_kind[rule], slot
+
+    def forget(self, group: Group) -> None:
+        """Frees its memory; the next trial of its kind makes another."""
+        for of_kind in self._groups.values():
+            for rule in [rule for rule, known in of_kind.items() if known is group]:
+                del of_kind[rule]
 
     def refuse(self, group: Group, why: Unpackable) -> None:
         """Trials of this kind train alone from now on."""

@@ -51,16 +51,20 @@ class RememberedData:
         return self._data
 
 
-def new_model(config: Config, samples: Samples, batch: "Tensor") -> "nn.Module":
+def new_model(config: Config, samples: Samples, batch: "Tensor", is_known: bool = False) -> "nn.Module":
     """The trial's model with its initial weights, on the device of `batch`, which it was tried on.
 
-    Seeds the global generators; the caller puts them back. Raises ConfigError.
+    is_known: whether one like it was tried before. Seeds the global generators; the caller puts them back. Raises
+    ConfigError.
     """
+    from torch.nn.parameter import UninitializedParameter
+
     from sweep.train.runtime import check_model, seed_generators
 
     seed_generators(config.trainer.seed, "init")
     model = build.model(config.model, samples).to(batch.device)
-    check_model(model, batch, samples.out_features)
+    if not is_known or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
+        check_model(model, batch, samples.out_features)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
     return model

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import CONF_DIR, register, with_origin
+from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.record.folder import RunFolder
 
@@ -35,14 +36,10 @@ def run(cfg: DictConfig) -> float:
     from sweep.record.summary import print_summary
     from sweep.trial import run_trial
 
-    job = HydraConfig.get()
-    if "SWEEP_TARGETS" in job.job.env_set:
-        raise ConfigError("hydra.job.env_set.SWEEP_TARGETS", "a config cannot vouch for targets; set it in the shell")
+    job = checked_job()
     overrides = list(job.overrides.task)
-    if job.job.chdir:
-        raise ConfigError(
-            "hydra.job.chdir", "would move outputs and data away from their relative paths; leave it false"
-        )
+    if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
+        raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
     if cfg.resume is not None:
         _refuse_changes(overrides)
     if cfg.from_study is not None:
@@ -53,25 +50,44 @@ def run(cfg: DictConfig) -> float:
         cfg = with_origin(cfg, job.runtime.choices, [*searchpath_overrides(job), *overrides])
     if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
         log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
-    try:
+    with failures_told(job):
         outcome = run_trial(
             cfg,
             folder=job.runtime.output_dir,
             follower=_follower,
             live=sys.stderr.isatty(),
         )
-    except SweepError as error:
-        if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
-            log.error("failed: %s", error)
-        elif isinstance(error, ConfigError):
-            _remove_unused(Path(job.runtime.output_dir))
-        raise
     print_summary(outcome)
     return outcome.value
 
 
-def main(config_name: str = "config") -> None:
-    """Runs Hydra's command line with conf/<config_name>.yaml as its root.
+def checked_job() -> Any:
+    """Hydra's node of the job that runs. Raises ConfigError for settings of Hydra's that do not go with ours."""
+    node = HydraConfig.get()
+    if "SWEEP_TARGETS" in node.job.env_set:
+        raise ConfigError("hydra.job.env_set.SWEEP_TARGETS", "a config cannot vouch for targets; set it in the shell")
+    if node.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir", "would move outputs and data away from their relative paths; leave it false"
+        )
+    return node
+
+
+@contextlib.contextmanager
+def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
+    """Passes on what fails: of one job among several it tells at once, and of a refused one it leaves no folder."""
+    try:
+        yield
+    except SweepError as error:
+        if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
+            log.error("failed: %s", error)
+        elif isinstance(error, refused):
+            _remove_unused(Path(job.runtime.output_dir))
+        raise
+
+
+def main(config_name: str = "config", task: Callable[[DictConfig], object] = run) -> None:
+    """Runs Hydra's command line, each job by `task`, with conf/<config_name>.yaml as its root.
 
     Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n.
     """
@@ -80,7 +96,7 @@ def main(config_name: str = "config") -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
     logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
-    command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(run)
+    command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(task)
     try:
         with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
             command()

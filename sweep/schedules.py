@@ -128,6 +128,15 @@ def step(
     return torch_schedulers.StepLR(optimizer, step_size=length, gamma=gamma)
 
 
+def ramp(optimizer: Optimizer, first_lr: float, last_lr: float, n_updates: int) -> LRScheduler:
+    """From `first_lr` to `last_lr` by the same factor at each of `n_updates` updates, then flat.
+
+    The learning-rate range test (Smith 2017), with the rate growing exponentially instead of linearly.
+    """
+    span = max(1, n_updates - 1)
+    return _follow(optimizer, lambda step, lr: first_lr * (last_lr / first_lr) ** min(1.0, step / span))
+
+
 def _anneal(lr: float, min_lr: float, progress: float) -> float:
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 

@@ -39,6 +39,12 @@ _LONGEST_FIRST += ("test_mirrored_studies", "test_follow", "test_packed", "test_
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`: half as many again as there are cores, since tests wait for processes a fifth of the time."""
+    n_cores = len(os.sched_getaffinity(0))
+    return n_cores + n_cores // 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))

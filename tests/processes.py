@@ -64,6 +64,15 @@ def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run") -> Comman
     return _zygote(True).start(cwd, overrides, environment(), module)
 
 
+def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -> None:
+    """The same command `n` times at once, as from so many terminals; each must succeed without a word on stderr."""
+    started = [_zygote(True).start(cwd, overrides, environment(**changes)) for _ in range(n)]
+    for command in started:
+        with command:
+            _, err = command.communicate(_PATIENCE_S)
+        assert (command.returncode, err) == (0, "")
+
+
 @functools.cache
 def _zygote(torch: bool) -> Zygote:
     zygote = Zygote(environment(), light=not torch)

@@ -164,6 +164,7 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
         (["optimizer=adam,sgd", "optimizer.betas=[0.9,0.99]"], r"optimizer.betas: .*\(of the contender sgd\)"),
         (["optimizer=sgd,adam", "seed=1,2"], r"seed: .*set compare.n_seeds"),
         (["optimizer=sgd,adam", "trainer.seed=3"], r"trainer.seed: would be the same for every run"),
+        (["optimizer=sgd,adam", "bounds=auto"], r"bounds: auto is for a study"),
         (["optimizer=sgd,adam", "compare.n_seeds=1"], r"compare.n_seeds: must be 2 to 1000, got 1"),
         (["optimizer=sgd,adam", "compare.metric=val/loss"], r"compare.metric: must be one of the test split"),
         (["optimizer=sgd,adam", "compare.metric=test/accuracy"], r"compare.metric: trials on this data have no"),

@@ -13,6 +13,7 @@ from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
 from sweep.errors import ConfigError
 from sweep.train.evaluate import evaluate, is_finite, loss_function, noise_floor, predict
+from sweep.train.evaluate import test as measured
 from sweep.train.tensors import TensorData, TensorSplit, to_device
 
 
@@ -70,7 +71,7 @@ def test_the_noise_floor_is_exact_for_targets_far_from_zero_and_for_the_faintest
     made = Samples(name="", task="regression", x=np.arange(400.0)[:, None], y=y, clean=offset + clean, noise=noise)
     splits = divide(made, Split(test=0.5))
     data = to_device(splits, torch.device("cpu"))
-    floor = noise_floor(lambda x: data.test.y, data.test, data, noise)  # a model that repeats the noisy targets
+    floor = noise_floor(data.test.y, data.test, data, noise)  # a model that repeats the noisy targets
     assert floor["noise_ratio"] == 0
     assert floor["excess"] == pytest.approx(1, abs=0.25)
 
@@ -83,10 +84,9 @@ def test_the_noise_floor_compares_with_the_clean_and_the_noisy_sine() -> None:
     assert clean is not None
     noise = (splits.test.y - clean) * splits.y_std
 
-    def shifted(offset: float):
-        """A model that knows the sine, but for an offset in its own units."""
-        perfect = torch.from_numpy(clean + offset / splits.y_std)
-        return lambda x: perfect
+    def shifted(offset: float) -> Tensor:
+        """The outputs of a model that knows the sine, but for an offset in its own units."""
+        return torch.from_numpy(clean + offset / splits.y_std)
 
     floor = noise_floor(shifted(0.0), data.test, data, sigma)
     assert floor["excess"] == pytest.approx(0, abs=1e-9)
@@ -124,8 +124,8 @@ def test_evaluating_leaves_no_gradients_behind() -> None:
         return seen[-1]
 
     evaluate(forward, split, data, functional.mse_loss)
-    noise_floor(forward, split, data, 1.0)
-    assert seen
+    measured(forward, TensorData(split, split, split, torch.ones(1)), functional.mse_loss, 1.0)
+    assert len(seen) == 2
     assert not any(outputs.requires_grad for outputs in seen)
 
 

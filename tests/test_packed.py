@@ -1,6 +1,7 @@
 """sweep/train/packed.py: a trial in a pack comes to what it comes to alone."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,13 @@ from conftest import OVERSHOOTING, Heard, make_fit
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sweep.errors import Diverged, Pruned
+from sweep.errors import ConfigError, Diverged, Pruned
 from sweep.signals import StopRequest
 from sweep.train import checkpoint, packed
 from sweep.train.loop import Fit
-from sweep.train.packed import Pack, Slot, Unpackable
+from sweep.train.packed import Pack, Slot
 from sweep.train.rules import rule_of
+from sweep.train.stacked import Unpackable
 from sweep.train.tensors import TensorData, TensorSplit
 
 RULES = {
@@ -469,23 +471,39 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
         checkpoint.save(tmp_path / f"{i}.pt", fit.state_dict())
         slot, later = slot_of(make(*own))
         later.points, later.epochs = heard.points, heard.epochs
-        slot.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"), pack.rule)
+        pack.load_state_dict(slot, checkpoint.load(tmp_path / f"{i}.pt"))
         placed.append((slot, later))
     together(pack_of(make(*overrides[0])), [slot for slot, _ in placed], width=2)
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)
 
 
-def test_a_compiled_pack_is_compiled_once_whatever_its_width() -> None:
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("model.widths=[16]", "another model than the config (layers.0.weight has the shape [16, 1], not [8, 1])"),
+        ("optimizer=sgd", "another optimizer than the config (SGD, not Adam)"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
+    fit, another = make_fit(), make_fit(other)
+    slot, _ = slot_of(fit)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        pack_of(fit).load_state_dict(slot, another.state_dict())
+
+
+def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters  # it takes a second to load
 
-    one_shape = ("data.n=48", "split.val=0.25", "split.test=0.25", "trainer.batch_size=4", "model.widths=[]")
+    monkeypatch.setattr(packed, "_BLOCK", {"cpu": 3})  # four rows are a block of three and one of one
+    small = ("data.n=50", "split.val=0.24", "split.test=0.26", "trainer.batch_size=4", "model.widths=[4]")
     overrides = [
-        (*one_shape, f"trainer.epochs={n}", f"seed={n}", "scheduler=constant", f"optimizer.lr={0.01 * n}")
+        (*small, f"trainer.epochs={n}", f"seed={n}", "scheduler=constant", f"optimizer.lr={0.01 * n}")
         for n in (5, 4, 2, 1, 3)
     ]
     expected = [alone(make_fit(*own)) for own in overrides]
     fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    assert len(fits[0].data.train.x) % 4 == 1, "the case needs a last batch of one sample"
     placed = [slot_of(fit) for fit in fits]
     before = counters["stats"]["unique_graphs"]
     together(pack_of(fits[0]), [slot for slot, _ in placed], width=4)  # then 3, 2 and 1
@@ -538,7 +556,7 @@ def test_a_trial_that_was_over_when_it_was_saved_is_not_trained_on() -> None:
     fits = [make_fit("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
     (over, heard), (other, others) = [slot_of(one) for one in fits]
     pack = pack_of(fits[0])
-    over.load_state_dict(saved[-1], pack.rule)
+    pack.load_state_dict(over, saved[-1])
     assert together(pack, [over, other]) == {over: None, other: None}
     assert (heard.points, heard.epochs, over.epoch) == ({}, {}, 4)
     assert_close(others, alone(make_fit("scheduler=onecycle", "seed=1")), rtol=1e-4)

@@ -11,7 +11,7 @@ from campaigns.kill_study import disagreements
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import error_line, recorded, run, start, wait_for_helper, wait_until
+from processes import error_line, quick, recorded, run, start, wait_for_helper, wait_until
 
 from sweep import compose, run_trial
 from sweep.record import journal
@@ -40,7 +40,7 @@ def trials_of(cwd: Path) -> list[FrozenTrial]:
 def searched(cwd: Path, *overrides: str, **environment: Any) -> tuple[list[FrozenTrial], str]:
     """The trials of a study that ends well, and what was shown."""
     cwd.mkdir(exist_ok=True)
-    done = run(cwd, *SMALL, *overrides, **environment)
+    done = quick(cwd, *SMALL, *overrides, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return trials_of(cwd), done.stdout
@@ -231,3 +231,54 @@ def test_a_width_that_is_none_is_refused_in_one_line(pack: str, tmp_path: Path) 
     assert error_line(done).startswith("error: hydra.sweeper.pack: must be a number >= 1 or auto, got ")
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
+
+
+_HUNGRY = """
+import resource
+from pathlib import Path
+from torch import nn
+
+room = {room} * 2**20
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + room, resource.RLIM_INFINITY))
+
+
+class Hungry(nn.Sequential):
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(nn.Linear(in_features, 1000), nn.Tanh(), nn.Linear(1000, 1000), nn.Linear(1000, out_features))
+"""
+
+
+def test_a_pack_that_is_short_of_memory_goes_on_at_half_the_width(tmp_path: Path) -> None:
+    (tmp_path / "hungry.py").write_text(_HUNGRY.format(room=500))
+    model = ("model._target_=hungry.Hungry", "~model.widths", "~model.activation", "~model.dropout")
+    trials, shown = searched(
+        tmp_path,
+        *(*model, *AS_DRAWN, "trainer.batch_size=32", "trainer.epochs=2", "hydra.sweeper.n_trials=16"),
+        "hydra.sweeper.pack=16",
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="hungry.*",
+    )
+    widths = [int(n) for n in re.findall(r"trial \d+ out of memory.*?,? (\d+)(?: in a pack)? from now on", shown)]
+    assert widths, "the case needs a memory that 16 do not fit into"
+    assert [16, *widths] == sorted({16, *widths}, reverse=True)
+    assert [(t.number, t.state) for t in trials] == [(number, TrialState.COMPLETE) for number in range(16)]
+    assert n_at_once(tmp_path) > widths[-1] > 1
+    assert all(t.value == min(recorded(folder_of(tmp_path).trial(t.number))["val/loss"][1]) for t in trials)
+
+
+def test_auto_packs_small_models_and_leaves_large_ones_alone(tmp_path: Path) -> None:
+    search = (
+        *("model.widths=[4],[3000,3000]", "optimizer.lr=1e-3,1e-2,2e-2,3e-2", "scheduler=constant"),
+        *("hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "trainer.batch_size=16", "trainer.epochs=2"),
+    )
+    trials, shown = searched(tmp_path, *search, "hydra.sweeper.pack=auto")
+    assert [(t.number, t.state) for t in trials] == [(number, TrialState.COMPLETE) for number in range(8)]
+    (told,) = [line for line in shown.splitlines() if "trains alone" in line]
+    match = re.fullmatch(
+        r"trial (\d+) trains alone: an update takes \d+ ms, and a pack of them would gain nothing", told
+    )
+    assert match is not None, told
+    large = {t.number for t in trials if t.params["model.widths"] == "[3000,3000]"}
+    assert int(match[1]) in large
+    assert n_at_once(tmp_path) > 2

@@ -29,6 +29,7 @@ from processes import (
     mlflow_runs,
     only_run,
     quick,
+    quick_side_by_side,
     quick_start,
     recorded,
     run,
@@ -570,12 +571,9 @@ def test_a_command_takes_the_record_over_from_one_that_stops(tmp_path):
 
 
 def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
-    command = ("-m", "experiment=debug", "hydra.sweeper.n_trials=8", "optimizer=sgd,adam", NAMED)
-    both = [quick_start(tmp_path, *command) for _ in range(2)]
-    for process in both:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-        assert err == ""
+    long = ("trainer.epochs=150", "hydra/sweeper/pruner=none")  # one has not done it all before the other has begun
+    search = ("optimizer=sgd,adam", "hydra.sweeper.n_trials=8")
+    quick_side_by_side(tmp_path, "-m", "experiment=debug", *long, *search, NAMED)
     trials = trials_of(folder_of(tmp_path))
     assert [t.number for t in trials] == list(range(8))
     assert all(t.state.is_finished() for t in trials)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_start, run, wait_until
+from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run, wait_until
 
 from sweep.record import journal
 from sweep.record.folder import StudyFolder
@@ -30,14 +30,12 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     postgresql: str, another_postgresql: str, tmp_path: Path
 ) -> None:
     tracking_uri = another_postgresql.replace("+psycopg", "")
-    done = quick(
+    quick_side_by_side(
         tmp_path,
-        *("-m", "experiment=debug", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2"),
+        *("-m", "experiment=debug", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=6"),
         f"hydra.sweeper.storage={postgresql}",
         MLFLOW_TRACKING_URI=tracking_uri,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
     trials = trials_in(postgresql)
     assert [t.number for t in trials] == list(range(6))
     assert all(t.state.is_finished() for t in trials)
@@ -181,8 +179,7 @@ def test_a_pruned_parallel_resumed_study_finds_as_good_a_value_as_one_trial_afte
         sequential = quick(whole, *search, "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=12")
         assert sequential.returncode == 0, sequential.stderr
         for n_trials in (8, 24):
-            done = quick(fast, *search, "hydra.sweeper.n_jobs=2", f"hydra.sweeper.n_trials={n_trials}")
-            assert done.returncode == 0, done.stderr
+            quick_side_by_side(fast, *search, f"hydra.sweeper.n_trials={n_trials}")
         assert n_epochs(fast) <= n_epochs(whole) == 12 * 24
         assert best_value(fast) <= 1.1 * best_value(whole)
 

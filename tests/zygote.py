@@ -93,13 +93,12 @@ class Zygote:
     def start(
         self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str], module: str = "sweep.run"
     ) -> Command:
-        """In a process group of its own."""
+        """In a process group of its own. module: what `python -m` is given."""
         self._n_started += 1
         out, err = (Path(self._folder.name) / f"{self._n_started}.{name}" for name in ("out", "err"))
         for file in (out, err):  # a command may be killed before it opens them
             file.touch()
-        command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment)}
-        command["module"] = module
+        command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment), "module": module}
         command |= {"out": str(out), "err": str(err)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -183,7 +182,7 @@ def _tell_who_ended() -> None:
 
 
 def _become(command: dict[str, Any], import_path: list[str]) -> None:
-    """`python -m sweep.run` as it is when the module is about to be run."""
+    """`python -m` as it is when the module is about to be run."""
     os.setsid()
     for number, path in enumerate([os.devnull, command["out"], command["err"]]):
         file = os.open(path, os.O_RDWR | os.O_CREAT)

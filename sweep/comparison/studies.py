@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import MOST_SEEDS, Compare, Config, validate
+from sweep.config import MOST_SEEDS, Compare, Config, is_auto, validate
 from sweep.errors import ConfigError
 from sweep.record.follow import Follower
 from sweep.record.store import without_password
@@ -88,6 +88,8 @@ def make_plan(
     follower: Callable[[Path], Follower],
 ) -> Plan:
     """Raises ConfigError."""
+    if is_auto(master.bounds):
+        raise ConfigError("bounds", "auto is for a study; a comparison searches the ranges that options declare")
     over = OmegaConf.to_container(master.compare.over)
     assert isinstance(over, dict)
     field = read_field(context.config_loader, arguments, {str(key): value for key, value in over.items()})

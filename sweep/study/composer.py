@@ -3,8 +3,8 @@
 import copy
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,8 +14,12 @@ from sweep.composition import config_error, searchpath_overrides
 from sweep.config import with_origin
 from sweep.errors import ConfigError
 
+# Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
+Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-class Base(NamedTuple):
+
+@dataclass
+class Base:
     """What a choice of options composes to. config: without Hydra's node; pickled: the same, which is read back in an
     eighth of the time that a deep copy takes; overrides: what composed it."""
 
@@ -24,19 +28,31 @@ class Base(NamedTuple):
     choices: dict[str, str | None]
     overrides: list[str]
 
+    def __post_init__(self) -> None:
+        self._known: dict[str, bool] = {}
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key, which OmegaConf takes a millisecond to say where it interpolates."""
+        if key not in self._known:
+            parent, _, name = key.rpartition(".")
+            node = OmegaConf.select(self.config, parent) if parent else self.config
+            self._known[key] = OmegaConf.is_dict(node) and name in node
+        return self._known[key]
+
 
 @dataclass
 class Composer:
     """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms.
 
     master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: `+` or `++`
-    for keys that are added.
+    for keys that are added. starts: learning rates that take the place of the options' own, with ranges to search.
     """
 
     loader: ConfigLoader
     master: DictConfig
     fixed: Sequence[str]
     prefixes: dict[str, str]
+    starts: Starts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
@@ -46,17 +62,23 @@ class Composer:
 
     def base(self, groups: Mapping[str, str]) -> Base:
         """The config with those options and no searched value set. Raises ConfigError."""
-        chosen = tuple(groups.items())
-        if chosen not in self._bases:
-            overrides = [*self.fixed, *(override(*choice) for choice in chosen)]
+        choice = tuple(groups.items())
+        if choice not in self._bases:
+            overrides = [*self.fixed, *(override(*one) for one in choice)]
             config = self._load(overrides)
             hydra = config.hydra
             OmegaConf.set_struct(config, False)
             del config["hydra"]
+            config.bounds = None  # the study's business
+            for key, start in self.starts.get(chosen(groups), {}).items():
+                if any(o.lstrip("+").startswith(f"{key}=") for o in self.fixed):
+                    continue  # since the study was begun
+                OmegaConf.update(config, key, start["value"])
+                config.search[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
             OmegaConf.set_struct(config, True)
             own = [*searchpath_overrides(hydra), *overrides]
-            self._bases[chosen] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
-        return self._bases[chosen]
+            self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
+        return self._bases[choice]
 
     def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
@@ -71,7 +93,7 @@ class Composer:
     def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The same, ready to be a trial's: it knows what it was composed from."""
         base = self.base(groups)
-        added = {key: "+" for key in values if not _has(base.config, key)} | self.prefixes
+        added = {key: "+" for key in values if not base.has(key)} | self.prefixes
         overrides = [f"{added.get(key, '')}{override(key, value)}" for key, value in values.items()]
         config, self._asked = self.config(groups, values), None  # the caller may change it
         return with_origin(config, base.choices, [*base.overrides, *overrides])
@@ -98,14 +120,13 @@ class Composer:
             raise config_error(error, overrides) or error from error
 
 
+def chosen(groups: Mapping[str, str]) -> str:
+    """A choice of options as a text, such as "optimizer=sgd model=mlp"."""
+    return " ".join(override(*choice) for choice in groups.items())
+
+
 def override(key: str, value: Any) -> str:
     """As on the command line; a text is taken to be in Hydra's grammar already."""
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]
     return f"{key}={value}"
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return OmegaConf.is_dict(node) and name in node

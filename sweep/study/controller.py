@@ -20,7 +20,7 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial
 
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import Config, validate
+from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
 from sweep.prepare import load_data
 from sweep.record.folder import StudyFolder
@@ -28,6 +28,8 @@ from sweep.record.follow import Follower
 from sweep.record.journal import first, status
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
+from sweep.study.auto_bounds import STARTS, stored_starts, tested_starts
+from sweep.study.composer import Starts
 from sweep.study.failures import too_many_failures
 from sweep.study.identity import differences, identity, study_name
 from sweep.study.known import known_params
@@ -75,7 +77,9 @@ class Controller:
         self._master = _with_launcher(context, config, settings, arguments)
         self.space = make_space(context.config_loader, self._master, arguments)
         self._base = self.space.composer.compose(self._default_groups(), {})
-        self.name = study_name(settings, self.space, self._base.choices, self.space.composer.fixed)
+        self._starts: Starts | None = None
+        auto = ["bounds=auto"] if is_auto(self._master.bounds) else []
+        self.name = study_name(settings, self.space, self._base.choices, [*self.space.composer.fixed, *auto])
         self._output_dir = Path(self._base.output_dir).absolute()
         self.folder = StudyFolder(self._output_dir / "studies" / self.name)
         self._master.hydra.sweep.dir = str(self.folder.path)  # some launchers put files of their own there
@@ -83,6 +87,8 @@ class Controller:
 
     def run(self) -> float | None:
         """Returns the best value. Raises ConfigError, StudyFailed or Interrupted."""
+        if is_auto(self._master.bounds):
+            self._find_bounds()
         worker = self.check()
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
@@ -131,6 +137,13 @@ class Controller:
         worker = self.check()
         trials = self._open(worker.uid)[0].get_trials(deepcopy=False)
         return [tried(t) for t in trials[: worker.n_trials]] if is_complete(trials, worker.n_trials) else None
+
+    def _find_bounds(self) -> None:
+        """Has the space start from what range tests suggest, or did when the study was begun. Raises ConfigError."""
+        validate(self._base)  # before anything is trained
+        self._starts = stored_starts(self._settings, self.name, self.folder, _UID) or tested_starts(self.space)
+        self.space = make_space(self._context.config_loader, self._master, self._arguments, self._starts)
+        self._base = self.space.composer.compose(self._default_groups(), {})
 
     @cached_property
     def _config(self) -> Config:
@@ -217,6 +230,8 @@ class Controller:
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
                     raise ConfigError("hydra.sweeper.study_name", f"'{self.name}' was not begun here; choose another")
+                if self._starts is not None:
+                    study.set_user_attr(STARTS, self._starts)
                 study.set_user_attr(_IDENTITY, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)

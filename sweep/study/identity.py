@@ -24,6 +24,8 @@ _INCIDENTAL = {
     "choices",
     "search",
     "lr_search",
+    "lr_range",
+    "bounds",
     "tracking",
     "compare",
     "trainer.device",

@@ -4,11 +4,12 @@ A study's trials are the numbers 0 to `n_trials` - 1. A trial that lost its work
 again, and whoever takes it next goes on from its checkpoint. All handing out happens under the study's lock.
 """
 
+import functools
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -68,7 +69,7 @@ class Ledger:
         """
         with self._lock:
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-            lost = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
+            lost = self._lost(trials)
             for trial in lost:
                 self._take_back(trial)
             waiting = [t for t in trials if t.state == TrialState.WAITING] + lost
@@ -84,9 +85,9 @@ class Ledger:
         """Whether there is a trial to claim now, or one that lost its worker."""
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         mine = [t for t in trials if t.number < n_trials]
-        return len(mine) < n_trials or any(
-            t.state == TrialState.WAITING or (t.state == TrialState.RUNNING and self._is_dead(t)) for t in mine
-        )
+        if len(mine) < n_trials or any(t.state == TrialState.WAITING for t in mine):
+            return True
+        return bool(self._lost(mine))
 
     def give_back(self, trial: FrozenTrial) -> None:
         """Lets another worker, or a later one, go on with the trial."""
@@ -125,13 +126,16 @@ class Ledger:
             self._storage.set_trial_user_attr(trial._trial_id, name, value)
         self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def _is_dead(self, trial: FrozenTrial) -> bool:
+    def _lost(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those whose worker is dead. A worker has many where it packs them, and is looked for once."""
+        lives = functools.cache(self._folder.worker_lives)
+        return [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t, lives)]
+
+    def _is_dead(self, trial: FrozenTrial, lives: Callable[[str], bool | None]) -> bool:
         """A worker of this machine is known to be dead by its lock, at once; another by its silence."""
         host, _, worker = trial.user_attrs.get(OWNER, "").partition("/")
-        if host == self._host:
-            lives = self._folder.worker_lives(worker)
-            if lives is not None:
-                return not lives
+        if host == self._host and (known := lives(worker)) is not None:
+            return not known
         beat, now = trial.user_attrs.get(BEAT, 0), self._clock()
         before, since = self._heard.get(trial._trial_id, (None, now))
         if before != (host, worker, beat):

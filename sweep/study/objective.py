@@ -39,15 +39,18 @@ def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) 
 
     Raises ConfigError for a name that the run recorded nothing under, ValueError for one that is no finite number.
     """
-    curves = journal.curves(run.journal)
+    curves: dict[str, list[float]] = {}
     ended: Mapping[str, Sequence[float]] = {}
     for record, _ in journal.read(run.journal):
-        if record["kind"] == "end" and record["values"]:
+        if record["kind"] == "metrics":
+            for name, column in record["values"].items():
+                curves.setdefault(name, []).extend(column)
+        elif record["kind"] == "end" and record["values"]:
             ended = record["values"]
     values = []
     for name, direction in zip(names, directions, strict=True):
         if name in curves:
-            values.append(best_of(curves[name].values.tolist(), direction))
+            values.append(best_of(curves[name], direction))
         elif name in ended:
             values.append(ended[name][0])
         else:

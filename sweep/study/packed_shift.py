@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -31,8 +32,9 @@ from sweep.study.samplers import is_uniform
 from sweep.study.shift import Shift, ended, log
 from sweep.study.space import Configuration
 from sweep.train import checkpoint
-from sweep.train.packed import Slot, Unpackable
+from sweep.train.packed import Slot
 from sweep.train.runtime import is_out_of_memory, keep_freed_memory
+from sweep.train.stacked import Unpackable
 from sweep.trial import told_when_full
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class PackedShift(Shift):
         most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
         self._packer = Packer(None if pack == "auto" else pack, most, self._load)
         self._n_slots: int = 1 if pack == "auto" else pack
+        self._most_slots = sys.maxsize  # that memory was found to allow
         self._seats: dict[Slot, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
         self._alone: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
@@ -141,6 +144,10 @@ class PackedShift(Shift):
             for seat in filter(None, seats):
                 self._begin(seat)
         except Exception as error:
+            if self._fits_later(entry, error):
+                self._most_slots = self._n_slots = len(self._seats) - len(entry.seats)
+                self._hand_back([entry], f"out of memory, {self._n_slots} in a pack from now on", error)
+                return
             self._end(entry, error)
         if not entry.seats:
             self._closed.append(entry)
@@ -173,13 +180,18 @@ class PackedShift(Shift):
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
                 check_recorded(run, state["epoch"])
-                slot.load_state_dict(state, group.pack.rule)
+                group.pack.load_state_dict(slot, state)
         except (Unpackable, BeingTrained):
             raise
         except Exception as error:
-            self._record_failure(run, composed, error, self._member(trial, replicate))
+            if not self._fits_later(entry, error):
+                self._record_failure(run, composed, error, self._member(trial, replicate))
             raise
         return _Seat(entry, replicate, run, composed, config, group, slot)
+
+    def _fits_later(self, entry: _Entry, error: Exception) -> bool:
+        """Whether it is for other trials that there is no memory for this one."""
+        return is_out_of_memory(error) and len(self._seats) > len(entry.seats)
 
     def _begin(self, seat: _Seat) -> None:
         """Begins the run's record, and takes the slot."""
@@ -193,10 +205,10 @@ class PackedShift(Shift):
         seat.attempt = seat.held.enter_context(attempt)
         seat.slot.listener = attempt.recorder
         if self._settings.pack == "auto":
-            self._n_slots = max(self._n_slots, seat.group.width)
-        seat.group.pack.seat(seat.slot)
+            self._n_slots = min(max(self._n_slots, seat.group.width), self._most_slots)
         self._seats[seat.slot] = seat
         seat.entry.seats.append(seat)
+        seat.group.pack.seat(seat.slot)
 
     def _report_of(self, seat: _Seat) -> Report:
         """Tells the study of the mean over the trial's runs, once all of them have come so far, and asks the pruner.
@@ -306,16 +318,20 @@ class PackedShift(Shift):
     def _give_up(self, group: Group, seats: list[_Seat], error: Exception) -> None:
         """Hands the pack's trials back, to be trained in smaller packs or alone from where they were last saved."""
         if is_out_of_memory(error) and len(seats) > 1:
-            self._n_slots = len(seats) // 2
+            self._most_slots = self._n_slots = len(seats) // 2
+            self._packer.forget(group)
             told = f"out of memory with {len(seats)} in a pack, {self._n_slots} from now on"
         else:
             why = Unpackable(one_line(error, 160))
             self._packer.refuse(group, why)
             told = f"trains alone: {why}"
-        log.warning("a pack of %d failed: %s", len(seats), told, exc_info=error)
-        self._note(seats[0].entry.trial, told)
-        entries = {id(seat.entry): seat.entry for seat in seats}
-        for entry in entries.values():
+        self._hand_back([*{id(seat.entry): seat.entry for seat in seats}.values()], told, error)
+
+    def _hand_back(self, entries: list[_Entry], told: str, error: Exception) -> None:
+        """Trials that come again in a moment, here or to another worker."""
+        log.warning("%d trials are handed back: %s", len(entries), told, exc_info=error)
+        self._note(entries[0].trial, told)
+        for entry in entries:
             self._give_back([*entry.seats], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
             self._ledger.give_back(entry.trial)

@@ -18,12 +18,12 @@ from simpleeval import InvalidExpression, simple_eval
 
 from sweep.composition import config_error
 from sweep.errors import ConfigError, one_line
-from sweep.study.composer import Composer
+from sweep.study.composer import Composer, Starts
 from sweep.study.ranges import contains, distribution_of, grid_of, n_values, options_of, parse_override
 
 _MOST_DRAWS = 1000
 _NOT_A_TRIALS = re.compile(
-    r"(search|where|lr_search|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study)$"
+    r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
@@ -103,7 +103,7 @@ class Space:
             if condition is None:
                 continue
             try:
-                if not simple_eval(str(condition), names={str(key): config[key] for key in config}):
+                if not simple_eval(str(condition), names=lambda node: config[node.id]):
                     return str(name)
             except (InvalidExpression, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
                 raise ConfigError(f"where.{name}", f"cannot judge '{condition}': {one_line(error)}") from error
@@ -121,7 +121,7 @@ class Space:
 
     def everything(self) -> Iterator[Configuration]:
         """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
-        for groups in self._every_choice():
+        for groups in self.every_choice():
             named = self.ranges(groups)
             grids = [grid_of(key, distribution) for key, (_, distribution) in named.items()]
             for point in itertools.product(*grids):
@@ -134,9 +134,9 @@ class Space:
         """How many configurations there are, conditions aside; infinite where a range is continuous."""
         if math.inf in map(n_values, self.named_ranges().values()):  # told without composing every choice of options
             return math.inf
-        return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self._every_choice())
+        return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
 
-    def _every_choice(self) -> Iterator[dict[str, str]]:
+    def every_choice(self) -> Iterator[dict[str, str]]:
         """Each combination of options of the sampled groups."""
         for options in itertools.product(*(d.choices for d in self.groups.values())):
             yield dict(zip(self.groups, map(str, options), strict=True))
@@ -220,9 +220,14 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[st
     return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
 
 
-def make_space(loader: Any, master: DictConfig, arguments: Sequence[str]) -> Space:
-    """The space of `arguments`, the overrides of the command line. Raises ConfigError."""
+def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts: Starts | None = None) -> Space:
+    """The space of `arguments`, the overrides of the command line. Raises ConfigError.
+
+    starts: learning rates to search around, where `bounds=auto` has found them; that is the study's business, and no
+    trial's.
+    """
     sweeps, plain = read_command_line(arguments)
+    plain = [o for o in plain if not o.lstrip("+").startswith("bounds=")]
     groups: dict[str, CategoricalDistribution] = {}
     swept: dict[str, BaseDistribution] = {}
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
@@ -243,7 +248,7 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str]) -> Spa
         else:
             swept[key] = distribution_of(key, override)
     fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
-    return Space(Composer(loader, master, plain, prefixes), groups, swept, fixed)
+    return Space(Composer(loader, master, plain, prefixes, starts or {}), groups, swept, fixed)
 
 
 def _name(key: str, options: Sequence[str]) -> str:

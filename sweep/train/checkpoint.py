@@ -50,6 +50,14 @@ def kinds(model: object, optimizer: object, schedule: object) -> dict[str, str]:
     return {part: type(made).__qualname__ for part, made in parts.items()}
 
 
+def check_kinds(state: dict[str, Any], own: dict[str, str]) -> None:
+    """Raises ConfigError unless the checkpoint was saved by parts of the same kinds."""
+    for part, kind in own.items():
+        saved = state.get("kinds", {}).get(part)
+        if saved != kind:
+            raise ConfigError("resume", f"the checkpoint is of another {part} than the config ({saved}, not {kind})")
+
+
 def random_states() -> dict[str, Any]:
     """The states of every generator that a model or a user's code may draw from."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # a user's code may draw from it

@@ -45,28 +45,28 @@ def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: Los
     return {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean(), "r2": r2.mean()}
 
 
+@torch.no_grad()
 def test(forward: Forward, data: TensorData, loss_fn: LossFn, noise: float | None) -> dict[str, float]:
     """What a model comes to on the test split, as `test/loss` and so on; with `noise`, as in `Samples`, its floor."""
-    found = evaluate(forward, data.test, data, loss_fn)
+    outputs = predict(forward, data.test)
+    found = measures(outputs, data.test, data, loss_fn)
     if noise is not None and data.test.clean is not None:
-        found |= noise_floor(forward, data.test, data, noise)
-    return {f"test/{name}": value for name, value in found.items()}
+        found |= noise_floor(outputs, data.test, data, noise)
+    return {f"test/{name}": value for name, value in _read(**found).items()}
 
 
-@torch.no_grad()
-def noise_floor(forward: Forward, split: TensorSplit, data: TensorData, noise: float) -> dict[str, float]:
+def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: float) -> dict[str, Tensor]:
     """How far above the irreducible error a model is, in units of the noise's variance sigma^2.
 
     `excess`: mean squared error against the noiseless targets / sigma^2 (0 is perfect). `noise_ratio`: mean squared
     error against the noisy ones / sigma^2 (about 1 is as low as it gets).
     """
     assert split.clean is not None
-    outputs = predict(forward, split)
     y_std = data.y_std.double()
-    return _read(
-        noise_ratio=((outputs - split.y) * y_std).square().mean() / noise**2,
-        excess=((outputs - split.clean) * y_std).square().mean() / noise**2,
-    )
+    return {
+        "noise_ratio": ((outputs - split.y) * y_std).square().mean() / noise**2,
+        "excess": ((outputs - split.clean) * y_std).square().mean() / noise**2,
+    }
 
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:

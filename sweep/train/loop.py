@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from sweep.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.signals import StopRequest
 from sweep.train import evaluate
-from sweep.train.checkpoint import kinds, random_states, set_random_states
+from sweep.train.checkpoint import check_kinds, kinds, random_states, set_random_states
 from sweep.train.course import Best, Course, Listener
 from sweep.train.evaluate import LossFn
 from sweep.train.runtime import in_precision
@@ -140,12 +140,8 @@ class Fit(Course):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ConfigError when the checkpoint is of another model, optimizer or scheduler."""
-        for part, kind in self._kinds().items():
-            saved = state.get("kinds", {}).get(part)
-            if saved != kind:
-                raise ConfigError(
-                    "resume", f"the checkpoint is of another {part} than the config ({saved}, not {kind})"
-                )
+        check_kinds(state, self._kinds())
+        for part in self._kinds():
             try:
                 getattr(self, part).load_state_dict(state[part])
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:

@@ -4,46 +4,38 @@ Rows differ in numbers only: weights, data order, dropout masks and hyperparamet
 an epoch and leaves it at the end of one.
 """
 
-import copy
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.fx.experimental import _config as fx_config
+from torch.func import vmap
 
-from sweep.errors import Diverged, one_line
+from sweep.errors import ConfigError, Diverged, one_line
 from sweep.seeds import derive_seed
-from sweep.train.checkpoint import kinds, random_states
+from sweep.train.checkpoint import check_kinds, kinds, random_states
 from sweep.train.course import Course, Listener
 from sweep.train.evaluate import LossFn, in_single_precision, measures
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
-from sweep.train.tensors import TensorData, TensorSplit, epoch_order
-from sweep.train.traced import Traced
+from sweep.train.stacked import Layout, Unpackable, draw_mask, dropout_p, rehearsed, with_masks
+from sweep.train.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
+from sweep.train.update import Update
 
 if TYPE_CHECKING:
     from sweep.config import Trainer
 
 _EVAL_SAMPLES = 2**16  # of all rows together, at a time
 _BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
-_FEWEST_ROWS = 8
-_WORTH_A_TRACE = 20_000  # updates, over all rows: a second's worth of them
-_CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
+_FEWEST_ROWS = 2  # a compiled update takes no fewer
 
 
 T = TypeVar("T")
-
-
-class Unpackable(Exception):
-    """Trials of this kind have to train one at a time; the message says why."""
 
 
 class Slot(Course):
@@ -62,7 +54,7 @@ class Slot(Course):
         self.saved_at = time.monotonic()
 
     def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
-        """Takes up a checkpoint that was saved between two epochs, by a pack or by a trial alone."""
+        """All that a checkpoint has of the trial, for the row that it is to take."""
         self.schedule.load_state_dict(state["schedule"])
         self.load_course_state(state)
         self.random.set_state(state["random"]["torch"])
@@ -104,22 +96,22 @@ class Pack:
         self._mask_shapes: dict[int, dict[str, torch.Size]] = {}  # by size of the batch; of the last one, too
         used: set[str] = set()
         for size in {batch_size, n_train % batch_size or batch_size}:
-            self._mask_shapes[size], used = _rehearsed(model, loss_fn, data.train.x[:size], data.train.y[:size])
-        self._layout = _Layout(model, used)
-        self._masked = _with_masks(model, self._mask_shapes[batch_size])
+            self._mask_shapes[size], used = rehearsed(model, loss_fn, data.train.x[:size], data.train.y[:size])
+        self._layout = Layout(model, used)
+        self._masked = with_masks(model, self._mask_shapes[batch_size])
         size = self._layout.size
+        self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
+        self._update = Update(self._masked, self._layout, loss_fn, rule, trainer)
         self._refuse_unstackable()
-        self._traced = self._gradients if trainer.compile else Traced(self._gradients, _WORTH_A_TRACE)
-        self._update = _compiled(self._plain_update) if trainer.compile else self._plain_update
 
     def seat(self, slot: Slot) -> None:
         """Gives a trial the next free row."""
         row = len(self.slots)
         if row == len(self._weights):
-            self._resize(max(_FEWEST_ROWS, 2 * row))
+            self._resize(max(_FEWEST_ROWS, 2 * row, self._most_rows))
         self.slots.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)
@@ -151,9 +143,11 @@ class Pack:
             made[: len(self.slots)] = stacked[: len(self.slots)]
             return made
 
-        self._weights = resized(self._weights)
-        self._state = {name: resized(stacked) for name, stacked in self._state.items()}
-        self._fixed = {name: resized(stacked) for name, stacked in self._fixed.items()}
+        weights = resized(self._weights)  # all of them, or none where memory is short
+        state = {name: resized(stacked) for name, stacked in self._state.items()}
+        fixed = {name: resized(stacked) for name, stacked in self._fixed.items()}
+        self._weights, self._state, self._fixed = weights, state, fixed
+        self._most_rows = max(self._most_rows, n_rows)
 
     def train_epoch(self) -> dict[Slot, Exception | None]:
         """One epoch of every trial, told to their listeners. Returns those that have come to their end.
@@ -205,21 +199,23 @@ class Pack:
 
     def _train_block(self, first: int, slots: list[Slot]) -> list[list[float]]:
         """The same for these slots, in the rows from `first` on."""
-        width = max(len(slots), 2) if self._trainer.compile else len(slots)  # a width of 1 would be compiled anew
+        width = max(len(slots), 2) if self._update.is_compiled else len(slots)  # a width of 1 would be compiled anew
         rows = slice(first, first + width)
-        train = self.data.train
-        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(train.x)) for s in slots]
+        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in slots]
         order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
-        w = self._weights[rows]
-        state = {name: stacked[rows] for name, stacked in self._state.items()}
-        fixed = {name: stacked[rows] for name, stacked in self._fixed.items()}
+        kept = {"": self._weights[rows], **{name: stacked[rows] for name, stacked in self._state.items()}}
+        fixed = {name: stacked[rows].clone() for name, stacked in self._fixed.items()}
+        trained = {name: self._update.parts(stacked) for name, stacked in kept.items()}
         losses = []
         with torch.no_grad():
-            for columns, batch in zip(
-                self._table(slots, width), order.split(self._trainer.batch_size, dim=1), strict=True
-            ):
-                masks = self._draw_masks(slots, batch.shape[1], width)
-                losses.append(self._update(w, state, fixed | masks, train.x[batch], train.y[batch], columns))
+            batches = stacked_batches(self.data.train, order, self._trainer.batch_size)
+            for columns, (x, y) in zip(self._table(slots, width), batches, strict=True):
+                masks = self._draw_masks(slots, x.shape[1], width)
+                of_rows, trained = self._update(trained, fixed | masks, x, y, columns)
+                losses.append(of_rows)
+            if self._update.is_compiled:
+                for name, stacked in kept.items():
+                    torch.cat(trained[name], dim=1, out=stacked)
         return torch.stack(losses, dim=1)[: len(slots)].tolist()
 
     def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
@@ -240,35 +236,6 @@ class Pack:
         on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
         return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
 
-    def _plain_update(
-        self,
-        w: Tensor,
-        state: dict[str, Tensor],
-        extra: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
-        c: dict[str, Tensor],
-    ) -> Tensor:
-        """One update of every row, in place; returns the losses, (n,)."""
-        g, losses = self._traced(w, extra, x, y)
-        if self._clips:
-            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            g = g * (c["clip_norm"] / (norm + _CLIP_EPS)).clamp(max=1.0)
-        self.rule.update(w, g, state, c)
-        return losses
-
-    def _gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients (n, P) and losses (n,). extra: stacked tensors that are not trained."""
-        grads, losses = vmap(grad_and_value(self._loss))(self._layout.views(w), extra, x, y)
-        return torch.cat([grads[name].reshape(len(w), -1) for name in self._layout.names], dim=1), losses
-
-    def _loss(self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return self.loss_fn(self._forward({**weights, **extra}, x), y)
-
-    def _forward(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs of one trial with these tensors, (B, out_features)."""
-        return in_precision(self._trainer.precision, lambda x: functional_call(self._masked, tensors, (x,)), x)
-
     @torch.no_grad()
     def evaluate(self, split: str) -> list[dict[str, float]]:
         """Loss and metrics of every row, as `Fit.evaluate` has them."""
@@ -279,7 +246,7 @@ class Pack:
         self._masked.eval()
 
         def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
-            return self._forward(weights | fixed, x)
+            return self._update.outputs(weights | fixed, x)
 
         chunks = part.x.split(max(1, _EVAL_SAMPLES // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
@@ -301,6 +268,22 @@ class Pack:
         fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
         return self._layout.state_dict(self._weights[row].clone(), fixed)
 
+    def load_state_dict(self, slot: Slot, state: dict[str, Any]) -> None:
+        """Has the slot take up a checkpoint that was saved between two epochs, by a pack or by a trial alone.
+
+        Raises ConfigError when it is of another model, optimizer or scheduler.
+        """
+        check_kinds(state, self._kinds(slot))
+        own, saved = ({name: list(w.shape) for name, w in s.items()} for s in (slot.weights, state["model"]))
+        if saved != own:
+            changed = next(name for name in own | saved if own.get(name) != saved.get(name))
+            problem = f"{changed} has the shape {saved.get(changed)}, not {own.get(changed)}"
+            raise ConfigError("resume", f"the checkpoint is of another model than the config ({problem})")
+        slot.load_state_dict(state, self.rule)
+
+    def _kinds(self, slot: Slot) -> dict[str, str]:
+        return kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler)
+
     def state_dict(self, slot: Slot) -> dict[str, Any]:
         """The trial's checkpoint, from which it also goes on alone."""
         row = self.slots.index(slot)
@@ -319,7 +302,7 @@ class Pack:
             if slot.step
         }
         return {
-            "kinds": kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler),
+            "kinds": self._kinds(slot),
             "model": self.weights(row),
             "optimizer": optimizer,
             "random": random,
@@ -330,8 +313,8 @@ class Pack:
         """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
         drawn = {}
         for name, shape in self._mask_shapes[batch_size].items():
-            p = _p(self._masked, name)
-            masks = [_mask(shape, p, slot.random) for slot in slots]
+            p = dropout_p(self._masked, name)
+            masks = [draw_mask(shape, p, slot.random) for slot in slots]
             drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 
@@ -350,7 +333,7 @@ class Pack:
 
         def update() -> None:
             with torch.no_grad():
-                g, _ = self._gradients(w, extra, x, y)
+                g, _ = self._update.gradients(w, extra, x, y)
                 self.rule.update(w, g, state, columns)
 
         yield update
@@ -362,118 +345,6 @@ class Pack:
                 update()
         except Exception as error:  # whatever vmap, or the model under it, raises
             raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
-
-
-class _Layout:
-    """Where a model's weights lie in a row. used: names of the parameters that its output depends on."""
-
-    def __init__(self, model: nn.Module, used: set[str]) -> None:
-        parameters = dict(model.named_parameters())
-        trained = {name: weight for name, weight in parameters.items() if weight.requires_grad and name in used}
-        canonical = {id(weight): name for name, weight in parameters.items()}
-        stored = model.state_dict(keep_vars=True)
-        self._stored_as = {name: canonical.get(id(tensor), name) for name, tensor in stored.items()}  # tied weights
-        self.names = list(trained)
-        self.places = [list(parameters).index(name) for name in self.names]
-        self.fixed = {name: tensor.detach() for name, tensor in stored.items() if self._stored_as[name] not in trained}
-        self._shapes = [weight.shape for weight in trained.values()]
-        self._sizes = [weight.numel() for weight in trained.values()]
-        self.size = sum(self._sizes)
-        dtypes = {weight.dtype for weight in trained.values()}
-        if len(dtypes) != 1:
-            raise Unpackable(f"the model's weights are of several types ({', '.join(sorted(map(str, dtypes)))})")
-        self.dtype = dtypes.pop()
-
-    def row(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """A `state_dict` as one row, (P,)."""
-        return torch.cat([weights[name].flatten() for name in self.names])
-
-    def split(self, row: Tensor) -> list[Tensor]:
-        """A row (P,) as tensors of their own shapes, without a copy."""
-        return [part.view(shape) for part, shape in zip(row.split(self._sizes), self._shapes, strict=True)]
-
-    def views(self, stacked: Tensor) -> dict[str, Tensor]:
-        """Rows (n, P) as stacked tensors (n, *shape) by name, without a copy."""
-        parts = zip(self.names, stacked.split(self._sizes, dim=1), self._shapes, strict=True)
-        return {name: part.unflatten(1, shape) if shape else part.squeeze(1) for name, part, shape in parts}
-
-    def state_dict(self, row: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A row (P,) and what is not trained as the model's `state_dict`."""
-        tensors = {**dict(zip(self.names, self.split(row), strict=True)), **fixed}
-        return {name: tensors[stored_as] for name, stored_as in self._stored_as.items()}
-
-
-class _Masked(nn.Module):
-    """Dropout with a mask that is handed in."""
-
-    mask: Tensor
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.register_buffer("mask", torch.empty(0), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask if self.training else x
-
-
-def _with_masks(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy that takes its dropout masks as buffers."""
-    model = copy.deepcopy(model)
-    for name in names:
-        model.set_submodule(name, _Masked(_p(model, name)))
-    return model
-
-
-def _p(model: nn.Module, dropout: str) -> float:
-    layer = model.get_submodule(dropout)
-    assert isinstance(layer, nn.Dropout | _Masked)
-    return layer.p
-
-
-def _rehearsed(model: nn.Module, loss_fn: LossFn, x: Tensor, y: Tensor) -> tuple[dict[str, torch.Size], set[str]]:
-    """Trains a copy for one batch. Returns the shapes that reach its dropout layers, by name and in the order of
-    drawing, and the names of the parameters that get a gradient. Raises Unpackable."""
-    model = copy.deepcopy(model).train()
-    for name, module in model.named_modules():
-        if getattr(module, "track_running_stats", False):
-            raise Unpackable(f"{type(module).__name__} ('{name}') keeps running statistics")
-    calls: list[tuple[str, torch.Size]] = []
-    for name, module in model.named_modules():
-        if type(module) is nn.Dropout and module.p > 0:
-            module.register_forward_pre_hook(partial(_note, calls, name))
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with reproducible(x.device), torch.enable_grad():
-        loss_fn(model(x), y).backward()
-    if any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()):
-        raise Unpackable("the model changes its buffers while it trains")
-    shapes = dict(calls)
-    if len(shapes) < len(calls):
-        raise Unpackable("the model draws from one dropout layer several times")
-    return shapes, {name for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    calls.append((name, inputs[0].shape))
-
-
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compiled once for all sizes. By default torch takes sizes, and offsets, that happen to be equal at first (a batch
-    of 64 in a pack of 64) for the same one, and compiles anew when they differ."""
-    compiled = torch.compile(function, dynamic=True)
-
-    def call(*arguments: Any) -> Tensor:
-        with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]  # torch adds it
-            return compiled(*arguments)
-
-    return call
-
-
-def _mask(shape: torch.Size, p: float, random: torch.Generator) -> Tensor:
-    """As `torch.nn.functional.dropout` draws it, which draws nothing where nothing is left."""
-    if p == 1:
-        return torch.zeros(shape)
-    return torch.empty(shape).bernoulli_(1 - p, generator=random).div_(1 - p)
 
 
 def _filled(items: list[T], n: int) -> list[T]:

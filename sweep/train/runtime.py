@@ -131,4 +131,5 @@ def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) ->
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine, had no more memory to give."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    told = ("can't allocate memory", "not enough memory")  # by torch, of a CPU's
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in told)

@@ -53,3 +53,11 @@ def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) 
     if split.x.nbytes <= _GATHER_LIMIT_BYTES:
         return zip(split.x[order].split(batch_size), split.y[order].split(batch_size), strict=True)
     return ((split.x[rows], split.y[rows]) for rows in order.split(batch_size))
+
+
+def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same for many trials at once, each in its own order: orders (K, n); batches (K, batch_size, ...)."""
+    if split.x.nbytes * len(orders) <= _GATHER_LIMIT_BYTES:
+        x, y = split.x[orders], split.y[orders]
+        return zip(x.split(batch_size, dim=1), y.split(batch_size, dim=1), strict=True)
+    return ((split.x[rows], split.y[rows]) for rows in orders.split(batch_size, dim=1))

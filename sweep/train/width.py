@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sweep.train.evaluate import LossFn
-from sweep.train.packed import Pack, Unpackable
+from sweep.train.packed import Pack
 from sweep.train.runtime import is_out_of_memory
+from sweep.train.stacked import Unpackable
 
 _WIDTHS = {"cpu": (4, 16, 64)}
 _WIDTHS_DEFAULT = (16, 64, 256, 1024, 4096)
