@@ -31,9 +31,9 @@ _LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
 _LONGEST_WAIT_S = 1e6
+MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
 FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
 _MOST_UPDATES = 1_000_000
-_MOST_SEEDS = 1000
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
 
 
@@ -140,6 +140,27 @@ class LrSearch:
 
 
 @dataclass(kw_only=True)
+class Compare:
+    """What `python -m sweep.compare` is to do; a trial takes no notice. conf/config.yaml says what each key means."""
+
+    name: str | None = None
+    over: dict[str, Any] = field(default_factory=dict)
+    n_seeds: int = 20
+    retune: bool = True
+    metric: str = "test/loss"
+    target: float | None = None
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
+        told = f"must be one of the test split, such as test/loss, got '{self.metric}'"
+        _require(self.metric.startswith("test/"), "compare.metric", told)
+        _require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
+        if self.target is not None:
+            _require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")
+
+
+@dataclass(kw_only=True)
 class LrRange:
     """The learning-rate range test, for `python -m sweep.lr_range` and `bounds=auto`; a trial takes no notice.
 
@@ -162,9 +183,7 @@ class LrRange:
         _require(self.min_lr * 10 <= self.max_lr, "lr_range.min_lr", told)
         told = f"must be {FEWEST_UPDATES} to {_MOST_UPDATES}, got {self.n_updates}"
         _require(FEWEST_UPDATES <= self.n_updates <= _MOST_UPDATES, "lr_range.n_updates", told)
-        _require(
-            1 <= self.n_seeds <= _MOST_SEEDS, "lr_range.n_seeds", f"must be 1 to {_MOST_SEEDS}, got {self.n_seeds}"
-        )
+        _require(1 <= self.n_seeds <= MOST_SEEDS, "lr_range.n_seeds", f"must be 1 to {MOST_SEEDS}, got {self.n_seeds}")
         told = f"must be a share of the ramp from 0 to 0.2, got {self.smoothing}"
         _require(0 <= self.smoothing <= 0.2, "lr_range.smoothing", told)
         told = f"must be a finite number > 1, got {self.divergence}"
@@ -198,6 +217,7 @@ class Config:
     split: Split = field(default_factory=Split)
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
+    compare: Compare = field(default_factory=Compare)
     choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in by composing, as is
     overrides: list[str] | None = None  # the command line that composes this; None where none is known
     composed: str | None = None  # fingerprint of what those overrides composed
@@ -303,6 +323,7 @@ _SCHEMA = {
     "tracking": Tracking,
     "lr_bounds": LrBounds,
     "lr_search": LrSearch,
+    "compare": Compare,
     "lr_range": LrRange,
 }
 

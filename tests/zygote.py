@@ -1,4 +1,4 @@
-"""`python -m sweep.run` without its imports: a process that has made them forks one for each command.
+"""`python -m sweep.run`, or another module, without its imports: a process that has made them forks one a command.
 
 What runs is a process of its own with its own arguments, environment, folder, output and exit status, from the first
 line of sweep/run.py to the interpreter's end; only the modules below are there already, imported and not yet used, and

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
 from sweep.prepare import load_data
 from sweep.record.folder import StudyFolder
-from sweep.record.journal import first
+from sweep.record.follow import Follower
+from sweep.record.journal import first, status
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
 from sweep.study.auto_bounds import STARTS, stored_starts, tested_starts
@@ -44,37 +45,50 @@ from sweep.study.samplers import is_grid, is_uniform, shuffled
 from sweep.study.settings import StudySettings
 from sweep.study.space import Configuration, make_space
 from sweep.study.storage import open_storage
+from sweep.study.tried import Tried, tried
 from sweep.study.url import recorded_url, without_driver
 from sweep.study.worker import Worker
 
 _UID = "uid"  # user attribute of the study, as is IDENTITY
+_MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
 class Controller:
-    """One `python -m sweep.run -m`. Its methods stand in the order in which they are called."""
+    """One `python -m sweep.run -m`. Its methods stand in the order in which they are called.
+
+    follower: the helper that mirrors the study where it is part of something larger, which then says itself what there
+    is to say of it; by default it has one of its own.
+    """
 
     def __init__(
-        self, context: HydraContext, config: DictConfig, settings: StudySettings, arguments: Sequence[str]
+        self,
+        context: HydraContext,
+        config: DictConfig,
+        settings: StudySettings,
+        arguments: Sequence[str],
+        follower: Callable[[Path], Follower] | None = None,
     ) -> None:
+        self._follower = follower
+        self._worker: Worker | None = None
         self._context, self._settings, self._arguments = context, settings, arguments
         self._hydra_overrides = list(config.hydra.overrides.hydra)
         self._master = _with_launcher(context, config, settings, arguments)
-        self._space = make_space(context.config_loader, self._master, arguments)
-        self._base = self._space.composer.compose(self._default_groups(), {})
+        self.space = make_space(context.config_loader, self._master, arguments)
+        self._base = self.space.composer.compose(self._default_groups(), {})
         self._starts: Starts | None = None
         auto = ["bounds=auto"] if is_auto(self._master.bounds) else []
-        self._name = study_name(settings, self._space, self._base.choices, [*self._space.composer.fixed, *auto])
+        self.name = study_name(settings, self.space, self._base.choices, [*self.space.composer.fixed, *auto])
         self._output_dir = Path(self._base.output_dir).absolute()
-        self._folder = StudyFolder(self._output_dir / "studies" / self._name)
-        self._master.hydra.sweep.dir = str(self._folder.path)  # some launchers put files of their own there
+        self.folder = StudyFolder(self._output_dir / "studies" / self.name)
+        self._master.hydra.sweep.dir = str(self.folder.path)  # some launchers put files of their own there
         self._stopped_by: int | None = None
 
     def run(self) -> float | None:
         """Returns the best value. Raises ConfigError, StudyFailed or Interrupted."""
         if is_auto(self._master.bounds):
             self._find_bounds()
-        worker = self._check()
+        worker = self.check()
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
 
@@ -82,38 +96,53 @@ class Controller:
             return None
         study, uid = self._open(worker.uid)
         before = study.get_trials(deepcopy=False)
-        self._announce(before, worker.n_trials)
+        alone = self._follower is None
+        if alone:
+            self._announce(before, worker.n_trials)
         stop_before = time.time() + (self._settings.timeout or float("inf"))
         worker = replace(worker, uid=uid, first=len(before), stop_before=stop_before)
         with contextlib.closing(self._recording(study, worker)) as recording:
             recording.update(before)
-            with self._signals(worker), Watch(study, worker.n_trials, recording, live=sys.stderr.isatty()):
+            watch = Watch(study, worker.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
+            with self._signals(worker), watch:
                 if not self._is_over(study, worker):
                     crew = Crew(self._context, self._master, study, worker, lambda: self._is_over(study, worker))
                     signum = crew.work()
                     self._stopped_by = self._stopped_by or signum
             trials = study.get_trials(deepcopy=False)
             failure = self._failure(trials, worker)
-            with StudyLock(self._settings.storage, self._folder):  # another controller may be doing the same
-                write_results(study, self._folder, self._space)
+            with StudyLock(self._settings.storage, self.folder):  # another controller may be doing the same
+                write_results(study, self.folder, self.space)
             complete = is_complete(trials, worker.n_trials)
-            status = "FAILED" if failure else "FINISHED" if complete else "KILLED"
-            recording.end(status, self._config.tracking.close_timeout_s)
-        print_outcome(study, self._folder, worker.n_trials, self._store.uri)
+            ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
+            recording.end(ending, self._config.tracking.close_timeout_s)
+        if alone:
+            print_outcome(study, self.folder, worker.n_trials, self._store.uri)
         if failure is not None:
             told = failure.user_attrs.get(PROBLEM, "no reason recorded")
-            raise StudyFailed(self._name, failure.number, told, self._folder.trial(failure.number).path)
+            raise StudyFailed(self.name, failure.number, told, self.folder.trial(failure.number).path)
         if self._stopped_by is not None:
             raise Interrupted(self._stopped_by)
         best = best_trials(study)
         return best[0].value if best and len(study.directions) == 1 else None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether a command has come to the study's end."""
+        return status(self.folder.run.journal) == "FINISHED"
+
+    def tried(self) -> list[Tried] | None:
+        """What the study tried, if it is complete. Raises ConfigError where it was begun as another."""
+        worker = self.check()
+        trials = self._open(worker.uid)[0].get_trials(deepcopy=False)
+        return [tried(t) for t in trials[: worker.n_trials]] if is_complete(trials, worker.n_trials) else None
+
     def _find_bounds(self) -> None:
         """Has the space start from what range tests suggest, or did when the study was begun. Raises ConfigError."""
         validate(self._base)  # before anything is trained
-        self._starts = stored_starts(self._settings, self._name, self._folder, _UID) or tested_starts(self._space)
-        self._space = make_space(self._context.config_loader, self._master, self._arguments, self._starts)
-        self._base = self._space.composer.compose(self._default_groups(), {})
+        self._starts = stored_starts(self._settings, self.name, self.folder, _UID) or tested_starts(self.space)
+        self.space = make_space(self._context.config_loader, self._master, self._arguments, self._starts)
+        self._base = self.space.composer.compose(self._default_groups(), {})
 
     @cached_property
     def _config(self) -> Config:
@@ -128,12 +157,17 @@ class Controller:
     def _default_groups(self) -> dict[str, str]:
         """The configured option of each sampled group where it is among those sampled, else the first."""
         choices = self._master.hydra.runtime.choices
-        first = self._space.first_groups()
-        return {g: choices[g] if choices.get(g) in d.choices else first[g] for g, d in self._space.groups.items()}
+        first = self.space.first_groups()
+        return {g: choices[g] if choices.get(g) in d.choices else first[g] for g, d in self.space.groups.items()}
 
-    def _check(self) -> Worker:
-        """Everything that can be refused before a worker starts. Raises ConfigError."""
-        settings, space = self._settings, self._space
+    def check(self) -> Worker:
+        """Everything that can be refused before a worker starts, looked at once. Raises ConfigError."""
+        if self._worker is None:
+            self._worker = self._checked()
+        return self._worker
+
+    def _checked(self) -> Worker:
+        settings, space = self._settings, self.space
         check_pruner(settings)
         seed = settings.sampler.get("seed")
         seed = int(self._base.seed if seed is None else seed)
@@ -149,8 +183,8 @@ class Controller:
         _refuse_run_keys(self._base, settings)
         worker = Worker(
             settings=settings,
-            name=self._name,
-            folder=self._folder,
+            name=self.name,
+            folder=self.folder,
             space=space,
             n_trials=settings.total(float("inf") if order is None else len(order), is_grid(settings.sampler)),
             known=known if order is None else [],
@@ -159,15 +193,16 @@ class Controller:
             seed=seed,
             n_shares=1 if "slurm" in str(self._master.hydra.launcher._target_).lower() else settings.n_jobs,
         )
-        for configuration in worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials))):
+        for n, configuration in enumerate(worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials)))):
             validate(space.compose(configuration))
-            space.composer.check(configuration.groups, configuration.values)
+            if n < _MOST_CHECKED:
+                space.composer.check(configuration.groups, configuration.values)
         check_objectives(settings, load_data(self._config))
         return worker
 
     def _order(self, seed: int, known: list[dict[str, Any]]) -> list[Configuration] | None:
         """What each trial tries, where that is settled: in a grid, or where random draws would repeat themselves."""
-        settings, space = self._settings, self._space
+        settings, space = self._settings, self.space
         if is_grid(settings.sampler):
             if settings.enqueue:
                 raise ConfigError("hydra.sweeper.enqueue", "says nothing to a grid, which has every configuration")
@@ -182,18 +217,18 @@ class Controller:
 
     def _open(self, uid: str) -> tuple[optuna.Study, str]:
         """Begins the study, with `uid` for its record, or finds it as it was begun; and its uid. Raises ConfigError."""
-        settings, facts = self._settings, identity(self._settings, self._space)
-        storage = open_storage(settings.storage, self._folder)
-        with StudyLock(settings.storage, self._folder):
+        settings, facts = self._settings, identity(self._settings, self.space)
+        storage = open_storage(settings.storage, self.folder)
+        with StudyLock(settings.storage, self.folder):
             names = [s.study_name for s in storage.get_all_studies()]
-            if self._name not in names:
+            if self.name not in names:
                 self._refuse_trials_of_another(None)
-                study = optuna.create_study(storage=storage, study_name=self._name, directions=settings.direction)
+                study = optuna.create_study(storage=storage, study_name=self.name, directions=settings.direction)
             else:
-                study = optuna.load_study(study_name=self._name, storage=storage)
+                study = optuna.load_study(study_name=self.name, storage=storage)
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
-                    raise ConfigError("hydra.sweeper.study_name", f"'{self._name}' was not begun here; choose another")
+                    raise ConfigError("hydra.sweeper.study_name", f"'{self.name}' was not begun here; choose another")
                 if self._starts is not None:
                     study.set_user_attr(STARTS, self._starts)
                 study.set_user_attr(IDENTITY, facts)
@@ -206,12 +241,12 @@ class Controller:
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
         """Raises ConfigError if the folder has trials of a study that is kept elsewhere, or was."""
-        for run in self._folder.runs()[:1]:
+        for run in self.folder.runs()[:1]:
             begun = first(run.journal, "start")
             if begun is not None and begun["parent"]["uid"] != uid:
                 raise ConfigError(
                     "hydra.sweeper.study_name",
-                    f"'{self._folder.path}' has trials of another study, whose storage is gone or another one; "
+                    f"'{self.folder.path}' has trials of another study, whose storage is gone or another one; "
                     "choose another name, or remove the folder",
                 )
 
@@ -222,13 +257,13 @@ class Controller:
             key = "direction" if len(directions) == len(self._settings.direction) else "objective"
             raise ConfigError(
                 f"hydra.sweeper.{key}",
-                f"study '{self._name}' was begun to {' and '.join(directions)}; set another hydra.sweeper.study_name",
+                f"study '{self.name}' was begun to {' and '.join(directions)}; set another hydra.sweeper.study_name",
             )
         changed = differences(study.user_attrs[IDENTITY], facts)
         if not changed:
             return
-        told = f"study '{self._name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
-        if fixed := _incompatible(study.get_trials(deepcopy=False), self._space.named_ranges()):
+        told = f"study '{self.name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
+        if fixed := _incompatible(study.get_trials(deepcopy=False), self.space.named_ranges()):
             told += f"; choose another name, as {fixed} cannot change within a study"
         elif self._settings.accept_changes:
             return
@@ -237,22 +272,22 @@ class Controller:
         raise ConfigError("hydra.sweeper.study_name", told)
 
     def _announce(self, before: Sequence[FrozenTrial], n_trials: int) -> None:
-        where = os.path.relpath(self._folder.path)
+        where = os.path.relpath(self.folder.path)
         n_done = sum(t.state.is_finished() for t in before[:n_trials])
         if n_done:
-            print(f"study {self._name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
+            print(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
         else:
-            print(f"study {self._name}: {n_trials} trials; in {where}")
+            print(f"study {self.name}: {n_trials} trials; in {where}")
 
     def _recording(self, study: optuna.Study, worker: Worker) -> Recording:
         config = self._config
         facts = start_facts(
-            self._name, worker.uid, self._settings, self._space, config.experiment_name, self._all_arguments()
+            self.name, worker.uid, self._settings, self.space, config.experiment_name, self._all_arguments()
         )
-        facts["output_dir"] = os.path.relpath(self._output_dir, self._folder.path)
+        facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
         text = OmegaConf.to_yaml(OmegaConf.structured(config))
-        return Recording(study, self._folder, facts, text, self._store, self._output_dir)
+        return Recording(study, self.folder, facts, text, self._store, self._output_dir, self._follower)
 
     def _all_arguments(self) -> list[str]:
         """Of the command line that goes on with this study; without passwords, since MLflow shows it."""
@@ -269,7 +304,7 @@ class Controller:
             if self._stopped_by is not None:
                 os._exit(128 + signum)
             self._stopped_by = signum
-            self._folder.workers.mkdir(parents=True, exist_ok=True)
+            self.folder.workers.mkdir(parents=True, exist_ok=True)
             worker.stop_request.touch()
 
         before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}

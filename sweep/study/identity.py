@@ -29,6 +29,7 @@ _INCIDENTAL = {
     "lr_range",
     "bounds",
     "tracking",
+    "compare",
     "trainer.device",
     "trainer.threads",
     "trainer.checkpoint_interval_s",
@@ -36,7 +37,7 @@ _INCIDENTAL = {
 _NAMING = ("optimizer", "scheduler", "model", "data")
 _SETTINGS = ("objective", "direction", "seeds", "enqueue", "defaults_first")
 _LONGEST_NAME = 120
-_TPE = "optuna.samplers.TPESampler"
+USUAL_SAMPLER = "optuna.samplers.TPESampler"
 
 
 def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str | None], plain: Sequence[str]) -> str:
@@ -45,17 +46,16 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     So the same command means the same study. Raises ConfigError for a name that no folder can have.
     """
     if settings.study_name is not None:
-        if not re.fullmatch(r"[\w+@,=-][\w.+@,=-]*", settings.study_name) or len(settings.study_name) > _LONGEST_NAME:
-            raise ConfigError(
-                "hydra.sweeper.study_name",
-                f"'{settings.study_name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =",
-            )
-        return settings.study_name
+        return checked_name("hydra.sweeper.study_name", settings.study_name)
     parts = [
         "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
         for group in _NAMING
     ]
-    others = [o for o in plain if o.partition("=")[0] not in (*_NAMING, "output_dir") and not o.startswith("tracking")]
+    others = [
+        o
+        for o in plain
+        if o.partition("=")[0] not in (*_NAMING, "output_dir") and not o.startswith(("tracking", "compare."))
+    ]
     others += [f"{key}={in_words(distribution)}" for key, distribution in space.swept.items()]
     others += [f"{g}={d.choices}" for g, d in space.groups.items() if g not in _NAMING]
     defaults = StudySettings()
@@ -63,12 +63,19 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
         f"{key}={getattr(settings, key)}" for key in _SETTINGS if getattr(settings, key) != getattr(defaults, key)
     ]
     sampler = str(settings.sampler["_target_"])
-    if sampler != _TPE:
+    if sampler != USUAL_SAMPLER:
         parts.append(sampler.rpartition(".")[2].removesuffix("Sampler").removeprefix("create_").lower())
     name = "-".join(parts)
     if others or len(name) > _LONGEST_NAME:
         digest = hashlib.sha256("\n".join([*sorted(others), name]).encode()).hexdigest()[:6]
         return f"{name[: _LONGEST_NAME - 7]}-{digest}"
+    return name
+
+
+def checked_name(key: str, name: str) -> str:
+    """Raises ConfigError, for `key`, unless the name will do as a folder's."""
+    if not re.fullmatch(r"[\w+@,=-][\w.+@,=-]*", name) or len(name) > _LONGEST_NAME:
+        raise ConfigError(key, f"'{name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =")
     return name
 
 

@@ -31,8 +31,11 @@ _MOST_ROWS = 16
 class Watch:
     """Follows the study in a thread of its own: shows what workers do, wherever they run, and records what is done."""
 
-    def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, live: bool) -> None:
-        self._study, self._n_trials, self._recording = study, n_trials, recording
+    def __init__(
+        self, study: optuna.Study, n_trials: int, recording: Recording, live: bool, lines: bool = True
+    ) -> None:
+        """live: a table in a terminal. lines: otherwise, a line for each trial, and not only for one that fails."""
+        self._study, self._n_trials, self._recording, self._lines = study, n_trials, recording, lines
         self._seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
         self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
@@ -78,7 +81,7 @@ class Watch:
                 self._noted.add(told)
                 self._console.print(f"trial {trial.number} {told}", markup=False)
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
-            if self._live is None or trial.state == TrialState.FAIL:  # which stays above the table
+            if (self._live is None and self._lines) or trial.state == TrialState.FAIL:  # which stays above the table
                 self._console.print(_line(trial, n_done, self._n_trials), markup=False)
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)

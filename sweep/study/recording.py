@@ -1,7 +1,7 @@
 """The study's own record, which one of its commands keeps at a time, and the helper that mirrors all to MLflow."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from sweep.study.results import StudyRecord
 class Recording:
     """Keeps the record as soon as no other command does, so that one that stops leaves it to the next.
 
-    facts: the journal's first record but for where things are. config: what `config.yaml` is to say.
+    facts: the journal's first record but for where things are. config: what `config.yaml` is to say. shared: gives the
+    helper of an `output_dir`, where several studies share it; by default this one starts its own.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class Recording:
         config: str,
         store: Store,
         output_dir: Path,
+        shared: Callable[[Path], Follower] | None = None,
     ) -> None:
         self._study, self._folder, self._facts, self._config = study, folder, facts, config
-        self._store, self._output_dir = store, output_dir
+        self._store, self._output_dir, self._shared = store, output_dir, shared
         self._stack = ExitStack()
         self._record: StudyRecord | None = None
         self._follower: Follower | None = None
@@ -50,7 +52,8 @@ class Recording:
         self.update(self._study.get_trials(deepcopy=False))
         if self._record is None or self._follower is None:
             return
-        draw_plots(self._study, self._folder.plots)
+        if self._shared is None:  # else there is a picture of all of them
+            draw_plots(self._study, self._folder.plots)
         self._record.end(status, self._folder)
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(
@@ -69,8 +72,11 @@ class Recording:
             self._stack.enter_context(run.lock())
         except Busy:
             return
-        self._follower = Follower(self._output_dir / "mirror.log")
-        self._stack.callback(self._follower.close)
+        if self._shared is None:
+            self._follower = Follower(self._output_dir / "mirror.log")
+            self._stack.callback(self._follower.close)
+        else:
+            self._follower = self._shared(self._output_dir)
         write_atomic(run.config, self._config)
         record = StudyRecord(self._stack.enter_context(Journal(run.journal)), self._study)
         record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError, one_line
@@ -97,6 +97,15 @@ class StudySettings:
         """How many trials the study is to have; a space of which no configuration is tried twice may have fewer."""
         wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
         return int(min(wanted, n_configurations))
+
+
+def settings_of(config: DictConfig) -> StudySettings:
+    """The settings under `hydra.sweeper` of a composed config. Raises ConfigError."""
+    resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    assert isinstance(resolved, dict)
+    node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    sampler = sampler_node(node["sampler"] or {}, list(config.hydra.overrides.hydra))
+    return StudySettings.of({**node, "sampler": sampler})
 
 
 def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sweep.study.ranges import contains, distribution_of, grid_of, n_values, opt
 
 _MOST_DRAWS = 1000
 _NOT_A_TRIALS = re.compile(
-    r"(search|where|lr_search|lr_range|tracking|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
+    r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweep.config import register
 from sweep.errors import ConfigError
-from sweep.study.settings import StudySettings, sampler_node
+from sweep.study.settings import settings_of
 
 register()  # a launcher's fresh process loads this module, and with it what the config refers to
 
@@ -28,11 +28,7 @@ class StudySweeper(Sweeper):
         """Runs what the study lacks of its trials. Raises ConfigError before anything starts or is stored."""
         assert self.hydra_context is not None
         assert self.config is not None
-        own = list(self.config.hydra.overrides.hydra)
-        resolved = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
-        assert isinstance(resolved, dict)
-        node = {str(key): value for key, value in resolved.items() if key != "_target_"}
-        settings = StudySettings.of({**node, "sampler": sampler_node(node["sampler"] or {}, own)})
+        settings = settings_of(self.config)
         from sweep.study.controller import Controller
 
         return Controller(self.hydra_context, self.config, settings, arguments).run()

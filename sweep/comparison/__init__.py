@@ -1,0 +1,1 @@
+"""Comparing contenders: tuned alike, trained on the same fresh seeds, tested."""

@@ -1,0 +1,180 @@
+"""One `python -m sweep.compare`: tunes every contender, trains what was chosen on fresh seeds, reports."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from sweep.comparison import studies
+from sweep.comparison.contenders import Contender
+from sweep.comparison.runs import Entry, Run, choose, read_run
+from sweep.comparison.studies import make_plan
+from sweep.config import validate
+from sweep.errors import ConfigError, StudyFailed, SweepError
+from sweep.prepare import load_data
+from sweep.record.follow import Follower
+from sweep.study.controller import Controller
+from sweep.study.objective import check_objectives
+from sweep.study.ranges import in_words
+from sweep.study.settings import StudySettings
+from sweep.study.tried import Tried, range_of
+
+
+class NothingToCompare(SweepError):
+    """Fewer than two contenders came to anything, on any task."""
+
+
+class Comparison:
+    """Its methods stand in the order in which they are called."""
+
+    def __init__(
+        self, context: HydraContext, master: DictConfig, settings: StudySettings, arguments: Sequence[str]
+    ) -> None:
+        self._followers: dict[Path, Follower] = {}
+        self._plan = make_plan(context, master, settings, arguments, self._follower)
+
+    def run(self) -> None:
+        """Raises ConfigError before anything is stored, NothingToCompare, or Interrupted."""
+        plan = self._plan
+        tunings = list(self._checked())
+        metric_direction = self._check_metric(tunings)
+        self._announce()
+        if plan.settings.dry_run:
+            for _, _, tuning in tunings:
+                tuning.run()
+            return
+        try:
+            entries = self._worked(tunings)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with it", flush=True)
+            raise
+        finally:
+            for follower in self._followers.values():
+                follower.close()
+        from sweep.comparison.report import report
+
+        report(plan, entries, metric_direction)
+        if not any(entry.problem is None for entry in entries):
+            raise NothingToCompare("no contender came to anything; see above")
+
+    def _worked(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> list[Entry]:
+        """Runs what is missing, all tuning first."""
+        entries = [self._tuned(*tuning) for tuning in tunings]
+        for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
+            self._train_chosen(entry)
+            self._train_defaults(entry, tuning)
+        return entries
+
+    def _follower(self, output_dir: Path) -> Follower:
+        """One helper for all studies."""
+        if output_dir not in self._followers:
+            self._followers[output_dir] = Follower(output_dir / "mirror.log")
+        return self._followers[output_dir]
+
+    def _checked(self) -> Iterator[tuple[Contender, str, Controller]]:
+        """The tuning of each contender on each task, looked at before any is run."""
+        plan = self._plan
+        for task in plan.field.tasks:
+            for contender in plan.field.contenders:
+                try:
+                    tuning = studies.tuning(plan, contender, task)
+                    tuning.check()
+                except ConfigError as error:
+                    of = " on ".join(filter(None, [contender.name, task]))
+                    raise ConfigError(error.key, f"{error.problem} (of the contender {of})") from error
+                yield contender, task, tuning
+
+    def _check_metric(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> str:
+        """The direction in which the compared metric gets better. Raises ConfigError for one that runs do not have."""
+        metric = self._plan.compare.metric
+        try:
+            settings = StudySettings(objective=metric)
+            for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # one of each task
+                check_objectives(settings, load_data(validate(tuning.space.composer.base({}).config)))
+        except ConfigError as error:
+            raise ConfigError("compare.metric", error.problem) from error
+        return settings.direction[0]
+
+    def _announce(self) -> None:
+        plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""
+        print(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
+        print(
+            f"each is tuned {times}with {plan.n_trials} trials of {plan.config.trainer.epochs} epochs, then trained on "
+            f"{plan.compare.n_seeds} fresh seeds; so are its defaults"
+        )
+
+    def _tuned(self, contender: Contender, task: str, tuning: Controller) -> Entry:
+        plan = self._plan
+        ranges = {key: distribution for key, (_, distribution) in tuning.space.ranges({}).items()}
+        entry = Entry(contender, task, studies=[tuning.name])
+        entry.searched = {key: in_words(distribution) for key, distribution in ranges.items()}
+        entry.ranges = {key: found for key, d in ranges.items() if (found := range_of(d)) is not None}
+        trials = self._finished(entry, tuning, "tuned")
+        if trials is None:
+            return entry
+        entry.trials = trials
+        exhausted = len(trials) < plan.n_trials * plan.n_tunings  # every configuration there is was tried
+        entry.n_tunings = 1 if exhausted else plan.n_tunings
+        direction = plan.settings.direction[0]
+        entry.chosen = choose(trials, entry.n_tunings, plan.compare.n_seeds, direction)
+        if not any(entry.chosen):
+            problems = [t.problem for t in trials if t.problem]
+            entry.problem = f"no trial of its tuning came to an end; the first: {problems[0] if problems else 'pruned'}"
+        return entry
+
+    def _train_chosen(self, entry: Entry) -> None:
+        plan = self._plan
+        if entry.problem is not None:
+            return
+        chosen = [(seed, t.params) for seed, t in zip(plan.seeds, entry.chosen, strict=True) if t is not None]
+        study = studies.fresh(plan, entry.contender, entry.task, chosen)
+        entry.studies.append(study.name)
+        if self._finished(entry, study, "trained") is None:
+            return
+        found = {seed: read_run(study.folder.trial(number)) for number, (seed, _) in enumerate(chosen)}
+        entry.runs = [found.get(seed) for seed in plan.seeds]
+        if not any(entry.runs):
+            entry.problem = f"none of its runs came to an end, see {study.folder.path}"
+
+    def _train_defaults(self, entry: Entry, tuning: Controller) -> None:
+        """Which may fail without the contender's failing."""
+        plan, own = self._plan, replace(entry, problem=None)
+        if entry.problem is not None:
+            return
+        try:
+            study = studies.untuned(plan, entry.contender, entry.task, tuning)
+            entry.studies.append(study.name)
+            trials = self._finished(own, study, "defaults trained")
+        except ConfigError as error:
+            entry.untuned_problem = str(error)
+            return
+        entry.untuned_problem = own.problem
+        if trials is not None:
+            by_seed: dict[int, Run | None] = {
+                int(t.params["seed"]): read_run(study.folder.trial(t.number)) for t in trials
+            }
+            entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
+
+    def _finished(self, entry: Entry, study: Controller, done: str) -> list[Tried] | None:
+        """The study's trials, run as far as they are missing; None, and the entry's problem, where they fail."""
+        start = time.monotonic()
+        who = " on ".join(filter(None, [entry.name, entry.task]))
+        trials = study.tried() if study.is_recorded else None
+        again = trials is not None
+        if trials is None:
+            try:
+                study.run()
+            except StudyFailed as error:
+                entry.problem = f"{error.reason} ({error.folder})"
+                print(f"{who}: fails, and is left out: {entry.problem}", flush=True)
+                return None
+            trials = study.tried()
+        if trials is None:
+            raise NothingToCompare(f"study {study.name} is not complete; the same command goes on with it")
+        n_complete = sum(t.state == "complete" for t in trials)
+        took = "done before" if again else f"{time.monotonic() - start:.0f} s"
+        print(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})", flush=True)
+        return trials

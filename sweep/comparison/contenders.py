@@ -1,0 +1,76 @@
+"""Who is compared with whom, and on what: read from the command line."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Glob, Override
+
+from sweep.errors import ConfigError
+from sweep.study.ranges import distribution_of, options_of, parse_override
+from sweep.study.space import read_command_line
+
+TASK = "data"  # the group whose options are tasks, and not contenders
+_ORDER = ("optimizer", "scheduler", "model")  # of a contender's name
+
+
+class Contender(NamedTuple):
+    """options: one of each compared group, by group."""
+
+    name: str
+    options: dict[str, str]
+
+
+class Field(NamedTuple):
+    """tasks: options of `data` where there are several, else one empty text. shared: overrides of every study."""
+
+    contenders: list[Contender]
+    tasks: list[str]
+    shared: list[str]
+
+
+def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> Field:
+    """arguments: the overrides of the command line. over: options by group, for groups that those leave open.
+
+    Raises ConfigError, for fewer than two contenders among others.
+    """
+    sweeps, _ = read_command_line(arguments)
+    given = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    own = [parse_override(f"{group}={options}", "compare.over") for group, options in over.items()]
+    axes: dict[str, list[str]] = {}
+    for override in [*(o for o in own if o.key_or_group not in given), *sweeps]:
+        key = override.key_or_group
+        if known := loader.get_group_options(key):
+            axes[key] = _options(key, override, known)
+        elif override in own:
+            raise ConfigError(f"compare.over.{key}", "is no group with options; choose such as optimizer, scheduler")
+    if "seed" in {o.key_or_group for o in sweeps}:
+        raise ConfigError("seed", "is what each contender is trained on many of; set compare.n_seeds")
+    shared = [argument for argument in arguments if argument.partition("=")[0] not in axes]
+    tasks = axes.pop(TASK, [""])
+    groups = sorted(axes, key=lambda group: (_ORDER.index(group) if group in _ORDER else len(_ORDER), group))
+    contenders = [
+        Contender("-".join(map(_plain, options)), dict(zip(groups, options, strict=True)))
+        for options in itertools.product(*(axes[group] for group in groups))
+    ]
+    if len(contenders) < 2:
+        raise ConfigError("compare", "needs two contenders or more; give a group several options: optimizer=sgd,adam")
+    return Field(contenders, tasks, shared)
+
+
+def _options(group: str, override: Override, known: Sequence[str]) -> list[str]:
+    value = override.value()
+    if isinstance(value, Glob):
+        options = value.filter(list(known))
+    elif override.is_sweep_override():
+        options = [str(option) for option in options_of(group, distribution_of(group, override)).choices]
+    else:
+        options = [str(value)]
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError(group, f"no option '{unknown[0]}'; choose one of: {', '.join(known)}")
+    return options
+
+
+def _plain(option: str) -> str:
+    return option.replace("/", "_")

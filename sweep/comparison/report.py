@@ -1,0 +1,125 @@
+"""What a comparison leaves: words in the terminal, and a folder with all of it in words, numbers and a picture."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sweep.comparison import words
+from sweep.comparison.judge import Judgement, Score, judge
+from sweep.comparison.runs import Entry
+from sweep.comparison.studies import Plan
+from sweep.record.folder import to_yaml, write_atomic
+from sweep.study.samplers import is_uniform
+
+_IN_TERMINAL = 3  # tables of a task
+
+
+def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
+    """Writes comparison.yaml, comparison.md and comparison.png into the comparison's folder, and prints the gist.
+
+    direction: in which the metric gets better.
+    """
+    from sweep.comparison.picture import draw
+
+    compare, learns = plan.compare, not is_uniform(plan.settings.sampler)
+    judgement = judge(
+        entries,
+        compare.metric,
+        direction,
+        plan.settings.direction[0],
+        learns=learns,
+        level=compare.level,
+        target=compare.target,
+        n_trials=plan.n_trials,
+    )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
+    write_atomic(plan.folder / "comparison.md", _markdown(plan, judgement))
+    draw(plan, judgement, plan.folder / "comparison.png")
+    _print(plan, judgement)
+
+
+def _print(plan: Plan, judgement: Judgement) -> None:
+    for task in judgement.tasks:
+        for table in words.tables(task, judgement, plan)[:_IN_TERMINAL]:
+            print(f"\n{words.aligned(table)}")
+    print()
+    for task in judgement.tasks:
+        print(words.verdict(task, judgement, plan))
+    for warning in words.warnings(judgement, plan):
+        print(f"warning: {warning}")
+    print(f"\nComparison folder:  {plan.folder}")
+
+
+def _markdown(plan: Plan, judgement: Judgement) -> str:
+    parts = [f"# {plan.name}", *(words.verdict(task, judgement, plan) for task in judgement.tasks)]
+    if told := list(words.warnings(judgement, plan)):
+        parts.append("\n".join(f"- Warning: {warning}" for warning in told))
+    parts.append("![Scores, budget, curves and learning rates](comparison.png)")
+    for task in judgement.tasks:
+        for table in words.tables(task, judgement, plan):
+            head = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
+            rows = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
+            parts.append("\n".join([f"**{table.title}**", "", *head, *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[str, Any]:
+    tasks: list[dict[str, Any]] = []
+    for task in judgement.tasks:
+        found: dict[str, Any] = {"task": task.task or plan.config.choices.get("data"), "target": task.target}
+        found["verdict"] = words.verdict(task, judgement, plan)
+        found["contenders"] = {
+            s.name: {
+                "scores": _score(s.score, judgement.sign),
+                "untuned": None if s.untuned is None else _score(s.untuned, judgement.sign),
+                "reached": s.reached._asdict(),
+                "budget": {key: value for key, value in s.budget._asdict().items() if key != "interval"},
+                "rates_within_10_percent": {key: list(ends) for key, ends in s.rates.items()},
+                "diverged": s.diverged,
+                "edges": s.edges,
+                "searched": s.entry.searched,
+                "n_tunings": s.entry.n_tunings,
+                "n_trials": len(s.entry.trials),
+                "chosen": [None if t is None else t.params for t in s.entry.chosen],
+                "studies": s.entry.studies,
+            }
+            for s in task.standings
+        }
+        found["failed"] = {entry.name: entry.problem for entry in task.failed}
+        found["pairs"] = [
+            {"first": d.first.name, "second": d.second.name, "adjusted_p": d.adjusted, **d.pair._asdict()}
+            | {"better": None if d.better is None else (d.first, d.second)[d.better].name}
+            for d in task.duels
+        ]
+        tasks.append(found)
+    profile = {name: values for name, values in judgement.profiles.items()}
+    settings = {"compare": dataclasses.asdict(plan.compare), "seeds": plan.seeds, "trials_per_tuning": plan.n_trials}
+    settings |= {"epochs": plan.config.trainer.epochs, "objective": plan.settings.objective[0]}
+    return {
+        "name": plan.name,
+        "command": plan.command,
+        **settings,
+        "tasks": tasks,
+        "profile": {"factors": judgement.factors, **profile} if profile else None,
+    }
+
+
+def _score(score: Score, sign: float) -> dict[str, Any]:
+    low, high = sorted(sign * end for end in score.interval)
+    told = {"by_seed": sign * score.costs, "median": sign * score.median, "iqm": sign * score.iqm}
+    return {**told, "iqm_interval": [low, high], "missing": score.n_missing}
+
+
+def _plain(value: Any) -> Any:
+    """Without numpy; what is infinite or undefined is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

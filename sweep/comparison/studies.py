@@ -1,0 +1,218 @@
+"""The studies of a comparison: each an ordinary one, under a name of its own, so that it resumes like any other."""
+
+import hashlib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.comparison.contenders import TASK, Contender, Field, read_field
+from sweep.composition import config_error, searchpath_overrides
+from sweep.config import MOST_SEEDS, Compare, Config, is_auto, validate
+from sweep.errors import ConfigError
+from sweep.record.follow import Follower
+from sweep.record.store import without_password
+from sweep.seeds import derive_seed
+from sweep.study.composer import override
+from sweep.study.controller import Controller
+from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
+from sweep.study.samplers import is_grid, is_uniform
+from sweep.study.settings import StudySettings, settings_of
+from sweep.study.space import make_space
+
+_N_TRIALS, _N_TRIALS_ONCE = 8, 32  # of a tuning, where the command line does not say
+_GROUPS = ("hydra/sweeper/sampler", "hydra/sweeper/pruner")
+_LONGEST = 60  # part of a study's name, which has at most twice as many characters
+_NO_SEARCH = (
+    *("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none"),
+    *("hydra.sweeper.seeds=1", "hydra.sweeper.defaults_first=false"),
+)
+
+Values = dict[str, Any]  # of searched keys
+
+
+@dataclass
+class Plan:
+    """What a comparison is to do, read from its config; nothing is stored yet. config: of the first contender."""
+
+    context: HydraContext
+    master: DictConfig
+    settings: StudySettings
+    field: Field
+    config: Config
+    name: str
+    arguments: Sequence[str]
+    follower: Callable[[Path], Follower]
+
+    @property
+    def compare(self) -> Compare:
+        return self.config.compare
+
+    @property
+    def n_tunings(self) -> int:
+        """Of each contender on each task."""
+        return self.compare.n_seeds if self.compare.retune else 1
+
+    @property
+    def n_trials(self) -> int:
+        """Of each tuning."""
+        return self.settings.n_trials or (_N_TRIALS if self.compare.retune else _N_TRIALS_ONCE)
+
+    @property
+    def seeds(self) -> list[int]:
+        """What every contender is trained on at last; tuning knows none of them."""
+        first = self.config.seed + MOST_SEEDS
+        return list(range(first, first + self.compare.n_seeds))
+
+    @property
+    def command(self) -> str:
+        """What goes on with the comparison; without passwords."""
+        own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
+        given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
+        return without_password(shlex.join(["python", "-m", "sweep.compare", *given]))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir).absolute() / "comparisons" / self.name
+
+
+def make_plan(
+    context: HydraContext,
+    master: DictConfig,
+    settings: StudySettings,
+    arguments: Sequence[str],
+    follower: Callable[[Path], Follower],
+) -> Plan:
+    """Raises ConfigError."""
+    if is_auto(master.bounds):
+        raise ConfigError("bounds", "auto is for a study; a comparison searches the ranges that options declare")
+    over = OmegaConf.to_container(master.compare.over)
+    assert isinstance(over, dict)
+    field = read_field(context.config_loader, arguments, {str(key): value for key, value in over.items()})
+    options = [*field.shared, *_options(field.contenders[0], field.tasks[0])]
+    space = make_space(context.config_loader, _composed(context, master, [], options), options)
+    first = space.composer.compose({}, {})
+    config = validate(first)
+    _refuse(settings, config)
+    choices: dict[str, str | None] = {**first.choices}
+    if len(field.tasks) > 1:
+        choices[TASK] = "+".join(field.tasks)
+    for group in field.contenders[0].options:
+        choices[group] = "+".join(dict.fromkeys(c.options[group] for c in field.contenders))
+    usual = replace(settings, study_name=None, sampler={"_target_": USUAL_SAMPLER}, defaults_first=True)
+    name = study_name(usual if config.compare.retune else settings, space, choices, field.shared)
+    if config.compare.name is not None:
+        name = checked_name("compare.name", config.compare.name)
+    return Plan(context, master, settings, field, config, name, arguments, follower)
+
+
+def _refuse(settings: StudySettings, config: Config) -> None:
+    """What would make the comparison unfair, or mean something else. Raises ConfigError."""
+    if settings.study_name is not None:
+        raise ConfigError("hydra.sweeper.study_name", "a comparison has many studies; set compare.name")
+    if settings.timeout is not None:
+        raise ConfigError("hydra.sweeper.timeout", "would leave contenders with unequal budgets; leave it out")
+    if len(settings.objective) > 1:
+        raise ConfigError("hydra.sweeper.objective", "a comparison tunes for one objective; name one")
+    if config.seed + settings.seeds > MOST_SEEDS:
+        raise ConfigError("seed", f"{config.seed} is too large for a comparison; choose one below 900")
+    if config.trainer.seed != config.seed:
+        raise ConfigError("trainer.seed", "would be the same for every run; set seed, which it follows")
+    if not config.compare.retune:
+        return
+    told = "set compare.retune=false to tune each contender once"
+    if not is_uniform(settings.sampler):
+        raise ConfigError("hydra/sweeper/sampler", f"only random draws make tunings of one study independent; {told}")
+    if not settings.pruner["_target_"].endswith(".NopPruner"):
+        raise ConfigError("hydra/sweeper/pruner", f"would make the tunings of one study depend on each other; {told}")
+    for key in ("enqueue", "defaults_first"):
+        if getattr(settings, key):
+            raise ConfigError(f"hydra.sweeper.{key}", f"would favour one tuning of many; {told}")
+
+
+def tuning(plan: Plan, contender: Contender, task: str) -> Controller:
+    """The study that tunes a contender. Its trial i belongs to tuning i modulo `n_tunings`: a larger budget goes on."""
+    own = []
+    if not (is_grid(plan.settings.sampler) and plan.settings.n_trials is None):
+        own.append(f"hydra.sweeper.n_trials={plan.n_trials * plan.n_tunings}")
+    if not is_grid(plan.settings.sampler):
+        seed = plan.settings.sampler.get("seed")
+        seed = derive_seed(plan.config.seed if seed is None else int(seed), f"{contender.name} {task}") % 2**31
+        own.append(f"hydra.sweeper.sampler.seed={seed}")
+    return _study(plan, contender, task, "tuning", own, [])
+
+
+def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> Controller:
+    """The study that trains what was chosen, each on its seed, in that order."""
+    items = [{"seed": seed, **values} for seed, values in chosen]
+    known = ["{" + ",".join(f"{key}:{_spelled(value)}" for key, value in item.items()) + "}" for item in items]
+    digest = hashlib.sha256("".join(known).encode()).hexdigest()[:6]  # other choices are another study
+    own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={len(known)}", f"hydra.sweeper.enqueue=[{','.join(known)}]"]
+    return _study(plan, contender, task, f"chosen-{digest}", own, _swept([seed for seed, _ in chosen]))
+
+
+def untuned(plan: Plan, contender: Contender, task: str, like: Controller) -> Controller:
+    """The study that trains the contender's defaults on the same seeds. like: its tuning, which knows what to fix."""
+    config = like.space.composer.base({}).config
+    fixed = [f"{key}={_spelled(OmegaConf.select(config, key))}" for key in like.space.ranges({})]
+    own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
+    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
+
+
+def _swept(seeds: Sequence[int]) -> list[str]:
+    return [f"seed=range({min(seeds)},{max(seeds) + 1})"] if len(seeds) > 1 else [f"seed=choice({seeds[0]})"]
+
+
+def _study(
+    plan: Plan, contender: Contender, task: str, part: str, own: Sequence[str], arguments: Sequence[str]
+) -> Controller:
+    """own: overrides of Hydra's keys, and arguments: of a trial's; both take the place of the user's."""
+    taken = {_key(argument) for argument in arguments}
+    shared = [argument for argument in plan.field.shared if _key(argument) not in taken]
+    everything = [*shared, *_options(contender, task), *arguments]
+    who = "--".join(filter(None, [contender.name, task, part]))
+    name = f"hydra.sweeper.study_name={_shortened(plan.name)}--{_shortened(who)}"
+    config = _composed(plan.context, plan.master, [name, *own], everything)
+    return Controller(plan.context, config, settings_of(config), everything, plan.follower)
+
+
+def _options(contender: Contender, task: str) -> list[str]:
+    options = [f"{group}={option}" for group, option in contender.options.items()]
+    return [f"{TASK}={task}", *options] if task else options
+
+
+def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arguments: Sequence[str]) -> DictConfig:
+    """As `python -m sweep.run -m` composes it, from what the comparison's own config says of studies, and `own`."""
+    taken = {_key(o) for o in own}
+    dropped = ("hydra.mode=", "hydra/help=", "hydra/sweeper=")
+    dropped += tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
+    theirs = [o for o in master.hydra.overrides.hydra if _key(o) not in taken and not o.startswith(dropped)]
+    given = {_key(o) for o in theirs} | taken
+    defaults = [f"{group}={master.hydra.runtime.choices[group]}" for group in _GROUPS]
+    defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
+    overrides = [*(o for o in defaults if _key(o) not in given), *theirs, *own, *arguments]
+    try:
+        config = context.config_loader.load_configuration("config", overrides, RunMode.MULTIRUN)
+    except Exception as error:
+        raise config_error(error, overrides) or error from error
+    OmegaConf.copy_cache(from_config=master, to_config=config)
+    return config
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _spelled(value: Any) -> str:
+    """As in Hydra's grammar."""
+    return override("", value).removeprefix("=")
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= _LONGEST - 1:
+        return name
+    return f"{name[: _LONGEST - 8]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -1,0 +1,201 @@
+"""A judgement in words: verdicts, warnings, and tables of texts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sweep.comparison.judge import Budget, Duel, Judgement, Score, Standing, TaskResult
+from sweep.comparison.studies import Plan
+from sweep.study.ranges import short
+
+_COLUMNS_OF_BUDGET = 6
+
+
+class Table(NamedTuple):
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def verdict(task: TaskResult, judgement: Judgement, plan: Plan) -> str:
+    """One paragraph. Who leads is who nobody is detectably better than."""
+    level = plan.compare.level
+    where = f"On {task.task}: " if task.task else ""
+    if len(task.standings) < 2:
+        alone = f"; {task.standings[0].name} is alone" if task.standings else ""
+        return f"{where}nothing to compare{alone}."
+    found = [duel for duel in task.duels if duel.better is not None]
+    if not found:
+        least = min(duel.adjusted for duel in task.duels)
+        return f"{where}no detectable difference (smallest adjusted p = {_p(least)}, level {level:g})."
+    beaten_by: dict[str, list[Duel]] = {}
+    for duel in found:
+        loser = (duel.first, duel.second)[1 - (duel.better or 0)]
+        beaten_by.setdefault(loser.name, []).append(duel)
+    leaders = [s.name for s in sorted(task.standings, key=lambda s: s.score.median) if s.name not in beaten_by]
+    wins = [_win(duel, judgement.sign) for duel in found]
+    among = f" Between {_listed(leaders)}: no detectable difference." if len(leaders) > 1 else ""
+    rest = [d for d in task.duels if d.better is None and not {d.first.name, d.second.name} <= set(leaders)]
+    open_ = f" Undecided: {'; '.join(f'{d.first.name} and {d.second.name}' for d in rest)}." if rest else ""
+    head = f"{_listed(leaders)} {'is' if len(leaders) == 1 else 'are'} not beaten." if leaders else "each is beaten."
+    return f"{where}{head} {'; '.join(wins)}.{among}{open_}"
+
+
+def _win(duel: Duel, sign: float) -> str:
+    two = (duel.first, duel.second)
+    better, worse = two[duel.better or 0], two[1 - (duel.better or 0)]
+    p, chance = duel.pair.effect, duel.pair.improvement
+    chance = chance if p > 0 else 1 - chance
+    values = f"{_number(sign * better.score.median)} against {_number(sign * worse.score.median)}"
+    return f"{better.name} is better than {worse.name} ({values}; p = {_p(duel.adjusted)}, in {chance:.0%} of pairs)"
+
+
+def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
+    """What a reader should know before believing the verdict."""
+    if judgement.smallest >= plan.compare.level:
+        yield (
+            f"{plan.compare.n_seeds} seeds cannot show any difference: p after Holm is {judgement.smallest:.2g} at "
+            "least; raise compare.n_seeds"
+        )
+    entries = [s for task in judgement.tasks for s in task.standings]
+    if any(s.entry.n_tunings == 1 and len(s.entry.trials) > 1 for s in entries):
+        yield "a contender was tuned once: the verdict is about the chosen configurations; tuned anew it may differ"
+    for task in judgement.tasks:
+        on = f" on {task.task}" if task.task else ""
+        for entry in task.failed:
+            yield f"{entry.name}{on} is left out: {entry.problem}"
+        for s in task.standings:
+            yield from (f"{alarm}{f' ({task.task})' if task.task else ''}" for alarm in s.edges)
+            if s.score.n_missing:
+                n = f"{s.score.n_missing} of {len(s.score.costs)}"
+                yield f"{n} runs of {s.name}{on} diverged or failed, and count as worst"
+            if s.entry.untuned_problem:
+                yield f"the defaults of {s.name}{on} cannot be trained: {s.entry.untuned_problem}"
+
+
+def tables(task: TaskResult, judgement: Judgement, plan: Plan) -> list[Table]:
+    """The last three are for the written report."""
+    on = f" on {task.task}" if task.task else ""
+    return [
+        _scores(task, judgement, plan, on),
+        _duels(task, on),
+        _targets(task, on),
+        *_tuning(task, judgement, plan, on),
+    ]
+
+
+def _scores(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> Table:
+    sign = judgement.sign
+    better = "lower" if sign > 0 else "higher"
+    title = f"{plan.compare.metric}{on}, {plan.compare.n_seeds} seeds ({better} is better)"
+    columns = ["contender", "median", "IQM", "95 % interval of the IQM", "untuned: median", "IQM"]
+    rows = []
+    for s in sorted(task.standings, key=lambda s: s.score.median):
+        untuned = [""] * 2 if s.untuned is None else [_number(sign * s.untuned.median), _number(sign * s.untuned.iqm)]
+        rows.append([s.name, *_told(s.score, sign), *untuned])
+    return Table(title, columns, rows)
+
+
+def _told(score: Score, sign: float) -> list[str]:
+    low, high = sorted(sign * end for end in score.interval)
+    return [_number(sign * score.median), _number(sign * score.iqm), f"{_number(low)} to {_number(high)}"]
+
+
+def _duels(task: TaskResult, on: str) -> Table:
+    columns = ["pair", "first better in", "95 % interval", "effect", "p", "p, Holm", "verdict"]
+    rows = []
+    for duel in task.duels:
+        one, other, pair = duel.first.name, duel.second.name, duel.pair
+        low, high = pair.interval
+        told = "no detectable difference" if duel.better is None else f"{(one, other)[duel.better]} is better"
+        ends = f"{low:.0%} to {high:.0%}"
+        numbers = [f"{pair.improvement:.0%}", ends, f"{pair.effect:+.2f}", _p(pair.p), _p(duel.adjusted)]
+        rows.append([f"{one} against {other}", *numbers, told])
+    return Table(f"pairs{on}", columns, rows)
+
+
+def _targets(task: TaskResult, on: str) -> Table:
+    columns = ["contender", "reached by", "steps, median", "seconds, median"]
+    rows = []
+    for s in task.standings:
+        n = len(s.score.costs)
+        missed = "missed by half"
+        steps = f"{s.reached.steps:.0f}" if math.isfinite(s.reached.steps) else missed
+        seconds = f"{s.reached.seconds:.2g}" if math.isfinite(s.reached.seconds) else missed
+        rows.append([s.name, f"{round(s.reached.share * n)} of {n}", steps, seconds])
+    return Table(f"val/loss of {_number(task.target)}{on}", columns, rows)
+
+
+def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list[Table]:
+    sign = 1.0 if plan.settings.direction[0] == "minimize" else -1.0
+    ks = _some(max((len(s.budget.k) for s in task.standings), default=1))
+    budget = Table(
+        f"{plan.settings.objective[0]}{on} to expect after so many trials",
+        ["contender", *map(str, ks)],
+        [[s.name, *(_expected(s.budget, k, sign) for k in ks)] for s in task.standings],
+    )
+    ranges = Table(
+        f"tuning{on}: {plan.n_trials} trials a tuning",
+        [
+            "contender",
+            "tunings",
+            "trials",
+            "diverged",
+            "searched",
+            "rates within 10 % of the best",
+            "best configuration",
+        ],
+        [_searched(s, sign) for s in task.standings],
+    )
+    return [budget, ranges]
+
+
+def _searched(s: Standing, sign: float) -> list[str]:
+    e = s.entry
+    searched = "; ".join(f"{key}: {words}" for key, words in e.searched.items()) or "nothing"
+    rates = "; ".join(f"{k}: {short(low)} to {short(high)} ({high / low:.3g}x)" for k, (low, high) in s.rates.items())
+    complete = [t for t in e.trials if t.state == "complete" and t.value is not None]
+    best = min(complete, key=lambda t: sign * (t.value or 0.0))
+    told = "  ".join(f"{key}={short(value)}" for key, value in best.params.items())
+    return [e.name, str(e.n_tunings), str(len(e.trials)), f"{s.diverged:.0%}", searched, rates, told]
+
+
+def _expected(budget: Budget, k: int, sign: float) -> str:
+    if k > len(budget.k):
+        return ""
+    low, high = sorted((sign * budget.low[k - 1], sign * budget.high[k - 1]))
+    value = _number(sign * budget.values[k - 1])
+    return f"{value} ({_number(low)} to {_number(high)})" if budget.interval else value
+
+
+def _some(n: int) -> list[int]:
+    """Numbers of trials up to n, each about twice the last."""
+    ks = [2**i for i in range(n.bit_length()) if 2**i < n]
+    return [*ks[-_COLUMNS_OF_BUDGET:], n]
+
+
+def aligned(table: Table) -> str:
+    """For a terminal, numbers to the right."""
+    rows = [table.columns, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    lines = [
+        "  ".join(_cell(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join([table.title, *(f"  {line}".rstrip() for line in lines)])
+
+
+def _cell(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column == 0 or cell.endswith(("difference", "better", "verdict")) else cell.rjust(width)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "none"
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
