@@ -36,10 +36,9 @@ class Group:
 
     def train_epoch(self) -> tuple[dict[Slot, Exception | None], float]:
         """As the pack's, under the process-wide settings that training needs; and the seconds it took each trial."""
-        start, n, n_threads = time.perf_counter(), len(self.pack.slots), torch.get_num_threads()
+        start, n = time.perf_counter(), len(self.pack.slots)
         with self._settings():
-            alone = torch.get_num_threads() == 1  # else the threads are torch's own
-            ended = self.pack.train_epoch(n_threads if alone and self._threads is None else 1)
+            ended = self.pack.train_epoch()
         return ended, (time.perf_counter() - start) / n
 
     def test(self, slot: Slot) -> dict[str, float]:

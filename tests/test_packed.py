@@ -3,7 +3,6 @@
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from sweep.errors import ConfigError, Diverged, Pruned
 from sweep.signals import StopRequest
-from sweep.train import checkpoint, packed, update
+from sweep.train import checkpoint, packed
 from sweep.train.loop import Fit
 from sweep.train.packed import Pack, Slot
 from sweep.train.rules import rule_of
@@ -511,37 +510,6 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
     assert counters["stats"]["unique_graphs"] == before + 1
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-4)
-
-
-def test_threads_that_share_the_rows_of_a_pack_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_FEWEST_IN_A_BLOCK", 2)
-    monkeypatch.setattr(update, "_WORTH_A_TRACE", 0)
-    monkeypatch.setattr(packed, "ThreadPoolExecutor", Pools := counted(ThreadPoolExecutor))
-    lrs = seeded("model.dropout=0.2", lrs=(1e-2, 3e-3, 2e-2, 5e-3, 7e-3))
-    expected = [alone(make_fit(*own)) for own in lrs]
-    fits = [make_fit(*own) for own in lrs]
-    placed, pack = [slot_of(fit) for fit in fits], pack_of(fits[0])
-    for slot, _ in placed:
-        pack.seat(slot)
-    while pack.slots:
-        for slot in pack.train_epoch(n_threads=2):
-            pack.leave(slot)
-    assert Pools.n_made > 0, "the case needs epochs that are shared"
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-4)
-
-
-def counted(kind: type[Any]) -> Any:
-    """The class, which counts how many are made of it."""
-
-    class Counted(kind):
-        n_made = 0
-
-        def __init__(self, *arguments: Any) -> None:
-            Counted.n_made += 1
-            super().__init__(*arguments)
-
-    return Counted
 
 
 def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:

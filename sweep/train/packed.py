@@ -4,11 +4,9 @@ Rows differ in numbers only: weights, data order, dropout masks and hyperparamet
 an epoch and leaves it at the end of one.
 """
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
 _EVAL_SAMPLES = 2**16  # of all rows together, at a time
 _BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
-_FEWEST_IN_A_BLOCK = 16  # of a thread's own; fewer take longer than they save
 _FEWEST_ROWS = 2  # a compiled update takes no fewer
 
 
@@ -153,11 +150,10 @@ class Pack:
         self._weights, self._state, self._fixed = weights, state, fixed
         self._most_rows = max(self._most_rows, n_rows)
 
-    def train_epoch(self, n_threads: int = 1) -> dict[Slot, Exception | None]:
+    def train_epoch(self) -> dict[Slot, Exception | None]:
         """One epoch of every trial, told to their listeners. Returns those that have come to their end.
 
         With what ended them: None for one that is complete, Diverged, or what its listener raised.
-        n_threads: Python's, each of which trains its share of the rows once the update can bear it.
         """
         ended: dict[Slot, Exception | None] = {}
         for slot in [*self.slots]:
@@ -170,7 +166,7 @@ class Pack:
                 ended[slot] = error
             if slot in ended:
                 self.leave(slot)
-        losses = self._train(n_threads)  # (n, n_updates)
+        losses = self._train()  # (n, n_updates)
         for slot, values in zip(self.slots, losses, strict=True):
             try:
                 slot.record(values)
@@ -193,27 +189,14 @@ class Pack:
                     ended[slot] = None
         return ended
 
-    def _train(self, n_threads: int) -> list[list[float]]:
+    def _train(self) -> list[list[float]]:
         """The updates of an epoch. Returns the loss of each, by row."""
-        n = len(self.slots)
-        size = _BLOCK.get(self.device.type, max(1, n))
-        if n_threads > 1:
-            size = min(size, max(_FEWEST_IN_A_BLOCK, math.ceil(n / n_threads)))
-        blocks = {first: self.slots[first : first + size] for first in range(0, n, size)}
+        size = _BLOCK.get(self.device.type, max(1, len(self.slots)))
         self._masked.train()
-        if n_threads == 1 or not self._bears_threads(map(len, blocks.values())):
-            return [losses for block in blocks.items() for losses in self._train_block(*block)]
-        with ThreadPoolExecutor(n_threads) as pool:
-            return [
-                losses
-                for of_block in pool.map(self._train_block, *zip(*blocks.items(), strict=True))
-                for losses in of_block
-            ]
-
-    def _bears_threads(self, widths: Iterable[int]) -> bool:
-        batch_size, n_train = self._trainer.batch_size, len(self.data.train.x)
-        sizes = {min(batch_size, n_train), n_train % batch_size or batch_size}
-        return all(self._update.bears_threads(width, n) for width in widths for n in sizes)
+        losses = []
+        for first in range(0, len(self.slots), size):
+            losses += self._train_block(first, self.slots[first : first + size])
+        return losses
 
     def _train_block(self, first: int, slots: list[Slot]) -> list[list[float]]:
         """The same for these slots, in the rows from `first` on."""

@@ -44,7 +44,7 @@ class Traced:
         return outputs
 
     def serves(self, n_rows: int, n_samples: int) -> bool:
-        """Whether for such sizes only the trace is called, which several threads may do at once."""
+        """Whether for such sizes only the trace is called."""
         return self._graph is not None and self._is_right.get((n_rows, n_samples), False)
 
     def _trace(self, *arguments: Any) -> None:

@@ -50,11 +50,6 @@ class Update:
         self._has_compiled = True
         return updated
 
-    def bears_threads(self, n_rows: int, n_samples: int) -> bool:
-        """Whether several threads may call it at once with so many rows and samples in a batch: not before it has had
-        such sizes, since until then it runs through the model itself, and that is one."""
-        return self._has_compiled if self.is_compiled else self._traced.serves(n_rows, n_samples)
-
     def parts(self, stacked: Tensor) -> list[Tensor]:
         """Rows (n, P) as an update takes them: all of a row at once, which makes few operations; or, where it is
         compiled and they cost nothing, each parameter by itself, so that no gradients have to be put together."""
