@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,50 @@ def assert_mirrored(study: Study, database: Path, status: str = "FINISHED") -> R
     assert parent.info.run_name == "the study"
     assert parent.data.tags["kind"] == "study"
     return parent
+
+
+_KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each process
+import sqlalchemy
+from sweep.record.bulk import Tables
+from sweep.record.folder import StudyFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+
+outputs, steps = Path(sys.argv[1]), sys.argv[2].split()
+
+def push(folder, first_step):
+    mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+    left = first_step
+    def step(*_):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", step)  # before each of the store's
+    sys.addaudithook(lambda event, _: step() if event in steps else None)
+%s
+for n, name in enumerate(sys.argv[3:], 1):
+    if (pid := os.fork()) == 0:
+        push(StudyFolder(name), n)
+        os._exit(0)
+    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+    print("killed" if killed else "through", flush=True)
+    if not killed:
+        break
+"""
+
+
+def endings_of_killed(outputs: Path, studies: Sequence[Study], push: str, steps: Sequence[str]) -> list[str]:
+    """Has a process of its own push each study, which is killed one step later every time, until one gets through.
+
+    push: what it does, in Python, with `mirror` and `folder`. steps: audit events that are one, beside commits.
+    """
+    folders = [str(study.folder.path) for study in studies]
+    script = [sys.executable, "-c", _KILLED_AT % push, str(outputs), " ".join(steps), *folders]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    endings = done.stdout.split()
+    assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr
+    return endings

@@ -3,8 +3,6 @@
 import math
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import sqlalchemy
 from processes import go_at_once
 from sqlalchemy.exc import OperationalError
-from stores import Study, assert_mirrored, embedded, rows
+from stores import Study, assert_mirrored, embedded, endings_of_killed, rows
 
 from sweep.record.bulk import Tables
 from sweep.record.folder import StudyFolder
@@ -354,42 +352,11 @@ def test_processes_may_send_at_once_to_one_store(study: Study, outputs: Path, da
     assert_mirrored(another, database)
 
 
-_KILLED_AT = """
-import os, signal, sys
-from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each process
-import sqlalchemy
-from sweep.record.bulk import Tables
-from sweep.record.folder import StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-
-outputs = Path(sys.argv[1])
-
-def push(folder, first_step):
-    mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
-    left = first_step
-    def step(*_):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", step)  # before each of the store's
-    told = ("os.rename", "shutil.copyfile")  # before each of mlflow.json, and of each artifact
-    sys.addaudithook(lambda event, _: step() if event in told else None)
+_PUSH = """
     runs = folder.runs()
     mirror._agreed = True  # the client's own steps are killed elsewhere
     assert mirror.push_whole(runs) == set(runs)
     assert mirror.push(folder.run)
-
-for n, name in enumerate(sys.argv[2:], 1):
-    if (pid := os.fork()) == 0:
-        push(StudyFolder(name), n)
-        os._exit(0)
-    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
-    print("killed" if killed else "through", flush=True)
-    if not killed:
-        break
 """
 
 
@@ -404,12 +371,8 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, o
         for number in range(3):
             study.end(study.trial(number), artifacts=["config.yaml"])
         study.end(study.folder.run)
-    folders = [str(study.folder.path) for study in studies]
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED_AT, str(outputs), *folders], capture_output=True, text=True, check=False
-    )
-    endings = done.stdout.split()
-    assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr
+    # Before each rename of mlflow.json, and each copy of an artifact.
+    endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename", "shutil.copyfile"))
     assert 15 < len(endings) < 50
     for study, _ in zip(studies, endings, strict=False):
         mirror = witness if after == "one that saw no trials" else Mirror(embedded(outputs))

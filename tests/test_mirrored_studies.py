@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 from processes import go_at_once
-from stores import Study, assert_mirrored, embedded, points, recorded, rows, run_of
+from stores import Study, assert_mirrored, embedded, endings_of_killed, points, recorded, rows, run_of
 
 from sweep import sync
 from sweep.record.folder import RunFolder
@@ -216,38 +216,9 @@ def test_two_processes_may_mirror_a_study_at_once(study: Study, mirror: Mirror, 
     assert_mirrored(study, database)
 
 
-_KILLED_AT = """
-import os, signal, sys
-from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each process
-import sqlalchemy
-from sweep.record.folder import StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-
-outputs = Path(sys.argv[1])
-
-def push(folder, first_step):
-    mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
-    left = first_step
-    def step(*_):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", step)  # before each of the store's
-    sys.addaudithook(lambda event, _: step() if event == "os.rename" else None)  # before each of mlflow.json
+_PUSH = """
     for run in (*folder.runs(), folder.run):
         assert mirror.push(run)
-
-for n, name in enumerate(sys.argv[2:], 1):
-    if (pid := os.fork()) == 0:
-        push(StudyFolder(name), n)
-        os._exit(0)
-    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
-    print("killed" if killed else "through", flush=True)
-    if not killed:
-        break
 """
 
 
@@ -262,12 +233,7 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
     for study in studies:
         study.whole_trial(1)
         study.end(study.folder.run)
-    folders = [str(study.folder.path) for study in studies]
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED_AT, str(outputs), *folders], capture_output=True, text=True, check=False
-    )
-    endings = done.stdout.split()
-    assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr
+    endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename",))  # before each of mlflow.json
     assert 10 < len(endings) < 30
     for study, _ in zip(studies, endings, strict=False):
         after_it = mirror if beside_another else Mirror(embedded(outputs))
