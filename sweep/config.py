@@ -233,17 +233,23 @@ def register() -> None:
 
 
 def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> DictConfig:
-    """`cfg` with the chosen option of each of its own groups (Hydra's left out), and the overrides that chose them."""
-    cfg.overrides = list(overrides)
-    cfg.choices = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
-    cfg.composed = fingerprint(cfg)
+    """`cfg` with what `origin` says of it."""
+    for key, value in origin(OmegaConf.to_container(cfg, resolve=False), choices, overrides).items():
+        cfg[key] = value
     return cfg
 
 
-def fingerprint(cfg: DictConfig) -> str:
-    """Tells whether a config was edited since its overrides composed it."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
+def origin(plain: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Any]:
+    """The chosen option of each of its own groups (Hydra's left out), the overrides that chose them, and a fingerprint.
+
+    plain: the config as dicts, not resolved.
+    """
+    own = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+    return {"overrides": list(overrides), "choices": own, "composed": fingerprint(plain)}
+
+
+def fingerprint(plain: Any) -> str:
+    """Tells whether a config was edited since its overrides composed it. plain: as `origin` takes it."""
     values = {key: value for key, value in plain.items() if key not in _ORIGIN}
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
@@ -261,6 +267,11 @@ def validate(cfg: DictConfig) -> Config:
         assert isinstance(plain, dict)
     except OmegaConfBaseException as error:
         raise ConfigError(str(getattr(error, "full_key", None) or "config"), one_line(error)) from error
+    return validate_plain(plain)
+
+
+def validate_plain(plain: dict[Any, Any]) -> Config:
+    """The same of a config as dicts, resolved, whose keys are known."""
     _require(plain["seed"] >= 0, "seed", f"must be >= 0, got {plain['seed']}")  # before trainer.seed, its copy
     nodes = {node: schema(**plain[node]) for node, schema in _SCHEMA.items() if node}
     config = Config(**{str(key): value for key, value in plain.items()} | nodes)

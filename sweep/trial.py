@@ -79,7 +79,7 @@ def run_trial(
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
     config = validate(cfg)
-    if config.composed != fingerprint(cfg):
+    if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
         config.overrides = None  # edited since: they would make another trial
     if config.resume is None:
         run = RunFolder(folder or _new_folder(config))

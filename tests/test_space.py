@@ -1,10 +1,14 @@
 """sweep/study/space.py: what a study searches."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from spaces import ranges_of, space_of
 
+from sweep.config import Config, validate
 from sweep.errors import ConfigError
 
 DEFAULT = {
@@ -86,6 +90,45 @@ def test_a_configuration_is_composed_as_hydra_itself_composes_it():
         overrides = [str(o) for o in fast.overrides]
         slow = space.composer.loader.load_sweep_config(space.composer.master, overrides)
         assert plain(fast) == plain(slow)
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ([], {"scheduler.max_lr": 0.05, "trainer.batch_size": 32}),
+        ([], {"lr_bounds.max_lr": 0.05, "seed": 3}),  # which others refer to
+        ([], {"trainer.epochs": 2.0}),  # of a type that is none for this key
+        ([], {"model.dropout": 1, "trainer.clip_norm": 1}),  # the second becomes 1.0
+        ([], {"scheduler.max_lr": 0.05, "optimizer.eps": 1e-6}),  # is added
+        ([], {"model.widths": "[8,8]", "optimizer.weight_decay": 0.1}),  # a list
+        ([], {"optimizer": "adam"}),  # no value for a node
+        (["+data.title='of ${model.widths}'"], {"model.widths": "[8]"}),
+        (["+data.title='${oc.env:HOME}'"], {"scheduler.max_lr": 0.05}),
+        (["optimizer.lr='${scheduler.max_lr}'"], {"scheduler.max_lr": 0.05}),  # a chain of references
+        (["optimizer.lr=???"], {"scheduler.max_lr": 0.05}),
+        (["+data.more=[1,'${seed}']"], {"seed": 4}),
+        (["trainer.seed=5"], {"seed": 4}),
+        (["scheduler=onecycle", "optimizer=sgd"], {"scheduler.max_lr": 0.05, "optimizer.momentum": 0}),
+    ],
+)
+def test_a_config_made_of_plain_dicts_is_what_omegaconf_makes(given: list[str], values: dict[str, object]):
+    composer = space_of(*given).composer
+
+    def told(make: Callable[[], Config]) -> str:
+        try:
+            return repr(replace(make(), overrides=[]))  # where OmegaConf resolves references, too
+        except Exception as error:
+            return repr(error)
+
+    for _ in range(2):  # and what was made first is left alone by the second
+        assert told(lambda: composer.validated({}, values)) == told(lambda: validate(composer.compose({}, values)))
+
+
+def test_numbers_of_the_default_config_take_no_omegaconf(monkeypatch: pytest.MonkeyPatch):
+    composer = space_of().composer
+    composer.validated({}, {"scheduler.max_lr": 0.05, "seed": 1})
+    monkeypatch.setattr(composer, "_config", None)
+    composer.validated({}, {"scheduler.max_lr": 0.03, "seed": 2})
 
 
 def test_conditions_reject_a_configuration_before_it_is_tried():

@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import with_origin
+from sweep.config import Config, origin, validate, validate_plain, with_origin
 from sweep.errors import ConfigError
+from sweep.study.plain import PlainConfig
 
 # Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
 Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -29,6 +30,7 @@ class Base:
     overrides: list[str]
 
     def __post_init__(self) -> None:
+        self.plain = PlainConfig(self.config)
         self._known: dict[str, bool] = {}
 
     def has(self, key: str) -> bool:
@@ -42,7 +44,7 @@ class Base:
 
 @dataclass
 class Composer:
-    """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms.
+    """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms, one of plain dicts 0.1.
 
     master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: `+` or `++`
     for keys that are added. starts: learning rates that take the place of the options' own, with ranges to search.
@@ -57,8 +59,6 @@ class Composer:
     def __post_init__(self) -> None:
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
         self._parsed: dict[tuple[str, str], Any] = {}
-        self._asked: tuple[Any, Any] | None = None
-        self._config = DictConfig({})
 
     def base(self, groups: Mapping[str, str]) -> Base:
         """The config with those options and no searched value set. Raises ConfigError."""
@@ -80,23 +80,39 @@ class Composer:
             self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
         return self._bases[choice]
 
-    def config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
+    def readable(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
-        asked = (tuple(groups.items()), tuple(values.items()))
-        if asked != self._asked:  # a trial's conditions are judged just before it is composed
-            config: DictConfig = pickle.loads(self.base(groups).pickled)
-            for key, value in values.items():
-                OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
-            self._asked, self._config = asked, config
-        return self._config
+        return self._plain(groups, values) or self._config(groups, values)
 
     def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The same, ready to be a trial's: it knows what it was composed from."""
+        return with_origin(self._config(groups, values), self.base(groups).choices, self._overrides(groups, values))
+
+    def validated(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Config:
+        """What `compose` gives, checked. Raises ConfigError."""
+        plain = self._plain(groups, values)
+        return validate(self.compose(groups, values)) if plain is None else validate_plain(plain)
+
+    def _config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
+        config: DictConfig = pickle.loads(self.base(groups).pickled)
+        for key, value in values.items():
+            OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
+        return config
+
+    def _plain(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """As dicts, resolved; None where that takes OmegaConf."""
+        base = self.base(groups)
+        plain = base.plain.unresolved({key: self.plain(key, value) for key, value in values.items()})
+        if plain is None:
+            return None
+        own = origin(plain, base.choices, self._overrides(groups, values))
+        plain = base.plain.resolve(plain)
+        return None if plain is None else plain | own
+
+    def _overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
         base = self.base(groups)
         added = {key: "+" for key in values if not base.has(key)} | self.prefixes
-        overrides = [f"{added.get(key, '')}{override(key, value)}" for key, value in values.items()]
-        config, self._asked = self.config(groups, values), None  # the caller may change it
-        return with_origin(config, base.choices, [*base.overrides, *overrides])
+        return [*base.overrides, *(f"{added.get(key, '')}{override(key, value)}" for key, value in values.items())]
 
     def check(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> None:
         """Raises ConfigError unless Hydra takes the overrides that `compose` records."""

@@ -4,18 +4,18 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from sweep.config import Config, validate
+from sweep.config import Config
 from sweep.durable import synced_together
 from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.packing import Group, Packer
@@ -61,12 +61,13 @@ class _Entry:
 
 @dataclass
 class _Seat:
-    """One run of a trial and its slot. held: its lock and its open record, once it has begun."""
+    """One run of a trial and its slot. composed: gives its config as Hydra has it. held: its lock and its open record,
+    once it has begun."""
 
     entry: _Entry
     replicate: int | None
     run: RunFolder
-    composed: DictConfig
+    composed: Callable[[], DictConfig]
     config: Config
     group: Group
     slot: Slot
@@ -136,7 +137,7 @@ class PackedShift(Shift):
         try:
             configuration = self._patiently(lambda: self._configure(trial))
             try:
-                seats = [self._seat(entry, *run) for run in self._configs(configuration)]
+                seats = [self._seat(entry, configuration.groups, *run) for run in self._replicates(configuration)]
             except Unpackable as why:
                 self._note(trial, f"trains alone: {why}")
                 self._alone.append((trial, configuration))
@@ -159,21 +160,23 @@ class PackedShift(Shift):
             self._settle(trial, partial(self._train, trial, configuration))
             self._claimed.remove(trial)
 
-    def _seat(self, entry: _Entry, replicate: int | None, composed: DictConfig) -> _Seat | None:
+    def _seat(
+        self, entry: _Entry, groups: Mapping[str, str], replicate: int | None, values: Mapping[str, Any]
+    ) -> _Seat | None:
         """A slot for the run, not taken yet; None if it has finished before."""
         trial, settings = entry.trial, self._settings
         run = self._worker.folder.trial(trial.number, replicate)
+        composed = partial(self._composer.compose, groups, values)
         if end := ended(run, replicate):  # its worker died before it could tell
             raise end
         try:
             if PROBLEM in trial.user_attrs:
                 raise RuntimeError(trial.user_attrs[PROBLEM])
             if journal.status(run.journal) == "FINISHED":
-                values = run_values(run, settings.objective, settings.direction)
-                self._finished(entry, replicate, values)
+                self._finished(entry, replicate, run_values(run, settings.objective, settings.direction))
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = stored_config(run) if begun else validate(composed)
+            config = stored_config(run) if begun else self._composer.validated(groups, values)
             group, slot = self._packer.slot(config)
             if run.checkpoint.exists():
                 state = checkpoint.load(run.checkpoint)
@@ -185,7 +188,7 @@ class PackedShift(Shift):
             raise
         except Exception as error:
             if not self._fits_later(entry, error):
-                self._record_failure(run, composed, error, self._member(trial, replicate))
+                self._record_failure(run, composed(), error, self._member(trial, replicate))
             raise
         return _Seat(entry, replicate, run, composed, config, group, slot)
 
@@ -275,7 +278,7 @@ class PackedShift(Shift):
             self._end(entry, error)
         except Exception as error:
             self._free(seat)
-            self._record_failure(seat.run, seat.composed, error, self._member(entry.trial, seat.replicate))
+            self._record_failure(seat.run, seat.composed(), error, self._member(entry.trial, seat.replicate))
             self._end(entry, error)
         if not entry.seats:
             self._closed.append(entry)

@@ -4,9 +4,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from omegaconf import DictConfig
@@ -39,6 +39,7 @@ class Shift:
 
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
         self._worker, self._settings, self._stop = worker, worker.settings, stop
+        self._composer = worker.space.composer
         self._storage = open_storage(self._settings.storage, worker.folder)
         self._study = optuna.load_study(
             study_name=worker.name, storage=self._storage, pruner=build.pruner(self._settings.pruner)
@@ -115,20 +116,18 @@ class Shift:
     def _train(self, trial: FrozenTrial, configuration: Configuration) -> list[float]:
         """The objectives, the mean over `seeds` runs."""
         done: list[list[float]] = []
-        for replicate, config in self._configs(configuration):
+        for replicate, values in self._replicates(configuration):
+            config = self._composer.compose(configuration.groups, values)
             done.append(self._train_one(trial, config, replicate, done))
         return mean_values(done)
 
-    def _configs(self, configuration: Configuration) -> Iterator[tuple[int | None, DictConfig]]:
-        """What each run of a trial trains, with the number of the replicate where there are several."""
-        composer, n_seeds = self._worker.space.composer, self._settings.seeds
-        config = composer.compose(configuration.groups, configuration.values)
-        if n_seeds == 1:
-            yield None, config
-            return
-        for replicate in range(n_seeds):
-            values = {**configuration.values, "seed": config.seed + replicate}
-            yield replicate, composer.compose(configuration.groups, values)
+    def _replicates(self, configuration: Configuration) -> list[tuple[int | None, dict[str, Any]]]:
+        """The values of each run of a trial, with the number of the replicate where there are several."""
+        groups, values = configuration.groups, configuration.values
+        if self._settings.seeds == 1:
+            return [(None, values)]
+        seed = self._composer.readable(groups, values)["seed"]
+        return [(replicate, {**values, "seed": seed + replicate}) for replicate in range(self._settings.seeds)]
 
     def _train_one(
         self, trial: FrozenTrial, config: DictConfig, replicate: int | None, done: list[list[float]]

@@ -98,8 +98,8 @@ class Space:
         """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none."""
         if not self.composer.base(configuration.groups).config.where:
             return None
-        config = self.composer.config(configuration.groups, configuration.values)
-        for name, condition in config.where.items():
+        config = self.composer.readable(configuration.groups, configuration.values)
+        for name, condition in config["where"].items():
             if condition is None:
                 continue
             try:

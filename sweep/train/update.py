@@ -1,20 +1,17 @@
 """One update of every trial in a pack: gradients by vmap, then the optimizer's rule; compiled, or as it is."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sweep.config import Trainer
+from sweep.train.compiled import Compiled
 from sweep.train.evaluate import LossFn
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision
 from sweep.train.stacked import Layout
-from sweep.train.traced import Traced, sizes_apart
+from sweep.train.traced import Traced
 
-T = TypeVar("T")
 Parts = dict[str, list[Tensor]]  # what an update changes, part by part, (n, size) each: weights, named "", and state
 _WORTH_A_TRACE = 20_000  # updates, over all rows: a second's worth of them
 _CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
@@ -31,8 +28,7 @@ class Update:
         self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
         self.is_compiled = trainer.compile
         self._traced = Traced(self.gradients, _WORTH_A_TRACE)
-        self._compiled = _compiled(self._anew) if trainer.compile else None
-        self._has_compiled = False
+        self._compiled = Compiled(self._anew) if trainer.compile else None
 
     def __call__(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
@@ -43,12 +39,7 @@ class Update:
         """
         if self._compiled is None:
             return self._in_place(trained, extra, x, y, c)
-        if self._has_compiled:
-            return self._compiled(trained, extra, x, y, c)
-        with sizes_apart():
-            updated = self._compiled(trained, extra, x, y, c)
-        self._has_compiled = True
-        return updated
+        return self._compiled(x.shape[:2], trained, extra, x, y, c)
 
     def parts(self, stacked: Tensor) -> list[Tensor]:
         """Rows (n, P) as an update takes them: all of a row at once, which makes few operations; or, where it is
@@ -102,9 +93,3 @@ class Update:
             grads = [g * scale for g in grads]
         for i, (w, g) in enumerate(zip(trained[""], grads, strict=True)):
             self._rule.update(w, g, {name: parts[i] for name, parts in trained.items()}, c)
-
-
-def _compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """Of Dynamo's guards only those of tensors are kept: a model's would take longer to check than a small update, and
-    nobody changes it meanwhile."""
-    return torch.compile(function, dynamic=True, options={"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe})
