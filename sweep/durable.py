@@ -47,8 +47,12 @@ def synced_together() -> Iterator[None]:
 
 def _sync_all(files: list[int]) -> None:
     try:
-        with ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool:
-            list(pool.map(os.fsync, files))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(_sync_each, (files[i::_AT_ONCE] for i in range(min(_AT_ONCE, len(files))))))
     except RuntimeError:  # there is no memory for threads
-        for file in files:
-            os.fsync(file)
+        _sync_each(files)
+
+
+def _sync_each(files: list[int]) -> None:
+    for file in files:
+        os.fsync(file)

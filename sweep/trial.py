@@ -113,7 +113,7 @@ def run_trial(
             ) as attempt:
                 try:
                     with _shown(config, fit, live, member) as attempt.recorder.show:
-                        metrics, train_s = _train(fit, attempt, data.samples.noise)
+                        test, train_s = _train(fit, attempt, data.samples.noise)
                 except KeyboardInterrupt:
                     if member is None:
                         log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
@@ -123,13 +123,19 @@ def run_trial(
                         follower, run, store, output_dir, config.tracking.close_timeout_s
                     )
     assert fit.best is not None
+    history = journals.curves(run.journal)
+    val = {
+        name: curve.values[curve.steps == fit.best.epoch].item()
+        for name, curve in history.items()
+        if name.startswith("val/")
+    }
     return Outcome(
         name=run_name(config),
         value=fit.best.value,
         best_epoch=fit.best.epoch,
         n_epochs=fit.epoch,
-        metrics=metrics,
-        history=journals.curves(run.journal),
+        metrics={**val, **test},
+        history=history,
         train_s=train_s,
         folder=run.path,
         tracking_uri=store.uri,
@@ -150,18 +156,19 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
 
 
 def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> tuple[dict[str, float], float]:
-    """Trains and tests; the journal knows how it ended, whatever happens. Returns the metrics and the seconds."""
+    """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds."""
     start = time.perf_counter()
     try:
         with stop_on_signal() as stop:
             fit.run(attempt.recorder, stop, lambda: attempt.save(fit.state_dict()))
         train_s = time.perf_counter() - start
         n_weights = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
-        metrics = attempt.complete(fit.test(noise), n_weights, train_s)
+        test = fit.test(noise)
+        attempt.complete(test, n_weights, train_s)
     except BaseException as error:
         attempt.end(error, time.perf_counter() - start)
         raise
-    return metrics, train_s
+    return test, train_s
 
 
 def _shown(config: Config, fit: "Fit", live: bool, member: Membership | None) -> AbstractContextManager[Show]:

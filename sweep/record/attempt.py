@@ -51,23 +51,15 @@ class Attempt:
         self._journal.sync()  # a checkpoint must not know of epochs that the journal lacks
         checkpoint.save(self._run.checkpoint, state)
 
-    def complete(self, test: dict[str, float], n_weights: int, train_s: float) -> dict[str, float]:
-        """The trial is trained, its best weights come to `test`. Returns `test` and the metrics of the best epoch."""
+    def complete(self, test: dict[str, float], n_weights: int, train_s: float) -> None:
+        """The trial is trained, and its best weights come to `test`."""
         from sweep.train import checkpoint
 
         best = self._course.best
         assert best is not None
-        val = {
-            name: dict(zip(*curve.tolist(), strict=True))[best.epoch]
-            for name, curve in journals.curves(self._run.journal).items()
-            if name.startswith("val/")
-        }
-        metrics = {**val, **test}
         checkpoint.save(self._run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
-        values = {**self._reached(train_s), "model/n_weights": n_weights}
-        values |= {name: value for name, value in metrics.items() if name.startswith("test/")}
+        values = {**self._reached(train_s), "model/n_weights": n_weights, **test}
         write_end(self._journal, self._run, None, self._member, values)
-        return metrics
 
     def end(self, error: BaseException, train_s: float) -> None:
         """The trial is ended by `error`. Raises nothing: the disk may be what failed."""

@@ -121,15 +121,18 @@ class PackedShift(Shift):
         """Claims trials for as long as there are free slots for all of their runs, or until one has to train alone."""
         n_runs = self._settings.seeds
         with synced_together():
-            while not self._alone and (not self._seats or len(self._seats) + n_runs <= self._n_slots):
-                if self._patiently(self._is_over):
-                    return
+            is_over = self._patiently(self._is_over)
+            while not is_over and not self._alone and (not self._seats or len(self._seats) + n_runs <= self._n_slots):
                 trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
                 if trial is None:
                     return
                 self._claimed.append(trial)
                 self._enter(trial)
-                self._tell_closed()  # the next trial's sampler may know
+                if self._closed:
+                    self._tell_closed()  # the next trial's sampler may know
+                    is_over = self._patiently(self._is_over)
+                else:
+                    is_over = self._is_asked_to_stop()
 
     def _enter(self, trial: FrozenTrial) -> None:
         """Seats the trial's runs, unless they have to train alone or have come to their end before."""
