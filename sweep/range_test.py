@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sweep import collector
 from sweep.config import Config
 from sweep.errors import Diverged, SweepError
 from sweep.prepare import Data, check_data, load_data, prepared
@@ -25,6 +26,7 @@ def range_test(config: Config, load: Load = load_data, width: int | None = None)
     """
     data = load(config)
     check_data(data, config)
+    collector.resume()
     trials = [_on_a_ramp(config, len(data.splits.train.x), i) for i in range(config.lr_range.n_seeds)]
     if len(trials) > 1 and width != 1:
         packed = _side_by_side(trials, width, lambda _: data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from sweep import collector
 from sweep.config import Config, fingerprint, validate
 from sweep.errors import DISK_FULL, ConfigError, DiskFull
 from sweep.prepare import Data, check_data, load_data, prepared
@@ -157,6 +158,7 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
 
 def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> tuple[dict[str, float], float]:
     """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds."""
+    collector.resume()
     start = time.perf_counter()
     try:
         with stop_on_signal() as stop:

@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from sweep import collector
 from sweep.errors import ConfigError, DiskFull, one_line
 from sweep.study.composer import override
 from sweep.study.ledger import Ledger
@@ -46,6 +47,8 @@ class Crew:
         """Until the study is over. Returns the number of the signal that stopped a worker, if one did."""
         first_job = itertools.count(0, self._worker.settings.n_jobs)
         n_lost = 0
+        if self._worker.settings.n_jobs > 1:  # a worker that is alone is this process
+            collector.resume()
         while True:
             n_before = self._n_finished()
             lost: Exception | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
+from sweep import collector
 from sweep.config import Config
 from sweep.durable import synced_together
 from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
@@ -95,6 +96,7 @@ class PackedShift(Shift):
         self._noted: set[str] = set()
 
     def run(self) -> int | None:
+        collector.resume()
         try:
             with self._ledger.beating(self._claimed):
                 self._fill()

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sweep import collector
 from sweep.train.traced import sizes_apart
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Compiled(Generic[T]):
                     node.meta["example_value"] = node.meta["val"]  # where the compiler looks for symbolic sizes
             self._inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
             self._compiled = standalone_compile(graph, self._inputs, dynamic_shapes="from_graph")
+        collector.set_aside()
 
     def _holds_for(self, tensors: list[Tensor]) -> bool:
         """Whether the trace does. Where in their memory the tensors begin is left out: it concerns no operation."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental import _config as fx_config
 
+from sweep import collector
 from sweep.errors import one_line
 
 Outputs = tuple[Tensor, ...]
@@ -55,6 +56,7 @@ class Traced:
                 self._graph = make_fx(lambda *given: self._function(*given), tracing_mode="symbolic")(*arguments)
         except Exception as error:  # whatever torch cannot trace
             self.problem = one_line(error, 160)
+        collector.set_aside()
 
     def _agrees(self, outputs: Outputs, *arguments: Any) -> bool:
         assert self._graph is not None
