@@ -1,5 +1,6 @@
 """A function as the plain operations that it consists of."""
 
+import pytest
 import torch
 from conftest import make_fit
 from torch import Tensor
@@ -18,7 +19,7 @@ def drawn(layout: Layout, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str
 
 
 def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
-    """Also where they were equal to each other, and to the width of a layer, as it was made."""
+    """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample."""
     fit = make_fit("model.widths=[8]")
     layout = Layout(fit.model, {name for name, _ in fit.model.named_parameters()})
     rule = rule_of(fit.optimizer)
@@ -26,11 +27,11 @@ def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
     update = Update(fit.model, layout, fit.loss_fn, rule, fit.trainer)
     traced = Traced(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
+        arguments = drawn(layout, n_rows, n_samples)
         for _ in range(2):  # the second time by the trace alone
-            arguments = drawn(layout, n_rows, n_samples)
-            for one, other in zip(traced(*arguments), update.gradients(*arguments), strict=True):
+            for one, other in zip(traced((n_rows, n_samples), *arguments), update.gradients(*arguments), strict=True):
                 torch.testing.assert_close(one, other)
-        assert traced.serves(n_rows, n_samples)
+        assert traced.serves((n_rows, n_samples), *arguments) == (n_samples > 1)
     assert traced.problem is None
 
 
@@ -41,9 +42,23 @@ def test_a_trace_that_is_wrong_for_other_sizes_is_not_used_for_them() -> None:
     traced = Traced(summed, worth=0)
     for n_rows in (3, 4, 4):
         arguments = torch.randn(n_rows, 2), {}, torch.randn(n_rows, 5), torch.randn(n_rows, 5)
-        torch.testing.assert_close(traced(*arguments), summed(*arguments))
-    assert traced.serves(3, 5)
-    assert not traced.serves(4, 5)
+        torch.testing.assert_close(traced((n_rows,), *arguments), summed(*arguments))
+        assert traced.serves((n_rows,), *arguments) == (n_rows == 3)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_nested_tensors_of_any_size_come_back_as_the_function_gives_them(is_compiled: bool) -> None:
+    calls = []
+
+    def shifted(given: dict[str, list[Tensor]], x: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        calls.append(x.shape)
+        return x.mean(), {name: [part + x.mean(dim=1) for part in parts] for name, parts in given.items()}
+
+    traced = Traced(shifted, is_compiled=is_compiled)
+    for sizes in ((4, 4), (3, 4), (4, 7), (3, 7)):  # equal ones at first
+        given, x = {"": [torch.randn(sizes[0])], "m": [torch.randn(sizes[0])] * 2}, torch.randn(9, *sizes)[5]
+        torch.testing.assert_close(traced(sizes, given, x), shifted(given, x))
+    assert len(calls) == 1 + 4, "it is traced once"
 
 
 def test_what_cannot_be_traced_is_called_as_it_is() -> None:
@@ -52,5 +67,5 @@ def test_what_cannot_be_traced_is_called_as_it_is() -> None:
 
     traced = Traced(by_value, worth=0)
     arguments = torch.ones(3, 2), {}, torch.ones(3, 5), torch.ones(3, 5)
-    assert torch.equal(traced(*arguments)[0], torch.full((3, 2), 2.0))
+    assert torch.equal(traced((3, 5), *arguments)[0], torch.full((3, 2), 2.0))
     assert traced.problem is not None

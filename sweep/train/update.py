@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sweep.config import Trainer
-from sweep.train.compiled import Compiled
 from sweep.train.evaluate import LossFn
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision
@@ -28,7 +27,7 @@ class Update:
         self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
         self.is_compiled = trainer.compile
         self._traced = Traced(self.gradients, _WORTH_A_TRACE)
-        self._compiled = Compiled(self._anew) if trainer.compile else None
+        self._compiled = Traced(self._anew, is_compiled=True) if trainer.compile else None
 
     def __call__(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
@@ -71,7 +70,7 @@ class Update:
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
     ) -> tuple[Tensor, Parts]:
         (w,) = trained[""]
-        grads, losses = self._traced(w, extra, x, y)
+        grads, losses = self._traced(x.shape[:2], w, extra, x, y)
         self._apply(trained, [grads], c)
         return losses, trained
 
