@@ -1,5 +1,6 @@
 """sweep/trial.py: a trial as a library call, what it returns, records and leaves as it was."""
 
+import gc
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch.nn import functional
 
-from sweep import ConfigError, Diverged, Outcome, compose, run_trial
+from sweep import ConfigError, Diverged, Outcome, collector, compose, run_trial
 from sweep.errors import Interrupted, TrainingFailed
 from sweep.record import journal
 from sweep.record.folder import RunFolder
@@ -49,6 +50,19 @@ def test_an_outcome_says_what_came_out_and_where_it_is(small_trial: Trial, tmp_p
     assert outcome.tracking_uri is None
     written = {path.name for path in outcome.folder.iterdir()}
     assert written > {"config.yaml", "overrides.yaml", "journal.jsonl", "best.pt", "curves.png"}
+
+
+@pytest.mark.parametrize("is_a_commands", [True, False])
+def test_a_command_collects_garbage_while_it_trains_and_a_program_as_it_likes(
+    small_trial: Trial, is_a_commands: bool
+) -> None:
+    pause, collects = collector.pause if is_a_commands else gc.disable, []
+    pause()
+    try:
+        small_trial(report=lambda epoch, metrics: collects.append(gc.isenabled()))
+    finally:
+        gc.enable()
+    assert set(collects) == {is_a_commands}
 
 
 def test_the_history_has_every_recorded_curve_as_arrays(small_trial: Trial) -> None:
