@@ -54,10 +54,8 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
 
 
 def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
-    """The overrides that the trial ran with, which the study may have changed since; empty where another machine ran it.
-
-    Without the seed of a replicate, which stands last.
-    """
+    """The overrides that the trial ran with, before whatever was changed in the study since; of a replicate without its
+    seed, which stands last. Empty where another machine ran it."""
     for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), 1)):
         if run.overrides.exists():
             recorded = [str(o) for o in OmegaConf.load(run.overrides)]
