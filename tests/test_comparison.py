@@ -155,6 +155,15 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
     assert len(children) == 12
 
 
+def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
+    few = ("compare.n_seeds=2", "hydra.sweeper.n_trials=2", "hydra.sweeper.pack=1")
+    done = quick(tmp_path, *UNTRACKED, "model=linear,convnet", *few, module=MODULE)
+    assert done.returncode == 1
+    assert error_line(done) == "error: fewer than two contenders came to anything; see above"
+    assert "nothing to compare; linear is alone." in done.stdout
+    assert (tmp_path / "outputs/comparisons/c/comparison.md").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -170,6 +179,11 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
         (["optimizer=sgd,adam", "compare.metric=test/accuracy"], r"compare.metric: trials on this data have no"),
         (["optimizer=sgd,adam", "hydra/sweeper/sampler=tpe"], r"hydra/sweeper/sampler: only random draws"),
         (["optimizer=sgd,adam", "hydra.sweeper.timeout=9"], r"hydra.sweeper.timeout: .*unequal budgets"),
+        (["experiment=seed_study,debug"], r"split.max_samples: is None for seed_study, but 64 for debug: .*alike"),
+        (
+            ["experiment=seed_study,debug", "split.max_samples=64"],
+            r"trainer.epochs: is 60 for seed_study, but 2 for debug: .*; set it for all on the command line",
+        ),
         (["+compare.over.seed='1,2'"], r"compare.over.seed: is no group with options"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -96,6 +96,11 @@ def test_a_failed_contender_is_told_of_and_the_rest_compared() -> None:
     assert "c is left out: no GPU" in text
 
 
+def test_a_contender_that_is_left_alone_has_no_seeds_to_raise() -> None:
+    text = told(judged(entry("a", [1.0, 2.0]), entry("b", [], problem="no GPU", runs=[])))
+    assert text == "nothing to compare; a is alone.\nb is left out: no GPU"
+
+
 def test_diverged_runs_count_as_worst_and_are_told_of() -> None:
     judgement = judged(entry("a", LOW), entry("b", [0.5, None, None, None, None, None, None, None]))
     assert "7 of 8 runs of b diverged or failed" in told(judgement)

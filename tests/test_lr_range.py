@@ -1,5 +1,6 @@
 """The learning-rate range test: what it reads off ramps, what it says of models, and its use."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,23 @@ def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None
     assert "study 's' was begun with" in error_line(without)
     again = quick(tmp_path, "from_study=s")
     assert again.returncode == 0, again.stderr
+
+
+def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
+    """The first test was of another optimizer and a schedule with bounds."""
+    named = ("-m", "bounds=auto", "hydra.sweeper.study_name=s", *QUICK)
+    assert quick(tmp_path, *named, "optimizer=adam", "hydra.sweeper.n_trials=1").returncode == 0
+    changed = (*named, "optimizer=sgd", "scheduler=constant")
+    refused = quick(tmp_path, *changed, "hydra.sweeper.n_trials=2")
+    assert refused.returncode == 2
+    assert error_line(refused).startswith("error: bounds: the tests of study 's' were of other options; ")
+    accepted = quick(tmp_path, *changed, "hydra.sweeper.n_trials=2", "hydra.sweeper.accept_changes=true")
+    assert accepted.returncode == 0, accepted.stderr
+    (told,) = ranges(accepted.stdout)
+    assert re.match(r"bounds=auto:  optimizer\.lr \S+ \(", told)
+    resumed = quick(tmp_path, *changed, "hydra.sweeper.n_trials=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert ranges(resumed.stdout) == []
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from PIL import Image
 
 from sweep.page.curves import Band, curves_figure, draw_bands, over_seeds
 from sweep.page.document import Document, Section, Table, to_html
 from sweep.page.figure import Figure
 from sweep.record.journal import Curve
 from sweep.study import figures
+from sweep.study.plots import draw_importances
 from sweep.study.reading import as_shown
 
 LR = {"sgd": FloatDistribution(1e-2, 1.0, log=True), "adam": FloatDistribution(1e-4, 1e-1, log=True)}
@@ -130,6 +132,18 @@ def test_a_study_of_two_objectives_has_a_front_and_slices_for_each():
     assert [figure.layout["yaxis"]["title"]["text"] for figure in figures.slices(shown, 1, "val/accuracy")] == (
         ["val/accuracy"] * 3
     )
+
+
+def test_the_picture_of_importances_has_a_panel_for_each_objective(tmp_path: Path):
+    one, other = {"lr": 0.7, "width": 0.3}, {"width": 0.9, "lr": 0.1}
+    draw_importances({"val/loss": one}, tmp_path / "one.png", 50)
+    draw_importances({"val/loss": one, "model/n_weights": other}, tmp_path / "two.png", 50)
+    with Image.open(tmp_path / "one.png") as picture:
+        single = np.asarray(picture)
+    with Image.open(tmp_path / "two.png") as picture:
+        both = np.asarray(picture)
+    assert both.shape[:2] == (2 * single.shape[0], single.shape[1])
+    assert both[single.shape[0] :].std() > 10, "the lower half is drawn too"
 
 
 def curve(steps: list[int], values: list[float]) -> Curve:

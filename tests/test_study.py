@@ -39,6 +39,7 @@ from processes import (
 
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
+from sweep.study.again import best_config
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"
@@ -305,10 +306,26 @@ def test_a_changed_study_is_refused_with_the_difference_and_may_be_accepted(tmp_
     accepted = quick(tmp_path, *changed, "hydra.sweeper.accept_changes=true")
     assert accepted.returncode == 0, accepted.stderr
     assert len(trials_of(folder_of(tmp_path))) == 3
+    _assert_the_best_is_as_it_was_trained(tmp_path)
     other_choices = quick(tmp_path, *changed, "trainer.batch_size=8,16,32", "hydra.sweeper.accept_changes=true")
     assert "as trainer.batch_size cannot change within a study" in error_line(other_choices)
     other_way = quick(tmp_path, *changed, "hydra.sweeper.direction=maximize", "hydra.sweeper.accept_changes=true")
     assert error_line(other_way).startswith("error: hydra.sweeper.direction: ")
+
+
+def _assert_the_best_is_as_it_was_trained(cwd: Path) -> None:
+    """Whatever has been changed since, and where an option has become one of several."""
+    folder = folder_of(cwd)
+    several = ("optimizer=adam,sgd", "trainer.epochs=1", "hydra.sweeper.n_trials=4")
+    done = quick(cwd, "-m", *SMALL, NAMED, *several, "hydra.sweeper.accept_changes=true")
+    assert done.returncode == 0, done.stderr
+    assert [*OmegaConf.load(folder.trial(3).overrides)] != [*OmegaConf.load(folder.trial(0).overrides)]
+    best = OmegaConf.load(folder.best)
+    assert best.trial < 3
+    assert best.overrides == OmegaConf.load(folder.trial(best.trial).overrides)
+    again = best_config(str(cwd / "outputs"), "s", [])
+    trained = OmegaConf.load(folder.trial(best.trial).config)
+    assert (again.trainer, again.optimizer, again.scheduler) == (trained.trainer, trained.optimizer, trained.scheduler)
 
 
 FAILING = """

@@ -1,9 +1,11 @@
 """One `python -m sweep.compare`: tunes every contender, trains what was chosen on fresh seeds, reports."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -40,6 +42,7 @@ class Comparison:
         """Raises ConfigError before anything is stored, NothingToCompare, or Interrupted."""
         plan = self._plan
         tunings = list(self._checked())
+        _refuse_unlike(tunings)
         metric_direction = self._check_metric(tunings)
         self._announce()
         if plan.settings.dry_run:
@@ -57,8 +60,9 @@ class Comparison:
         from sweep.comparison.report import report
 
         report(plan, entries, metric_direction)
-        if not any(entry.problem is None for entry in entries):
-            raise NothingToCompare("no contender came to anything; see above")
+        n_able = Counter(entry.task for entry in entries if entry.problem is None)
+        if max(n_able.values(), default=0) < 2:
+            raise NothingToCompare("fewer than two contenders came to anything; see above")
 
     def _worked(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> list[Entry]:
         """Runs what is missing, all tuning first."""
@@ -178,3 +182,21 @@ class Comparison:
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
         print(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})", flush=True)
         return trials
+
+
+def _refuse_unlike(tunings: Sequence[tuple[Contender, str, Controller]]) -> None:
+    """Raises ConfigError for contenders on a task whose options set other data, another split or more epochs."""
+    first: dict[str, tuple[Contender, dict[str, Any]]] = {}
+    for contender, task, tuning in tunings:
+        config = validate(tuning.space.composer.base({}).config)
+        found = {f"data.{key}": value for key, value in config.data.items()}
+        found |= {f"split.{key}": value for key, value in asdict(config.split).items()}
+        found["trainer.epochs"] = config.trainer.epochs
+        other, those = first.setdefault(task, (contender, found))
+        for key in [*those, *found]:
+            if those.get(key) != found.get(key):
+                raise ConfigError(
+                    key,
+                    f"is {those.get(key)} for {other.name}, but {found.get(key)} for {contender.name}: contenders must "
+                    "be alike in data, split and epochs; set it for all on the command line",
+                )

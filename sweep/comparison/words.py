@@ -52,7 +52,7 @@ def _win(duel: Duel, sign: float) -> str:
 
 def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
     """What a reader should know before believing the verdict."""
-    if judgement.smallest >= plan.compare.level:
+    if judgement.smallest >= plan.compare.level and any(task.duels for task in judgement.tasks):
         yield (
             f"{plan.compare.n_seeds} seeds cannot show any difference: p after Holm is {judgement.smallest:.2g} at "
             "least; raise compare.n_seeds"

@@ -78,6 +78,14 @@ def tested_starts(space: Space) -> Starts:
     return starts
 
 
+def covers(starts: Starts, space: Space) -> bool:
+    """Whether `starts` are for every learning rate that is searched, and for none that the options lack."""
+    if any(not set(keys) <= set(starts.get(chosen(groups), {})) for groups, keys in _searched(space)):
+        return False
+    bases = {chosen(groups): space.composer.base(groups) for groups in space.every_choice()}
+    return all(bases[choice].has(key) for choice, found in starts.items() if choice in bases for key in found)
+
+
 def _searched(space: Space) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Each choice of options, and the keys of learning rates whose ranges they declare."""
     for groups in space.every_choice():

@@ -28,7 +28,7 @@ from sweep.record.follow import Follower
 from sweep.record.journal import first, status
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
-from sweep.study.auto_bounds import STARTS, stored_starts, tested_starts
+from sweep.study.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.study.composer import Starts
 from sweep.study.failures import too_many_failures
 from sweep.study.identity import IDENTITY, differences, identity, study_name
@@ -140,7 +140,16 @@ class Controller:
     def _find_bounds(self) -> None:
         """Has the space start from what range tests suggest, or did when the study was begun. Raises ConfigError."""
         validate(self._base)  # before anything is trained
-        self._starts = stored_starts(self._settings, self.name, self.folder, _UID) or tested_starts(self.space)
+        starts = stored_starts(self._settings, self.name, self.folder, _UID)
+        if starts is None or self._settings.accept_changes:  # of what has changed, the old tests say nothing
+            starts = tested_starts(self.space)
+        elif not covers(starts, self.space):
+            raise ConfigError(
+                "bounds",
+                f"the tests of study '{self.name}' were of other options; choose another hydra.sweeper.study_name, or "
+                "test these with hydra.sweeper.accept_changes=true",
+            )
+        self._starts = starts
         self.space = make_space(self._context.config_loader, self._master, self._arguments, self._starts)
         self._base = self.space.composer.compose(self._default_groups(), {})
 
@@ -229,15 +238,18 @@ class Controller:
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
                     raise ConfigError("hydra.sweeper.study_name", f"'{self.name}' was not begun here; choose another")
-                if self._starts is not None:
-                    study.set_user_attr(STARTS, self._starts)
-                study.set_user_attr(IDENTITY, facts)
+                self._store_facts(study, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
             self._refuse_trials_of_another(study.user_attrs[_UID])
             if study.user_attrs[IDENTITY] != facts:
-                study.set_user_attr(IDENTITY, facts)
+                self._store_facts(study, facts)
             return study, study.user_attrs[_UID]
+
+    def _store_facts(self, study: optuna.Study, facts: dict[str, str]) -> None:
+        if self._starts is not None:
+            study.set_user_attr(STARTS, self._starts)
+        study.set_user_attr(IDENTITY, facts)
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
         """Raises ConfigError if the folder has trials of a study that is kept elsewhere, or was."""

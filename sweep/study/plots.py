@@ -43,17 +43,19 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
     return [f"{name}.png" for name in kinds]
 
 
-def draw_importances(found: Mapping[str, float], picture: Path, dpi: int) -> None:
-    """As bars, the largest on top."""
+def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dpi: int) -> None:
+    """By objective, one below the other: bars, the largest on top."""
     new_figure, new_canvas = load_matplotlib()
-    figure = new_figure(figsize=(6, 0.7 + 0.4 * len(found)), dpi=dpi, layout="constrained")
+    heights = [0.7 + 0.4 * len(of_one) for of_one in found.values()]
+    figure = new_figure(figsize=(6, sum(heights)), dpi=dpi, layout="constrained")
     canvas = new_canvas(figure)
-    axes = figure.add_subplot()
-    bars = axes.barh(list(found)[::-1], list(found.values())[::-1], color="#3b82c4", height=0.6)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlabel="importance")
-    axes.margins(x=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = figure.subplots(len(found), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, of_one) in zip(panels, found.items(), strict=True):
+        bars = axes.barh(list(of_one)[::-1], list(of_one.values())[::-1], color="#3b82c4", height=0.6)
+        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.set(xlabel=f"importance for {name}")
+        axes.margins(x=0.1)
+        axes.spines[["top", "right"]].set_visible(False)
     canvas.print_png(picture)
 
 

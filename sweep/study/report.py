@@ -60,9 +60,9 @@ class Report:
         if self._bands:
             names.append("curves.png")
             draw_bands(self._bands, pictures / "curves.png", _DPI)
-        if self._importances[0]:
+        if found := {name: one for name, one in zip(self._names, self._importances, strict=True) if one}:
             names.append("importances.png")
-            draw_importances(self._importances[0], pictures / "importances.png", _DPI)
+            draw_importances(found, pictures / "importances.png", _DPI)
         return names
 
     def _document(self) -> Document:

@@ -46,35 +46,45 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
         solutions = [{"params": config_values(t), "values": t.values} for t in best]
         found = {"name": "optuna", "solutions": solutions}
     write_atomic(folder.results, OmegaConf.to_yaml(OmegaConf.create(found)))
-    again = {"trial": best[0].number, "values": best[0].values, "overrides": _overrides(best[0], space)}
+    overrides = _recorded(best[0], folder) or _composed(best[0], space)
+    again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_atomic(folder.best, OmegaConf.to_yaml(OmegaConf.create(again)))
     folder.option.parent.mkdir(exist_ok=True)
-    write_atomic(folder.option, _option(study.study_name, best[0], space))
+    write_atomic(folder.option, _option(f"{study.study_name}: trial {best[0].number}", overrides, space))
 
 
-def _overrides(trial: FrozenTrial, space: Space) -> list[str]:
+def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
+    """The overrides that the trial ran with, before whatever was changed in the study since; of a replicate without its
+    seed, which stands last. Empty where another machine ran it."""
+    for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), 1)):
+        if run.overrides.exists():
+            recorded = [str(o) for o in OmegaConf.load(run.overrides)]
+            return recorded[: len(recorded) - n_own]
+    return []
+
+
+def _composed(trial: FrozenTrial, space: Space) -> list[str]:
     values = config_values(trial)
-    groups = {key: str(values.pop(key)) for key in space.groups}
+    groups = {key: str(values.pop(key)) for key in space.groups if key in values}
     return list(space.composer.compose(groups, values).overrides)
 
 
-def _option(name: str, trial: FrozenTrial, space: Space) -> str:
-    """The trial's configuration as a file for the group `experiment`."""
-    values = config_values(trial)
-    options = {key: str(values.pop(key)) for key in space.groups}
+def _option(what: str, overrides: Sequence[str], space: Space) -> str:
+    """The configuration as a file for the group `experiment`."""
+    options, values = dict[str, str](), dict[str, str]()
     known = space.composer.base(space.first_groups()).choices
-    for override in space.composer.fixed:
+    for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key in known:
             options[key] = value
-        elif not override.startswith("~"):  # a file cannot take a key away
-            values.setdefault(key, value)
+        elif not override.startswith(("~", "hydra.")):  # a file cannot take a key away
+            values[key] = value
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]
     node = OmegaConf.create({"defaults": defaults} if defaults else {})
     for key, value in values.items():
         OmegaConf.update(node, key, space.composer.plain(key, value), force_add=True)
-    return f"# @package _global_\n# The best of study {name}: trial {trial.number}\n{OmegaConf.to_yaml(node)}"
+    return f"# @package _global_\n# The best of study {what}\n{OmegaConf.to_yaml(node)}"
 
 
 class StudyRecord:
