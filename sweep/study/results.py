@@ -54,9 +54,10 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
 
 
 def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
-    """The overrides that the trial ran with, before whatever was changed in the study since; of a replicate without its
-    seed, which stands last. Empty where another machine ran it."""
-    for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), 1)):
+    """The overrides that the trial ran with, before whatever was changed in the study since; of a replicate without the
+    seed that it was given, which stands last. Empty where another machine ran it."""
+    is_given = "seed" not in config_values(trial)
+    for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
         if run.overrides.exists():
             recorded = [str(o) for o in OmegaConf.load(run.overrides)]
             return recorded[: len(recorded) - n_own]
