@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep import collector
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, StudyFolder
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the page is written, whether or not MLflow has it; 2 no such study, trial or place."""
     given = _parser().parse_args(arguments)
     folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
+    collector.pause()
     try:
         require_begun_study(given.output_dir, given.study)
         page = folder.report if given.page is None else given.page.absolute()
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    finally:
+        collector.resume()
     if told:
         print(told)
     return 0
