@@ -30,7 +30,8 @@ from sweep.train.update import Update
 if TYPE_CHECKING:
     from sweep.config import Trainer
 
-_EVAL_SAMPLES = 2**16  # of all rows together, at a time
+_EVAL_SAMPLES = {"cpu": 2**13}  # of all rows together, at a time: what stays in a core's cache
+_EVAL_SAMPLES_DEFAULT = 2**16
 _BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
 _FEWEST_ROWS = 2  # a compiled update takes no fewer
 
@@ -249,7 +250,7 @@ class Pack:
         def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
             return self._update.outputs(weights | fixed, x)
 
-        chunks = part.x.split(max(1, _EVAL_SAMPLES // n))
+        chunks = part.x.split(max(1, _EVAL_SAMPLES.get(self.device.type, _EVAL_SAMPLES_DEFAULT) // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
         found = in_single_precision(found)
         metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)

@@ -33,6 +33,7 @@ class Schedule:
         self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
         self.scheduler = make_scheduler(self.optimizer)
         self.optimizer.step()  # torch warns about a scheduler stepped before its optimizer
+        self._keys = [[key for key in _SCHEDULED if key in group] for group in self.optimizer.param_groups]
         self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)
         self._started = False
         self.rows: list[Row] = []  # of the epoch in progress, one an update
@@ -45,7 +46,7 @@ class Schedule:
             self.rows = [self._row()] * n_updates
         for i, row in enumerate(self.rows):
             for group in row:
-                if not 0 <= float(group.get("lr", 0.0)) < math.inf:
+                if not 0 <= group.get("lr", 0.0) < math.inf:
                     raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
     def end_epoch(self, value: float) -> None:
@@ -78,4 +79,5 @@ class Schedule:
         return self._row()
 
     def _row(self) -> Row:
-        return [{key: group[key] for key in _SCHEDULED if key in group} for group in self.optimizer.param_groups]
+        groups = zip(self.optimizer.param_groups, self._keys, strict=True)
+        return [{key: group[key] for key in keys} for group, keys in groups]
