@@ -8,12 +8,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 from processes import environment, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ _OPTIONS = (
     "--enable-unsafe-swiftshader",  # WebGL without a graphics card
     *(["--no-sandbox"] if os.getuid() == 0 else []),
 )
-_PATIENCE_MS = 60_000
+_PATIENCE_MS, _LOST_CLICK_MS = 60_000, 10_000
 
 
 @contextmanager
@@ -144,16 +144,30 @@ def draw_metrics(page: Page, first: str, *others: str) -> None:
     link.click()
     page.locator(".js-plotly-plot").first.wait_for()
     for metric in others:
-        box = page.get_by_role("combobox").last
-        box.click()
-        box.fill(metric)
-        page.get_by_title(metric, exact=True).last.click()
-        page.get_by_text(f"({metric})").first.wait_for()
+        drawn = page.get_by_text(f"({metric})").first
+        for _ in range(_PATIENCE_MS // _LOST_CLICK_MS):
+            _choose(page, metric)
+            with suppress(TimeoutError):  # a click while the page is being built anew is lost
+                drawn.wait_for(timeout=_LOST_CLICK_MS)
+                break
+            page.keyboard.press("Escape")
+        drawn.wait_for()
     page.keyboard.press("Escape")
 
 
-def drawn_curves(page: Page) -> list[tuple[str, list[float], list[float]]]:
-    """Name, x and y of every line that plotly.js shows on the page."""
+def _choose(page: Page, metric: str) -> None:
+    """Has the metric chosen in the box "Y-axis", as it may be already."""
+    box = page.get_by_role("combobox").last
+    box.click()
+    box.fill(metric)
+    option = page.locator(".rc-virtual-list-holder-inner").get_by_title(metric, exact=True)
+    if option.get_attribute("aria-selected") != "true":
+        option.click()
+
+
+def drawn_curves(page: Page, least: int = 0) -> list[tuple[str, list[float], list[float]]]:
+    """Name, x and y of every line that plotly.js shows on the page, once there are so many."""
     script = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot) =>
         plot.data.filter((t) => t.visible !== false).map((t) => [t.name ?? "", [...(t.x ?? [])], [...(t.y ?? [])]]))"""
+    page.wait_for_function(f"(least) => ({script})().length >= least", arg=least)
     return [(name, x, y) for name, x, y in page.evaluate(script)]

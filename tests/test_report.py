@@ -362,7 +362,7 @@ def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reporte
     assert len(pair) == 2  # one a seed
     compare(page, pair)
     draw_metrics(page, "val/loss", "train/loss", "lr")
-    drawn = {json.dumps(curve) for curve in drawn_curves(page)}
+    drawn = {json.dumps(curve) for curve in drawn_curves(page, 3 * len(pair))}
     for name in pair:
         found = journal.curves(runs[name].journal)
         for metric in ("val/loss", "train/loss", "lr"):
