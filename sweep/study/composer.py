@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -30,8 +31,12 @@ class Base:
     overrides: list[str]
 
     def __post_init__(self) -> None:
-        self.plain = PlainConfig(self.config)
         self._known: dict[str, bool] = {}
+
+    @cached_property
+    def plain(self) -> PlainConfig:
+        """For those who set values in it."""
+        return PlainConfig(self.config)
 
     def has(self, key: str) -> bool:
         """Whether there is such a key, which OmegaConf takes a millisecond to say where it interpolates."""
@@ -82,7 +87,7 @@ class Composer:
 
     def readable(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
-        return self._plain(groups, values) or self._config(groups, values)
+        return self.base(groups).plain.resolved(self._read(values)) or self._config(groups, values)
 
     def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """The same, ready to be a trial's: it knows what it was composed from."""
@@ -90,24 +95,21 @@ class Composer:
 
     def validated(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Config:
         """What `compose` gives, checked. Raises ConfigError."""
-        plain = self._plain(groups, values)
-        return validate(self.compose(groups, values)) if plain is None else validate_plain(plain)
+        base, plain_values = self.base(groups), self._read(values)
+        plain = base.plain.resolved(plain_values)
+        if plain is None:
+            return validate(self.compose(groups, values))
+        own = origin(base.plain.unresolved(plain_values), base.choices, self._overrides(groups, values))
+        return validate_plain(plain | own)
 
     def _config(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         config: DictConfig = pickle.loads(self.base(groups).pickled)
-        for key, value in values.items():
-            OmegaConf.update(config, key, self.plain(key, value), merge=True, force_add=True)
+        for key, value in self._read(values).items():
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
         return config
 
-    def _plain(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """As dicts, resolved; None where that takes OmegaConf."""
-        base = self.base(groups)
-        plain = base.plain.unresolved({key: self.plain(key, value) for key, value in values.items()})
-        if plain is None:
-            return None
-        own = origin(plain, base.choices, self._overrides(groups, values))
-        plain = base.plain.resolve(plain)
-        return None if plain is None else plain | own
+    def _read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self.plain(key, value) for key, value in values.items()}
 
     def _overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
         base = self.base(groups)

@@ -30,23 +30,27 @@ class PlainConfig:
         self._calls = [path for path, text in marked if _CALL.fullmatch(text)]
         self._pickled = pickle.dumps(plain)
         self._takes: dict[tuple[str, type], bool] = {}
-        self._resolved: dict[str, Any] = {}
+        self._called: dict[str, Any] = {}  # the config, resolved, for what its resolvers give
         self._is_simple = len(marked) == len(self._references) + len(self._calls) and self._is_resolved_alike()
 
-    def unresolved(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """With `values` by config key; None where that takes OmegaConf."""
-        if not self._is_simple or not all(self._takes_as_it_is(*item) for item in values.items()):
-            return None
+    def unresolved(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """With `values`, by config key, that `resolved` takes."""
         plain: dict[str, Any] = pickle.loads(self._pickled)
         for key, value in values.items():
             _set(plain, key.split("."), value)
         return plain
 
-    def resolve(self, plain: dict[str, Any]) -> dict[str, Any] | None:
-        """What `unresolved` has given, changed in its place; None where that takes OmegaConf."""
+    def resolved(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """With `values`, by config key; None where that takes OmegaConf."""
+        if not self._is_simple or not all(self._takes_as_it_is(*item) for item in values.items()):
+            return None
+        return self._resolve(self.unresolved(values))
+
+    def _resolve(self, plain: dict[str, Any]) -> dict[str, Any] | None:
+        """`plain` itself, changed; None where a reference leads to no single value."""
         for path in self._calls:
             if _CALL.fullmatch(str(_get(plain, path))):  # no value has taken its place
-                _set(plain, path, _get(self._resolved, path))
+                _set(plain, path, _get(self._called, path))
         for path in self._references:
             value = _get(plain, path)
             for _ in range(_MOST_HOPS):
@@ -62,10 +66,10 @@ class PlainConfig:
     def _is_resolved_alike(self) -> bool:
         """Whether OmegaConf resolves the config as it stands, nothing missing, to the same."""
         try:
-            self._resolved = OmegaConf.to_container(self._config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAttributeAccessIssue]
+            self._called = OmegaConf.to_container(self._config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAttributeAccessIssue]
         except OmegaConfBaseException:
             return False
-        return repr(self.resolve(pickle.loads(self._pickled))) == repr(self._resolved)
+        return repr(self._resolve(self.unresolved({}))) == repr(self._called)
 
     def _takes_as_it_is(self, key: str, value: Any) -> bool:
         """Whether OmegaConf puts such a value in this place and changes nothing about it."""
