@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,12 +23,15 @@ from sweep import collector
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
+from sweep.guard import check_hydra, guard_hydra
 from sweep.record.folder import RunFolder
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
 
 log = logging.getLogger("sweep")
+
+guard_hydra()  # here, so that it holds in the processes of launchers too, which load this module with their task
 
 
 def run(cfg: DictConfig) -> float:
@@ -64,8 +67,7 @@ def run(cfg: DictConfig) -> float:
 def checked_job() -> Any:
     """Hydra's node of the job that runs. Raises ConfigError for settings of Hydra's that do not go with ours."""
     node = HydraConfig.get()
-    if "SWEEP_TARGETS" in node.job.env_set:
-        raise ConfigError("hydra.job.env_set.SWEEP_TARGETS", "a config cannot vouch for targets; set it in the shell")
+    check_hydra(node)
     if node.job.chdir:
         raise ConfigError(
             "hydra.job.chdir", "would move outputs and data away from their relative paths; leave it false"
@@ -100,6 +102,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(task)
     try:
         with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
+            _refuse_rerun(sys.argv[1:])
             command()
     except Exception as error:
         told = _told(error)
@@ -140,6 +143,12 @@ def _told(error: Exception) -> SweepError | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):  # Hydra's files
         return ConfigError("output_dir", f"cannot be written ({error}); give another one")
     return config_error(error, sys.argv[1:])
+
+
+def _refuse_rerun(arguments: Sequence[str]) -> None:
+    """Hydra would take every override from the files of a run's folder, its own keys and resolvers included."""
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise ConfigError("--experimental-rerun", "is not supported; continue a run with resume=<its folder>")
 
 
 def _remove_unused(folder: Path) -> None:

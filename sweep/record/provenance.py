@@ -9,12 +9,12 @@ import platform
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.config import Config
+from sweep.record.git import git
 from sweep.record.store import without_password
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
@@ -33,10 +33,10 @@ def _setting() -> dict[str, str]:
     }
     for package in _PACKAGES:
         tags[f"version.{package}"] = _version(package)
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if commit:
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+        tags["git.dirty"] = str(bool(git("status", "--porcelain", "--ignore-submodules=dirty"))).lower()
     return tags
 
 
@@ -48,7 +48,7 @@ def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
 
 def uncommitted_diff() -> str:
     """What differs from the last commit in the working directory's repository; empty without one."""
-    diff = _git("diff", "HEAD", "--no-color")
+    diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
     return diff + "\n" if diff else ""
 
 
@@ -76,16 +76,6 @@ def report_command(study: str, output_dir: Path) -> str:
 def _quoted(folder: Path) -> str:
     plain = re.fullmatch(r"[\w./:@-]+", str(folder))
     return str(folder) if plain else json.dumps(str(folder), ensure_ascii=False)
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False, errors="replace"
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _version(package: str) -> str:

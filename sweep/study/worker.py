@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config import register
 from sweep.errors import ConfigError, one_line
+from sweep.guard import check_hydra
 from sweep.record.folder import StudyFolder
 from sweep.signals import StopRequest, stop_on_signal
 from sweep.study.samplers import draw, make_sampler
@@ -60,6 +61,7 @@ class Worker:
 
     def __call__(self, cfg: DictConfig) -> int | None:
         """The job that a launcher runs. Returns the number of the signal that stopped it, if one did."""
+        check_hydra(HydraConfig.get())
         index = HydraConfig.get().job.num
         _take_device(index, self.n_shares)
         _share_cores(self.n_shares)

@@ -1,0 +1,107 @@
+"""sweep/guard.py: the text of a config must not run programs, nor write outside its run's folder."""
+
+from pathlib import Path
+
+import pytest
+from processes import quick
+
+from sweep import ConfigError, compose
+from sweep.guard import guard_hydra
+
+COMMANDS = (
+    ("sweep.run",),
+    ("sweep.run", "-m", "optimizer=sgd,adam"),
+    ("sweep.run", "-m", "hydra/sweeper=basic", "optimizer=sgd,adam"),
+    ("sweep.compare", "optimizer=sgd,adam"),
+    ("sweep.lr_range",),
+)
+
+
+def experiment(folder: Path, hydra: str) -> Path:
+    """A folder of options with the experiment `evil`, which sets `hydra`."""
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "evil.yaml").write_text(f"# @package _global_\nhydra: {hydra}\n")
+    return folder
+
+
+def refused_key(folder: Path, hydra: str, *overrides: str) -> str:
+    guard_hydra()
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=evil", *overrides], str(experiment(folder, hydra)))
+    return caught.value.key
+
+
+@pytest.mark.parametrize(
+    ("hydra", "key"),
+    [
+        ("{job: {env_set: {PATH: /x}}}", "hydra.job.env_set.PATH"),
+        ("{job: {env_set: {OMP_NUM_THREADS: 1, SWEEP_TARGETS: os.*}}}", "hydra.job.env_set.SWEEP_TARGETS"),
+        ("{job: {env_copy: [HOME]}}", "hydra.job.env_set.HOME"),
+        ("{job: {env_copy: [NOT_SET_ANYWHERE]}}", "hydra.job.env_copy"),
+        ("{job: {name: ../x}}", "hydra.job.name"),
+        ("{callbacks: {a: {_target_: os.system}}}", "hydra.callbacks.a"),
+        ("{output_subdir: ../..}", "hydra.output_subdir"),
+        ("{output_subdir: '${oc.env:HOME}'}", "hydra.output_subdir"),
+        ("{job_logging: {handlers: {a: {(): os.system}}}}", "hydra.job_logging.handlers.a.()"),
+        ("{hydra_logging: {formatters: {a: {class: a.B}}}}", "hydra.hydra_logging.formatters.a.class"),
+        ("{job_logging: {handlers: {console: {stream: ext://a.b}}}}", "hydra.job_logging.handlers.console.stream"),
+        ("{job_logging: {handlers: {file: {filename: /x}}}}", "hydra.job_logging.handlers.file.filename"),
+        (
+            "{job_logging: {handlers: {file: {filename: '${hydra.runtime.output_dir}/../x'}}}}",
+            "hydra.job_logging.handlers.file.filename",
+        ),
+        (
+            "{hydra_logging: {handlers: {a: {class: logging.FileHandler, filename: x, mode: w}}}}",
+            "hydra.hydra_logging.handlers.a.filename",
+        ),
+    ],
+)
+def test_text_of_a_config_that_could_run_code_or_write_anywhere_is_refused(tmp_path: Path, hydra: str, key: str):
+    assert refused_key(tmp_path, hydra) == key
+
+
+def test_a_launchers_own_programs_come_from_the_command_line_only(tmp_path: Path):
+    slurm = ("hydra/launcher=submitit_slurm",)
+    assert refused_key(tmp_path, "{launcher: {setup: [touch /x]}}", *slurm) == "hydra.launcher.setup.0"
+    compose([*slurm, "hydra.launcher.setup=[module load cuda]"])
+
+
+def test_what_a_config_may_say(tmp_path: Path):
+    guard_hydra()
+    harmless = """
+  job: {env_set: {OMP_NUM_THREADS: "1"}}
+  output_subdir: .meta
+  job_logging: {handlers: {file: {filename: "${hydra.runtime.output_dir}/logs-${hydra.job.name}.txt"}}}
+"""
+    compose(["experiment=evil"], str(experiment(tmp_path, harmless)))
+    compose(["hydra.job_logging.handlers.file.filename=/var/log/mine"])
+    compose(["hydra/job_logging=default", "hydra/hydra_logging=none"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_refuses_before_it_does_anything(tmp_path: Path, command: tuple[str, ...]):
+    module, *arguments = command
+    program = tmp_path / "programs" / "git"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
+    program.chmod(0o755)
+    options = experiment(tmp_path, f"{{job: {{env_set: {{PATH: {program.parent}}}}}}}")
+    before = sorted(tmp_path.rglob("*"))
+    done = quick(tmp_path, *arguments, "--config-dir", str(options), "experiment=evil", torch=False, module=module)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: hydra.job.env_set.PATH: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_option_that_only_some_trials_have_is_refused_too(tmp_path: Path):
+    options = experiment(tmp_path, "{job: {env_set: {PATH: /x}}}")
+    arguments = ("-m", "--config-dir", str(options), "experiment=debug,evil")
+    done = quick(tmp_path, *arguments, torch=False)
+    assert (done.returncode, done.stderr.partition(": a config")[0]) == (2, "error: hydra.job.env_set.PATH")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_hydras_rerun_of_a_folder_is_refused(tmp_path: Path):
+    done = quick(tmp_path, "--experimental-rerun=x", torch=False)
+    assert (done.returncode, done.stderr.partition(":")[2].partition(":")[0]) == (2, " --experimental-rerun")
