@@ -56,7 +56,7 @@ def guard_hydra() -> None:
     ConfigLoaderImpl._load_configuration = checked
 
 
-def check_hydra(node: DictConfig) -> None:
+def check_hydra(node: Any) -> None:
     """Raise ConfigError for the first setting under `hydra` with which a config's text could run programs or write
     files outside the folder of its run."""
     given = [o.lstrip("+~").partition("=")[0] for o in node.overrides.hydra]  # on the command line
