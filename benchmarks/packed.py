@@ -14,6 +14,7 @@ Four parts, each with ratios of one run:
 import argparse
 import copy
 import importlib.util
+import math
 import os
 import statistics
 import sys
@@ -28,7 +29,7 @@ from studies import MULTIRUN, quietly, run_study
 
 from sweep import compose
 from sweep.config import Config, validate
-from sweep.prepare import load_data, new_model, new_schedule, prepared
+from sweep.prepare import Data, load_data, new_model, new_schedule, prepared
 from sweep.signals import StopRequest
 from sweep.train.loop import Fit
 from sweep.train.packed import Pack, Slot
@@ -57,18 +58,19 @@ def training(device: str, widths: Sequence[int], rounds: int, picture: Path | No
     config = validate(compose(["trainer.epochs=1000", "trainer.batch_size=64", f"trainer.device={device}"]))
     holds = True
     gains: dict[str, list[float]] = {kind: [] for kind in BOUNDS_ALONE}
-    with prepared(config, load_data(config)) as fit:
+    data = load_data(config)
+    with prepared(copy.deepcopy(config), data) as fit:  # a copy, since `_epoch_alone` changes its number of epochs
         for width in widths:
-            packs = {kind: _pack(config, fit, width, kind == "compiled") for kind in ("eager", "compiled")}
+            packs = {kind: _pack(config, fit, data, width, kind == "compiled") for kind in ("eager", "compiled")}
             for pack in packs.values():
                 for _ in range(10):  # until it is compiled, or traced
-                    pack.train_epoch()
+                    _train_epoch(pack)
             seconds: dict[str, list[float]] = {"alone": [], **{kind: [] for kind in packs}}
             for _ in range(rounds):
                 seconds["alone"].append(min(_epoch_alone(fit) for _ in range(3)))
                 for kind, pack in packs.items():
                     start = time.perf_counter()
-                    pack.train_epoch()
+                    _train_epoch(pack)
                     _synchronize(device)
                     seconds[kind].append((time.perf_counter() - start) / width)
             alone = statistics.median(seconds["alone"])
@@ -77,6 +79,8 @@ def training(device: str, widths: Sequence[int], rounds: int, picture: Path | No
                 ratio = statistics.median(a / b for a, b in zip(seconds["alone"], seconds[kind], strict=True))
                 gains[kind].append(ratio)
                 share = _products_per_s(fit, statistics.median(seconds[kind])) / _peak(device, width)
+                if share >= 1:
+                    sys.exit(f"{kind}, {width} in a pack: {share:.0%} of the peak of products; the figures are wrong")
                 print(f"  {kind}: {statistics.median(seconds[kind]) * 1e3:.2f} ms, {share:.0%} of the peak of products")
                 if width == WIDTH:
                     holds &= at_least(f"  {kind}: trials/s, packed / alone", ratio, bound)
@@ -109,7 +113,18 @@ def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, pic
     figure.savefig(picture)
 
 
-def _pack(config: Config, fit: Fit, width: int, compiled: bool) -> Pack:
+def _train_epoch(pack: Pack) -> None:
+    """One epoch of every member. Ends the benchmark if a member stops training, since the figures would be wrong."""
+    width = len(pack.slots)
+    ended = pack.train_epoch()
+    if ended or len(pack.slots) != width:
+        sys.exit(f"{len(ended)} of {width} members stopped training: {next(iter(ended.values()), None)}")
+    diverged = [slot for slot in pack.slots if not math.isfinite(slot.best.value if slot.best else math.nan)]
+    if diverged:
+        sys.exit(f"{len(diverged)} of {width} members have no finite validation loss")
+
+
+def _pack(config: Config, fit: Fit, data: Data, width: int, compiled: bool) -> Pack:
     config = copy.deepcopy(config)
     config.trainer.compile = compiled
     rule = rule_of(fit.schedule.optimizer)
@@ -120,8 +135,8 @@ def _pack(config: Config, fit: Fit, width: int, compiled: bool) -> Pack:
     for seed in range(width):
         own = copy.deepcopy(config)
         own.trainer.seed = seed
-        own.scheduler["max_lr"] = 1e-3 * 100 ** (seed / width)
-        weights = new_model(own, load_data(own).samples, fit.data.train.x[:64]).state_dict()
+        own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
+        weights = new_model(own, data.samples, fit.data.train.x[:64], is_known=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
         slot = Slot(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         slot.listener = Deaf()
@@ -148,12 +163,14 @@ def _peak(device: str, width: int) -> float:
     """Floating-point operations a second of the pack's largest product, and nothing else."""
     a, b = (torch.randn(width, 64, 64, device=device) for _ in range(2))
     out = torch.empty_like(a)
+    n_calls = 1 if device == "cpu" else 100  # a GPU works while the next calls are queued
     best = float("inf")
     for _ in range(20):
         start = time.perf_counter()
-        torch.bmm(a, b, out=out)
+        for _ in range(n_calls):
+            torch.bmm(a, b, out=out)
         _synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, (time.perf_counter() - start) / n_calls)
     return 2 * width * 64**3 / best
 
 

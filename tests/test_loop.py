@@ -80,9 +80,10 @@ def test_training_equals_the_plain_pytorch_loop(
     model = copy.deepcopy(fit.model)
     losses, epochs = plain_loop(model, rule(model.parameters(), lr=1e-3), fit, clip_norm)
     heard = run(fit)
-    assert_close([loss for loss, _ in heard.points.values()], losses)
+    rounding = 1e-7 if fit.device.type == "cpu" else 2e-6  # a GPU adds up in another order
+    assert_close([loss for loss, _ in heard.points.values()], losses, rtol=rounding, atol=rounding)
     for name in ("train/loss", "val/loss", "lr"):
-        assert_close(heard.curve(name), [epoch[name] for epoch in epochs])
+        assert_close(heard.curve(name), [epoch[name] for epoch in epochs], rtol=rounding, atol=rounding)
     assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
 
 
@@ -319,7 +320,12 @@ def test_a_checkpoint_is_due_every_interval_also_inside_an_epoch() -> None:
         now += module.training  # an update takes a second
 
     fit.model.register_forward_pre_hook(tick)
-    fit.run(Heard(), StopRequest(), lambda: saved_at.append(fit.step))
+
+    def save() -> None:
+        fit.state_dict()  # which reads the losses that are still on the device
+        saved_at.append(fit.step)
+
+    fit.run(Heard(), StopRequest(), save)
     assert saved_at == [3, 6, 9, 12, 15, 18]
 
 

@@ -23,7 +23,7 @@ from sweep.train.evaluate import LossFn, in_single_precision, measures
 from sweep.train.rules import Rule
 from sweep.train.runtime import in_precision, reproducible, seed_generators
 from sweep.train.schedule import Row, Schedule
-from sweep.train.stacked import Layout, Unpackable, draw_mask, dropout_p, rehearsed, with_masks
+from sweep.train.stacked import Layout, MaskLike, Unpackable, draw_mask, dropout_p, rehearsed, with_masks
 from sweep.train.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
 from sweep.train.update import Update
 
@@ -50,7 +50,11 @@ class Slot(Course):
         self.weights = weights  # until it has its row
         self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
         self.scalars = dict(rule.scalars)
-        self.random = torch.Generator().manual_seed(derive_seed(trainer.seed, "train"))  # of dropout, as if alone
+        device = next(iter(weights.values())).device
+        draws_on = device if device.type == "cuda" else "cpu"  # as torch's own dropout does
+        self.random = torch.Generator(draws_on).manual_seed(
+            derive_seed(trainer.seed, "train")
+        )  # of dropout, as if alone
         self.listener: Listener | None = None
         self.saved_at = time.monotonic()
 
@@ -58,12 +62,29 @@ class Slot(Course):
         """All that a checkpoint has of the trial, for the row that it is to take."""
         self.schedule.load_state_dict(state["schedule"])
         self.load_course_state(state)
-        self.random.set_state(state["random"]["torch"])
+        self._load_random(state["random"])
         self.weights = state["model"]
         kept = state["optimizer"]["state"]  # by place; Adagrad keeps some of weights that are not trained, too
         if kept:
             self.moments = {name: {place: of_one[name] for place, of_one in kept.items()} for name in rule.state}
             self.scalars = {name: float(next(iter(kept.values()))[name]) for name in rule.scalars}
+
+    def _load_random(self, states: Mapping[str, Any]) -> None:
+        if self.random.device.type != "cuda":
+            self.random.set_state(states["torch"])
+        elif "cuda" in states:  # not in a checkpoint that was saved without a GPU
+            self.random.set_state(states["cuda"][self.random.device.index])
+
+    def random_states(self) -> dict[str, Any]:
+        """The states of all generators, as a checkpoint of the trial alone has them."""
+        with reproducible(self.random.device):
+            seed_generators(self.trainer.seed, "train")
+            states = random_states()
+        if self.random.device.type == "cuda":
+            states["cuda"][self.random.device.index] = self.random.get_state()
+        else:
+            states["torch"] = self.random.get_state()
+        return states
 
     @property
     def group(self) -> dict[str, Any]:
@@ -94,12 +115,13 @@ class Pack:
         self._model = model
         self._clips = trainer.clip_norm is not None
         n_train, batch_size = len(data.train.x), trainer.batch_size
-        self._mask_shapes: dict[int, dict[str, torch.Size]] = {}  # by size of the batch; of the last one, too
+        self._masks: dict[int, dict[str, MaskLike]] = {}  # by size of the batch; of the last one, too
         used: set[str] = set()
         for size in {batch_size, n_train % batch_size or batch_size}:
-            self._mask_shapes[size], used = rehearsed(model, loss_fn, data.train.x[:size], data.train.y[:size])
+            x, y = data.train.x[:size], data.train.y[:size]
+            self._masks[size], used = rehearsed(model, loss_fn, trainer.precision, x, y)
         self._layout = Layout(model, used)
-        self._masked = with_masks(model, self._mask_shapes[batch_size])
+        self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
         self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
@@ -290,9 +312,6 @@ class Pack:
         """The trial's checkpoint, from which it also goes on alone."""
         row = self.slots.index(slot)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
-        with reproducible(self.device):
-            seed_generators(slot.trainer.seed, "train")
-            random = {**random_states(), "torch": slot.random.get_state()}
         optimizer = slot.schedule.optimizer.state_dict()
         scalars = {"step": float(slot.step), **slot.scalars}
         optimizer["state"] = {
@@ -307,16 +326,16 @@ class Pack:
             "kinds": self._kinds(slot),
             "model": self.weights(row),
             "optimizer": optimizer,
-            "random": random,
+            "random": slot.random_states(),
             **slot.course_state(),
         }
 
     def _draw_masks(self, slots: Sequence[Slot], batch_size: int, width: int) -> dict[str, Tensor]:
         """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
         drawn = {}
-        for name, shape in self._mask_shapes[batch_size].items():
+        for name, like in self._masks[batch_size].items():
             p = dropout_p(self._masked, name)
-            masks = [draw_mask(shape, p, slot.random) for slot in slots]
+            masks = [draw_mask(like, p, slot.random) for slot in slots]
             drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 
@@ -326,8 +345,8 @@ class Pack:
         x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
         row = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
         extra = {name: fixed.expand(width, *fixed.shape) for name, fixed in self._layout.fixed.items()}
-        for name, shape in self._mask_shapes[len(x)].items():
-            extra[f"{name}.mask"] = torch.ones(width, *shape, dtype=self._layout.dtype, device=self.device)
+        for name, like in self._masks[len(x)].items():
+            extra[f"{name}.mask"] = torch.ones(width, *like.shape, dtype=self._layout.dtype, device=self.device)
         x, y = (part.expand(width, *part.shape) for part in (x, y))
         w, state = row.repeat(width, 1), {name: row.new_ones(width, len(row)) for name in self.rule.state}
         columns = defaultdict(lambda: row.new_ones(width, 1))

@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sweep.errors import one_line
 from sweep.train.evaluate import LossFn
-from sweep.train.runtime import reproducible
+from sweep.train.runtime import in_precision, reproducible
 
 
 class Unpackable(Exception):
@@ -91,37 +93,59 @@ def dropout_p(model: nn.Module, dropout: str) -> float:
     return layer.p
 
 
-def rehearsed(model: nn.Module, loss_fn: LossFn, x: Tensor, y: Tensor) -> tuple[dict[str, torch.Size], set[str]]:
-    """Trains a copy for one batch. Returns the shapes that reach its dropout layers, by name and in the order of
-    drawing, and the names of the parameters that get a gradient. Raises Unpackable."""
+@dataclass(frozen=True)
+class MaskLike:
+    """The tensor that reaches a dropout layer. The GPU's random numbers depend on its type, too."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def rehearsed(
+    model: nn.Module, loss_fn: LossFn, precision: str, x: Tensor, y: Tensor
+) -> tuple[dict[str, MaskLike], set[str]]:
+    """Trains a copy for one batch. Returns what reaches its dropout layers, by name and in the order of drawing, and
+    the names of the parameters that get a gradient. Raises Unpackable."""
     model = copy.deepcopy(model).train()
     for name, module in model.named_modules():
         if getattr(module, "track_running_stats", False):
             raise Unpackable(f"{type(module).__name__} ('{name}') keeps running statistics")
-    calls: list[tuple[str, torch.Size]] = []
+    calls: list[tuple[str, MaskLike]] = []
     for name, module in model.named_modules():
         if type(module) is nn.Dropout and module.p > 0:
             module.register_forward_pre_hook(partial(_note, calls, name))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with reproducible(x.device), torch.enable_grad():
-            loss_fn(model(x), y).backward()
+            loss_fn(in_precision(precision, model, x), y).backward()
     except Exception as error:  # whatever the model raises: alone, the trial fails at the step where it does
         raise Unpackable(f"the model raises in training ({one_line(error, 160)})") from error
     if any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()):
         raise Unpackable("the model changes its buffers while it trains")
-    shapes = dict(calls)
-    if len(shapes) < len(calls):
+    masks = dict(calls)
+    if len(masks) < len(calls):
         raise Unpackable("the model draws from one dropout layer several times")
-    return shapes, {name for name, weight in model.named_parameters() if weight.grad is not None}
+    return masks, {name for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def _note(calls: list[tuple[str, torch.Size]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    calls.append((name, inputs[0].shape))
+def _note(calls: list[tuple[str, MaskLike]], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    calls.append((name, MaskLike(inputs[0].shape, inputs[0].dtype)))
 
 
-def draw_mask(shape: torch.Size, p: float, random: torch.Generator) -> Tensor:
-    """As `torch.nn.functional.dropout` draws it, which draws nothing where nothing is left."""
+def draw_mask(like: MaskLike, p: float, random: torch.Generator) -> Tensor:
+    """Draw a mask as `torch.nn.functional.dropout` draws it on the generator's device: 0, or 1 / (1 - p).
+
+    Where p is 1, nothing is left and torch draws nothing.
+    """
     if p == 1:
-        return torch.zeros(shape)
-    return torch.empty(shape).bernoulli_(1 - p, generator=random).div_(1 - p)
+        return torch.zeros(like.shape, device=random.device)
+    if random.device.type != "cuda":
+        return torch.empty(like.shape).bernoulli_(1 - p, generator=random).div_(1 - p)
+    # CUDA's dropout kernel has an order of drawing of its own, and knows the device's default generator only.
+    default = torch.cuda.default_generators[random.device.index]
+    before = default.get_state()
+    default.set_state(random.get_state())
+    mask = functional.dropout(torch.ones(like.shape, dtype=like.dtype, device=random.device), p)
+    random.set_state(default.get_state())
+    default.set_state(before)
+    return mask
