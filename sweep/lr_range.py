@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -15,8 +16,9 @@ from sweep.config import Config, validate, with_origin
 from sweep.errors import ConfigError, SweepError
 from sweep.record.describe import group_choices
 from sweep.record.lr_range import RangeFolder, draw, write_losses, write_result
+from sweep.record.ownership import refuse_existing
 from sweep.record.provenance import rerun_command
-from sweep.run import checked_job, failures_told
+from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
 
 if TYPE_CHECKING:
@@ -33,15 +35,18 @@ def lr_range(cfg: DictConfig) -> None:
     """One Hydra job: a range test of the config. Raises ConfigError, or TrainingFailed for a model that fails."""
     from sweep.range_test import lr_keys, range_test
 
-    job = checked_job()
+    job = HydraConfig.get()
     overrides = [*searchpath_overrides(job), *job.overrides.task]
     with failures_told(job, SweepError):  # a model that fails leaves nothing to look at
+        check_job(job)
+        folder = RangeFolder(job.runtime.output_dir)
+        refuse_existing(folder_key(job), folder.path, folder.written)
         for key, problem in _NOT_OF_A_TEST.items():
             if cfg[key] is not None:
                 raise ConfigError(key, problem)
         config = validate(with_origin(cfg, job.runtime.choices, overrides))
         ramps = range_test(config)
-    folder, name = RangeFolder(job.runtime.output_dir), _name(config)
+    name = _name(config)
     suggestion = _written(folder, name, config, ramps)
     commands = _commands(lr_keys(config.scheduler), suggestion, overrides)
     _write_result(folder, lr_keys(config.scheduler), suggestion, commands)

@@ -102,6 +102,7 @@ def _write(folder: StudyFolder, storage: str | None, trials: Sequence[int] | Non
     report = Report(read_study(folder, storage), folder, trials)
     if page.is_dir():
         raise ConfigError("-o", f"'{page}' is a folder; name a file")
+    _refuse_foreign(page, folder)
     try:
         pictures = report.write(page)
     except OSError as error:
@@ -109,6 +110,22 @@ def _write(folder: StudyFolder, storage: str | None, trials: Sequence[int] | Non
     print(f"Page:      {page}")
     if pictures:
         print(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
+
+
+def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
+    """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
+    from sweep.page.document import is_page
+    from sweep.study.report import PICTURES
+
+    try:
+        if page.is_file() and not is_page(page):
+            raise ConfigError("-o", f"'{page}' is there and is no report; name another file")
+        pictures = [page.parent / folder.plots.name / name for name in PICTURES]
+        taken = [str(picture) for picture in pictures if picture.exists()]
+        if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
+            raise ConfigError("-o", f"'{taken[0]}' is of no report, and would be overwritten; name a file elsewhere")
+    except OSError as error:
+        raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
 
 
 def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:

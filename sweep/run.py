@@ -6,7 +6,6 @@ import functools
 import importlib
 import logging
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -25,6 +24,7 @@ from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.guard import check_hydra, guard_hydra
 from sweep.record.folder import RunFolder
+from sweep.record.ownership import JobFolder, note_directories, require_unused
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -39,7 +39,23 @@ def run(cfg: DictConfig) -> float:
     from sweep.record.summary import print_summary
     from sweep.trial import run_trial
 
-    job = checked_job()
+    job = HydraConfig.get()
+    with failures_told(job):
+        check_job(job)
+        if cfg.resume is None:
+            require_unused(RunFolder(job.runtime.output_dir), folder_key(job))
+        outcome = run_trial(
+            _asked_for(cfg, job),
+            folder=job.runtime.output_dir,
+            follower=_follower,
+            live=sys.stderr.isatty(),
+        )
+    print_summary(outcome)
+    return outcome.value
+
+
+def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
+    """The config that the command line means. Raises ConfigError."""
     overrides = list(job.overrides.task)
     if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
         raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
@@ -53,38 +69,38 @@ def run(cfg: DictConfig) -> float:
         cfg = with_origin(cfg, job.runtime.choices, [*searchpath_overrides(job), *overrides])
     if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
         log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
-    with failures_told(job):
-        outcome = run_trial(
-            cfg,
-            folder=job.runtime.output_dir,
-            follower=_follower,
-            live=sys.stderr.isatty(),
-        )
-    print_summary(outcome)
-    return outcome.value
+    return cfg
 
 
-def checked_job() -> Any:
-    """Hydra's node of the job that runs. Raises ConfigError for settings of Hydra's that do not go with ours."""
-    node = HydraConfig.get()
+def check_job(node: Any) -> None:
+    """Raises ConfigError for settings of Hydra's, in its node of the job that runs, that do not go with ours."""
     check_hydra(node)
     if node.job.chdir:
         raise ConfigError(
             "hydra.job.chdir", "would move outputs and data away from their relative paths; leave it false"
         )
-    return node
+
+
+def folder_key(job: Any) -> str:
+    """The key that says where the job's files go."""
+    return "hydra.sweep.dir" if job.mode == RunMode.MULTIRUN else "hydra.run.dir"
 
 
 @contextlib.contextmanager
 def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
-    """Passes on what fails: of one job among several it tells at once, and of a refused one it leaves no folder."""
+    """Say at once what fails of one job among several; leave no folder of a job that was refused before it began.
+
+    Only what this process wrote is removed: the folder may be one that the user named.
+    """
+    folder = JobFolder(job.runtime.output_dir)
     try:
         yield
-    except SweepError as error:
-        if job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only, at the end
-            log.error("failed: %s", error)
-        elif isinstance(error, refused):
-            _remove_unused(Path(job.runtime.output_dir))
+    except Exception as error:
+        told = _told(error)
+        if isinstance(told, refused):
+            folder.leave_unused()
+        if told is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
+            log.error("failed: %s", told)
         raise
 
 
@@ -99,6 +115,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
     logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
+    note_directories()
     command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(task)
     try:
         with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
@@ -149,12 +166,6 @@ def _refuse_rerun(arguments: Sequence[str]) -> None:
     """Hydra would take every override from the files of a run's folder, its own keys and resolvers included."""
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise ConfigError("--experimental-rerun", "is not supported; continue a run with resume=<its folder>")
-
-
-def _remove_unused(folder: Path) -> None:
-    """Removes what Hydra wrote for a run that was refused before it began."""
-    if not RunFolder(folder).journal.exists():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

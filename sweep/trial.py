@@ -23,6 +23,7 @@ from sweep.record.ending import write_end
 from sweep.record.folder import RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
+from sweep.record.ownership import require_unused
 from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command
 from sweep.record.recorder import Report
@@ -82,8 +83,11 @@ def run_trial(
     config = validate(cfg)
     if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
         config.overrides = None  # edited since: they would make another trial
+    is_new = config.resume is None and member is None  # a study continues its own
     if config.resume is None:
         run = RunFolder(folder or _new_folder(config))
+        if is_new:
+            require_unused(run, "folder")
     else:
         run = RunFolder(config.resume)
         config = stored_config(run)
@@ -103,6 +107,8 @@ def run_trial(
                 follower = follower(output_dir)
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
+        if is_new:
+            require_unused(run, "folder")  # another process may have begun in it meanwhile
         if follower is not None:
             follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(prepared(config, data))

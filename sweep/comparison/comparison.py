@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from sweep.comparison import studies
 from sweep.comparison.contenders import Contender
 from sweep.comparison.runs import Entry, Run, choose, read_run
-from sweep.comparison.studies import make_plan
+from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config import validate
 from sweep.errors import ConfigError, StudyFailed, SweepError
 from sweep.prepare import load_data
@@ -44,6 +44,7 @@ class Comparison:
         tunings = list(self._checked())
         _refuse_unlike(tunings)
         metric_direction = self._check_metric(tunings)
+        refuse_foreign_files(plan)
         self._announce()
         if plan.settings.dry_run:
             for _, _, tuning in tunings:

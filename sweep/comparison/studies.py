@@ -14,7 +14,9 @@ from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, is_auto, validate
 from sweep.errors import ConfigError
+from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
+from sweep.record.ownership import refuse_existing
 from sweep.record.store import without_password
 from sweep.seeds import derive_seed
 from sweep.study.composer import override
@@ -78,6 +80,16 @@ class Plan:
     @property
     def folder(self) -> Path:
         return Path(self.config.output_dir).absolute() / "comparisons" / self.name
+
+
+def refuse_foreign_files(plan: Plan) -> None:
+    """Raises ConfigError if the comparison would overwrite files that it did not make."""
+    folder = plan.folder
+    facts = folder / "comparison.yaml"
+    if facts.is_file() and facts.read_bytes().startswith(to_yaml({"name": plan.name}).encode()):
+        return
+    files = [facts, *(facts.with_suffix(suffix) for suffix in (".md", ".png"))]
+    refuse_existing("compare.name", folder, files)
 
 
 def make_plan(

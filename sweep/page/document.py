@@ -4,6 +4,7 @@ import base64
 import gzip
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 from sweep.page.figure import Figure
@@ -57,6 +58,13 @@ def to_html(document: Document) -> str:
         script=(folder / "page.js").read_text(encoding="utf-8"),
         plotly=_packed_plotly(),
     )
+
+
+def is_page(file: Path) -> bool:
+    """Whether the file is a page that `to_html` made, in this version or an earlier one."""
+    with open(file, "rb") as page:
+        head = page.read(1000)
+    return any(mark in head for mark in (b'name="generator" content="sweep"', b"default-src 'none'; style-src"))
 
 
 def _packed_plotly() -> str:

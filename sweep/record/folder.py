@@ -36,15 +36,22 @@ class RunFolder:
         self.diff = self.path / "uncommitted.diff"
         self.error = self.path / "error.txt"  # the traceback of a trial that failed
         self.mirror_state = self.path / "mlflow.json"
-        self._lock = self.path / ".lock"
+        self.log = self.path / "run.log"  # Hydra's, of a run that is a job of its own
+        self.lock_file = self.path / ".lock"
         self._mirror_lock = self.path / ".mirror.lock"
+
+    @property
+    def written(self) -> list[Path]:
+        """Every file that a run writes, but for locks, whose content does not matter."""
+        files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
+        return [*files, self.error, self.mirror_state, self.log]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> AbstractContextManager[None]:
         """Held while the trial runs, so that a dead trial can be told from a slow one. Raises Busy."""
-        return _locked(self._lock, patience_s=1.0)  # `is_running` takes it for a moment
+        return _locked(self.lock_file, patience_s=1.0)  # `is_running` takes it for a moment
 
     def mirror_lock(self) -> AbstractContextManager[None]:
         """Held while the journal is being mirrored, so that nothing is sent twice at once. Raises Busy."""
@@ -52,7 +59,7 @@ class RunFolder:
 
     def is_running(self) -> bool:
         """Whether some process holds the trial's lock."""
-        return _is_locked(self._lock)
+        return _is_locked(self.lock_file)
 
 
 class StudyFolder:
@@ -70,6 +77,12 @@ class StudyFolder:
         self.plots = self.path / "plots"
         self.report = self.path / "report.html"
         self._lock = self.path / ".study.lock"
+
+    @property
+    def written(self) -> list[Path]:
+        """Every file and directory that a study writes, but for its storage and its lock."""
+        files = [self.run.config, self.run.journal, self.run.mirror_state, self.results, self.best, self.option]
+        return [*files, self.report, self.plots, self.trials, self.workers]
 
     def trial(self, number: int, replicate: int | None = None) -> RunFolder:
         """The folder of a trial or, where each is trained on several seeds, of one of its replicates, from 0."""

@@ -27,6 +27,10 @@ class RangeFolder:
         self.result = self.path / "lr_range.yaml"
         self.picture = self.path / "lr_range.png"
 
+    @property
+    def written(self) -> list[Path]:
+        return [self.losses, self.result, self.picture]
+
 
 def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") -> None:
     """A row for each update of each seed."""

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -406,10 +407,11 @@ def _make_tables(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
         return
-    made = path.with_name(path.name + ".new")
-    made.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
-    os.replace(made, path)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        if not path.exists():
+            os.rename(made, path)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sweep.prepare import load_data
 from sweep.record.folder import StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import first, status
+from sweep.record.ownership import refuse_existing
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
 from sweep.study.auto_bounds import STARTS, covers, stored_starts, tested_starts
@@ -190,6 +191,7 @@ class Controller:
                 "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
             )
         _refuse_run_keys(self._base, settings)
+        self._refuse_foreign_files()
         worker = Worker(
             settings=settings,
             name=self.name,
@@ -250,6 +252,16 @@ class Controller:
         if self._starts is not None:
             study.set_user_attr(STARTS, self._starts)
         study.set_user_attr(IDENTITY, facts)
+
+    def _refuse_foreign_files(self) -> None:
+        """Raises ConfigError if the folder is no study's, and has files that would be overwritten."""
+        folder, is_remote = self.folder, self._settings.storage is not None
+        is_study = first(folder.run.journal, "start") is not None
+        is_study = is_study or (folder.storage.is_file() and folder.storage.stat().st_size > 0)
+        if is_remote:  # where the study is known, so that these are its own from the first moment
+            is_study = is_study or folder.trials.is_dir() or folder.workers.is_dir()
+        if not is_study:
+            refuse_existing("hydra.sweeper.study_name", folder.path, folder.written)
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
         """Raises ConfigError if the folder has trials of a study that is kept elsewhere, or was."""

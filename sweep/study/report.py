@@ -27,6 +27,7 @@ _N_CURVES = 5  # trials whose curves are shown where none are chosen
 _DPI = 200  # of pictures for papers
 _N_ROWS = 12  # of the table of trials
 _N_FAILURES = 20
+PICTURES = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")  # all there may be
 
 
 class Report:

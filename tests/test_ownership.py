@@ -1,0 +1,176 @@
+"""What the user owns: no command removes or overwrites a file that it did not make."""
+
+from pathlib import Path
+
+import pytest
+from processes import error_line, quick
+
+from sweep import compose, run_trial
+from sweep.errors import ConfigError
+from sweep.record.folder import RunFolder, StudyFolder
+from sweep.record.ownership import refuse_existing
+
+DEBUG = ("experiment=debug", "tracking=off")
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file and directory below the folder, by its path."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder with files of the user's, and with an empty folder."""
+    folder = tmp_path / "mine"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "photos").mkdir()
+    (folder / "photos" / "a.jpg").write_bytes(b"\xff\xd8")
+    (folder / "thesis.tex").write_text("mine")
+    return folder
+
+
+EXPERIMENT = "# @package _global_\nhydra: {run: {dir: .}}\ntrainer: {epochs: -1}\n"
+REFUSED = {
+    "here": ("sweep.run", ["hydra.run.dir=.", "trainer.epochs=-1"]),
+    "absolute": ("sweep.run", ["hydra.run.dir={mine}", "trainer.epochs=-1"]),
+    "an empty folder": ("sweep.run", ["hydra.run.dir={mine}/empty", "trainer.epochs=-1"]),
+    "new folders": ("sweep.run", ["hydra.run.dir={mine}/new/er", "trainer.epochs=-1"]),
+    "an experiment's": ("sweep.run", ["hydra.searchpath=[file://{conf}]", "experiment=mine"]),
+    "the scheduler removed": ("sweep.run", ["~scheduler"]),
+    "late": ("sweep.run", ["hydra.run.dir=.", "data=table", "data.path=none.csv", "data.target=y"]),
+    "after its lock": ("sweep.run", ["hydra.run.dir=.", "experiment=debug", "model.dropout=x"]),
+    "after a line in its log": ("sweep.run", ["hydra.run.dir=.", "optimizer.lr=1", "optimizer.nope=1"]),
+    "one of several": ("sweep.run", ["-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", "trainer.epochs=-1,-2"]),
+    "a range test": ("sweep.lr_range", ["hydra.run.dir=.", "lr_range.n_seeds=0"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_command_leaves_the_folder_as_it_was(case, mine):
+    conf = mine.parent / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+    before = contents(mine)
+    module, overrides = REFUSED[case]
+    given = [o.format(mine=mine, conf=conf) for o in overrides]
+    done = quick(mine, "output_dir=../outputs", *given, module=module, torch=case == "after its lock")
+    assert done.returncode == 2, done.stderr
+    assert error_line(done).startswith("error: ")
+    after = contents(mine)
+    after.pop("multirun.yaml", None)  # Hydra's own sweeper writes it
+    assert after == before
+    assert not list(mine.parent.glob("outputs/runs/*"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl", "curves.png", "run.log", "best.pt.tmp"])
+def test_a_run_overwrites_no_file_of_the_user(name, mine):
+    (mine / name).write_text("mine")
+    before = contents(mine)
+    done = quick(mine, *DEBUG, "output_dir=../outputs", "hydra.run.dir=.", torch=False)
+    assert error_line(done) == (
+        f"error: hydra.run.dir: '{mine}' has files that would be overwritten ({name}); choose another folder"
+    )
+    assert (done.returncode, contents(mine)) == (2, before)
+
+
+# A folder that holds a run
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run in a folder that its user named, twice as a job of several and once alone."""
+    cwd = tmp_path_factory.mktemp("held")
+    done = quick(cwd, "-m", "hydra/sweeper=basic", *DEBUG, "hydra.sweep.dir=fixed", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    return RunFolder(cwd / "fixed" / "0")
+
+
+def test_a_folder_that_holds_a_run_is_not_continued_by_another_one(held):
+    before = contents(held.path)
+    done = quick(held.path.parent, *DEBUG, f"hydra.run.dir={held.path}", "seed=5", torch=False)
+    line = error_line(done)
+    assert line.startswith(f"error: hydra.run.dir: '{held.path}' holds a run already")
+    assert "resume=" in line
+    assert "another folder" in line
+    assert (done.returncode, contents(held.path)) == (2, before)
+
+
+def test_nor_by_one_of_several(held):
+    cwd = held.path.parent.parent
+    before = contents(held.path.parent)
+    done = quick(cwd, "-m", "hydra/sweeper=basic", *DEBUG, "hydra.sweep.dir=fixed", "seed=5,6", torch=False)
+    assert error_line(done).startswith(f"error: hydra.sweep.dir: '{held.path}' holds a run already")
+    assert done.returncode == 2
+    after = contents(held.path.parent)
+    for found in (before, after):
+        found.pop("multirun.yaml")
+    assert after == before
+
+
+def test_nor_by_a_program_of_the_user(held, tmp_path):
+    before = contents(held.path)
+    with pytest.raises(ConfigError, match=r"folder: .* holds a run already"):
+        run_trial(compose([*DEBUG, f"output_dir={tmp_path}"]), folder=held.path)
+    assert contents(held.path) == before
+
+
+def test_an_unfinished_run_is_continued_by_the_command_that_the_refusal_names(tmp_path, follower):
+    class Stop(Exception): ...
+
+    def report(epoch, metrics):
+        raise Stop
+
+    cfg = compose([*DEBUG, f"output_dir={tmp_path}"])
+    with pytest.raises(Stop):
+        run_trial(cfg, report, folder=tmp_path / "it", follower=follower)
+    with pytest.raises(ConfigError, match=f"continue it with:  python -m sweep.run resume={tmp_path}/it$"):
+        run_trial(cfg, folder=tmp_path / "it", follower=follower)
+    cfg.resume = str(tmp_path / "it")
+    assert run_trial(cfg, follower=follower).n_epochs == 2
+
+
+# Studies, comparisons, range tests
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "best.yaml", "experiment/best.yaml", "report.html", "plots/a.png", "trials/0/config.yaml"]
+)
+def test_a_study_overwrites_no_file_of_the_user(name, tmp_path):
+    folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
+    file = folder.path / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    before = contents(tmp_path)
+    done = quick(tmp_path, "-m", *DEBUG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=1", torch=False)
+    line = error_line(done)
+    assert line.startswith(f"error: hydra.sweeper.study_name: '{folder.path}' has files that would be overwritten (")
+    assert name.partition("/")[0] in line
+    assert (done.returncode, contents(tmp_path)) == (2, before)
+
+
+def test_a_comparison_overwrites_no_file_of_the_user(tmp_path):
+    file = tmp_path / "outputs" / "comparisons" / "c" / "comparison.md"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    done = quick(tmp_path, *DEBUG, "optimizer=sgd,adam", "compare.name=c", module="sweep.compare", torch=False)
+    assert error_line(done).startswith(f"error: compare.name: '{file.parent}' has files that would be overwritten (")
+    assert (done.returncode, file.read_text()) == (2, "mine")
+    assert not list(tmp_path.glob("outputs/studies/*"))
+
+
+def test_a_range_test_overwrites_no_file_of_the_user(mine):
+    (mine / "losses.csv").write_text("mine")
+    before = contents(mine)
+    done = quick(mine, "hydra.run.dir=.", module="sweep.lr_range", torch=False)
+    assert error_line(done).startswith(
+        f"error: hydra.run.dir: '{mine}' has files that would be overwritten (losses.csv"
+    )
+    assert (done.returncode, contents(mine)) == (2, before)
+
+
+def test_an_empty_folder_takes_no_name_and_a_link_does(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse_existing("key", tmp_path, [tmp_path / "empty", tmp_path / "none"])
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="link"):
+        refuse_existing("key", tmp_path, [tmp_path / "link"])
