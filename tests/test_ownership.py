@@ -34,7 +34,7 @@ REFUSED = {
     "here": ("sweep.run", ["hydra.run.dir=.", "trainer.epochs=-1"]),
     "absolute": ("sweep.run", ["hydra.run.dir={mine}", "trainer.epochs=-1"]),
     "an empty folder": ("sweep.run", ["hydra.run.dir={mine}/empty", "trainer.epochs=-1"]),
-    "new folders": ("sweep.run", ["hydra.run.dir={mine}/new/er", "trainer.epochs=-1"]),
+    "a new folder": ("sweep.run", ["hydra.run.dir={mine}/new", "trainer.epochs=-1"]),
     "an experiment's": ("sweep.run", ["hydra.searchpath=[file://{conf}]", "experiment=mine"]),
     "the scheduler removed": ("sweep.run", ["~scheduler"]),
     "late": ("sweep.run", ["hydra.run.dir=.", "data=table", "data.path=none.csv", "data.target=y"]),

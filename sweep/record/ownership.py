@@ -35,15 +35,11 @@ def note_directories() -> None:
 
 
 def remove_made(folder: Path) -> None:
-    """Remove the folder, and then those above it, as far as this process made them and they are empty."""
-    for path in (folder, *folder.parents):
-        if str(path) not in _made:
-            return
-        try:
-            path.rmdir()
-        except OSError:
-            return
-        _made.discard(str(path))
+    """Remove the folder if this process made it and it is empty."""
+    if str(folder) in _made:
+        with suppress(OSError):
+            folder.rmdir()
+            _made.discard(str(folder))
 
 
 class JobFolder:
