@@ -66,7 +66,9 @@ def check_hydra(node: Any) -> None:
     subdir = node._get_node("output_subdir")
     subdir = subdir._value() if isinstance(subdir, Node) else None  # not resolved
     if subdir is not None and not re.fullmatch(_NAME, str(subdir)):
-        raise ConfigError("hydra.output_subdir", f"'{subdir}' is no name of a folder; leave it at null, or write .hydra")
+        raise ConfigError(
+            "hydra.output_subdir", f"'{subdir}' is no name of a folder; leave it at null, or write .hydra"
+        )
     for key in ("hydra_logging", "job_logging"):
         _check_logging(f"hydra.{key}", _plain(node, key), given)
     if "/" in str((_plain(node, "job") or {}).get("name")):
