@@ -1,0 +1,289 @@
+"""Reading a CSV file: how it may be written, what is wrong with it, and in which line."""
+
+import codecs
+import csv
+import re
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEY = "data.read"
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas", r"\s+": "blanks"}
+_SAMPLED = 20  # records that must agree about the separator
+_LONGEST_SHOWN = 60
+_BINARY = {
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"ARROW1": "a Feather or Arrow file; save it as CSV or Parquet",
+    b"FEA1": "a Feather file; save it as CSV or Parquet",
+    b"PK\x03\x04": "an Excel or zip file; save it as CSV or Parquet",
+    b"\xd0\xcf\x11\xe0": "an Excel file; save it as CSV or Parquet",
+    b"\x89HDF": "an HDF5 file; save it as CSV or Parquet",
+    b"SQLite format 3": "a database; save the table as CSV or Parquet",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+}
+_OF_WIDE_CHARACTERS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    r"""How a CSV file is written: the keys of `data.read`, with the meaning that they have for pandas.read_csv.
+
+    sep, decimal, thousands, quotechar, comment: one character each; sep may be \s+ too, for any number of blanks.
+    skiprows: lines before the header. na_values: further texts that stand for an empty cell.
+    """
+
+    sep: str = ","
+    decimal: str = "."
+    encoding: str = "utf-8"
+    thousands: str | None = None
+    quotechar: str = '"'
+    comment: str | None = None
+    skiprows: int = 0
+    na_values: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: object) -> "Dialect":
+        """Raises ConfigError for a key that is not among those above, or a value that it cannot have."""
+        if not isinstance(given, Mapping):
+            raise ConfigError(_KEY, f'must be null or hold keys, such as {{sep: ";"}}, got {given!r}')
+        known = cls.__dataclass_fields__
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"{_KEY}.{key}", f"is no key of it; choose one of: {', '.join(known)}")
+        values = {key: value for key, value in given.items() if value is not None}
+        if values.get("sep") in ("\\t", "tab"):
+            values["sep"] = "\t"
+        for key in ("sep", "decimal", "thousands", "quotechar", "comment"):
+            fits = isinstance(text := values.get(key, ","), str) and (len(text) == 1 or (key, text) == ("sep", r"\s+"))
+            if not fits or text in "\r\n":
+                or_blanks = r", or \s+ for blanks" if key == "sep" else ""
+                raise ConfigError(f"{_KEY}.{key}", f"must be one character{or_blanks}, got {text!r}")
+        _check_encoding(values.get("encoding", "utf-8"))
+        skipped = values.get("skiprows", 0)
+        if isinstance(skipped, bool) or not isinstance(skipped, int) or skipped < 0:
+            raise ConfigError(f"{_KEY}.skiprows", f"must be a number of lines >= 0, got {skipped!r}")
+        missing = values.get("na_values", ())
+        if isinstance(missing, str) or not isinstance(missing, Sequence):
+            missing = (missing,)
+        if not all(isinstance(text, str | int | float) for text in missing):
+            raise ConfigError(f"{_KEY}.na_values", f"must be a list of texts, got {missing!r}")
+        values["na_values"] = tuple(map(str, missing))
+        made = cls(**values)
+        for one, other in (("sep", "decimal"), ("sep", "thousands"), ("decimal", "thousands"), ("sep", "quotechar")):
+            if getattr(made, one) == getattr(made, other):
+                raise ConfigError(f"{_KEY}.{other}", f"is '{getattr(made, other)}', as is {_KEY}.{one}; set either")
+        return made
+
+    def override(self, **changes: Any) -> str:
+        """The words of a command line that set this dialect with `changes`."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__} | changes
+        kept = {key: value for key, value in values.items() if value != self.__dataclass_fields__[key].default}
+        written = [f"{key}: {_in_hydras_words(value)}" for key, value in kept.items()]
+        return shlex.quote(f"{_KEY}={{{', '.join(written)}}}")
+
+
+def _in_hydras_words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_in_hydras_words, value))}]"
+    if isinstance(value, int):
+        return str(value)
+    return '"\\t"' if value == "\t" else "'\"'" if value == '"' else f'"{value}"'
+
+
+def _check_encoding(name: object) -> None:
+    try:
+        "a".encode(str(name))
+    except (LookupError, ValueError):
+        raise ConfigError(
+            f"{_KEY}.encoding", f"'{name}' is no encoding; give one such as latin-1, cp1252 or utf-16"
+        ) from None
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """A file as `dialect` reads it. Its errors are of the key data.path, or data.read where that has to change."""
+
+    path: Path
+    dialect: Dialect
+
+    def read(self, targets: Sequence[str], as_text: Sequence[str]) -> "pd.DataFrame":
+        """The table with text for names of columns; those of no name are called "Unnamed: <position>".
+
+        targets: columns that there should be. as_text: columns whose cells stay the text that they are.
+        """
+        import pandas as pd
+
+        self._refuse_binary()
+        try:
+            sample = [cells for _, cells in zip(range(_SAMPLED), self._cells(), strict=False)]
+            if not sample:
+                raise ConfigError("data.path", f"'{self.path}' is empty")
+            self._check_separator(sample, targets)
+            header = self._header(sample[0])
+            texts = {i: "={}".format for i, name in enumerate(header) if name in as_text}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(
+                    self.path,
+                    index_col=False,  # else a column that the header lacks would become labels of rows
+                    skipinitialspace=True,
+                    low_memory=False,  # else a column's type would change from one portion to the next
+                    converters=texts,  # so that "NA" is a text in these columns alone; without the mark it is NaN
+                    **{key: getattr(self.dialect, key) for key in Dialect.__dataclass_fields__ if key != "na_values"},
+                    na_values=list(self.dialect.na_values),
+                )
+        except UnicodeError:
+            raise self._of_encoding() from None
+        except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+            raise (self._of_lengths(str(error)) or error) from None
+        frame.columns = header
+        return frame.assign(**{name: frame[name].str[1:] for name in as_text if name in header})
+
+    def place(self, row: int, n_rows: int) -> str:
+        """Where data row `row`, from 0 of `n_rows`, begins: its line in the file, from 1; a cell may hold several."""
+        try:
+            lines = [line for line, _ in self._records()][1:]
+        except (UnicodeError, csv.Error, OSError):
+            lines = []
+        return f"line {lines[row]}" if len(lines) == n_rows else f"data row {row + 1}"
+
+    def _header(self, cells: Sequence[str]) -> list[str]:
+        names = [cell.strip() for cell in cells]
+        for name in names:
+            if name and names.count(name) > 1:
+                raise ConfigError("data.path", f"two columns of '{self.path}' are called '{shown(name)}'; rename one")
+        if not any(names):
+            raise ConfigError("data.path", f"the header line of '{self.path}' names no column")
+        return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
+
+    def _check_separator(self, sample: Sequence[Sequence[str]], targets: Sequence[str]) -> None:
+        """Raises ConfigError if the cells are not separated as expected, but evenly by something else."""
+        if _is_even(sample) and set(targets) <= {cell.strip() for cell in sample[0]}:
+            return
+        is_whole = len(sample[0]) == 1  # nothing separates it
+        for sep, name in _SEPARATORS.items():
+            other = CsvFile(self.path, Dialect(**{**vars(self.dialect), "sep": sep}))
+            cells = [cells for _, cells in zip(range(_SAMPLED), other._cells(), strict=False)]
+            expected = set(targets) <= {cell.strip() for cell in cells[0]} or (is_whole and sep in ";\t|")
+            if sep != self.dialect.sep and _is_even(cells) and expected:
+                decimal = "," if sep != "," and any(_has_decimal_comma(c) for row in cells[1:] for c in row) else "."
+                way = self.dialect.override(sep=sep, decimal=decimal)
+                raise ConfigError(_KEY, f"the cells of '{self.path}' are separated by {name}; set {way}")
+
+    def _of_lengths(self, pandas_says: str) -> ConfigError | None:
+        """What is wrong with a file whose records do not fit its header; None where that is something else."""
+        try:
+            (_, header), *records = [(line, len(cells)) for line, cells in self._records()]
+        except (UnicodeError, csv.Error, ValueError):
+            return None
+        for line, n_cells in records:
+            if n_cells > header:
+                quoted = "; a cell that holds the separator needs quotation marks"
+                told = f"line {line} of '{self.path}' has {n_cells} cells, more than its header, which has {header}"
+                return ConfigError("data.path", told + quoted)
+        if "EOF inside string" not in pandas_says:
+            return None
+        line = records[-1][0] if records else 1
+        return ConfigError("data.path", f"a quotation mark in line {line} of '{self.path}' is never closed")
+
+    def _of_encoding(self) -> ConfigError:
+        content = self.path.read_bytes()
+        for mark, encoding in _OF_WIDE_CHARACTERS:
+            if content.startswith(mark):
+                return ConfigError(
+                    _KEY, f"'{self.path}' is in {encoding}; set {self.dialect.override(encoding=encoding)}"
+                )
+        encoding = self.dialect.encoding
+        try:
+            content.decode(encoding)
+            where = ""
+        except UnicodeError as error:
+            start = getattr(error, "start", 0)
+            line = content[:start].count(b"\n") + 1
+            where = f" (line {line} has the byte 0x{content[start]:02x})"
+        way = self.dialect.override(encoding="latin-1")
+        return ConfigError(_KEY, f"'{self.path}' is not in {encoding}{where}; set {way}, or the encoding that it has")
+
+    def _refuse_binary(self) -> None:
+        with open(self.path, "rb") as file:
+            start = file.read(4096)
+        for mark, kind in _BINARY.items():
+            if start.startswith(mark):
+                raise ConfigError("data.path", f"'{self.path}' is {kind}")
+        wide = self.dialect.encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+        if b"\0" in start and not wide:
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise self._of_encoding()
+            raise ConfigError("data.path", f"'{self.path}' is no text; save it as CSV or Parquet")
+
+    def _cells(self) -> Iterator[list[str]]:
+        return (cells for _, cells in self._records())
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """The line in which it begins, from 1, and the cells of each record; lines that pandas skips are no records."""
+        dialect = self.dialect
+        blanks = dialect.sep == r"\s+"
+        with _long_cells(), open(self.path, encoding=self._encoding, newline="") as file:
+            for _ in range(dialect.skiprows):
+                file.readline()
+            reader = csv.reader(
+                (line if dialect.comment is None else _before(line, dialect.comment) for line in file),
+                delimiter=" " if blanks else dialect.sep,
+                quotechar=dialect.quotechar,
+                skipinitialspace=True,
+            )
+            end = 0
+            for cells in reader:
+                begin, end = end + 1, reader.line_num
+                if blanks:
+                    cells = [cell for cell in re.split(r"\s+", " ".join(cells).strip()) if cell]
+                if cells and (len(cells) > 1 or cells[0].strip()):
+                    yield begin + dialect.skiprows, cells
+
+    @property
+    def _encoding(self) -> str:
+        """That of the dialect, without the mark with which some programs begin a file."""
+        return "utf-8-sig" if codecs.lookup(self.dialect.encoding).name == "utf-8" else self.dialect.encoding
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells of any length, as pandas reads them."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _before(line: str, comment: str) -> str:
+    return line.partition(comment)[0] + "\n" if comment in line else line
+
+
+def _is_even(records: Sequence[Sequence[str]]) -> bool:
+    return len(records[0]) > 1 and len({len(cells) for cells in records}) == 1
+
+
+def _has_decimal_comma(cell: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell) is not None
+
+
+def shown(cell: object) -> str:
+    """A cell or a name as an error shows it: nothing that a terminal would act on, and not at any length."""
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(cell)[: _LONGEST_SHOWN + 1]
+    )
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -1,0 +1,262 @@
+"""Tables as their owners write them: other separators, encodings, indices, classes of any name."""
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from omegaconf import OmegaConf
+
+from sweep import ConfigError, Samples, compose
+from sweep.data.csv_file import CsvFile, Dialect
+from sweep.data.table import table
+
+CLASSES = {"task": "classification"}
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Reads a CSV file of that content, with `y` for its target."""
+
+    def made(content: str | bytes, **arguments: Any) -> Samples:
+        path = tmp_path / "mine.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return table(str(path), **{"target": "y", **arguments})
+
+    return made
+
+
+@pytest.fixture
+def refusal(read):
+    def told(content: str | bytes, **arguments: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            read(content, **arguments)
+        assert str(caught.value).isprintable()  # one line too
+        return str(caught.value)
+
+    return told
+
+
+# Columns that say which row it is
+
+
+def sorted_frame(n: int = 40) -> pd.DataFrame:
+    x = np.sort(np.random.default_rng(0).normal(size=n))
+    return pd.DataFrame({"x": x, "y": 2 * x})
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_index_that_pandas_wrote_is_no_feature_and_a_warning_names_it(kind: str, tmp_path: Path, caplog):
+    path = tmp_path / f"mine.{kind}"
+    sorted_frame().to_csv(path.with_suffix(".csv"))
+    if kind == "parquet":
+        pd.read_csv(path.with_suffix(".csv")).to_parquet(path)
+    assert table(str(path), "y").features == ("x",)
+    (warning,) = caplog.messages
+    assert "data.features" in warning
+    assert "'Unnamed: 0' (unnamed)" in warning
+    caplog.clear()
+    assert table(str(path), "y", features=["Unnamed: 0", "x"]).features == ("Unnamed: 0", "x")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_left_out"),
+    [
+        ("n", [0, 1, 2, 3, 4], True),
+        ("n", [1.0, 2.0, 3.0, 4.0, 5.0], True),
+        ("n", [50, 40, 30, 20, 10], True),
+        ("Id", [3, 4, 8, 9, 20], True),  # of rows that were chosen from more
+        ("age", [3, 4, 8, 9, 20], False),
+        ("id", [3, 8, 4, 9, 20], False),
+        ("t", [0.0, 0.1, 0.2, 0.3, 0.4], False),
+        ("Unnamed: 3", [0.5, 0.1, 0.2, 0.9, 0.4], True),
+        ("__index_level_0__", [1, 2, 4, 5, 9], True),
+    ],
+)
+def test_columns_that_count_rows_are_left_out(name: str, values: list[float], is_left_out: bool, read, caplog):
+    frame = pd.DataFrame({name: values, "x": [3, 1, 2, 5, 4], "y": [1, 2, 4, 8, 16]})
+    assert read(frame.to_csv(index=False)).features == (("x",) if is_left_out else (name, "x"))
+    assert [name in message for message in caplog.messages] == [True] * is_left_out
+
+
+def test_a_table_of_nothing_but_an_index_says_how_to_train_with_it(read, refusal):
+    text = "n,y\n" + "".join(f"{i},{i * i}\n" for i in range(5))
+    assert "no column is left but 'n' (counts rows)" in refusal(text)
+    assert read(text, features=["n"]).features == ("n",)
+
+
+# Classes
+
+
+def test_a_class_may_be_called_what_pandas_takes_for_missing(read):
+    made = read("a,y\n1,NA\n4,None\n2,nan\n7,NA\n", **CLASSES)
+    assert (made.classes, made.y.tolist()) == (("NA", "None", "nan"), [0, 1, 2, 0])
+
+
+def test_an_empty_class_is_named_with_its_line(refusal):
+    assert "line 3, column 'y' is empty" in refusal("a,y\n1,NA\n4, \n2,nan\n", **CLASSES)
+    assert "line 2, column 'y' is empty" in refusal("a,y\n1,NA\n4,u\n", read={"na_values": ["NA"]}, **CLASSES)
+
+
+def test_numbers_and_a_text_in_a_long_column_of_classes_are_classes_and_a_warning(read, caplog):
+    n = 70_000  # pandas reads so many in several portions, and each has a type of its own
+    rows = [f"{i % 7},{i % 3 + 9}\n" for i in range(n)]
+    rows[n // 2] = "1,other\n"
+    made = read("a,y\n" + "".join(rows), **CLASSES)
+    assert made.classes == ("9", "10", "11", "other")
+    assert np.bincount(made.y)[3] == 1
+    (warning,) = caplog.messages
+    assert f"such as 'other' in line {n // 2 + 2}" in warning
+
+
+def test_classes_that_differ_by_blanks_or_capitals_alone_are_warned_of(read, caplog):
+    assert read("a,y\n1,yes\n4,yes \n2,no\n7,No\n", **CLASSES).classes == ("No", "no", "yes", "yes ")
+    assert ["'No' and 'no'" in caplog.messages[0], "'yes' and 'yes '" in caplog.messages[1]] == [True, True]
+
+
+def test_a_number_is_one_class_however_it_is_written(read):
+    made = read("a,y\n1,1\n4,01\n2,1.0\n7,9007199254740993\n3,9007199254740992\n", **CLASSES)
+    assert made.y.tolist() == [0, 0, 0, 2, 1]
+    assert made.classes == ("1", "9007199254740992", "9007199254740993")
+
+
+# How the file is written
+
+
+WRITTEN = {
+    "semicolons": ("a;b;y\n1;2,5;3\n4;0,5;6\n", {"sep": ";", "decimal": ","}),
+    "semicolons, without commas": ("a;b;y\n1;2.5;3\n4;0.5;6\n", {"sep": ";"}),
+    "tabs": ("a\tb\ty\n1\t2.5\t3\n4\t0.5\t6\n", {"sep": "\\t"}),
+    "bars": ("a|b|y\n1|2.5|3\n4|0.5|6\n", {"sep": "|"}),
+    "blanks": ("a  b   y\n1  2.5 3\n4  0.5 6\n", {"sep": r"\s+"}),
+    "latin-1": ("a,b,y,größe\n1,2.5,3,0\n4,0.5,6,0\n".encode("latin-1"), {"encoding": "latin-1"}),
+    "utf-16": ("a,b,y\n1,2.5,3\n4,0.5,6\n".encode("utf-16"), {"encoding": "utf-16"}),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_file_written_in_another_way_is_read_by_the_override_that_the_error_prints(kind: str, read, refusal):
+    content, expected = WRITTEN[kind]
+    told = refusal(content)
+    assert told.startswith("data.read: ")
+    assert kind.partition(",")[0] in told
+    (printed,) = [word for word in shlex.split(told.partition("; set ")[2]) if word.startswith("data.read=")]
+    node: Any = OmegaConf.to_container(compose(["data=table", printed.rstrip(",")]).data)
+    assert node["read"] == expected
+    assert_array_equal(read(content, features=["a", "b"], read=node["read"]).x, [[1, 2.5], [4, 0.5]])
+
+
+def test_commas_before_decimals_get_the_whole_override(refusal):
+    told = refusal("a;y\n1,5;1\n2,5;2\n", read={"sep": ";", "encoding": "latin-1"})
+    assert """line 2, column 'a' is '1,5'""" in told
+    assert """set 'data.read={sep: ";", decimal: ",", encoding: "latin-1"}'""" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "x"),
+    [
+        (b"\xef\xbb\xbfa,y\r\n3,1\r\n5,2\r\n", [[3], [5]]),
+        (b'\xef\xbb\xbf"a","y"\n3,1\n5,2\n', [[3], [5]]),
+        (b"a , y \n3 , 1 \n5 , 2 \n", [[3], [5]]),
+        (b"a,y\r3,1\r5,2\r", [[3], [5]]),
+        (b'"a\nb",y\n\n3,1\n   \n5,2\n', [[3], [5]]),
+        (b"\n\na,y\n3,1\n5,2", [[3], [5]]),
+    ],
+)
+def test_marks_ends_of_lines_and_blanks_do_not_matter(content: bytes, x: list[list[float]], read):
+    assert_array_equal(read(content).x, x)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_an_error_names_the_line_of_the_file_also_where_cells_hold_several(newline: str, refusal):
+    lines = ['"a', 'b",y', '3,"1"', "", '5,"bad', 'one"', "6,2"]
+    assert "line 5, column 'y' is 'bad\\" in refusal(newline.join(lines))
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "says"),
+    [
+        (b"\xef\xbb\xbf", {}, "is empty"),
+        (b",,\n1,2,3\n", {}, "names no column"),
+        (b"a,a ,y\n1,2,3\n", {}, "two columns of"),
+        (b'a,y\n1,2\n"3,4\n5,6\n', {}, "a quotation mark in line 3 of"),
+        (b"a,y\n1,2\n3,4,5\n", {}, "line 3 of"),
+        (b"a,y\n1,\x002\n", {}, "is no text"),
+        (b"PAR1....", {}, "is a Parquet file; name it .parquet"),
+        (b"PK\x03\x04....", {}, "is an Excel or zip file"),
+        (b"a,y\n1," + b"z" * 300_000 + b"\n", {}, "line 2, column 'y' is 'zzzz"),
+        (b"a,y\n1,\x1b[31mred\n", {}, "is '\\x1b[31mred'"),
+        (b"a,y\n1,2\n-inf,4\n", {}, "line 3, column 'a' is '-inf'"),
+        (b"# mine\na,y\n# more\n1,2\n4,bad\n", {"read": {"comment": "#"}}, "line 5, column 'y' is 'bad'"),
+        (b"mine\n\na,y\n1,2\n4,bad\n", {"read": {"skiprows": 2}}, "line 5, column 'y' is 'bad'"),
+        (b"a,y\n1,2\n4,?\n", {"read": {"na_values": "?"}}, "line 3, column 'y' is empty or NaN"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(content: bytes, arguments: dict[str, Any], says: str, refusal):
+    assert says in refusal(content, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"converters": {"a": "eval"}}, "data.read.converters"),
+        ({"engine": "python"}, "data.read.engine"),
+        ({"sep": ";;"}, "data.read.sep"),
+        ({"sep": 1}, "data.read.sep"),
+        ({"decimal": ","}, "data.read.decimal"),
+        ({"encoding": "nope"}, "data.read.encoding"),
+        ({"encoding": "hex"}, "data.read.encoding"),
+        ({"skiprows": -1}, "data.read.skiprows"),
+        ({"na_values": {"a": 1}}, "data.read.na_values"),
+        ("x", "data.read"),
+        ([1], "data.read"),
+    ],
+)
+def test_a_way_of_reading_that_there_is_not_is_refused(given: Any, key: str, refusal):
+    assert refusal("a,y\n1,2\n3,4\n", read=given or 0).startswith(f"{key}: ")
+
+
+def test_parquet_takes_no_way_of_reading_csv(tmp_path: Path):
+    sorted_frame().to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ConfigError, match=r"data\.read: is for CSV files"):
+        table(str(tmp_path / "mine.parquet"), "y", read={"sep": ";"})
+
+
+@settings(max_examples=60)
+@given(
+    head=st.sampled_from([b"a,y\n", b"a,b,y\n", b"a;y\n", b"y,a\r\n", b""]),
+    body=st.one_of(
+        st.binary(max_size=60),
+        st.text(alphabet='0123ay,;\t\n\r" .-é', max_size=60).map(str.encode),
+    ),
+    task=st.sampled_from(["regression", "classification"]),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path_factory, head: bytes, body: bytes, task: Any):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(head + body)
+    told = ""
+    try:
+        assert len(table(str(path), "y", task=task).x) > 0
+    except ConfigError as error:
+        told = str(error)
+    assert told.replace("…", "").isprintable()
+
+
+@settings(max_examples=40)
+@given(cells=st.lists(st.text(alphabet='ab,"\n\r ', min_size=1, max_size=5), min_size=1, max_size=6))
+def test_rows_are_where_they_are_said_to_be(tmp_path_factory, cells: list[str]):
+    path = tmp_path_factory.getbasetemp() / "lines.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["a", "b"], *([c, f"<{i}>"] for i, c in enumerate(cells))])
+    lines = path.read_bytes().decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    ends = [n for n, line in enumerate(lines, 1) if "<" in line]
+    begins = [2, *(end + 1 for end in ends[:-1])]
+    places = [CsvFile(path, Dialect()).place(i, len(cells)) for i in range(len(cells))]
+    assert places == [f"line {begin}" for begin in begins]
