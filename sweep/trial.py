@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,6 +80,29 @@ def run_trial(
 
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
+    training = train_by_epochs(cfg, report, folder=folder, follower=follower, live=live, member=member, load=load)
+    while True:
+        try:
+            next(training)
+        except StopIteration as over:
+            return over.value
+
+
+def train_by_epochs(
+    cfg: DictConfig,
+    report: Report | None = None,
+    *,
+    folder: str | Path | None = None,
+    follower: Follower | Callable[[Path], Follower] | None = None,
+    live: bool = False,
+    member: Membership | None = None,
+    load: "Callable[[Config], Data] | None" = None,
+) -> Generator[int, None, Outcome]:
+    """Do what `run_trial` does, and yield the number of each finished epoch.
+
+    While it is suspended other trials may train in this process, if `sweep.train.runtime.Turn` keeps them apart. An
+    exception that is thrown into it ends the trial as one that `report` raises does.
+    """
     config = validate(cfg)
     if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
         config.overrides = None  # edited since: they would make another trial
@@ -120,7 +143,7 @@ def run_trial(
             ) as attempt:
                 try:
                     with _shown(config, fit, live, member) as attempt.recorder.show:
-                        test, train_s = _train(fit, attempt, data.samples.noise)
+                        test, train_s = yield from _train(fit, attempt, data.samples.noise)
                 except KeyboardInterrupt:
                     if member is None:
                         log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
@@ -162,19 +185,26 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
         write_end(journal, run, error, member)
 
 
-def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> tuple[dict[str, float], float]:
-    """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds."""
+def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> Generator[int, None, tuple[dict[str, float], float]]:
+    """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds
+    that it trained, in which it was not suspended."""
     collector.resume()
-    start = time.perf_counter()
+    train_s, start = 0.0, time.perf_counter()
     try:
         with stop_on_signal() as stop:
-            fit.run(attempt.recorder, stop, lambda: attempt.save(fit.state_dict()))
-        train_s = time.perf_counter() - start
+            for epoch in fit.epochs(attempt.recorder, stop, lambda: attempt.save(fit.state_dict())):
+                train_s += time.perf_counter() - start
+                try:
+                    yield epoch
+                finally:
+                    start = time.perf_counter()
+        train_s += time.perf_counter() - start
+        start = time.perf_counter()
         n_weights = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
         test = fit.test(noise)
         attempt.complete(test, n_weights, train_s)
     except BaseException as error:
-        attempt.end(error, time.perf_counter() - start)
+        attempt.end(error, train_s + time.perf_counter() - start)
         raise
     return test, train_s
 

@@ -49,7 +49,8 @@ def write_start(
     was refused before it had the last or the first has None for it.
     """
     earlier = first(run.journal, "start")
-    if earlier is not None and data is not None and earlier["dataset"]["digest"] != data["digest"]:
+    known = None if earlier is None else earlier.get("dataset")  # None of a trial that was refused before it had any
+    if known is not None and data is not None and known["digest"] != data["digest"]:
         raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
     run.curves.unlink(missing_ok=True)
     if earlier is None:

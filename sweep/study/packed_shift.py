@@ -1,6 +1,5 @@
 """A worker at work on many trials at once: a shift whose trials share vectorised passes (docs/packed.md)."""
 
-import math
 import signal
 import sys
 import time
@@ -9,7 +8,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -28,9 +26,10 @@ from sweep.record.start import stored_config
 from sweep.record.store import output_dir_of, recorded_uri, store_of
 from sweep.signals import StopRequest
 from sweep.study.ledger import PACKING, PROBLEM
-from sweep.study.objective import best_of, mean_values, run_values
+from sweep.study.means import Means
+from sweep.study.objective import mean_values, run_values
 from sweep.study.samplers import is_uniform
-from sweep.study.shift import Shift, ended, log
+from sweep.study.shift import Shift, ended, is_pruned, log
 from sweep.study.space import Configuration
 from sweep.train import checkpoint
 from sweep.train.packed import Slot
@@ -47,17 +46,13 @@ _ROUNDS, _FEWEST_AT_ONCE = 8, 4  # a sampler that learns is to see results so of
 
 @dataclass
 class _Entry:
-    """A trial at work. n_runs: one for each seed. values: of its runs that are done. problem: what ended it early.
-    best, epochs: of each run so far, by replicate.
-    """
+    """A trial at work. values: of its runs that are done. problem: what ended it early."""
 
     trial: FrozenTrial
-    n_runs: int
+    means: Means
     seats: "list[_Seat]" = field(default_factory=list)
     values: dict[int, list[float]] = field(default_factory=dict)
     problem: Exception | None = None
-    best: dict[int, float] = field(default_factory=dict)
-    epochs: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -138,11 +133,14 @@ class PackedShift(Shift):
 
     def _enter(self, trial: FrozenTrial) -> None:
         """Seats the trial's runs, unless they have to train alone or have come to their end before."""
-        entry = _Entry(trial, self._settings.seeds)
+        entry = _Entry(trial, self._begin_means(trial))
         try:
             configuration = self._patiently(lambda: self._configure(trial))
             try:
-                seats = [self._seat(entry, configuration.groups, *run) for run in self._replicates(configuration)]
+                seats = [
+                    self._seat(entry, configuration.groups, self._replicate(place), values)
+                    for place, values in enumerate(self._runs(configuration))
+                ]
             except Unpackable as why:
                 self._note(trial, f"trains alone: {why}")
                 self._alone.append((trial, configuration))
@@ -172,7 +170,7 @@ class PackedShift(Shift):
         trial, settings = entry.trial, self._settings
         run = self._worker.folder.trial(trial.number, replicate)
         composed = partial(self._composer.compose, groups, values)
-        if end := ended(run, replicate):  # its worker died before it could tell
+        if end := ended(run):  # its worker died before it could tell
             raise end
         try:
             if PROBLEM in trial.user_attrs:
@@ -219,27 +217,8 @@ class PackedShift(Shift):
         seat.group.pack.seat(seat.slot)
 
     def _report_of(self, seat: _Seat) -> Report:
-        """Tells the study of the mean over the trial's runs, once all of them have come so far, and asks the pruner.
-
-        A step is an epoch of any of the runs, as when they train one after the other.
-        """
-        entry, place = seat.entry, seat.replicate or 0
-        name, direction = self._watched()
-
-        def report(epoch: int, metrics: Mapping[str, float]) -> None:
-            if name not in metrics:
-                return
-            if place not in entry.best:
-                earlier = journal.curves(seat.run.journal)[name]
-                entry.best[place] = best_of(earlier.values[earlier.steps < epoch].tolist(), direction)
-            entry.best[place] = best_of([entry.best[place], metrics[name]], direction)
-            entry.epochs[place] = epoch
-            if len(entry.epochs) == entry.n_runs and min(entry.epochs.values()) == epoch:
-                pruned = self._says_prune(entry.trial, epoch * entry.n_runs, fmean(entry.best.values()))
-                if pruned and epoch < seat.config.trainer.epochs:
-                    raise Pruned(epoch)
-
-        return report
+        entry = seat.entry
+        return self._reporter(entry.trial, entry.means, seat.replicate or 0, seat.config.trainer.epochs)
 
     def _advance(self, group: Group) -> None:
         """One epoch of a pack."""
@@ -277,7 +256,7 @@ class PackedShift(Shift):
             self._free(seat)
         except (Pruned, Diverged) as error:
             self._free(seat)
-            self._end(entry, ended(seat.run, seat.replicate) or error)
+            self._end(entry, ended(seat.run) or error)
         except DiskFull as error:
             self._free(seat)
             self._end(entry, error)
@@ -291,16 +270,15 @@ class PackedShift(Shift):
     def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
         place = replicate or 0
         entry.values[place] = values
-        entry.best.setdefault(place, values[0])
-        entry.epochs[place] = math.inf
+        entry.means.end(place)
 
     def _end(self, entry: _Entry, problem: Exception) -> None:
         """Ends the trial's other runs, which are not worth going on with or will go on later."""
         entry.problem = problem
         for seat in [*entry.seats]:
             assert seat.attempt is not None
-            later = isinstance(problem, DiskFull | BeingTrained)
-            seat.attempt.end(Interrupted(signal.SIGTERM) if later else Pruned(seat.slot.epoch), seat.train_s)
+            ending = Pruned(seat.slot.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM)
+            seat.attempt.end(ending, seat.train_s)
             self._free(seat)
 
     def _tell_closed(self) -> None:

@@ -250,7 +250,7 @@ def _traceback(folder: StudyFolder, number: int) -> str | None:
 def _ending(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED:
         stopped = trial.user_attrs.get(STOPPED)
-        return stopped.partition(" of seed")[0] if stopped else "diverged"
+        return stopped or "diverged"
     return STATES[trial.state]
 
 

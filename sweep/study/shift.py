@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -22,14 +23,18 @@ from sweep.signals import StopRequest
 from sweep.study.failures import too_many_failures
 from sweep.study.ledger import PROBLEM, STOPPED, Ledger
 from sweep.study.lock import StudyLock
-from sweep.study.objective import best_of, mean_values, run_values
+from sweep.study.means import Means
+from sweep.study.objective import mean_values, run_values
 from sweep.study.outage import Patience
 from sweep.study.space import Configuration
 from sweep.study.storage import open_storage
-from sweep.trial import record_refused, run_trial
+from sweep.trial import record_refused, train_by_epochs
 
 if TYPE_CHECKING:
     from sweep.study.worker import Worker
+    from sweep.train.runtime import Turn
+
+Training = Generator[int, None, list[float]]  # of one run, epoch by epoch, to its objectives
 
 log = logging.getLogger("sweep")
 
@@ -50,6 +55,8 @@ class Shift:
         )
         self._patiently = Patience(self._settings.storage, is_over=self._is_asked_to_stop)
         self._load = RememberedData()
+        self._means: dict[int, Means] = {}  # of the trials at work, by id
+        self._one_by_one = False  # whether there is no memory to train the seeds of a trial in turn
         self._is_child = os.getppid() == worker.controller
 
     def run(self) -> int | None:
@@ -115,39 +122,102 @@ class Shift:
 
     def _train(self, trial: FrozenTrial, configuration: Configuration) -> list[float]:
         """The objectives, the mean over `seeds` runs."""
-        done: list[list[float]] = []
-        for replicate, values in self._replicates(configuration):
-            config = self._composer.compose(configuration.groups, values)
-            done.append(self._train_one(trial, config, replicate, done))
-        return mean_values(done)
+        means = self._begin_means(trial)
 
-    def _replicates(self, configuration: Configuration) -> list[tuple[int | None, dict[str, Any]]]:
-        """The values of each run of a trial, with the number of the replicate where there are several."""
+        def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Generator[int, None, list[float]]:
+            config = self._composer.compose(configuration.groups, values)
+            return self._train_one(trial, config, self._replicate(place), means, anew)
+
+        runs = self._runs(configuration)
+        if len(runs) == 1:
+            return mean_values([finished(training(0, runs[0]))])
+        return mean_values(self._train_in_turn(trial, [partial(training, *run) for run in enumerate(runs)]))
+
+    def _begin_means(self, trial: FrozenTrial) -> Means:
+        """What the trial's runs recorded in earlier attempts, of which the study may lack some."""
+        name, direction = self._watched()
+        means = Means(self._settings.seeds, direction, trial.intermediate_values)
+        for place in range(self._settings.seeds):
+            run = self._worker.folder.trial(trial.number, self._replicate(place))
+            if run.journal.exists() and (curve := journal.curves(run.journal).get(name)) is not None:
+                means.extend(place, curve.steps.tolist(), curve.values.tolist())
+        self._means[trial._trial_id] = means
+        return means
+
+    def _train_in_turn(self, trial: FrozenTrial, trainings: Sequence[Callable[..., Training]]) -> list[list[float]]:
+        """Train the runs of a trial an epoch in turn, so that a step is known as soon as possible; their objectives.
+
+        Where there is no memory for all of them at once, they train one after the other.
+        """
+        from sweep.train.runtime import Turn, is_out_of_memory
+
+        values: dict[int, list[float]] = {}
+        left = {place: Turn(training()) for place, training in enumerate(trainings)}
+        at_once = not self._one_by_one
+        while left:
+            place = min(left, key=lambda place: (left[place].epoch * at_once, place))
+            try:
+                left[place].train()
+            except StopIteration as over:
+                values[place] = over.value
+                del left[place]
+            except BaseException as problem:
+                is_last = sum(turn.has_begun for turn in left.values()) == 1
+                del left[place]
+                if is_last or not isinstance(problem, Exception) or not is_out_of_memory(problem):
+                    self._end_turns(left.values(), problem)
+                    raise
+                log.warning("trial %d: out of memory, its seeds train one after the other", trial.number)
+                self._end_turns(left.values(), Interrupted(signal.SIGTERM))
+                self._one_by_one, at_once = True, False
+                left = {p: Turn(trainings[p](anew=p == place)) for p in sorted({*left, place})}
+        return [values[place] for place in sorted(values)]
+
+    def _end_turns(self, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
+        """End the trial's other runs, because of what happened to one: they are pruned with it, or left for later."""
+        for turn in turns:
+            with suppress(Exception, KeyboardInterrupt):  # what ends the trial is known
+                if not turn.has_begun:
+                    continue
+                if self._stop.signum is not None and type(problem) is not KeyboardInterrupt:
+                    turn.train()  # which saves a checkpoint and stops
+                turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
+
+    def _runs(self, configuration: Configuration) -> list[dict[str, Any]]:
+        """The values of each run of a trial, one for each seed."""
         groups, values = configuration.groups, configuration.values
         if self._settings.seeds == 1:
-            return [(None, values)]
+            return [values]
         seed = self._composer.readable(groups, values)["seed"]
-        return [(replicate, {**values, "seed": seed + replicate}) for replicate in range(self._settings.seeds)]
+        return [{**values, "seed": seed + place} for place in range(self._settings.seeds)]
+
+    def _replicate(self, place: int) -> int | None:
+        """The number of the trial's run as its record has it: None where there is one alone."""
+        return None if self._settings.seeds == 1 else place
 
     def _train_one(
-        self, trial: FrozenTrial, config: DictConfig, replicate: int | None, done: list[list[float]]
-    ) -> list[float]:
-        """Trains one run of the trial, or goes on with it, or reads what it came to before its worker died."""
-        settings, member = self._settings, self._member(trial, replicate)
+        self, trial: FrozenTrial, config: DictConfig, replicate: int | None, means: Means, anew: bool
+    ) -> Training:
+        """Train one run of the trial, or go on with it, or read what it came to before its worker died.
+
+        anew: whether to go on with a run that failed.
+        """
+        settings, member, place = self._settings, self._member(trial, replicate), replicate or 0
         run = self._worker.folder.trial(trial.number, replicate)
-        if end := ended(run, replicate):  # its worker died before it could tell
+        if not anew and (end := ended(run)):  # its worker died before it could tell
             raise end
         try:
             if PROBLEM in trial.user_attrs:
                 raise RuntimeError(trial.user_attrs[PROBLEM])
             if journal.status(run.journal) != "FINISHED":
-                report = self._reporter(trial, config, run, replicate, [values[0] for values in done])
+                report = self._reporter(trial, means, place, config.trainer.epochs)
                 begun = journal.first(run.journal, "start") is not None
                 config.resume = str(run.path) if begun else None
-                run_trial(config, report, folder=run.path, member=member, load=self._load)
+                yield from train_by_epochs(config, report, folder=run.path, member=member, load=self._load)
+            means.end(place)
             return run_values(run, settings.objective, settings.direction)
         except (Pruned, Diverged) as error:
-            raise ended(run, replicate) or error from error
+            raise ended(run) or error from error
         except (BeingTrained, DiskFull):
             raise
         except Exception as error:
@@ -170,31 +240,21 @@ class Shift:
             record_refused(run, config, error, member)
 
     def _reporter(
-        self, trial: FrozenTrial, config: DictConfig, run: RunFolder, replicate: int | None, done: Sequence[float]
+        self, trial: FrozenTrial, means: Means, place: int, n_epochs: int
     ) -> Callable[[int, Mapping[str, float]], None]:
-        """Tells the study what the trial would come to if it ended now, and ends it when the pruner says so.
+        """Reports what the trial would come to if it ended now, and ends it when the pruner says so.
 
-        A step is an epoch, counted on through the trial's replicates; `done` are the values of those before this one.
-        Where nothing is pruned, the study is told of the validation loss, which shows how far the trial has come.
+        Where nothing is pruned, the validation loss is reported, which shows how far the trial has come.
         """
-        settings, n_epochs = self._settings, config.trainer.epochs
-        name, direction = self._watched()
-        done = done if settings.prunes else []
-        offset, n_steps = (replicate or 0) * n_epochs, settings.seeds * n_epochs
-        best: float | None = None  # of this run, its earlier attempts included
+        name, _ = self._watched()
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
-            nonlocal best
             if self._is_asked_to_stop() and self._stop.signum is None:
                 self._stop.signum = signal.SIGTERM  # the trial saves its checkpoint and stops
-            if name not in metrics:  # which is told when the trial ends
+            if name not in metrics:  # it is read when the trial ends
                 return
-            if best is None:
-                earlier = journal.curves(run.journal)[name]
-                best = best_of(earlier.values[earlier.steps < epoch].tolist(), direction)
-            best = best_of([best, metrics[name]], direction)
-            pruned = self._says_prune(trial, offset + epoch, fmean([*done, best]))
-            if pruned and offset + epoch < n_steps:  # else it is as good as over
+            means.add(place, epoch, metrics[name])
+            if self._says_prune(trial, means) and means.n_epochs < n_epochs:  # else it is as good as over
                 raise Pruned(epoch)
 
         return report
@@ -205,17 +265,25 @@ class Shift:
             return self._settings.objective[0], self._settings.direction[0]
         return "val/loss", "minimize"
 
-    def _says_prune(self, trial: FrozenTrial, step: int, value: float) -> bool:
+    def _says_prune(self, trial: FrozenTrial, means: Means) -> bool:
+        """Report the steps that the study lacks, and ask the pruner about each.
+
+        While the storage is out of reach the trial goes on, and they wait for the next report.
+        """
         try:
-            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
-            if not self._settings.prunes:
-                return False
-            return self._study.pruner.prune(self._study, self._storage.get_trial(trial._trial_id))
+            for step, value in means.unreported():
+                self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+                prunes = self._settings.prunes and self._study.pruner.prune(
+                    self._study, self._storage.get_trial(trial._trial_id)
+                )
+                means.reported(step)
+                if prunes:
+                    return True
         except Exception as error:  # the trial need not suffer for it
             if not (self._patiently.is_outage(error) or isinstance(error, OSError)):
                 raise
-            log.warning("trial %d: cannot report step %d (%s)", trial.number, step, one_line(error))
-            return False
+            log.warning("trial %d: cannot report epoch %d yet (%s)", trial.number, means.n_epochs, one_line(error))
+        return False
 
     def _tell(
         self,
@@ -224,10 +292,16 @@ class Shift:
         values: list[float] | None,
         attrs: Mapping[str, str] | None = None,
     ) -> None:
+        means = self._means.pop(trial._trial_id, None)
+
         def tell() -> None:
             if not self._ledger.is_mine(trial):  # it was silent for too long, or this has been told
                 log.warning("trial %d is no longer this worker's", trial.number)
                 return
+            if means is not None:  # a finished trial takes no more of them
+                for step, value in means.unreported():
+                    self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+                    means.reported(step)
             for name, value in (attrs or {}).items():
                 self._storage.set_trial_user_attr(trial._trial_id, name, value)
             self._study.tell(trial.number, values, state)
@@ -243,7 +317,21 @@ class Ended(Exception):
         self.state, self.attrs = state, attrs
 
 
-def ended(run: RunFolder, replicate: int | None) -> Ended | None:
+def finished(training: Training) -> list[float]:
+    """Train to the end; the objectives."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as over:
+            return over.value
+
+
+def is_pruned(problem: BaseException) -> bool:
+    """Whether what ended a run ends its trial early and well, so that the trial's other runs are over too."""
+    return isinstance(problem, Pruned | Diverged) or (isinstance(problem, Ended) and problem.state == TrialState.PRUNED)
+
+
+def ended(run: RunFolder) -> Ended | None:
     """How the run has ended the whole trial; None where it did not."""
     end = None
     for record, _ in journal.read(run.journal):
@@ -254,6 +342,5 @@ def ended(run: RunFolder, replicate: int | None) -> Ended | None:
         problem = tags["error"].partition(": ")[2].removesuffix(TRACEBACK_HINT)  # behind the exception's name
         return Ended(TrialState[tags["state"]], {PROBLEM: problem})
     if tags.get("state") == "PRUNED":
-        where = "" if replicate is None else f" of seed {replicate}"
-        return Ended(TrialState.PRUNED, {STOPPED: f"pruned at epoch {tags['pruned.epoch']}{where}"})
+        return Ended(TrialState.PRUNED, {STOPPED: f"pruned at epoch {tags['pruned.epoch']}"})
     return None

@@ -55,6 +55,16 @@ class Fit(Course):
         `save` is called every `trainer.checkpoint_interval_s` seconds, also inside an epoch, and before Interrupted is
         raised; with an interval of 0 it is called after every epoch.
         """
+        for _ in self.epochs(listener, stop, save):
+            pass
+        assert self.best is not None
+        return self.best
+
+    def epochs(self, listener: Listener, stop: StopRequest, save: Callable[[], None]) -> Iterator[int]:
+        """Train as `run` does, and yield the number of each finished epoch, so that other trials may train in between.
+
+        A stop that `listener` asks for takes effect at the end of the epoch.
+        """
         while not self.is_over:
             try:
                 with self._telling_failures():
@@ -66,8 +76,10 @@ class Fit(Course):
             listener.epoch(self.epoch, metrics)
             if self.trainer.checkpoint_interval_s == 0:
                 self._checkpoint(save)
-        assert self.best is not None
-        return self.best
+            yield self.epoch
+            if stop.signum is not None and not self.is_over:
+                self._checkpoint(save)
+                raise Interrupted(stop.signum)
 
     @contextmanager
     def _telling_failures(self) -> Iterator[None]:

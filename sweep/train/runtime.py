@@ -3,8 +3,9 @@
 import ctypes
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from sweep.errors import ConfigError, one_line
 from sweep.seeds import derive_seed
+from sweep.train.checkpoint import random_states, set_random_states
+
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 512 * 2**20
@@ -110,6 +114,58 @@ def reproducible(device: torch.device) -> Iterator[None]:
         np.random.set_state(before[4])  # noqa: NPY002
 
 
+class Turn(Generic[T]):
+    """One of several trials that train in turn in this process, each as if it were alone.
+
+    training: yields after each epoch, as `train_by_epochs` does. epoch: the last that it yielded, 0 before the first.
+    has_begun: whether it was asked for one.
+    """
+
+    def __init__(self, training: Generator[int, None, T]) -> None:
+        self._training = training
+        self._settings: dict[str, Any] | None = None  # its own, while others train
+        self.epoch = 0
+        self.has_begun = False
+
+    def train(self) -> None:
+        """Train an epoch. Raises StopIteration, whose value is the result, once the trial is over."""
+        self.has_begun = True
+        with self._own_settings():
+            self.epoch = next(self._training)
+
+    def end(self, error: BaseException) -> None:
+        """Raise `error` in the trial, which ends it; what comes out is raised here."""
+        with self._own_settings():
+            self._training.throw(error)
+
+    @contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        others = _settings()
+        if self._settings is not None:
+            _set_settings(self._settings)
+        try:
+            yield
+            self._settings = _settings()
+        finally:
+            _set_settings(others)
+
+
+def _settings() -> dict[str, Any]:
+    """All that `reproducible`, `set_threads` and `seed_generators` change."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "random": random_states(),
+    }
+
+
+def _set_settings(settings: Mapping[str, Any]) -> None:
+    torch.set_num_threads(settings["threads"])
+    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
+    set_random_states(settings["random"])
+
+
 def seed_generators(seed: int, stream: str) -> None:
     """Seeds torch's, Python's and numpy's global generators for one named use."""
     derived = derive_seed(seed, stream)
@@ -132,4 +188,5 @@ def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) ->
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine, had no more memory to give."""
     told = ("can't allocate memory", "not enough memory")  # by torch, of a CPU's
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in told)
+    kinds = torch.OutOfMemoryError | MemoryError
+    return any(isinstance(e, kinds) for e in (error, error.__cause__)) or any(words in str(error) for words in told)

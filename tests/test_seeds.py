@@ -1,0 +1,196 @@
+"""Trials of several seeds: a step is an epoch of all of them, whether they train in turn or in a pack."""
+
+import functools
+import signal
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from processes import quick, recorded, start, wait_until
+
+from sweep import compose, run_trial
+from sweep.record import journal
+from sweep.record.folder import StudyFolder
+from sweep.study.means import Means
+from sweep.train.runtime import Turn
+from sweep.trial import train_by_epochs
+
+N_SEEDS, EPOCHS = 3, 12
+RUNGS = (1, 2, 4, 8)  # a twelfth of the epochs, a sixth, a third and two thirds
+STUDY = (
+    *("-m", "experiment=debug", "tracking=off", "hydra.sweeper.study_name=s", "hydra/sweeper/sampler=random"),
+    *("hydra/sweeper/pruner=asha", f"trainer.epochs={EPOCHS}", f"hydra.sweeper.seeds={N_SEEDS}"),
+)
+ADAMAX = """
+_target_: torch.optim.Adamax
+lr: 0.01
+"""
+
+
+def folder_of(cwd: Path) -> StudyFolder:
+    return StudyFolder(cwd / "outputs" / "studies" / "s")
+
+
+def trials_of(cwd: Path) -> list[FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
+    return optuna.load_study(study_name="s", storage=storage).get_trials()
+
+
+def searched(cwd: Path, *overrides: str) -> list[FrozenTrial]:
+    cwd.mkdir(exist_ok=True)
+    done = quick(cwd, *STUDY, *overrides)
+    assert (done.returncode, done.stderr) == (0, "")
+    return trials_of(cwd)
+
+
+def means_in_journals(cwd: Path, trial: FrozenTrial) -> dict[int, float]:
+    """By epoch, as far as all seeds have trained, the mean of their best losses so far."""
+    curves = [recorded(folder_of(cwd).trial(trial.number, seed))["val/loss"][1] for seed in range(N_SEEDS)]
+    return {e: sum(min(c[:e]) for c in curves) / N_SEEDS for e in range(1, min(map(len, curves)) + 1)}
+
+
+def test_a_step_is_known_once_each_run_has_trained_it():
+    means = Means(2, "minimize")
+    means.add(0, 1, 4.0)
+    assert means.unreported() == []
+    means.add(0, 2, 2.0)
+    means.add(1, 1, 6.0)
+    assert means.unreported() == [(1, 5.0)]
+    means.reported(1)
+    means.add(1, 2, 7.0)
+    means.add(1, 3, 5.0)
+    assert means.unreported() == [(2, 4.0)]  # the best so far of each
+    means.end(0)  # by patience, for example
+    assert means.unreported() == [(2, 4.0), (3, 3.5)]
+    assert means.n_epochs == 3
+
+
+def test_what_was_recorded_before_and_not_reported_is_reported():
+    means = Means(1, "maximize", reported=[1, 3])
+    means.extend(0, [1, 2, 3, 4], [0.1, 0.3, 0.2, 0.4])
+    assert means.unreported() == [(2, 0.3), (3, 0.3), (4, 0.4)]  # the last reported may not have been judged
+    means.add(0, 3, 0.2)  # trained again after a crash
+    assert means.n_epochs == 4
+
+
+def test_trials_in_turn_are_as_they_are_alone(tmp_path):
+    """Each has its own random generators, for dropout here, and its own settings of the process."""
+    small = (f"output_dir={tmp_path}", "experiment=debug", "tracking=off", "model.dropout=0.3", "trainer.epochs=3")
+    configs = [compose([*small, f"seed={seed}", f"trainer.epochs={2 + seed}"]) for seed in range(2)]
+    turns = [Turn(train_by_epochs(cfg, folder=tmp_path / f"turn-{i}")) for i, cfg in enumerate(configs)]
+    outcomes = {}
+    while len(outcomes) < 2:
+        for i, turn in enumerate(turns):
+            if i not in outcomes:
+                try:
+                    turn.train()
+                except StopIteration as over:
+                    outcomes[i] = over.value
+    for i, cfg in enumerate(configs):
+        alone = run_trial(cfg, folder=tmp_path / f"alone-{i}")
+        assert outcomes[i].metrics == alone.metrics
+        assert outcomes[i].history["step/loss"].values.tolist() == alone.history["step/loss"].values.tolist()
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("in_turn")
+    return cwd, searched(cwd, "hydra.sweeper.n_trials=8")
+
+
+def test_the_same_trials_are_pruned_packed_or_not(in_turn, tmp_path):
+    cwd, trials = in_turn
+    packed = searched(tmp_path, "hydra.sweeper.n_trials=8", "hydra.sweeper.pack=9")
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for where, one, other in ((cwd, a, b) for a, b in zip(trials, packed, strict=True)):
+        assert (one.params, one.state) == (other.params, other.state)
+        assert one.intermediate_values == pytest.approx(other.intermediate_values, rel=1e-3)
+        assert one.intermediate_values == pytest.approx(means_in_journals(where, one))
+        if one.state == TrialState.PRUNED:
+            assert max(one.intermediate_values) in RUNGS
+            assert one.user_attrs["stopped"] == other.user_attrs["stopped"]
+
+
+def test_every_seed_of_a_pruned_trial_ends_at_the_rung(in_turn):
+    cwd, trials = in_turn
+    for trial in trials:
+        if trial.state == TrialState.PRUNED:
+            for seed in range(N_SEEDS):
+                run = folder_of(cwd).trial(trial.number, seed)
+                assert len(recorded(run)["val/loss"][0]) == max(trial.intermediate_values)
+                assert list(journal.read(run.journal))[-1][0]["tags"]["state"] == "PRUNED"
+
+
+def test_what_cannot_be_packed_is_judged_at_the_same_epochs(tmp_path):
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "conf" / "optimizer" / "adamax.yaml").write_text(ADAMAX)
+    trials = searched(
+        tmp_path,
+        *("--config-dir", str(tmp_path / "conf"), "optimizer=adam,adamax", "scheduler=constant"),
+        *("optimizer.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweeper.n_trials=8", "hydra.sweeper.pack=6"),
+    )
+    ends = {kind: [t for t in trials if t.params["optimizer"] == kind] for kind in ("adam", "adamax")}
+    for of_kind in ends.values():
+        assert of_kind, "the case needs both"
+        for trial in of_kind:
+            assert trial.intermediate_values == pytest.approx(means_in_journals(tmp_path, trial), rel=1e-9)
+            assert max(trial.intermediate_values) in (*RUNGS, EPOCHS)
+
+
+def test_seeds_in_turn_resume_after_a_kill_to_the_same_values(in_turn, tmp_path):
+    cwd, trials = in_turn
+    study = (*STUDY, "hydra.sweeper.n_trials=1", "trainer.checkpoint_interval_s=0.0001")
+    n_epochs = functools.partial(_n_epochs, tmp_path)
+    with start(tmp_path, *study) as process:
+        wait_until(lambda: n_epochs(1) >= 3, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = quick(tmp_path, *study)
+    assert (done.returncode, done.stderr) == (0, "")
+    (trial,) = trials_of(tmp_path)
+    assert trial.value == trials[0].value
+    assert trial.intermediate_values == trials[0].intermediate_values
+    for seed in range(N_SEEDS):
+        curves = [recorded(folder_of(where).trial(0, seed)) for where in (cwd, tmp_path)]
+        assert curves[0] == curves[1]
+
+
+ONE_AT_A_TIME = """
+import weakref
+from torch import nn
+
+living = weakref.WeakSet()
+
+
+class Large(nn.Linear):
+    def __init__(self, in_features: int, out_features: int):
+        if len(living):
+            raise MemoryError("no room for a second one")
+        super().__init__(in_features, out_features)
+        living.add(self)
+"""
+
+
+def test_seeds_that_do_not_fit_into_memory_together_train_one_after_the_other(tmp_path):
+    (tmp_path / "large.py").write_text(ONE_AT_A_TIME)
+    done = quick(
+        tmp_path,
+        *(*STUDY, "hydra.sweeper.n_trials=2", "trainer.epochs=2", "hydra/sweeper/pruner=none"),
+        *("model._target_=large.Large", "~model.widths", "~model.activation", "~model.dropout"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="large.*",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for trial in trials_of(tmp_path):
+        assert trial.state == TrialState.COMPLETE
+        assert trial.intermediate_values == pytest.approx(means_in_journals(tmp_path, trial))
+        assert list(trial.intermediate_values) == [1, 2]
+
+
+def _n_epochs(cwd: Path, seed: int) -> int:
+    path = folder_of(cwd).trial(0, seed).journal
+    curve = journal.curves(path).get("val/loss") if path.exists() else None
+    return 0 if curve is None else len(curve.steps)
