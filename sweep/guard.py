@@ -59,7 +59,8 @@ def guard_hydra() -> None:
 def check_hydra(node: Any) -> None:
     """Raise ConfigError for the first setting under `hydra` with which a config's text could run programs or write
     files outside the folder of its run."""
-    given = [o.lstrip("+~").partition("=")[0] for o in node.overrides.hydra]  # on the command line
+    overrides = (_plain(node, "overrides") or {}).get("hydra") or []  # on the command line; a job's may name its number
+    given = [str(o).lstrip("+~").partition("=")[0] for o in overrides]
     _check_environment(node)
     for name in _plain(node, "callbacks") or {}:
         raise ConfigError(f"hydra.callbacks.{name}", "callbacks are not run here, since they run code; leave it out")
