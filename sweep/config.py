@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,6 +31,7 @@ INTERVALS = ("step", "epoch")
 _LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 _LONGEST_WAIT_S = 1e6
 MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
 FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
@@ -234,9 +236,19 @@ def register() -> None:
 
 def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> DictConfig:
     """`cfg` with what `origin` says of it."""
-    for key, value in origin(OmegaConf.to_container(cfg, resolve=False), choices, overrides).items():
+    own = origin(OmegaConf.to_container(cfg, resolve=False), choices, overrides)
+    for key, value in (own | {"overrides": literal(own["overrides"])}).items():
         cfg[key] = value
     return cfg
+
+
+def literal(plain: Any) -> Any:
+    """Escape the texts in lists and dicts, so that OmegaConf resolves each to itself, whatever `${...}` it holds."""
+    if isinstance(plain, dict):
+        return {key: literal(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [literal(value) for value in plain]
+    return _INTERPOLATION.sub(lambda match: f"{match[1]}{match[1]}\\${{", plain) if isinstance(plain, str) else plain
 
 
 def origin(plain: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Any]:

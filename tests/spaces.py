@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep.config import CONF_DIR, register
+from sweep.study.composer import Starts
 from sweep.study.space import Space, make_space
 
 
@@ -30,10 +31,10 @@ def master_of(hydra: Hydra, arguments: Sequence[str]) -> DictConfig:
     return hydra.config_loader.load_configuration("config", list(arguments), RunMode.MULTIRUN)
 
 
-def space_of(*arguments: str) -> Space:
-    """The space of `python -m sweep.run -m ARGUMENTS`."""
+def space_of(*arguments: str, starts: Starts | None = None) -> Space:
+    """The space of `python -m sweep.run -m ARGUMENTS`. starts: what range tests suggest."""
     with hydra_of_its_own() as hydra:
-        return make_space(hydra.config_loader, master_of(hydra, arguments), arguments)
+        return make_space(hydra.config_loader, master_of(hydra, arguments), arguments, starts)
 
 
 def ranges_of(space: Space, **groups: str) -> dict[str, Any]:

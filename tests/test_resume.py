@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,11 @@ from processes import (
     wait_for_helper,
 )
 
+from sweep.composition import compose
+from sweep.config import validate
 from sweep.record import journal
-from sweep.record.folder import RunFolder
+from sweep.record.folder import RunFolder, to_yaml
+from sweep.record.start import stored_config
 
 N_EPOCHS = 200
 SMALL = ("experiment=debug", "model.widths=[8]", "model.dropout=0.1", f"trainer.epochs={N_EPOCHS}")
@@ -223,3 +227,11 @@ def test_a_full_disk_is_a_clear_error_and_what_was_recorded_before_is_whole(tmp_
     done = quick(tmp_path, f"resume={folder.path}")  # with room again
     assert done.returncode == 0, done.stderr
     assert_bitwise_equal(folder, uninterrupted)
+
+
+def test_a_text_that_looks_like_a_reference_is_the_same_text_in_a_stored_config(tmp_path):
+    run = RunFolder(tmp_path)
+    config = validate(compose([r"experiment_name=\${oc.env:HOME}", r"model.activation='\${'"]))
+    run.config.write_text(to_yaml(asdict(config)), encoding="utf-8")
+    assert stored_config(run) == config
+    assert config.experiment_name == "${oc.env:HOME}"

@@ -1,15 +1,21 @@
 """sweep/study/space.py: what a study searches."""
 
+import functools
+import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from spaces import ranges_of, space_of
 
+from sweep.composition import compose
 from sweep.config import Config, validate
 from sweep.errors import ConfigError
+from sweep.study.ranges import grid_of
+from sweep.study.space import Space
 
 DEFAULT = {
     "scheduler.base_lr": FloatDistribution(1e-5, 1e-3, log=True),
@@ -38,15 +44,15 @@ def test_a_value_that_another_key_refers_to_takes_that_one_out_of_the_space_too(
 
 
 def test_a_sweep_on_the_command_line_replaces_the_options_own_range():
-    space = space_of("scheduler.max_lr=interval(0.1,0.2)", "+optimizer.eps=1e-8,1e-6", "model.widths=[8],[16,16]")
+    space = space_of("scheduler.max_lr=interval(0.1,0.2)", "+optimizer.maximize=false,true", "model.widths=[8],[16,16]")
     assert ranges_of(space) == DEFAULT | {
         "scheduler.max_lr": FloatDistribution(0.1, 0.2),
-        "optimizer.eps": CategoricalDistribution([1e-8, 1e-6]),
+        "optimizer.maximize": CategoricalDistribution([False, True]),
         "model.widths": CategoricalDistribution(["[8]", "[16,16]"]),
     }
     config = space.compose(space.configuration(lambda name, distribution: first(distribution)))
     assert config.model.widths == [8]
-    assert "+optimizer.eps=1e-08" in config.overrides
+    assert "+optimizer.maximize=false" in config.overrides
 
 
 def test_ranges_that_depend_on_a_sampled_group_are_parameters_of_their_own():
@@ -131,6 +137,60 @@ def test_numbers_of_the_default_config_take_no_omegaconf(monkeypatch: pytest.Mon
     composer.validated({}, {"scheduler.max_lr": 0.03, "seed": 2})
 
 
+SOME = {  # keys that not every sampled option has
+    "scheduler": ["scheduler=cyclic_exp_range,cyclic,constant", "scheduler.gamma=0.9,0.95"],
+    "added": ["optimizer=sgd,adam", "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "++optimizer.eps=1e-8,1e-6"],
+    "experiment": [
+        "experiment=seed_study,debug",
+        "trainer.epochs=2,3",
+        "optimizer.weight_decay=range(0.1,0.5,step=0.1)",
+    ],
+    "texts": [
+        r"experiment_name=\${seed}",
+        r"+data.title='a, ${seed}',\${seed},a\,b",
+        "trainer.seed=${seed}",
+        "seed=1,2",
+    ],
+    "nested": ["model.widths=[8],[16,16],null", "++data.more={a:[1,null]},{a:x}"],
+    "bounds": ["bounds=auto", "optimizer=sgd,adam"],
+}
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_what_a_trial_records_composes_to_the_same_config_again(kind: str):
+    space, rng = searched(kind), random.Random(kind)
+    for _ in range(4):
+        configuration = space.accepted(lambda name, distribution: drawn(rng, distribution))
+        composed = space.compose(configuration)
+        assert compose(list(composed.overrides)).composed == composed.composed
+        same = space.composer.validated(configuration.groups, configuration.values)  # of a packed trial
+        assert (same.overrides, same.composed) == (list(composed.overrides), composed.composed)
+
+
+@functools.cache
+def searched(kind: str) -> Space:
+    starts = {f"optimizer={o}": {"scheduler.max_lr": {"value": 0.1, "low": 0.01, "high": 0.5}} for o in ("sgd", "adam")}
+    return space_of(*SOME[kind], starts=starts if kind == "bounds" else {})
+
+
+def drawn(rng: random.Random, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, FloatDistribution) and distribution.step is None:
+        return rng.uniform(distribution.low, distribution.high)
+    return rng.choice(grid_of("", distribution))
+
+
+def test_a_swept_key_is_searched_under_the_options_that_have_it():
+    space = searched("scheduler")
+    assert "scheduler.gamma[cyclic_exp_range]" in ranges_of(space, scheduler="cyclic_exp_range")
+    assert not any("gamma" in name for name in ranges_of(space, scheduler="cyclic"))
+    assert "optimizer.betas" in ranges_of(searched("added"), optimizer="sgd")  # the command line adds it
+
+
+def test_a_swept_key_that_no_option_has_is_refused_as_hydra_refuses_it():
+    with pytest.raises(ConfigError, match=r"'foo' is not in struct \(to add an argument, write \+optimizer\.foo"):
+        space_of("optimizer=sgd,adam", "optimizer.foo=1,2").combinations()
+
+
 def test_conditions_reject_a_configuration_before_it_is_tried():
     space = space_of("optimizer=sgd", "+where.small='scheduler.max_lr < 10 * scheduler.base_lr'")
     asked = iter([0.1, 0.05, 16, 0.01, 0.5, 16, 0.01, 0.05, 32])
@@ -169,6 +229,9 @@ MISTAKES = {
     "empty": (["trainer.batch_size=range(5,5)"], "trainer.batch_size"),
     "logarithm of 0": (["scheduler.max_lr=tag(log, interval(0,1))"], "scheduler.max_lr"),
     "numbers and texts": (["trainer.batch_size=16,many"], "trainer.batch_size"),
+    "part of a list": (["model.widths[0]=4,5"], "model.widths[0]"),
+    "index for a key": (["model.widths.0=4,5"], "model.widths.0"),
+    "a group for a package": (["optimizer@model=sgd,adam"], "optimizer"),
     "a group's range": (["optimizer=interval(1,2)"], "optimizer"),
     "unknown option": (["optimizer=sgd,foo"], "optimizer"),
     "no range in search": (["+search={trainer.epochs: 5}"], "search.trainer.epochs"),

@@ -37,8 +37,9 @@ from processes import (
     wait_until,
 )
 
+from sweep.composition import compose
 from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
+from sweep.record.folder import RunFolder, StudyFolder, read_yaml
 from sweep.study.again import best_config
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
@@ -877,3 +878,35 @@ def test_an_unknown_study_is_told_with_those_there_are(searched, tmp_path):
     assert error_line(done).startswith("error: from_study: 'foo' is not below ")
     assert searched.folder.path.name in done.stderr
     assert done.returncode == 2
+
+
+@pytest.fixture(scope="module")
+def some_have(tmp_path_factory) -> Path:
+    """A grid over two schedules: only one of them has a gamma."""
+    cwd = tmp_path_factory.mktemp("some_have")
+    done = quick(
+        cwd,
+        *("-m", *SMALL, NAMED, "hydra/sweeper/sampler=grid", "trainer.batch_size=16", r"experiment_name=\${seed}"),
+        *("scheduler=cyclic_exp_range,cyclic", "scheduler.gamma=0.9,0.95", "+optimizer.maximize=false"),
+        *("scheduler.base_lr=1e-4", "+optimizer.foreach=false,true", "optimizer.fused=false", "scheduler.max_lr=0.01"),
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_every_trial_can_be_trained_again_by_what_it_recorded(some_have):
+    trials = trials_of(folder_of(some_have))
+    assert len(trials) == 2 * 2 + 2  # the schedule without a gamma is tried with none
+    for trial in trials:
+        run = folder_of(some_have).trial(trial.number)
+        assert compose(read_yaml(run.overrides)).composed == read_yaml(run.config)["composed"]
+
+
+def test_the_best_of_options_that_lack_a_key_trains_again(some_have):
+    folder, study = folder_of(some_have), study_of(folder_of(some_have))
+    assert study.best_params["scheduler"] == "cyclic"
+    params = read_yaml(folder.results)["best_params"]
+    assert params == {"scheduler": "cyclic", "+optimizer.foreach": study.best_params["optimizer.foreach"]}
+    again = best_config(str(some_have / "outputs"), "s", [])
+    assert again.composed == read_yaml(folder.trial(study.best_trial.number).config)["composed"]
+    assert again.experiment_name == "${seed}"

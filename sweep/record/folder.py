@@ -154,11 +154,16 @@ class _Dumper(yaml.CSafeDumper):
     """Quotes a text that OmegaConf would read as a number, such as 1e-3, which YAML 1.1 takes for a text."""
 
 
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Loader(yaml.CSafeLoader):
+    """Reads such a number as OmegaConf does."""
+
+
+for _kind in (_Dumper, _Loader):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def to_yaml(plain: Any) -> str:
@@ -178,6 +183,11 @@ def _part_to_yaml(pickled: bytes) -> str:
 
 def _to_yaml(plain: Any) -> str:
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain lists and dicts in a file of `to_yaml`'s; a text stays as it is, whatever `${...}` it holds."""
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config import Config, require_run, validate
+from sweep.config import Config, literal, require_run, validate
 from sweep.errors import ConfigError
 from sweep.record.describe import group_choices, hyperparameters, run_name
-from sweep.record.folder import RunFolder, to_yaml, write_atomic
+from sweep.record.folder import RunFolder, read_yaml, to_yaml, write_atomic
 from sweep.record.journal import Journal, damaged_line, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 
@@ -86,6 +86,6 @@ def stored_config(run: RunFolder) -> Config:
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     if run.journal.exists() and (line := damaged_line(run.journal)) is not None:
         raise ConfigError("resume", f"line {line} of '{run.journal}' is damaged; start a new run")
-    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run.config))
+    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(read_yaml(run.config))))
     assert isinstance(stored, DictConfig)
     return validate(stored)

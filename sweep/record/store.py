@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from sweep.config import Tracking
+from sweep.config import Tracking, literal
 from sweep.errors import ConfigError
 from sweep.record import journal
-from sweep.record.folder import RunFolder
+from sweep.record.folder import RunFolder, read_yaml
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
 _SCHEMES = ("http", "https", *_DATABASES, "databricks")
@@ -82,7 +82,9 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     output_dir = output_dir_of(run)
     if output_dir is None:
         return None
-    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.load(run.config).tracking))
+    tracking = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.create(literal(read_yaml(run.config)["tracking"])))
+    )
     assert isinstance(tracking, Tracking)
     if uri is not None:
         tracking.uri = uri

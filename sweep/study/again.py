@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweep.composition import compose
 from sweep.config import require_study
-from sweep.record.folder import StudyFolder
+from sweep.record.folder import StudyFolder, read_yaml
 
 
 def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -19,5 +19,5 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
     folder = StudyFolder(Path(output_dir) / "studies" / name)
     on_top = [o for o in overrides if not o.startswith("from_study=")]
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
-    best = [str(o) for o in OmegaConf.load(folder.best).overrides]
+    best = [str(o) for o in read_yaml(folder.best)["overrides"]]
     return compose([*(o for o in best if o.lstrip("+~").partition("=")[0] not in changed), *on_top])

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, origin, validate, validate_plain, with_origin
 from sweep.errors import ConfigError
+from sweep.spelling import option
 from sweep.study.plain import PlainConfig
 
 # Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
@@ -23,12 +24,14 @@ Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
 @dataclass
 class Base:
     """What a choice of options composes to. config: without Hydra's node; pickled: the same, which is read back in an
-    eighth of the time that a deep copy takes; overrides: what composed it."""
+    eighth of the time that a deep copy takes; overrides: what composed it; searched: ranges by key that take the place
+    of those under `search`, which a trial's config does not have."""
 
     config: DictConfig
     pickled: bytes
     choices: dict[str, str | None]
     overrides: list[str]
+    searched: dict[str, str]
 
     def __post_init__(self) -> None:
         self._known: dict[str, bool] = {}
@@ -51,8 +54,9 @@ class Base:
 class Composer:
     """Composes as Hydra does: `load_sweep_config` takes 65 ms, a copy with its values set 2 ms, one of plain dicts 0.1.
 
-    master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: `+` or `++`
-    for keys that are added. starts: learning rates that take the place of the options' own, with ranges to search.
+    master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: what stands
+    before each sweep's key on the command line, `+`, `++` or nothing. starts: learning rates that take the place of the
+    options' own, with ranges to search.
     """
 
     loader: ConfigLoader
@@ -69,21 +73,28 @@ class Composer:
         """The config with those options and no searched value set. Raises ConfigError."""
         choice = tuple(groups.items())
         if choice not in self._bases:
-            overrides = [*self.fixed, *(override(*one) for one in choice)]
+            overrides = [*self.fixed, *self.options(groups)]
             config = self._load(overrides)
             hydra = config.hydra
             OmegaConf.set_struct(config, False)
             del config["hydra"]
-            config.bounds = None  # the study's business
+            if config.bounds is not None:  # the study's business
+                config.bounds = None
+                overrides.append("bounds=null")
+            searched = {}
             for key, start in self.starts.get(chosen(groups), {}).items():
                 if any(o.lstrip("+").startswith(f"{key}=") for o in self.fixed):
                     continue  # since the study was begun
                 OmegaConf.update(config, key, start["value"])
-                config.search[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
+                searched[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
             OmegaConf.set_struct(config, True)
             own = [*searchpath_overrides(hydra), *overrides]
-            self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own)
+            self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own, searched)
         return self._bases[choice]
+
+    def options(self, groups: Mapping[str, str]) -> list[str]:
+        """The overrides that choose them."""
+        return [f"{self.prefixes.get(group, '')}{option(group, name)}" for group, name in groups.items()]
 
     def readable(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of `groups` with `values` set, by config key, as a sampler gives them; for reading only."""
@@ -113,12 +124,23 @@ class Composer:
 
     def _overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
         base = self.base(groups)
-        added = {key: "+" for key in values if not base.has(key)} | self.prefixes
-        return [*base.overrides, *(f"{added.get(key, '')}{override(key, value)}" for key, value in values.items())]
+        return [
+            *base.overrides,
+            *(
+                f"{'' if base.has(key) else self.prefixes.get(key) or '+'}{override(key, v)}"
+                for key, v in values.items()
+            ),
+        ]
 
     def check(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> None:
         """Raises ConfigError unless Hydra takes the overrides that `compose` records."""
         self._load([o for o in self.compose(groups, values).overrides if not o.startswith("hydra.")])
+
+    def refuse_unknown(self, groups: Mapping[str, str], key: str, value: Any) -> None:
+        """Raises ConfigError, in Hydra's words, for a key that a config with those options does not have."""
+        self.base(groups)  # its own mistakes first
+        self._load([*(o for o in self.base(groups).overrides if not o.startswith("hydra.")), override(key, value)])
+        raise ConfigError(key, "is no key of any sampled option; leave it out")
 
     def plain(self, key: str, value: Any) -> Any:
         """What Hydra makes of the value: lists, for example, are sampled as texts."""

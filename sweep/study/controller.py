@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
 from sweep.prepare import load_data
-from sweep.record.folder import StudyFolder
+from sweep.record.folder import StudyFolder, to_yaml
 from sweep.record.follow import Follower
 from sweep.record.journal import first, status
 from sweep.record.ownership import refuse_existing
@@ -310,7 +310,7 @@ class Controller:
         )
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
-        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        text = to_yaml(asdict(config))
         return Recording(study, self.folder, facts, text, self._store, self._output_dir, self._follower)
 
     def _all_arguments(self) -> list[str]:

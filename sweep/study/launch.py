@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from sweep import collector
 from sweep.errors import ConfigError, DiskFull, one_line
-from sweep.study.composer import override
 from sweep.study.ledger import Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.outage import Patience
@@ -78,7 +77,7 @@ class Crew:
         worker = self._worker
         job = [
             *worker.space.composer.fixed,
-            *(override(*choice) for choice in worker.space.first_groups().items()),
+            *worker.space.composer.options(worker.space.first_groups()),
             f"hydra.sweep.dir={_quoted(str(worker.folder.path))}",
             f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",

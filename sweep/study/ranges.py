@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -44,10 +46,27 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
     if override.is_choice_sweep():
         _refuse_mixed(key, override)
     try:
-        return create_optuna_distribution_from_override(override)
+        found = create_optuna_distribution_from_override(override)
     except (ValueError, AssertionError, NotImplementedError) as error:
         text = str(override.input_line).partition("=")[2]
         raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
+    if override.is_choice_sweep():
+        sweep = override.value()
+        assert isinstance(sweep, ChoiceSweep)
+        texts = [text for text in sweep.list if isinstance(text, str)]
+        return CategoricalDistribution([_read_back(c) if c in texts else c for c in found.choices])
+    return found
+
+
+def _read_back(text: str) -> str:
+    """In quotes if Hydra, which reads a sampled text again, would take it for another, as it does what was escaped."""
+    if text == escape_special_characters(text):
+        return text
+    try:
+        again = OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        again = None
+    return text if again == text else QuotedString(text, Quote.double).with_quotes()
 
 
 def _refuse_mixed(key: str, override: Override) -> None:
@@ -72,10 +91,15 @@ def options_of(key: str, distribution: BaseDistribution) -> CategoricalDistribut
     """Of a config group, as names. Raises ConfigError for what is no choice of them."""
     if not isinstance(distribution, CategoricalDistribution):
         raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
-    options = [str(option) for option in distribution.choices]
+    options = [_name(key, option) for option in distribution.choices]
     if twice := [option for option in options if options.count(option) > 1]:
         raise ConfigError(key, f"names {twice[0]} twice; name each option once")
     return CategoricalDistribution(options)
+
+
+def _name(key: str, option: object) -> str:
+    value = parse_override(f"{key}={option}", key).value()
+    return value if isinstance(value, str) else str(option)
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -89,6 +113,14 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
     step = distribution.step
     return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
+
+
+def first_of(distribution: BaseDistribution) -> Any:
+    """The lowest value, or the first choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low
 
 
 def n_values(distribution: BaseDistribution) -> float:

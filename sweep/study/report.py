@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.errors import ConfigError
 from sweep.page.curves import Band, Bands, curves_figure, draw_bands, over_seeds
 from sweep.page.document import Document, Section, Table, to_html
 from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder, write_atomic
+from sweep.record.folder import RunFolder, StudyFolder, read_yaml, write_atomic
 from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
 from sweep.study.ledger import PROBLEM, STOPPED
@@ -120,7 +119,7 @@ class Report:
     def _stored_best(self) -> Mapping[str, Any]:
         if not self._folder.best.exists():
             return {}
-        stored = OmegaConf.to_container(OmegaConf.load(self._folder.best))
+        stored = read_yaml(self._folder.best)
         return stored if isinstance(stored, dict) else {}  # type: ignore[return-value]
 
     def _figure_sections(self) -> Iterator[Section]:

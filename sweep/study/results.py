@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.record.folder import StudyFolder, write_atomic
+from sweep.record.folder import StudyFolder, read_yaml, to_yaml, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
 from sweep.study.ranges import in_words
@@ -41,16 +41,21 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     if not best:
         return
     if len(study.directions) == 1:
-        found = {"name": "optuna", "best_params": config_values(best[0]), "best_value": best[0].value}
+        found = {"name": "optuna", "best_params": _stock(best[0], space), "best_value": best[0].value}
     else:
-        solutions = [{"params": config_values(t), "values": t.values} for t in best]
+        solutions = [{"params": _stock(t, space), "values": t.values} for t in best]
         found = {"name": "optuna", "solutions": solutions}
-    write_atomic(folder.results, OmegaConf.to_yaml(OmegaConf.create(found)))
+    write_atomic(folder.results, to_yaml(found))
     overrides = _recorded(best[0], folder) or _composed(best[0], space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
-    write_atomic(folder.best, OmegaConf.to_yaml(OmegaConf.create(again)))
+    write_atomic(folder.best, to_yaml(again))
     folder.option.parent.mkdir(exist_ok=True)
     write_atomic(folder.option, _option(f"{study.study_name}: trial {best[0].number}", overrides, space))
+
+
+def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
+    """The trial's parameters as hydra-optuna-sweeper names them, by key with the `+` of the command line."""
+    return {f"{space.composer.prefixes.get(key, '')}{key}": value for key, value in config_values(trial).items()}
 
 
 def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
@@ -59,7 +64,7 @@ def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
     is_given = "seed" not in config_values(trial)
     for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
         if run.overrides.exists():
-            recorded = [str(o) for o in OmegaConf.load(run.overrides)]
+            recorded = [str(o) for o in read_yaml(run.overrides)]
             return recorded[: len(recorded) - n_own]
     return []
 

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 from sweep import build
 from sweep.errors import ConfigError
 from sweep.seeds import derive_seed
+from sweep.study.ranges import first_of
 from sweep.study.space import Configuration, Space
 
 _RANDOM = "optuna.samplers.RandomSampler"
@@ -92,7 +93,7 @@ def draw(
         if name in settled:
             return settled[name]
         if distribution.single():
-            return _only(distribution)
+            return first_of(distribution)
         if name in sampled and together[name] == distribution:
             return sampled[name]
         return sampler.sample_independent(study, trial, name, distribution)
@@ -163,11 +164,3 @@ def _at(u: float, distribution: BaseDistribution) -> Any:
     if step is not None:
         return low + step * int(u * (round((high - low) / step) + 1))
     return low + u * (high - low)
-
-
-def _only(distribution: BaseDistribution) -> Any:
-    """The value of a distribution that has one."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return distribution.low

@@ -19,7 +19,7 @@ from simpleeval import InvalidExpression, simple_eval
 from sweep.composition import config_error
 from sweep.errors import ConfigError, one_line
 from sweep.study.composer import Composer, Starts
-from sweep.study.ranges import contains, distribution_of, grid_of, n_values, options_of, parse_override
+from sweep.study.ranges import contains, distribution_of, first_of, grid_of, n_values, options_of, parse_override
 
 _MOST_DRAWS = 1000
 _NOT_A_TRIALS = re.compile(
@@ -41,7 +41,8 @@ Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> valu
 
 @dataclass
 class Space:
-    """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own.
+    """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own;
+    under options that do not have the key there is no such parameter, unless the command line adds it with `+`.
 
     fixed: keys that the command line sets, which leave the space.
     """
@@ -181,6 +182,9 @@ class Space:
                     if any(one.get(key) != found[0].get(key) for one in found):
                         self._depends[key].append(group)
         self._combinations = todo
+        for key, distribution in self.swept.items():
+            if key not in self._depends:  # no option has it: Hydra says so
+                self.composer.refuse_unknown(self.first_groups(), key, first_of(distribution))
 
     def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
         """Distribution of each searched key under those options."""
@@ -190,7 +194,8 @@ class Space:
         return self._declared[chosen]
 
     def _read(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
-        config = self.composer.base(groups).config
+        base = self.composer.base(groups)
+        config = base.config
         try:
             search = OmegaConf.to_container(config.search, resolve=True)
         except Exception as error:
@@ -198,10 +203,11 @@ class Space:
         assert isinstance(search, dict)
         unresolved = OmegaConf.to_container(config, resolve=False)
         found = {}
-        for key, text in search.items():
+        for key, text in (search | base.searched).items():
             if text is not None and key not in self.swept and not self._is_fixed(str(key), unresolved):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
-        return found | self.swept
+        prefixes = self.composer.prefixes
+        return found | {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
 
     def _is_fixed(self, key: str, config: Any) -> bool:
         """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
@@ -233,6 +239,10 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     for override in sweeps:
         key = override.key_or_group
+        if override.package is not None:
+            raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave that out")
+        if override.is_value_path:
+            raise ConfigError(key, "cannot be searched alone; search the whole list, as in key=[1,2],[3,4]")
         if _NOT_A_TRIALS.match(key):
             raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
         options = loader.get_group_options(key)
@@ -242,7 +252,7 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts
                 raise ConfigError(key, "has no options for a glob; list its values")
             if not (matching := value.filter(options)):
                 raise ConfigError(key, f"has no option that matches; choose of: {', '.join(options)}")
-            groups[key] = options_of(key, CategoricalDistribution(matching))
+            groups[key] = CategoricalDistribution(matching)
         elif options:
             groups[key] = options_of(key, distribution_of(key, override))
         else:

@@ -1,0 +1,46 @@
+"""Overrides and commands as a person would type them: quoted for Hydra, then for the shell.
+
+Every command that is printed or recorded is spelled here, so that it can be pasted into a shell as it stands.
+"""
+
+import re
+import shlex
+from functools import lru_cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+
+def spelled(value: Any) -> str:
+    """A value in Hydra's grammar, which reads it as the same value. What `${...}` in a text means is left open."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    """The text itself where Hydra reads it as that text, as it does not read `1e3`, `null` or `a,b`."""
+    if re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text):
+        try:
+            if OverridesParser.create().parse_override(f"key={text}").value() == text:
+                return text
+        except HydraException:
+            pass
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def option(group: str, name: str) -> str:
+    """The override that chooses an option of a group."""
+    return f"{group}={spelled(name)}"
+
+
+def command(module: str, *arguments: object) -> str:
+    """`python -m MODULE ARGUMENTS` for a shell."""
+    return shlex.join(["python", "-m", module, *map(str, arguments)])
