@@ -41,6 +41,7 @@ from sweep.composition import compose
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder, read_yaml
 from sweep.study.again import best_config
+from sweep.train import checkpoint
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"
@@ -768,20 +769,47 @@ def test_every_sampler_of_the_stock_sweeper_works(sampler, pruner, tmp_path):
     assert len({tuple(p.items()) for p in tried(folder_of(tmp_path))}) == 4
 
 
-def test_after_the_timeout_no_trial_starts(tmp_path):
-    done = quick(
-        tmp_path,
-        "-m",
-        *SMALL,
-        NAMED,
-        "hydra.sweeper.n_trials=100000",
-        "hydra.sweeper.timeout=3",
-        "hydra/sweeper/sampler=random",
+HURRIED = """
+import time
+from torch import nn
+
+now, n_calls = time.time, 0
+
+
+class Hurried(nn.Linear):
+    \"\"\"A day goes by while it trains.\"\"\"
+
+    def forward(self, x):
+        global n_calls
+        n_calls += 1
+        if n_calls == 50:
+            time.time = lambda: now() + 24 * 3600
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize("workers", ["hydra.sweeper.seeds=2", "hydra.sweeper.pack=4"])
+def test_at_the_timeout_trials_stop_and_go_on_with_the_same_command(workers, tmp_path):
+    (tmp_path / "hurried.py").write_text(HURRIED)
+    study = (
+        *("-m", "experiment=debug", "tracking=off", "trainer.epochs=1000", "trainer.checkpoint_interval_s=1000"),
+        *("model._target_=hurried.Hurried", "~model.widths", "~model.activation", "~model.dropout"),
+        *(NAMED, workers, "hydra.sweeper.timeout=36000"),
     )
-    assert done.returncode == 0, done.stderr
-    trials = trials_of(folder_of(tmp_path))
-    assert 1 <= len(trials) < 1000
-    assert all(t.state.is_finished() for t in trials)
+    reached = []
+    for _ in range(2):
+        done = quick(tmp_path, *study, PYTHONPATH=str(tmp_path), SWEEP_TARGETS="hurried.*")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "the same command goes on with it" in done.stdout
+        trials = trials_of(folder_of(tmp_path))
+        assert {t.state for t in trials} == {TrialState.WAITING}
+        runs = folder_of(tmp_path).runs()
+        assert len(runs) in (2, 4)
+        states = [checkpoint.load(run.checkpoint) for run in runs]
+        assert [state["epoch"] for state in states] == [len(recorded(run)["val/loss"][0]) for run in runs]
+        assert all(state["losses"] == [] for state in states), "at the end of an epoch"
+        reached.append(sum(state["epoch"] for state in states))
+    assert 0 < reached[0] < reached[1] < 1000
 
 
 def test_a_dry_run_shows_the_space_and_stores_nothing(tmp_path):

@@ -70,6 +70,7 @@ class Controller:
         arguments: Sequence[str],
         follower: Callable[[Path], Follower] | None = None,
     ) -> None:
+        self._began = time.time()
         self._follower = follower
         self._worker: Worker | None = None
         self._context, self._settings, self._arguments = context, settings, arguments
@@ -100,7 +101,7 @@ class Controller:
         alone = self._follower is None
         if alone:
             self._announce(before, worker.n_trials)
-        stop_before = time.time() + (self._settings.timeout or float("inf"))
+        stop_before = self._began + (self._settings.timeout or float("inf"))
         worker = replace(worker, uid=uid, first=len(before), stop_before=stop_before)
         with contextlib.closing(self._recording(study, worker)) as recording:
             recording.update(before)

@@ -104,15 +104,15 @@ class PackedShift(Shift):
                         raise Interrupted(self._stop.signum or signal.SIGTERM)
                     self._fill()
         except KeyboardInterrupt as stopped:
-            signum = stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
-            self._give_back([*self._seats.values()], Interrupted(signum), resumable=True)
-            return signum
+            why = stopped if isinstance(stopped, Interrupted) else Interrupted(signal.SIGINT)
+            self._give_back([*self._seats.values()], why, resumable=True)
+            return self._signum(stopped)
         finally:  # after an error, too
             self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
                 if self._ledger.is_mine(trial):
                     self._ledger.give_back(trial)
-        return self._stop.signum
+        return self._signum()
 
     def _fill(self) -> None:
         """Claims trials for as long as there are free slots for all of their runs, or until one has to train alone."""

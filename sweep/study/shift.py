@@ -56,6 +56,7 @@ class Shift:
         self._patiently = Patience(self._settings.storage, is_over=self._is_asked_to_stop)
         self._load = RememberedData()
         self._means: dict[int, Means] = {}  # of the trials at work, by id
+        self._has_timed_out = False
         self._one_by_one = False  # whether there is no memory to train the seeds of a trial in turn
         self._is_child = os.getppid() == worker.controller
 
@@ -70,11 +71,11 @@ class Shift:
                     self._run(trial)
             except KeyboardInterrupt as stopped:
                 self._ledger.give_back(trial)
-                return stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
-        return self._stop.signum
+                return self._signum(stopped)
+        return self._signum()
 
     def _is_over(self) -> bool:
-        if self._is_asked_to_stop() or time.time() >= self._worker.stop_before:
+        if self._is_asked_to_stop() or self._is_out_of_time():
             return True
         trials = self._study.get_trials(deepcopy=False)[self._worker.first :]
         return too_many_failures(trials, self._settings.max_failure_rate) is not None
@@ -82,6 +83,25 @@ class Shift:
     def _is_asked_to_stop(self) -> bool:
         """By a signal, by its controller, or by the death of it."""
         return self._stop.signum is not None or self.is_orphaned() or self._worker.stop_request.exists()
+
+    def _is_out_of_time(self) -> bool:
+        return time.time() >= self._worker.stop_before
+
+    def _heed_requests(self) -> None:
+        """If something asks for it, have the trials at work save and stop at the end of their epoch."""
+        if self._stop.signum is not None:
+            return
+        self._has_timed_out = self._is_out_of_time() and not self._is_asked_to_stop()
+        if self._has_timed_out or self._is_asked_to_stop():
+            self._stop.signum = signal.SIGTERM
+
+    def _signum(self, stopped: KeyboardInterrupt | None = None) -> int | None:
+        """The signal that stopped the worker, if it was one and not the time."""
+        if self._has_timed_out:
+            return None
+        if stopped is None or isinstance(stopped, Interrupted):
+            return self._stop.signum if stopped is None else stopped.signum
+        return signal.SIGINT
 
     def is_orphaned(self) -> bool:
         """Whether the controller, whose child this process was, has died."""
@@ -249,8 +269,7 @@ class Shift:
         name, _ = self._watched()
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
-            if self._is_asked_to_stop() and self._stop.signum is None:
-                self._stop.signum = signal.SIGTERM  # the trial saves its checkpoint and stops
+            self._heed_requests()
             if name not in metrics:  # it is read when the trial ends
                 return
             means.add(place, epoch, metrics[name])

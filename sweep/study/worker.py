@@ -36,8 +36,9 @@ class Worker:
 
     settings, space: of the study. known: parameters of the first trials by number, which are not sampled. order: what
     each trial tries, where nothing is sampled at all. uid: of the study's own record. seed: of its sampler.
-    stop_before: no trial starts after this time, in seconds since 1970. first: number of the first trial whose failure
-    counts. n_shares: workers that share a machine's cores. controller: the process that launches them.
+    stop_before: the time, in seconds since 1970, at which trials stop at the end of their epoch and no other starts.
+    first: number of the first trial whose failure counts. n_shares: workers that share a machine's cores. controller:
+    the process that launches them.
     """
 
     settings: StudySettings

@@ -76,10 +76,15 @@ class Fit(Course):
             listener.epoch(self.epoch, metrics)
             if self.trainer.checkpoint_interval_s == 0:
                 self._checkpoint(save)
+            self._heed(stop, save)
             yield self.epoch
-            if stop.signum is not None and not self.is_over:
-                self._checkpoint(save)
-                raise Interrupted(stop.signum)
+            self._heed(stop, save)
+
+    def _heed(self, stop: StopRequest, save: Callable[[], None]) -> None:
+        """Between two epochs, raise Interrupted if it was asked for; what is over ends as usual."""
+        if stop.signum is not None and not self.is_over:
+            self._checkpoint(save)
+            raise Interrupted(stop.signum)
 
     @contextmanager
     def _telling_failures(self) -> Iterator[None]:
