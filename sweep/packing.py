@@ -87,7 +87,7 @@ class Packer:
             is_known = kind in self._groups
             model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], is_known)
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
-            rule = rule_of(schedule.optimizer)
+            rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -13,6 +13,7 @@ import torch
 from conftest import OVERSHOOTING, Heard, make_fit
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 
 from sweep.errors import ConfigError, Diverged, Pruned
 from sweep.signals import StopRequest
@@ -53,7 +54,7 @@ def _double(data: TensorData) -> TensorData:
 
 def slot_of(fit: Fit) -> tuple[Slot, Heard]:
     """The trial's place in a pack, before it has begun."""
-    rule = rule_of(fit.schedule.optimizer)
+    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
     slot = Slot(
         schedule=fit.schedule,
@@ -68,7 +69,7 @@ def slot_of(fit: Fit) -> tuple[Slot, Heard]:
 
 
 def pack_of(fit: Fit) -> Pack:
-    rule = rule_of(fit.schedule.optimizer)
+    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
     return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
 
@@ -313,6 +314,60 @@ def test_each_trial_has_a_schedule_of_its_own(optimizer: tuple[str, ...], schedu
         assert len(shapes) == 3, "the case needs trials whose rates fall at different epochs"
 
 
+def cycling_momentum(optimizer: str, step_size: int, *rest: str) -> tuple[str, ...]:
+    """With a momentum that torch's own scheduler cycles between 0.9 and exactly 0."""
+    cyclic = {"base_lr": 1e-3, "max_lr": 0.02, "step_size_up": step_size, "base_momentum": 0.0, "max_momentum": 0.9}
+    scheduler = ("scheduler=constant", "scheduler._target_=torch.optim.lr_scheduler.CyclicLR", "scheduler.interval=step")
+    arguments = [f"+scheduler.{name}={value}" for name, value in cyclic.items()]
+    return (f"optimizer={optimizer}", *scheduler, *arguments, f"seed={step_size}", "trainer.epochs=6", *rest)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "rmsprop"])
+def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(optimizer: str) -> None:
+    rest = ("optimizer.momentum=0.9",)
+    overrides = [cycling_momentum(optimizer, step_size, *rest) for step_size in (2, 3, 5)]
+    both_ways(*overrides, make=in_float64, rtol=1e-9)
+
+
+def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
+    overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
+    expected = [alone(make_fit(*own)) for own in overrides]
+    fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    placed = [slot_of(fit) for fit in fits]
+    together(pack_of(fits[0]), [slot for slot, _ in placed])
+    for (_, heard), one in zip(placed, expected, strict=True):
+        assert_close(heard, one, rtol=1e-4)
+
+
+class DecayingLater(LRScheduler):
+    """A scheduler of one's own: momentum and weight decay begin at 0, and set in after the first epoch."""
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        for group in self.optimizer.param_groups:
+            group["momentum"] = 0.0 if self.last_epoch < 7 else 0.8
+            group["weight_decay"] = 0.0 if self.last_epoch < 7 else 0.3
+
+    def get_lr(self) -> list[float | Tensor]:
+        return self.base_lrs
+
+
+@pytest.mark.usefixtures("float64")
+def test_whatever_a_scheduler_of_ones_own_sets_reaches_the_trial_alone_and_in_a_pack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+    own = ("optimizer=sgd", "scheduler=constant", f"scheduler._target_={__name__}.DecayingLater")
+    overrides = [
+        (*own, "scheduler.interval=step", f"optimizer.lr={lr}", f"seed={seed}") for seed, lr in enumerate((0.05, 0.02))
+    ]
+    _, _, expected = both_ways(*overrides, make=in_float64, rtol=1e-9)
+    plain = alone(in_float64("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.05"))
+    changed = [step for step, point in expected[0].points.items() if point != plain.points[step]]
+    assert changed[0] == 9, "the case needs an update that differs: the eighth"
+
+
 class Odd(nn.Module):
     """A frozen layer, a buffer, tied weights, weights that are not used, and a weight without dimensions."""
 
@@ -423,6 +478,7 @@ def test_what_cannot_be_stacked_is_refused_and_told_why(make_model: Callable[[],
 
 DROPPING = ("model.dropout=0.3",)
 RESUMED = [
+    (cycling_momentum("momentum", 10), None),
     (("optimizer=sgd", *DROPPING), None),
     (("optimizer=momentum", "scheduler=onecycle", *DROPPING), None),
     (("optimizer=nadam", "scheduler=plateau", "scheduler.patience=0", *DROPPING), None),

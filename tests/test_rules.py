@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torch.testing import assert_close
 
+from sweep.errors import TrainingFailed
 from sweep.train.rules import Rule, Table, rule_of
 
 N_WEIGHTS = 5
@@ -22,6 +23,7 @@ numbers = st.floats  # of a hyperparameter
 BETAS = st.tuples(numbers(0.0, 0.95), numbers(0.5, 0.9999))
 EPS = numbers(1e-10, 1e-2)
 DECAY = numbers(1e-4, 0.3)
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Kind:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     optional: Mapping[str, Any] = field(default_factory=lambda: {"weight_decay": DECAY})
     scheduled: str | None = None  # besides the learning rate
+    from_zero: bool = True  # whether torch lets the momentum rise from 0
 
 
 KINDS = {
@@ -42,7 +45,9 @@ KINDS = {
         optional={"weight_decay": DECAY, "momentum": numbers(0.1, 0.99)},
         scheduled="momentum",
     ),
-    "nesterov": Kind(SGD, optional={"weight_decay": DECAY}, numbers={"momentum": numbers(0.1, 0.99)}),
+    "nesterov": Kind(
+        SGD, optional={"weight_decay": DECAY}, numbers={"momentum": numbers(0.1, 0.99)}, scheduled="momentum"
+    ),
     "adam": Kind(Adam, ("amsgrad", "decoupled_weight_decay"), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
     "adamw": Kind(AdamW, ("amsgrad",), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
     "rmsprop": Kind(
@@ -51,6 +56,7 @@ KINDS = {
         numbers={"alpha": numbers(0.3, 0.999), "eps": EPS},
         optional={"weight_decay": DECAY, "momentum": numbers(0.1, 0.99)},
         scheduled="momentum",
+        from_zero=False,
     ),
     "adagrad": Kind(
         Adagrad, numbers={"lr_decay": numbers(0.0, 0.5), "initial_accumulator_value": numbers(0.0, 2.0), "eps": EPS}
@@ -122,7 +128,11 @@ def schedule(kind: Kind, group: Mapping[str, Any], more: bool, rng: np.random.Ge
         if kind.scheduled == "betas":
             row["betas"] = (rng.uniform(0, 0.95), rng.uniform(0.5, 0.999)) if more else group["betas"]
         elif "momentum" in group:
-            row["momentum"] = rng.uniform(0.1, 0.99) if more else group["momentum"]
+            row["momentum"] = rng.uniform(0.1, 0.99) * rng.integers(0, 2) if more else group["momentum"]
+            if more:
+                row["weight_decay"] = rng.uniform(0.0, 0.3) * rng.integers(0, 2)
+    if more and not kind.from_zero:
+        rows[0]["momentum"] = 0.5
     return rows
 
 
@@ -136,7 +146,8 @@ def test_stacked_updates_are_torchs_own_trial_by_trial(name: str, data: st.DataO
     alone = [Alone(kind, own, weights) for own, weights in zip(arguments, stacked, strict=True)]
     groups = [dict(one.optimizer.param_groups[0]) for one in alone]
     schedules = [schedule(kind, group, more, rng) for group in groups]
-    rules = [rule_of(one.optimizer) for one in alone]
+    changing = {name for rows in schedules for name in rows[0]} if more else ()
+    rules = [rule_of(one.optimizer, changing) for one in alone]
     rule = rules[0]
     assert rule is not None
     assert all(other == rule and hash(other) == hash(rule) for other in rules)
@@ -162,13 +173,14 @@ def test_stacked_updates_are_torchs_own_trial_by_trial(name: str, data: st.DataO
                 told = f"trial {k}, update {step}: {{}}".format
                 assert_close(stacked[k], one.weights.detach(), rtol=1e-12, atol=1e-12, msg=told)
                 for part in rule.state:
-                    assert_close(state[part][k], one.state[part], rtol=1e-12, atol=1e-12, msg=told)
+                    own = one.state.get(part)  # SGD has no buffer before it has used one
+                    assert_close(state[part][k], torch.zeros(N_WEIGHTS) if own is None else own, msg=told, **CLOSE)
     for group, one in zip(groups, alone, strict=True):
-        assert {name: group[name] for name in rule.scalars} == pytest.approx(
-            {name: float(one.state[name]) for name in rule.scalars}, rel=1e-12
-        )
+        scalars = {name: group[name] for name in rule.scalars}
+        assert scalars == pytest.approx(rule.loaded(one.state), rel=1e-12)
         kept = {name for name, value in one.state.items() if value is not None} - {"step"}
-        assert kept == {*rule.state, *rule.scalars}, "a checkpoint needs all of torch's state"
+        own_scalars, names = rule.kept(scalars)
+        assert kept == {*own_scalars, *names}, "a checkpoint needs all of torch's state"
 
 
 def rule(made_by: type[Optimizer], **arguments: Any) -> Rule:
@@ -207,6 +219,27 @@ def test_optimizers_of_different_kinds_do_not_share_a_pass() -> None:
     made = [rule(made_by, weight_decay=0.1) for made_by in (SGD, Adam, AdamW, RMSprop, NAdam, RAdam, Adagrad)]
     assert len(set(made)) == len(made)
     assert rule(Adam, weight_decay=0.1, decoupled_weight_decay=True) == rule(AdamW, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("made_by", [SGD, RMSprop])
+def test_a_momentum_that_may_change_needs_a_pass_of_its_own(made_by: type[Optimizer]) -> None:
+    fixed, changing = (rule_of(made_by([nn.Parameter(torch.zeros(1))], 0.1), names) for names in ((), ("momentum",)))
+    assert fixed is not None
+    assert changing is not None
+    assert fixed != changing
+    assert fixed.state == tuple(name for name in changing.state if name != "momentum_buffer") != changing.state
+
+
+def test_rmsprop_cannot_begin_with_momentum_late_just_as_torchs_own() -> None:
+    alone = Alone(KINDS["rmsprop"], {"lr": 0.1}, torch.zeros(1))
+    alone.update(torch.ones(1), {"momentum": 0.0})
+    with pytest.raises(KeyError):
+        alone.update(torch.ones(1), {"momentum": 0.5})
+    rule = rule_of(alone.optimizer, {"momentum"})
+    assert rule is not None
+    group = {**alone.optimizer.param_groups[0], **rule.scalars}
+    with pytest.raises(TrainingFailed, match="step 3: RMSprop has no momentum to begin with"):
+        rule.table(group, {"momentum": np.array([0.0, 0.0, 0.5])}, np.arange(1.0, 4.0))
 
 
 class MySGD(SGD):

@@ -50,6 +50,7 @@ class Slot(Course):
         self.weights = weights  # until it has its row
         self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
         self.scalars = dict(rule.scalars)
+        self.table: dict[str, np.ndarray] = {}  # the rule's coefficients for the epoch, (n_updates,) each
         device = next(iter(weights.values())).device
         draws_on = device if device.type == "cuda" else "cpu"  # as torch's own dropout does
         self.random = torch.Generator(draws_on).manual_seed(
@@ -66,8 +67,11 @@ class Slot(Course):
         self.weights = state["model"]
         kept = state["optimizer"]["state"]  # by place; Adagrad keeps some of weights that are not trained, too
         if kept:
-            self.moments = {name: {place: of_one[name] for place, of_one in kept.items()} for name in rule.state}
-            self.scalars = {name: float(next(iter(kept.values()))[name]) for name in rule.scalars}
+            self.moments = {
+                name: {place: of_one[name] for place, of_one in kept.items() if of_one.get(name) is not None}
+                for name in rule.state
+            }
+            self.scalars = rule.loaded(next(iter(kept.values())))
 
     def _load_random(self, states: Mapping[str, Any]) -> None:
         if self.random.device.type != "cuda":
@@ -142,7 +146,7 @@ class Pack:
         for name, fixed in self._fixed.items():
             fixed[row] = weights[name]
         for name, stacked in self._state.items():
-            if name in slot.moments:
+            if slot.moments.get(name):
                 stacked[row] = torch.cat([slot.moments[name][place].flatten() for place in self._layout.places])
             else:
                 stacked[row] = self.rule.initial(name, slot.group)
@@ -185,6 +189,7 @@ class Pack:
                     ended[slot] = None
                 else:
                     slot.start_epoch()
+                    slot.table = self._table_of(slot)
             except Exception as error:  # whatever a scheduler raises
                 ended[slot] = error
             if slot in ended:
@@ -242,17 +247,19 @@ class Pack:
                     torch.cat(trained[name], dim=1, out=stacked)
         return torch.stack(losses, dim=1)[: len(slots)].tolist()
 
+    def _table_of(self, slot: Slot) -> dict[str, np.ndarray]:
+        """The rule's coefficients for each update of the trial's epoch: (n_updates,) each."""
+        steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
+        table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
+        if self._clips:
+            table["clip_norm"] = np.full(len(steps), slot.trainer.clip_norm)
+        for name in slot.scalars:
+            slot.scalars[name] = float(table[name][-1])
+        return table
+
     def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
-        """The rule's coefficients for each update of the epoch: (width, 1) each."""
-        tables = []
-        for slot in slots:
-            steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
-            table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
-            if self._clips:
-                table["clip_norm"] = np.full(len(steps), slot.trainer.clip_norm)
-            for name in slot.scalars:
-                slot.scalars[name] = float(table[name][-1])
-            tables.append(table)
+        """The same of several trials, update by update: (width, 1) each."""
+        tables = [slot.table for slot in slots]
         names = list(tables[0])
         stacked = np.stack(
             [[table[name] for name in names] for table in _filled(tables, width)]
@@ -313,11 +320,12 @@ class Pack:
         row = self.slots.index(slot)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
         optimizer = slot.schedule.optimizer.state_dict()
-        scalars = {"step": float(slot.step), **slot.scalars}
+        scalars, names = self.rule.kept(slot.scalars)
+        scalars = {"step": float(slot.step), **scalars}
         optimizer["state"] = {
             place: {
                 **{name: torch.tensor(value) for name, value in scalars.items()},
-                **{name: tensors[i] for name, tensors in moments.items()},
+                **{name: moments[name][i] for name in names},
             }
             for i, place in enumerate(self._layout.places)
             if slot.step
@@ -377,7 +385,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """What the scheduler sets, (n_updates,) each; of the only parameter group."""
     first = rows[0][0]
     columns = {name: np.array([float(row[0][name]) for row in rows]) for name in first if name != "betas"}
-    if "betas" in first:
+    if "betas" in first:  # the only ones that are several numbers, in the optimizers that there are rules for
         for i, name in enumerate(("beta1", "beta2")):
             columns[name] = np.array([float(row[0]["betas"][i]) for row in rows])
     return columns

@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CyclicLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from sweep.errors import TrainingFailed
 
@@ -18,7 +25,7 @@ class Schedule:
     """Runs the real scheduler on a shadow optimizer of dummy weights, an epoch ahead of the training loop.
 
     So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
-    `optimizer` is the shadow. `interval` says whether the scheduler is stepped after each update or after each epoch.
+    `optimizer` is the shadow. `changing` names the hyperparameters that the scheduler may set. `interval` says whether the scheduler is stepped after each update or after each epoch.
     `shapes` are those of the model's weights; they matter to an optimizer that makes several parameter groups of them.
     """
 
@@ -33,7 +40,9 @@ class Schedule:
         self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
         self.scheduler = make_scheduler(self.optimizer)
         self.optimizer.step()  # torch warns about a scheduler stepped before its optimizer
-        self._keys = [[key for key in _SCHEDULED if key in group] for group in self.optimizer.param_groups]
+        self.changing = _changing(self.scheduler, self.optimizer)
+        names = dict.fromkeys([*_SCHEDULED, *sorted(self.changing)])
+        self._keys = [[key for key in names if key in group] for group in self.optimizer.param_groups]
         self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)
         self._started = False
         self.rows: list[Row] = []  # of the epoch in progress, one an update
@@ -81,3 +90,21 @@ class Schedule:
     def _row(self) -> Row:
         groups = zip(self.optimizer.param_groups, self._keys, strict=True)
         return [{key: group[key] for key in keys} for group, keys in groups]
+
+
+def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
+    """Return the names of the hyperparameters that a scheduler may set: any number, for one that torch did not make."""
+    kind = type(scheduler)
+    if kind in (CyclicLR, OneCycleLR):
+        return frozenset(_SCHEDULED if scheduler.cycle_momentum else ("lr",))
+    if kind in (SequentialLR, ChainedScheduler):
+        return frozenset().union(*(_changing(part, optimizer) for part in scheduler._schedulers))
+    if kind.__module__.startswith("torch.optim."):
+        return frozenset(("lr",))
+    return frozenset(("lr", *(name for name, value in optimizer.defaults.items() if _is_number(value))))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or several as `betas` is."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
