@@ -80,13 +80,30 @@ def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
     return checked
 
 
-def scheduler(node: Mapping[str, Any], steps_per_epoch: int, epochs: int) -> "SchedulerFactory":
-    """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's."""
+def scheduler(
+    node: Mapping[str, Any], steps_per_epoch: int, epochs: int, direction: str = "minimize"
+) -> "SchedulerFactory":
+    """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's.
+
+    direction: in which the monitored metric gets better, for a scheduler that waits for a plateau of it.
+    """
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
     node = {key: value for key, value in node.items() if key != "interval"}
-    make = _bind("scheduler", node, {"steps_per_epoch": steps_per_epoch, "epochs": epochs}, positional=1)
+    offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
+    mode = direction[:3]
+    target = _located("scheduler", node["_target_"], allowed_targets())
+    if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
+        offered["mode"] = mode
+    make = _bind("scheduler", node, offered, positional=1)
 
     def checked(optimizer: "Optimizer") -> "LRScheduler":
         made = make(optimizer)
+        if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
+            raise ConfigError(
+                "scheduler.mode",
+                f"is {made.mode}, but the metric that trainer.monitor names is to be {direction}d; make it {mode}",
+            )
         if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
             raise ConfigError("scheduler._target_", f"{node['_target_']} returned {type(made).__name__}, no scheduler")
         return made
@@ -131,19 +148,12 @@ def _bind(
     that the target cannot take and when called for values it refuses.
     """
     whitelist = allowed_targets() if allowed is None else tuple(allowed)
-    try:
-        if _is_flat(node):
-            target = partial(
-                _located(node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
-            )
-        else:
-            target = instantiate(dict(node), _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
-    except (HydraException, ImportError) as error:
-        raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
-    except SweepError:
-        raise
-    except Exception as error:  # a nested node's own call
-        raise ConfigError(key, _reason(error)) from error
+    if _is_flat(node):
+        target = partial(
+            _located(key, node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
+        )
+    else:
+        target = _instantiated(key, dict(node), whitelist)
     arguments = dict(target.keywords)
     _check_arguments(key, target.func, arguments, offered, positional)
     configured = dict(arguments)
@@ -163,9 +173,21 @@ def _bind(
 
 
 @lru_cache(maxsize=256)
-def _located(target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
+def _located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
     """What the name stands for; finding it takes Hydra 2 ms, and a study's trials name the same few."""
-    return instantiate({"_target_": target}, _partial_=True, _execution_whitelist_=whitelist).func
+    return _instantiated(key, {"_target_": target}, whitelist).func
+
+
+def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) -> partial[Any]:
+    """The target with the node's arguments, nested nodes called. Raises ConfigError."""
+    try:
+        return instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
+    except (HydraException, ImportError) as error:
+        raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
+    except SweepError:
+        raise
+    except Exception as error:  # a nested node's own call
+        raise ConfigError(key, _reason(error)) from error
 
 
 def _is_flat(node: Mapping[str, Any]) -> bool:

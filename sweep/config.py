@@ -28,6 +28,9 @@ COMPONENTS = ("data", "model", "optimizer", "scheduler")
 PRECISIONS = ("float32", "bf16")
 LOSSES = ("auto", "mse", "cross_entropy")
 INTERVALS = ("step", "epoch")
+METRICS = {"regression": ("mse", "mae", "r2"), "classification": ("accuracy",)}  # beside the loss, by task
+_THE_MORE_THE_BETTER = ("/r2", "/accuracy")
+CURVES = ("train/loss", "val/loss", *(f"val/{name}" for names in METRICS.values() for name in names))  # of each epoch
 _LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
@@ -74,6 +77,7 @@ class Trainer:
     device: str = "auto"
     precision: str = "float32"
     clip_norm: float | None = None
+    monitor: str | None = None
     patience: int | None = None
     min_delta: float = 0.0
     compile: bool = False
@@ -87,6 +91,8 @@ class Trainer:
         _one_of("trainer.loss", self.loss, LOSSES)
         _one_of("trainer.precision", self.precision, PRECISIONS)
         _require(_positive(self.clip_norm), "trainer.clip_norm", f"must be > 0 or null, got {self.clip_norm}")
+        if self.monitor is not None:
+            _one_of("trainer.monitor", self.monitor, CURVES)
         _require(
             self.patience is None or self.patience >= 1,
             "trainer.patience",
@@ -104,6 +110,11 @@ class Trainer:
             "trainer.threads",
             f"must be between 1 and {_MOST_THREADS} or null, got {self.threads}",
         )
+
+    @property
+    def monitored(self) -> str:
+        """The curve that the best weights, patience and plateau schedulers follow."""
+        return self.monitor or "val/loss"
 
 
 @dataclass(kw_only=True)
@@ -308,6 +319,11 @@ def is_auto(bounds: Any) -> bool:
     """Whether a range test is to suggest learning rates. Raises ConfigError for what means nothing."""
     _require(bounds in (None, "auto"), "bounds", f"'{bounds}' is unknown; choose auto, or leave it out")
     return bounds == "auto"
+
+
+def direction_of(metric: str) -> str:
+    """Return "minimize" or "maximize", for a metric such as val/accuracy."""
+    return "maximize" if metric.endswith(_THE_MORE_THE_BETTER) else "minimize"
 
 
 def interval_of(scheduler: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweep import build
-from sweep.config import Config, interval_of, loss_name
+from sweep.config import METRICS, Config, direction_of, interval_of, loss_name
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.errors import ConfigError
@@ -74,8 +74,9 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
     """The trial's schedule. Raises ConfigError."""
     from sweep.train.schedule import Schedule
 
-    steps_per_epoch = -(-n_train // config.trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, config.trainer.epochs)
+    trainer = config.trainer
+    steps_per_epoch = -(-n_train // trainer.batch_size)
+    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction_of(trainer.monitored))
     return Schedule(build.optimizer(config.optimizer), make_scheduler, interval_of(config.scheduler), shapes)
 
 
@@ -110,9 +111,19 @@ def prepared(config: Config, data: Data) -> Iterator["Fit"]:
 def check_data(data: Data, config: Config) -> None:
     """What the config and the data together reveal, told before torch is loaded. Raises ConfigError."""
     loss_name(config.trainer.loss, data.samples.task)
+    check_monitor(data, config)
     n_train = len(data.splits.train.x)
     if config.trainer.batch_size > n_train:
         raise ConfigError(
             "trainer.batch_size",
             f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it",
         )
+
+
+def check_monitor(data: Data, config: Config) -> None:
+    """Raises ConfigError where trials on such data have no curve of that name."""
+    monitor = config.trainer.monitored
+    known = ["train/loss", "val/loss", *(f"val/{name}" for name in METRICS[data.samples.task])]
+    if monitor not in known:
+        told = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
+        raise ConfigError("trainer.monitor", told)

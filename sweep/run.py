@@ -35,7 +35,7 @@ guard_hydra()  # here, so that it holds in the processes of launchers too, which
 
 
 def run(cfg: DictConfig) -> float:
-    """One Hydra job: trains the trial and returns its objective, which sweepers minimise."""
+    """One Hydra job: trains the trial and returns the best of what it monitors, which is what sweepers optimise."""
     from sweep.record.summary import print_summary
     from sweep.trial import run_trial
 

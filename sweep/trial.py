@@ -41,12 +41,13 @@ log = logging.getLogger("sweep")
 class Outcome:
     """What a finished trial came to.
 
-    value: the objective, the lowest validation loss. metrics: `val/...` of that epoch and `test/...` of its weights.
-    history: every recorded curve, by metric name. train_s: seconds of training in this process. tracking_uri:
-    where MLflow has it, None without tracking; mirrored: whether it is all there yet.
+    value: the best of the curve `monitor`, by default the lowest validation loss. metrics: `val/...` of that epoch and
+    `test/...` of its weights. history: every recorded curve, by metric name. train_s: seconds of training in this
+    process. tracking_uri: where MLflow has it, None without tracking; mirrored: whether it is all there yet.
     """
 
     name: str
+    monitor: str
     value: float
     best_epoch: int
     n_epochs: int
@@ -161,6 +162,7 @@ def train_by_epochs(
     }
     return Outcome(
         name=run_name(config),
+        monitor=config.trainer.monitored,
         value=fit.best.value,
         best_epoch=fit.best.epoch,
         n_epochs=fit.epoch,

@@ -98,6 +98,7 @@ def make_fit(
     make_model: makes another model than the config says.
     """
     from sweep import build
+    from sweep.config import direction_of
     from sweep.data.split import divide
     from sweep.train.evaluate import loss_function
     from sweep.train.loop import Fit
@@ -110,7 +111,9 @@ def make_fit(
     samples = build.samples(config.data)
     splits = divide(samples, config.split)
     make_optimizer = build.optimizer(config.optimizer)
-    make_scheduler = build.scheduler(config.scheduler, -(-len(splits.train.x) // trainer.batch_size), trainer.epochs)
+    steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
+    direction = direction_of(trainer.monitored)
+    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction)
     seed_generators(trainer.seed, "init")
     device = pick_device(trainer.device)
     model = (make_model or (lambda: build.model(config.model, samples)))().to(device)

@@ -317,7 +317,11 @@ def test_each_trial_has_a_schedule_of_its_own(optimizer: tuple[str, ...], schedu
 def cycling_momentum(optimizer: str, step_size: int, *rest: str) -> tuple[str, ...]:
     """With a momentum that torch's own scheduler cycles between 0.9 and exactly 0."""
     cyclic = {"base_lr": 1e-3, "max_lr": 0.02, "step_size_up": step_size, "base_momentum": 0.0, "max_momentum": 0.9}
-    scheduler = ("scheduler=constant", "scheduler._target_=torch.optim.lr_scheduler.CyclicLR", "scheduler.interval=step")
+    scheduler = (
+        "scheduler=constant",
+        "scheduler._target_=torch.optim.lr_scheduler.CyclicLR",
+        "scheduler.interval=step",
+    )
     arguments = [f"+scheduler.{name}={value}" for name, value in cyclic.items()]
     return (f"optimizer={optimizer}", *scheduler, *arguments, f"seed={step_size}", "trainer.epochs=6", *rest)
 

@@ -57,7 +57,9 @@ class Attempt:
 
         best = self._course.best
         assert best is not None
-        checkpoint.save(self._run.best, {"model": best.weights, "epoch": best.epoch, "value": best.value})
+        monitor = self._course.trainer.monitored
+        found = {"model": best.weights, "epoch": best.epoch, "value": best.value, "monitor": monitor}
+        checkpoint.save(self._run.best, found)
         values = {**self._reached(train_s), "model/n_weights": n_weights, **test}
         write_end(self._journal, self._run, None, self._member, values)
 
@@ -78,8 +80,8 @@ class Attempt:
         self.close()
 
     def _reached(self, train_s: float) -> dict[str, float]:
-        best = self._course.best
-        reached = {} if best is None else {"best/epoch": best.epoch, "best/val_loss": best.value}
+        best, monitor = self._course.best, self._course.trainer.monitored.replace("/", "_")
+        reached = {} if best is None else {"best/epoch": best.epoch, f"best/{monitor}": best.value}
         return {**reached, "time/train_s": train_s}
 
 

@@ -15,6 +15,7 @@ _TRAINER_PARAMS = (
     "loss",
     "precision",
     "clip_norm",
+    "monitor",
     "patience",
     "min_delta",
     "compile",

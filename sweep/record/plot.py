@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sweep.config import direction_of
 from sweep.record.folder import RunFolder
 from sweep.record.journal import Curve, curves, first
 
@@ -33,10 +34,14 @@ def draw_curves(journal: Path, picture: Path) -> None:
     for name in ("train/loss", "val/loss"):
         if name in found:
             losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6)
-    if "val/loss" in found:
-        best = int(found["val/loss"].values.argmin())
-        epoch, value = (axis[best] for axis in found["val/loss"])
-        losses.plot(epoch, value, "o", color=_COLOURS["val/loss"], label=f"best: {value:.4g} at epoch {epoch}")
+    monitor = start.get("params", {}).get("trainer.monitor", "val/loss")
+    if monitor in found and "val/loss" in found:
+        values = found[monitor].values
+        best = int(values.argmin() if direction_of(monitor) == "minimize" else values.argmax())
+        epoch, value, name = found[monitor].steps[best], values[best], "" if monitor == "val/loss" else f" {monitor}"
+        shown = monitor if monitor in _COLOURS else "val/loss"
+        height = found[shown].values[found[shown].steps == epoch]
+        losses.plot(epoch, height, "o", color=_COLOURS[shown], label=f"best{name}: {value:.4g} at epoch {epoch}")
     losses.set(ylabel="loss", xlabel="epoch", title=start.get("name", ""))
     if any((found[n].values > 0).all() for n in ("train/loss", "val/loss") if n in found):
         losses.set_yscale("log")

@@ -21,7 +21,7 @@ _MEANINGS = {
 def print_summary(outcome: "Outcome") -> None:
     """Best validation value, test metrics, time, folder, and how to see the run in MLflow."""
     table = Table(title=outcome.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.add_row("best val/loss", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
+    table.add_row(f"best {outcome.monitor}", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
     for key, value in outcome.metrics.items():
         if key.startswith("test/"):
             table.add_row(key, f"{value:.6g}", _MEANINGS.get(key, ""))

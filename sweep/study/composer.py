@@ -57,6 +57,7 @@ class Composer:
     master: the sweep's own config. fixed: overrides of the command line that every trial shares. prefixes: what stands
     before each sweep's key on the command line, `+`, `++` or nothing. starts: learning rates that take the place of the
     options' own, with ranges to search.
+    monitor: what `trainer.monitor` is where neither an option nor the command line sets it.
     """
 
     loader: ConfigLoader
@@ -64,6 +65,7 @@ class Composer:
     fixed: Sequence[str]
     prefixes: dict[str, str]
     starts: Starts = field(default_factory=dict)
+    monitor: str | None = None
 
     def __post_init__(self) -> None:
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
@@ -87,8 +89,11 @@ class Composer:
                     continue  # since the study was begun
                 OmegaConf.update(config, key, start["value"])
                 searched[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
-            OmegaConf.set_struct(config, True)
             own = [*searchpath_overrides(hydra), *overrides]
+            if self.monitor is not None and config.trainer.monitor is None:
+                config.trainer.monitor = self.monitor
+                own.append(override("trainer.monitor", self.monitor))  # so that the best trains again as it did
+            OmegaConf.set_struct(config, True)
             self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own, searched)
         return self._bases[choice]
 

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
-from sweep.prepare import load_data
+from sweep.prepare import check_monitor, load_data
 from sweep.record.folder import StudyFolder, to_yaml
 from sweep.record.follow import Follower
 from sweep.record.journal import first, status
@@ -209,7 +209,9 @@ class Controller:
             validate(space.compose(configuration))
             if n < _MOST_CHECKED:
                 space.composer.check(configuration.groups, configuration.values)
-        check_objectives(settings, load_data(self._config))
+        data = load_data(self._config)
+        check_objectives(settings, data)
+        check_monitor(data, self._config)
         return worker
 
     def _order(self, seed: int, known: list[dict[str, Any]]) -> list[Configuration] | None:

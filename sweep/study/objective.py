@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from sweep.config import METRICS
 from sweep.errors import ConfigError
 from sweep.prepare import Data
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 from sweep.study.settings import StudySettings
 
-_METRICS = {"regression": ("mse", "mae", "r2"), "classification": ("accuracy",)}  # beside the loss, by task
 _WORST = {"minimize": math.inf, "maximize": -math.inf}
 _BETTER = {"minimize": min, "maximize": max}
 
@@ -18,7 +18,7 @@ _BETTER = {"minimize": min, "maximize": max}
 def check_objectives(settings: StudySettings, data: Data) -> None:
     """Raises ConfigError for an objective that trials on such data do not have."""
     samples = data.samples
-    names = ["loss", *_METRICS[samples.task]]
+    names = ["loss", *METRICS[samples.task]]
     known = [f"{split}/{name}" for split in ("val", "test") for name in names]
     known += ["train/loss", "time/train_s", "model/n_weights"]
     if samples.noise is not None:

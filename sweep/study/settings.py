@@ -10,14 +10,14 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.config import CURVES, METRICS, direction_of
 from sweep.errors import ConfigError, one_line
 
 DIRECTIONS = ("minimize", "maximize")
 OBJECTIVES = (
-    *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", "mse", "mae", "r2", "accuracy")),
+    *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", *(n for of in METRICS.values() for n in of))),
     *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),
 )
-_THE_MORE_THE_BETTER = ("/r2", "/accuracy")
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
 _N_TRIALS = 32  # where the command line does not say
@@ -54,9 +54,7 @@ class StudySettings:
             _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose of: {', '.join(OBJECTIVES)}")
         _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
         if self.direction is None:
-            self.direction = [
-                "maximize" if name.endswith(_THE_MORE_THE_BETTER) else "minimize" for name in self.objective
-            ]
+            self.direction = [direction_of(name) for name in self.objective]
         self.direction = _texts("direction", self.direction)
         for name in ("n_trials", "n_jobs", "seeds"):
             value = getattr(self, name)
@@ -106,6 +104,15 @@ def settings_of(config: DictConfig) -> StudySettings:
     node = {str(key): value for key, value in resolved.items() if key != "_target_"}
     sampler = sampler_node(node["sampler"] or {}, list(config.hydra.overrides.hydra))
     return StudySettings.of({**node, "sampler": sampler})
+
+
+def implied_monitor(objective: Any) -> str | None:
+    """Return what trials monitor where `trainer.monitor` is not set: the first objective, if it is a curve.
+
+    None where that is the validation loss, which they follow anyway. objective: as the config has it.
+    """
+    first = objective if isinstance(objective, str) else objective[0]
+    return first if first in CURVES and first != "val/loss" else None
 
 
 def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

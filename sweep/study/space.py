@@ -20,6 +20,7 @@ from sweep.composition import config_error
 from sweep.errors import ConfigError, one_line
 from sweep.study.composer import Composer, Starts
 from sweep.study.ranges import contains, distribution_of, first_of, grid_of, n_values, options_of, parse_override
+from sweep.study.settings import implied_monitor
 
 _MOST_DRAWS = 1000
 _NOT_A_TRIALS = re.compile(
@@ -258,7 +259,8 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts
         else:
             swept[key] = distribution_of(key, override)
     fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
-    return Space(Composer(loader, master, plain, prefixes, starts or {}), groups, swept, fixed)
+    monitor = implied_monitor(OmegaConf.select(master, "hydra.sweeper.objective", default="val/loss"))
+    return Space(Composer(loader, master, plain, prefixes, starts or {}, monitor), groups, swept, fixed)
 
 
 def _name(key: str, options: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from sweep.config import direction_of
 from sweep.errors import Diverged
 from sweep.train.evaluate import is_finite
 from sweep.train.schedule import Schedule
@@ -24,7 +25,7 @@ class Listener(Protocol):
 
 @dataclass
 class Best:
-    """The epoch with the lowest validation loss so far, and its weights."""
+    """The epoch with the best value of `trainer.monitored` so far, and its weights."""
 
     epoch: int
     value: float
@@ -42,7 +43,10 @@ class Course:
         self.step = 0  # finished
         self.losses: list[float] = []  # of the epoch in progress, one an update
         self.best: Best | None = None
-        self._milestone = (0, math.inf)  # epoch and value of the last improvement that patience counts
+        self._sign = (
+            1.0 if direction_of(trainer.monitored) == "minimize" else -1.0
+        )  # of a value, to be the lower the better
+        self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 
     @property
     def is_over(self) -> bool:
@@ -78,14 +82,14 @@ class Course:
             name = next(name for name, value in val.items() if not math.isfinite(value))
             raise Diverged(name, val[name], self.step, lr)
         metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
-        value = val["val/loss"]
+        value = metrics[self.trainer.monitored]
         self.schedule.end_epoch(value)
         self.epoch += 1
         self.losses = []
-        if self.best is None or value < self.best.value:
+        if self.best is None or self._sign * value < self._sign * self.best.value:
             self.best = Best(self.epoch, value, weights())
-        if value < self._milestone[1] - self.trainer.min_delta:
-            self._milestone = (self.epoch, value)
+        if self._sign * value < self._milestone[1] - self.trainer.min_delta:
+            self._milestone = (self.epoch, self._sign * value)
         return metrics
 
     def course_state(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Rule(ABC):
     made_by: ClassVar[tuple[type[Optimizer], ...]]
     flags: ClassVar[tuple[str, ...]] = ("maximize",)  # of a parameter group, that change what is computed
     optional: ClassVar[tuple[str, ...]] = ("weight_decay",)  # numbers that change it when they are 0
-    scalars: Mapping[str, float] = {}  # noqa: RUF012  # numbers in the state, by torch's names, as they begin
+    scalars: Mapping[str, float] = {}  # numbers in the state, by torch's names, as they begin
 
     def __init__(self, group: Group, changing: Collection[str] = ()) -> None:
         """changing: the hyperparameters that the schedule may set, perhaps to 0, perhaps from 0."""
@@ -56,8 +56,8 @@ class Rule(ABC):
     def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
         """The coefficients of one trial's next updates, number `steps` (from 1).
 
-        group: the trial's, with the `scalars` as they are. scheduled: what the scheduler sets in these updates, in place
-        of the group's numbers; `betas` as `beta1` and `beta2`. Raises TrainingFailed for what torch cannot do.
+        group: the trial's, with the `scalars` as they are. scheduled: what the scheduler sets in these updates, in
+        place of the group's numbers; `betas` as `beta1` and `beta2`. Raises TrainingFailed for what torch cannot do.
         """
 
     @abstractmethod
@@ -197,7 +197,7 @@ class AdamRule(_MomentsRule):
 class NAdamRule(_MomentsRule):
     made_by = (NAdam,)
     flags = ("maximize", "decoupled_weight_decay")
-    scalars: Mapping[str, float] = {"mu_product": 1.0}  # noqa: RUF012
+    scalars: Mapping[str, float] = {"mu_product": 1.0}
     more = ("momentum_decay",)
 
     def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:

@@ -25,8 +25,9 @@ class Schedule:
     """Runs the real scheduler on a shadow optimizer of dummy weights, an epoch ahead of the training loop.
 
     So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
-    `optimizer` is the shadow. `changing` names the hyperparameters that the scheduler may set. `interval` says whether the scheduler is stepped after each update or after each epoch.
-    `shapes` are those of the model's weights; they matter to an optimizer that makes several parameter groups of them.
+    `optimizer` is the shadow. `changing` names the hyperparameters that the scheduler may set. `interval` says whether
+    the scheduler is stepped after each update or after each epoch. `shapes` are those of the model's weights; they
+    matter to an optimizer that makes several parameter groups of them.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Schedule:
                     raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
     def end_epoch(self, value: float) -> None:
-        """Tells a scheduler that is stepped per epoch that one is over, with its validation value."""
+        """Tells a scheduler that is stepped per epoch that one is over, with its monitored value."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
         elif not self._per_step:
