@@ -119,7 +119,8 @@ def test_the_weights_of_a_studys_trial_are_those_that_its_value_is_of(pack: int,
     assert any(epochs), "the case needs an epoch that is not that of the lowest loss"
     if pack > 1:
         return
-    found = OmegaConf.load(folder.best)
+    found = OmegaConf.to_container(OmegaConf.load(folder.best))
+    assert isinstance(found, dict)
     again = quick(tmp_path, "from_study=s")
     assert again.returncode == 0, again.stderr
     assert f"best val/accuracy   {found['values'][0]:.6g} (epoch " in again.stdout
