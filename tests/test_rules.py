@@ -222,7 +222,8 @@ def test_optimizers_of_different_kinds_do_not_share_a_pass() -> None:
 
 @pytest.mark.parametrize("made_by", [SGD, RMSprop])
 def test_a_momentum_that_may_change_needs_a_pass_of_its_own(made_by: type[Optimizer]) -> None:
-    fixed, changing = (rule_of(made_by([nn.Parameter(torch.zeros(1))]), names) for names in ((), ("momentum",)))
+    made: Any = made_by
+    fixed, changing = (rule_of(made([nn.Parameter(torch.zeros(1))], lr=0.1), names) for names in ((), ("momentum",)))
     assert fixed is not None
     assert changing is not None
     assert fixed != changing
