@@ -41,6 +41,14 @@ class BeingTrained(ConfigError):
     """Another process trains the trial in that folder."""
 
 
+class Damaged(ConfigError):
+    """A file that is read back is not as it was written. remedy: what is still usable, and what to do."""
+
+    def __init__(self, key: str, path: object, reason: str, remedy: str, what: str = "damaged") -> None:
+        super().__init__(key, f"'{path}' is {what} ({reason}); {remedy}")
+        self.args = (key, path, reason, remedy, what)  # so that it survives pickling
+
+
 class Diverged(SweepError):
     """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
 

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep import collector
 from sweep.config import Config, fingerprint, validate
-from sweep.errors import DISK_FULL, ConfigError, DiskFull
+from sweep.errors import DISK_FULL, ConfigError, Damaged, DiskFull
 from sweep.prepare import Data, check_data, load_data, prepared
 from sweep.record import journal as journals
-from sweep.record.attempt import Attempt, check_recorded, locked
+from sweep.record.attempt import Attempt, locked, saved_state
 from sweep.record.describe import run_name
 from sweep.record.ending import write_end
 from sweep.record.folder import RunFolder
@@ -136,7 +136,7 @@ def train_by_epochs(
         if follower is not None:
             follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(prepared(config, data))
-        _restore(fit, run)
+        _restore(fit, run, is_member=member is not None)
         with told_when_full(run):
             recorded = recorded_uri(store, output_dir)
             with Attempt(
@@ -217,12 +217,17 @@ def _shown(config: Config, fit: "Fit", live: bool, member: Membership | None) ->
     return progress(config.trainer.epochs, fit.epoch, live)
 
 
-def _restore(fit: "Fit", run: RunFolder) -> None:
-    from sweep.train import checkpoint
-
-    if run.checkpoint.exists():
-        fit.load_state_dict(checkpoint.load(run.checkpoint))
-        check_recorded(run, fit.epoch)
+def _restore(fit: "Fit", run: RunFolder, is_member: bool) -> None:
+    """Raises Damaged; a study's trial is trained from its beginning instead, and comes to the same."""
+    try:
+        state = saved_state(run)
+    except Damaged as error:
+        if not is_member:
+            raise
+        log.warning("warning: %s; it is trained from its beginning", error)
+        return
+    if state is not None:
+        fit.load_state_dict(state)
         log.info("resuming %s after epoch %d", run.path, fit.epoch)
     elif run.journal.exists():
         log.info("resuming %s from its beginning: it left no checkpoint", run.path)

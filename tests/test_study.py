@@ -39,7 +39,7 @@ from processes import (
 
 from sweep.composition import compose
 from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder, read_yaml
+from sweep.record.folder import RunFolder, StudyFolder, from_yaml
 from sweep.study.again import best_config
 from sweep.train import checkpoint
 
@@ -927,14 +927,14 @@ def test_every_trial_can_be_trained_again_by_what_it_recorded(some_have):
     assert len(trials) == 2 * 2 + 2  # the schedule without a gamma is tried with none
     for trial in trials:
         run = folder_of(some_have).trial(trial.number)
-        assert compose(read_yaml(run.overrides)).composed == read_yaml(run.config)["composed"]
+        assert compose(from_yaml(run.overrides.read_text())).composed == from_yaml(run.config.read_text())["composed"]
 
 
 def test_the_best_of_options_that_lack_a_key_trains_again(some_have):
     folder, study = folder_of(some_have), study_of(folder_of(some_have))
     assert study.best_params["scheduler"] == "cyclic"
-    params = read_yaml(folder.results)["best_params"]
+    params = from_yaml(folder.results.read_text())["best_params"]
     assert params == {"scheduler": "cyclic", "+optimizer.foreach": study.best_params["optimizer.foreach"]}
     again = best_config(str(some_have / "outputs"), "s", [])
-    assert again.composed == read_yaml(folder.trial(study.best_trial.number).config)["composed"]
+    assert again.composed == from_yaml(folder.trial(study.best_trial.number).config.read_text())["composed"]
     assert again.experiment_name == "${seed}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweep.config import Config
-from sweep.errors import BeingTrained, ConfigError
+from sweep.errors import BeingTrained, Damaged
 from sweep.record import journal as journals
 from sweep.record.ending import write_end
 from sweep.record.folder import Busy, RunFolder
@@ -97,8 +97,17 @@ def locked(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def check_recorded(run: RunFolder, n_epochs: int) -> None:
-    """Raises ConfigError if the journal knows of fewer epochs than the checkpoint."""
+def saved_state(run: RunFolder) -> dict[str, Any] | None:
+    """The state in the run's checkpoint, if it has one. Raises Damaged, or ConfigError.
+
+    A journal that has fewer epochs than the checkpoint is damaged.
+    """
+    from sweep.train import checkpoint
+
+    if not run.checkpoint.exists():
+        return None
+    state = checkpoint.load(run.checkpoint)
     recorded = journals.curves(run.journal).get("val/loss")
-    if n_epochs > (0 if recorded is None else len(recorded.steps)):
-        raise ConfigError("resume", f"'{run.journal}' lacks epochs that the checkpoint has; start a new run")
+    if state["epoch"] > (0 if recorded is None else len(recorded.steps)):
+        raise Damaged("resume", run.journal, "it lacks epochs that the checkpoint has", "start a new run")
+    return state

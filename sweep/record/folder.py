@@ -1,7 +1,6 @@
 """A trial's folder: the one place that knows the names of its files."""
 
 import fcntl
-import json
 import math
 import os
 import pickle
@@ -185,14 +184,6 @@ def _to_yaml(plain: Any) -> str:
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_yaml(path: Path) -> Any:
-    """The plain lists and dicts in a file of `to_yaml`'s; a text stays as it is, whatever `${...}` it holds."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-
-
-def read_json(path: Path, default: Any) -> Any:
-    """The file's content, or `default` where there is none or it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
+def from_yaml(text: str) -> Any:
+    """The plain lists and dicts in what `to_yaml` wrote; a text stays as it is, whatever `${...}` it holds."""
+    return yaml.load(text, Loader=_Loader)

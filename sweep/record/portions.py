@@ -1,17 +1,20 @@
 """A journal as MLflow is told of it, in portions, and how much of it a store has. Imports no MLflow."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from itertools import chain
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from sweep.record import journal
-from sweep.record.folder import RunFolder, read_json, write_atomic
+from sweep.record.folder import RunFolder, write_atomic
 
 _MAX_VALUES = 1000  # metric values in a portion, but for its last record
 _MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
 _MAX_TAG_LENGTH = 8000
+_STATE = ("run_id", "offset", "attempted")  # of a trial's run in a store
 
 Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
 
@@ -25,15 +28,44 @@ class Sent:
 
     def __init__(self, folder: RunFolder, store: str) -> None:
         self._path, self._store = folder.mirror_state, store
-        self._stores: dict[str, Any] = read_json(self._path, {})
+        self._stores, is_damaged = _stores(self._path)
         known = self._stores.get(store, {})
         self.run_id: str | None = known.get("run_id")
         self.offset: int = known.get("offset", 0) if self.run_id else 0
-        self.attempted: bool = known.get("attempted", False)
+        self.attempted: bool = known.get("attempted", is_damaged)
 
     def save(self, durable: bool = True) -> None:
-        self._stores[self._store] = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
+        state = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
+        self._stores[self._store] = {**state, "check": _check(state)}
         write_atomic(self._path, json.dumps(self._stores), durable)
+
+
+def _stores(path: Path) -> tuple[dict[str, Any], bool]:
+    """What the file says of each store, and whether some of it is damaged: then a store may have what it does not say.
+
+    Damaged states are left out; the stores are asked instead.
+    """
+    try:
+        stores = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, False
+    except (OSError, ValueError, RecursionError):
+        stores = None
+    if not isinstance(stores, dict):
+        return {}, True
+    whole = {store: known for store, known in stores.items() if _is_whole(known)}
+    return whole, len(whole) < len(stores)
+
+
+def _is_whole(state: Any) -> bool:
+    """Earlier versions wrote no `check`, and the first of them no `attempted`."""
+    if not isinstance(state, dict) or not {"run_id", "offset"} <= set(state) <= {*_STATE, "check"}:
+        return False
+    return "check" not in state or state["check"] == _check({key: state.get(key) for key in _STATE})
+
+
+def _check(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode())
 
 
 class Portion:

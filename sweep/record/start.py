@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import Config, literal, require_run, validate
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, Damaged, one_line
+from sweep.record.checked import load_checked, write_checked
 from sweep.record.describe import group_choices, hyperparameters, run_name
-from sweep.record.folder import RunFolder, read_yaml, to_yaml, write_atomic
+from sweep.record.folder import RunFolder, to_yaml, write_atomic
 from sweep.record.journal import Journal, damaged_line, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 
@@ -52,12 +54,11 @@ def write_start(
     known = None if earlier is None else earlier.get("dataset")  # None of a trial that was refused before it had any
     if known is not None and data is not None and known["digest"] != data["digest"]:
         raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
-    run.curves.unlink(missing_ok=True)
     if earlier is None:
         if isinstance(config.data.get("path"), str):
             config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
-        write_atomic(run.overrides, to_yaml(config.overrides or []))
-        write_atomic(run.config, to_yaml(asdict(config)))  # from here on it can be resumed
+        write_checked(run.overrides, to_yaml(config.overrides or []))
+        write_checked(run.config, to_yaml(asdict(config)))  # from here on it can be resumed
         if member is None and (diff := uncommitted_diff()):
             write_atomic(run.diff, diff)
     tags = {**provenance_tags(config.overrides), **group_choices(config)}
@@ -85,7 +86,14 @@ def stored_config(run: RunFolder) -> Config:
     if status(run.journal) == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     if run.journal.exists() and (line := damaged_line(run.journal)) is not None:
-        raise ConfigError("resume", f"line {line} of '{run.journal}' is damaged; start a new run")
-    stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(read_yaml(run.config))))
-    assert isinstance(stored, DictConfig)
-    return validate(stored)
+        raise Damaged("resume", run.journal, f"line {line} cannot be read", _ANEW)
+    stored = load_checked(run.config, "resume", _ANEW)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(stored)))
+    except OmegaConfBaseException as error:
+        raise Damaged("resume", run.config, one_line(error, 120), _ANEW) from error
+    assert isinstance(merged, DictConfig)
+    return validate(merged)
+
+
+_ANEW = "start a new run; in a study, remove the trial's folder and run the study's command again"

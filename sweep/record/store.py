@@ -9,9 +9,10 @@ from typing import NamedTuple
 from omegaconf import OmegaConf
 
 from sweep.config import Tracking, literal
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, Damaged
 from sweep.record import journal
-from sweep.record.folder import RunFolder, read_yaml
+from sweep.record.checked import load_checked
+from sweep.record.folder import RunFolder
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
 _SCHEMES = ("http", "https", *_DATABASES, "databricks")
@@ -82,14 +83,25 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     output_dir = output_dir_of(run)
     if output_dir is None:
         return None
-    tracking = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Tracking), OmegaConf.create(literal(read_yaml(run.config)["tracking"])))
-    )
-    assert isinstance(tracking, Tracking)
+    tracking = _recorded_tracking(run, is_needed=uri is None)
     if uri is not None:
         tracking.uri = uri
     store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
     return store if store.uri else None
+
+
+def _recorded_tracking(run: RunFolder, is_needed: bool) -> Tracking:
+    """What the run's config says of tracking. Raises Damaged if that is needed; the default will do otherwise."""
+    try:
+        stored = load_checked(run.config, "output_dir", "its journal may be whole: name its store with --uri")
+    except Damaged:
+        if is_needed:
+            raise
+        return Tracking()
+    known = OmegaConf.create(literal(stored.get("tracking", {})))
+    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), known))
+    assert isinstance(tracking, Tracking)
+    return tracking
 
 
 def without_password(uri: str) -> str:

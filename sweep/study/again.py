@@ -2,12 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from sweep.composition import compose
 from sweep.config import require_study
-from sweep.record.folder import StudyFolder, read_yaml
+from sweep.errors import Damaged
+from sweep.record.checked import load_checked
+from sweep.record.folder import StudyFolder
+
+
+def stored_best(folder: StudyFolder, key: str) -> dict[str, Any]:
+    """What the study's best.yaml says: the number of the `trial`, its `values` and `overrides`. Raises Damaged."""
+    remedy = "run the study's command again, which writes it anew"
+    found = load_checked(folder.best, key, remedy)
+    overrides = found.get("overrides")
+    if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+        raise Damaged(key, folder.best, "it lists no overrides", remedy)
+    return {str(name): value for name, value in found.items()}
 
 
 def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -19,5 +32,5 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
     folder = StudyFolder(Path(output_dir) / "studies" / name)
     on_top = [o for o in overrides if not o.startswith("from_study=")]
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
-    best = [str(o) for o in read_yaml(folder.best)["overrides"]]
+    best = stored_best(folder, "from_study")["overrides"]
     return compose([*(o for o in best if o.lstrip("+~").partition("=")[0] not in changed), *on_top])

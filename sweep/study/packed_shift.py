@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial
 from sweep import collector
 from sweep.config import Config
 from sweep.durable import synced_together
-from sweep.errors import BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.packing import Group, Packer
 from sweep.record import journal
-from sweep.record.attempt import Attempt, check_recorded, locked
+from sweep.record.attempt import Attempt, locked, saved_state
 from sweep.record.folder import RunFolder
 from sweep.record.recorder import Report
 from sweep.record.start import stored_config
@@ -31,7 +31,6 @@ from sweep.study.objective import mean_values, run_values
 from sweep.study.samplers import is_uniform
 from sweep.study.shift import Shift, ended, is_pruned, log
 from sweep.study.space import Configuration
-from sweep.train import checkpoint
 from sweep.train.packed import Slot
 from sweep.train.runtime import is_out_of_memory, keep_freed_memory
 from sweep.train.stacked import Unpackable
@@ -181,19 +180,25 @@ class PackedShift(Shift):
             begun = journal.first(run.journal, "start") is not None
             config = stored_config(run) if begun else self._composer.validated(groups, values)
             group, slot = self._packer.slot(config)
-            if run.checkpoint.exists():
-                state = checkpoint.load(run.checkpoint)
+            if (state := self._saved_state(run)) is not None:
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
-                check_recorded(run, state["epoch"])
                 group.pack.load_state_dict(slot, state)
-        except (Unpackable, BeingTrained):
+        except (Unpackable, BeingTrained, Damaged):
             raise
         except Exception as error:
             if not self._fits_later(entry, error):
                 self._record_failure(run, composed(), error, self._member(trial, replicate))
             raise
         return _Seat(entry, replicate, run, composed, config, group, slot)
+
+    def _saved_state(self, run: RunFolder) -> dict[str, Any] | None:
+        """As a trial alone has it: one whose checkpoint is damaged is trained from its beginning."""
+        try:
+            return saved_state(run)
+        except Damaged as error:
+            log.warning("warning: %s; it is trained from its beginning", error)
+            return None
 
     def _fits_later(self, entry: _Entry, error: Exception) -> bool:
         """Whether it is for other trials that there is no memory for this one."""

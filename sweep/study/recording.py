@@ -9,7 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from sweep.record.folder import Busy, StudyFolder, write_atomic
+from sweep.record.checked import write_checked
+from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
 from sweep.record.store import Store, recorded_uri
@@ -77,7 +78,7 @@ class Recording:
             self._stack.callback(self._follower.close)
         else:
             self._follower = self._shared(self._output_dir)
-        write_atomic(run.config, self._config)
+        write_checked(run.config, self._config)
         record = StudyRecord(self._stack.enter_context(Journal(run.journal)), self._study)
         record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})
         self._follower.follow_study(self._folder, self._store)

@@ -13,9 +13,10 @@ from sweep.errors import ConfigError
 from sweep.page.curves import Band, Bands, curves_figure, draw_bands, over_seeds
 from sweep.page.document import Document, Section, Table, to_html
 from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder, read_yaml, write_atomic
+from sweep.record.folder import RunFolder, StudyFolder, write_atomic
 from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
+from sweep.study.again import stored_best
 from sweep.study.ledger import PROBLEM, STOPPED
 from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
@@ -119,8 +120,7 @@ class Report:
     def _stored_best(self) -> Mapping[str, Any]:
         if not self._folder.best.exists():
             return {}
-        stored = read_yaml(self._folder.best)
-        return stored if isinstance(stored, dict) else {}  # type: ignore[return-value]
+        return stored_best(self._folder, "study")
 
     def _figure_sections(self) -> Iterator[Section]:
         shown, names = self._shown, self._names

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.record.folder import StudyFolder, read_yaml, to_yaml, write_atomic
+from sweep.record.checked import load_checked, write_checked
+from sweep.record.folder import StudyFolder, to_yaml, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
 from sweep.study.ranges import in_words
@@ -45,10 +46,10 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     else:
         solutions = [{"params": _stock(t, space), "values": t.values} for t in best]
         found = {"name": "optuna", "solutions": solutions}
-    write_atomic(folder.results, to_yaml(found))
+    write_checked(folder.results, to_yaml(found))
     overrides = _recorded(best[0], folder) or _composed(best[0], space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
-    write_atomic(folder.best, to_yaml(again))
+    write_checked(folder.best, to_yaml(again))
     folder.option.parent.mkdir(exist_ok=True)
     write_atomic(folder.option, _option(f"{study.study_name}: trial {best[0].number}", overrides, space))
 
@@ -64,7 +65,8 @@ def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
     is_given = "seed" not in config_values(trial)
     for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
         if run.overrides.exists():
-            recorded = [str(o) for o in read_yaml(run.overrides)]
+            remedy = "remove that file, and run the study's command again: it knows them, too"
+            recorded = [str(o) for o in load_checked(run.overrides, "hydra.sweeper.study_name", remedy, list)]
             return recorded[: len(recorded) - n_own]
     return []
 

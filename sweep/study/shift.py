@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep import build
-from sweep.errors import TRACEBACK_HINT, BeingTrained, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.errors import TRACEBACK_HINT, BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.prepare import RememberedData
 from sweep.record import journal
 from sweep.record.folder import RunFolder
@@ -119,7 +119,7 @@ class Shift:
             self._tell(trial, end.state, None, end.attrs)
         except BeingTrained:  # its owner was silent for long, and yet lives
             self._patiently(lambda: self._ledger.return_to_owner(trial))
-        except DiskFull:  # nor would the next trial find room
+        except (DiskFull, Damaged):  # the user has to see to it first; nor would the next trial find room
             self._ledger.give_back(trial)
             raise
         except Exception as error:
@@ -238,7 +238,7 @@ class Shift:
             return run_values(run, settings.objective, settings.direction)
         except (Pruned, Diverged) as error:
             raise ended(run) or error from error
-        except (BeingTrained, DiskFull):
+        except (BeingTrained, DiskFull, Damaged):
             raise
         except Exception as error:
             self._record_failure(run, config, error, member)

@@ -1,0 +1,51 @@
+"""Text files that are read again: their first line has a digest, so that a damaged one is refused.
+
+A file of an earlier version has no such line, and is read as it is. Whether a file has the line is decided by how much
+of it is there: damage to the line itself must not make the file pass for an old one.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweep.errors import Damaged
+from sweep.record.folder import from_yaml, write_atomic
+
+_MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the rest: "
+_HEAD = len(_MARK) + 64 + 1  # bytes, with the digest in hexadecimal and the end of the line
+
+
+def write_checked(path: Path, text: str, durable: bool = True) -> None:
+    """Replace `path` as `write_atomic` does, with the digest of `text` in front."""
+    write_atomic(path, f"{_head(text.encode()).decode()}{text}", durable)
+
+
+def read_checked(path: Path, key: str, remedy: str) -> str:
+    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError."""
+    data = path.read_bytes()
+    head, body = data[:_HEAD], data[_HEAD:]
+    same = sum(a == b for a, b in zip(data, _MARK, strict=False))
+    if not data.strip() or (same > min(len(data), len(_MARK)) // 2 and head != _head(body)):
+        raise Damaged(key, path, "it is empty" if not data.strip() else "it is not as it was written", remedy)
+    try:
+        return (body if head == _head(body) else data).decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
+
+
+def load_checked(path: Path, key: str, remedy: str, kind: type = dict) -> Any:
+    """Return the plain content of a YAML file, a `kind`. Raise as `read_checked` does."""
+    text = read_checked(path, key, remedy)
+    try:
+        found = from_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Damaged(key, path, "it is no YAML", remedy) from error
+    if not isinstance(found, kind):
+        raise Damaged(key, path, f"it holds no {kind.__name__}", remedy)
+    return found
+
+
+def _head(body: bytes) -> bytes:
+    return _MARK + hashlib.sha256(body).hexdigest().encode() + b"\n"
