@@ -45,7 +45,7 @@ def lr_range(cfg: DictConfig) -> None:
             if cfg[key] is not None:
                 raise ConfigError(key, problem)
         config = validate(with_origin(cfg, job.runtime.choices, overrides))
-        ramps = range_test(config)
+        ramps = range_test(config, say=print)
     name = _name(config)
     suggestion = _written(folder, name, config, ramps)
     commands = _commands(lr_keys(config.scheduler), suggestion, overrides)

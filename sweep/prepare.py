@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep import build
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from sweep.train.loop import Fit
     from sweep.train.schedule import Schedule
+
+
+BATCH_SIZE = "trainer.batch_size"
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,14 @@ def check_data(data: Data, config: Config) -> None:
     """What the config and the data together reveal, told before torch is loaded. Raises ConfigError."""
     loss_name(config.trainer.loss, data.samples.task)
     check_monitor(data, config)
-    n_train = len(data.splits.train.x)
+    check_batch_size(config, len(data.splits.train.x))
+
+
+def check_batch_size(config: Config, n_train: int) -> None:
+    """Raises ConfigError for a batch that the training split cannot fill."""
     if config.trainer.batch_size > n_train:
         raise ConfigError(
-            "trainer.batch_size",
-            f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it",
+            BATCH_SIZE, f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it"
         )
 
 
@@ -127,3 +133,21 @@ def check_monitor(data: Data, config: Config) -> None:
     if monitor not in known:
         told = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
         raise ConfigError("trainer.monitor", told)
+
+
+def with_fitting_batch(config: Config, n_train: int) -> Config:
+    """Return the config with a batch that the training split can fill, where the batch size is a default.
+
+    A default larger than the split becomes the whole split. A batch size that the command line or a program sets stays
+    as it is, for `check_batch_size` to refuse.
+    """
+    given = config.overrides is None or any(o.lstrip("+").partition("=")[0] == BATCH_SIZE for o in config.overrides)
+    if given or config.trainer.batch_size <= n_train:
+        return config
+    return replace(config, trainer=replace(config.trainer, batch_size=n_train))
+
+
+def smaller_batch_in_words(before: Config, after: Config) -> str | None:
+    """Say in a line that the default batch size was lowered; None if it was not."""
+    was, now = before.trainer.batch_size, after.trainer.batch_size
+    return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import collector
 from sweep.config import Config
 from sweep.errors import Diverged, SweepError
-from sweep.prepare import Data, check_data, load_data, prepared
+from sweep.prepare import Data, check_data, load_data, prepared, smaller_batch_in_words, with_fitting_batch
 from sweep.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 Load = Callable[[Config], Data]
 
 
-def range_test(config: Config, load: Load = load_data, width: int | None = None) -> "list[Ramp]":
+def range_test(
+    config: Config, load: Load = load_data, width: int | None = None, say: Callable[[str], object] = lambda line: None
+) -> "list[Ramp]":
     """The ramps of `lr_range.n_seeds` seeds, from `trainer.seed` on: that of the config's first.
 
     Every model is made for its ramp; the config's schedule plays no part. width: ramps trained in one pass, by default
-    as many as pay. Raises ConfigError, or TrainingFailed for a model that fails.
+    as many as pay. say: shows the line that tells of a lowered batch size. Raises ConfigError, or TrainingFailed for a
+    model that fails.
     """
     data = load(config)
+    composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
+    if lowered := smaller_batch_in_words(composed, config):
+        say(lowered)
     collector.resume()
     trials = [_on_a_ramp(config, len(data.splits.train.x), i) for i in range(config.lr_range.n_seeds)]
     if len(trials) > 1 and width != 1:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config import validate
 from sweep.errors import ConfigError, StudyFailed, SweepError
-from sweep.prepare import load_data
 from sweep.record.follow import Follower
 from sweep.study.controller import Controller
 from sweep.study.objective import check_objectives
@@ -45,7 +44,7 @@ class Comparison:
         _refuse_unlike(tunings)
         metric_direction = self._check_metric(tunings)
         refuse_foreign_files(plan)
-        self._announce()
+        self._announce(dict.fromkeys(line for _, _, tuning in tunings for line in tuning.adjustments()))
         if plan.settings.dry_run:
             for _, _, tuning in tunings:
                 tuning.run()
@@ -98,18 +97,20 @@ class Comparison:
         try:
             settings = StudySettings(objective=metric)
             for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # one of each task
-                check_objectives(settings, load_data(validate(tuning.space.composer.base({}).config)))
+                check_objectives(settings, tuning.space.splits.load(tuning.default_config))
         except ConfigError as error:
             raise ConfigError("compare.metric", error.problem) from error
         return settings.direction[0]
 
-    def _announce(self) -> None:
+    def _announce(self, adjustments: Iterable[str]) -> None:
         plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""
         print(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
         print(
             f"each is tuned {times}with {plan.n_trials} trials of {plan.config.trainer.epochs} epochs, then trained on "
             f"{plan.compare.n_seeds} fresh seeds; so are its defaults"
         )
+        for line in adjustments:
+            print(line)
 
     def _tuned(self, contender: Contender, task: str, tuning: Controller) -> Entry:
         plan = self._plan

@@ -14,6 +14,7 @@ from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, is_auto, validate
 from sweep.errors import ConfigError
+from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
 from sweep.record.ownership import refuse_existing
@@ -170,7 +171,10 @@ def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[in
 def untuned(plan: Plan, contender: Contender, task: str, like: Controller) -> Controller:
     """The study that trains the contender's defaults on the same seeds. like: its tuning, which knows what to fix."""
     config = like.space.composer.base({}).config
-    fixed = [f"{key}={_spelled(OmegaConf.select(config, key))}" for key in like.space.ranges({})]
+    values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
+    if BATCH_SIZE in values:
+        values[BATCH_SIZE] = like.default_config.trainer.batch_size
+    fixed = [f"{key}={_spelled(value)}" for key, value in values.items()]
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
     return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
 

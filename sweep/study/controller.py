@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
-from sweep.prepare import check_monitor, load_data
+from sweep.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.record.folder import StudyFolder, to_yaml
 from sweep.record.follow import Follower
 from sweep.record.journal import first, status
@@ -85,12 +85,16 @@ class Controller:
         self.folder = StudyFolder(self._output_dir / "studies" / self.name)
         self._master.hydra.sweep.dir = str(self.folder.path)  # some launchers put files of their own there
         self._stopped_by: int | None = None
+        self._lowered: dict[str, None] = {}
 
     def run(self) -> float | None:
         """Returns the best value. Raises ConfigError, StudyFailed or Interrupted."""
         if is_auto(self._master.bounds):
             self._find_bounds()
         worker = self.check()
+        if alone := self._follower is None:
+            for line in self.adjustments():
+                print(line)
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
 
@@ -98,7 +102,6 @@ class Controller:
             return None
         study, uid = self._open(worker.uid)
         before = study.get_trials(deepcopy=False)
-        alone = self._follower is None
         if alone:
             self._announce(before, worker.n_trials)
         stop_before = self._began + (self._settings.timeout or float("inf"))
@@ -152,7 +155,8 @@ class Controller:
                 "test these with hydra.sweeper.accept_changes=true",
             )
         self._starts = starts
-        self.space = make_space(self._context.config_loader, self._master, self._arguments, self._starts)
+        splits = self.space.splits
+        self.space = make_space(self._context.config_loader, self._master, self._arguments, self._starts, splits)
         self._base = self.space.composer.compose(self._default_groups(), {})
 
     @cached_property
@@ -185,7 +189,7 @@ class Controller:
         known = known_params(settings, space, self._default_groups())
         order = self._order(seed, known)
         for groups in space.each_group_alone():
-            validate(space.composer.compose(groups, {}))
+            self._fit(validate(space.composer.compose(groups, {})))
         tracked = self._store.uri
         if settings.storage and tracked and without_driver(settings.storage) == without_driver(tracked):
             raise ConfigError(
@@ -206,13 +210,30 @@ class Controller:
             n_shares=1 if "slurm" in str(self._master.hydra.launcher._target_).lower() else settings.n_jobs,
         )
         for n, configuration in enumerate(worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials)))):
-            validate(space.compose(configuration))
+            config = space.splits.fit(validate(space.compose(configuration)))
+            check_data(space.splits.load(config), config)
             if n < _MOST_CHECKED:
                 space.composer.check(configuration.groups, configuration.values)
-        data = load_data(self._config)
+        data = space.splits.load(self._config)
         check_objectives(settings, data)
         check_monitor(data, self._config)
         return worker
+
+    @property
+    def default_config(self) -> Config:
+        """The default configuration as it would be trained. Raises ConfigError."""
+        return self.space.splits.fit(self._config)
+
+    def _fit(self, config: Config) -> None:
+        """Raises ConfigError for a given batch size that is too large for the data."""
+        if lowered := smaller_batch_in_words(config, self.space.splits.fit(config)):
+            self._lowered[lowered] = None
+
+    def adjustments(self) -> list[str]:
+        """Say in a line each what the data make impossible, and what is done instead."""
+        if any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges()):
+            return self.space.cuts()  # the default is not used
+        return self.space.cuts() or [*self._lowered]
 
     def _order(self, seed: int, known: list[dict[str, Any]]) -> list[Configuration] | None:
         """What each trial tries, where that is settled: in a grid, or where random draws would repeat themselves."""

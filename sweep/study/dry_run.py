@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.config import Config, validate
-from sweep.prepare import RememberedData, check_data, prepared
+from sweep.prepare import check_data, prepared
 from sweep.signals import StopRequest
 from sweep.study.ranges import in_words, short
 from sweep.study.space import Configuration, Space
@@ -32,9 +32,9 @@ def dry_run(worker: Worker, base: DictConfig) -> None:
     console.print(_space_table(space, base))
     configurations = worker.rehearse(range(min(_N_SAMPLES, worker.n_trials)))
     console.print(f"{len(configurations)} configurations it might try:")
-    load, epoch_s = RememberedData(), 0.0
+    load, epoch_s = space.splits.load, 0.0
     for configuration in configurations:
-        config = validate(space.compose(configuration))
+        config = space.splits.fit(validate(space.compose(configuration)))
         console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)), markup=False)
         data = load(config)
         check_data(data, config)

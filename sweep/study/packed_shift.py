@@ -178,7 +178,7 @@ class PackedShift(Shift):
                 self._finished(entry, replicate, run_values(run, settings.objective, settings.direction))
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = stored_config(run) if begun else self._composer.validated(groups, values)
+            config = stored_config(run) if begun else self._splits.fit(self._composer.validated(groups, values))
             group, slot = self._packer.slot(config)
             if (state := self._saved_state(run)) is not None:
                 if state["losses"]:

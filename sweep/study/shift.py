@@ -44,7 +44,7 @@ class Shift:
 
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
         self._worker, self._settings, self._stop = worker, worker.settings, stop
-        self._composer = worker.space.composer
+        self._composer, self._splits = worker.space.composer, worker.space.splits
         self._storage = open_storage(self._settings.storage, worker.folder)
         self._study = optuna.load_study(
             study_name=worker.name, storage=self._storage, pruner=build.pruner(self._settings.pruner)

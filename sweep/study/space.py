@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Glob, Override
@@ -17,9 +17,21 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from simpleeval import InvalidExpression, simple_eval
 
 from sweep.composition import config_error
+from sweep.config import validate
 from sweep.errors import ConfigError, one_line
+from sweep.prepare import BATCH_SIZE
+from sweep.study.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
 from sweep.study.composer import Composer, Starts
-from sweep.study.ranges import contains, distribution_of, first_of, grid_of, n_values, options_of, parse_override
+from sweep.study.ranges import (
+    contains,
+    distribution_of,
+    first_of,
+    grid_of,
+    in_words,
+    n_values,
+    options_of,
+    parse_override,
+)
 from sweep.study.settings import implied_monitor
 
 _MOST_DRAWS = 1000
@@ -45,15 +57,18 @@ class Space:
     """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own;
     under options that do not have the key there is no such parameter, unless the command line adds it with `+`.
 
-    fixed: keys that the command line sets, which leave the space.
+    fixed: keys that the command line sets, which leave the space. splits: sizes of training splits, to which the batch
+    sizes are cut.
     """
 
     composer: Composer
     groups: dict[str, CategoricalDistribution]
     swept: dict[str, BaseDistribution]
     fixed: frozenset[str]
+    splits: TrainingSplits = field(default_factory=TrainingSplits)
 
     def __post_init__(self) -> None:
+        self._cuts: dict[str, None] = {}
         self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
         self._declared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
         self._depends: dict[str, list[str]] = {}
@@ -91,13 +106,22 @@ class Space:
             if broken is None:
                 return configuration
             again()
+        if broken == BATCH_SIZE:
+            raise ConfigError(BATCH_SIZE, f"no configuration of {_MOST_DRAWS} has enough samples to train on; lower it")
         raise ConfigError(f"where.{broken}", f"no configuration of {_MOST_DRAWS} met it; change it, or the ranges")
 
     def compose(self, configuration: Configuration) -> DictConfig:
         return self.composer.compose(configuration.groups, configuration.values)
 
     def broken_condition(self, configuration: Configuration) -> str | None:
-        """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none."""
+        """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none.
+
+        Where the training split's size is searched too, `trainer.batch_size` names the condition that a batch fits.
+        """
+        if BATCH_SIZE in configuration.values and any(map(depends_on, configuration.values)):
+            config = self.composer.validated(configuration.groups, configuration.values)
+            if config.trainer.batch_size > self.splits.size(config):
+                return BATCH_SIZE
         if not self.composer.base(configuration.groups).config.where:
             return None
         config = self.composer.readable(configuration.groups, configuration.values)
@@ -117,6 +141,8 @@ class Space:
         found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
         for key, (name, distribution) in self.ranges(groups).items():
             value = OmegaConf.select(config, key)
+            if key == BATCH_SIZE and isinstance(value, int) and value > self._n_train(groups):
+                value = largest(distribution, self._n_train(groups))
             if isinstance(value, int | float | str | bool | None) and contains(distribution, value):
                 found[name] = value
         return found
@@ -208,7 +234,39 @@ class Space:
             if text is not None and key not in self.swept and not self._is_fixed(str(key), unresolved):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
-        return found | {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
+        found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
+        if BATCH_SIZE in found and not any(map(depends_on, found)):
+            self._cut_batch_size(found, groups)
+        return found
+
+    def _cut_batch_size(self, found: dict[str, BaseDistribution], groups: Mapping[str, str]) -> None:
+        """Takes out of `found` the batches that the training split cannot fill. Raises ConfigError if none is left of
+        those that the command line gives."""
+        whole, n_train = found[BATCH_SIZE], self._n_train(groups)
+        left = cut(whole, n_train)
+        if left == whole:
+            return
+        if left is not None:
+            found[BATCH_SIZE] = left
+        elif BATCH_SIZE in self.swept:
+            raise ConfigError(
+                BATCH_SIZE,
+                f"searches {in_words(whole)}, but there are {n_train} samples to train on; give smaller ones",
+            )
+        else:
+            del found[BATCH_SIZE]
+        self._cuts[cut_in_words(whole, left, n_train)] = None
+
+    def _n_train(self, groups: Mapping[str, str]) -> int:
+        return self.splits.size(validate(self.composer.compose(groups, {})))
+
+    def cuts(self) -> list[str]:
+        """Say in a line each what the data make impossible."""
+        for groups in self.combinations():
+            keys = self.ranges(groups)
+            if BATCH_SIZE in keys and any(map(depends_on, keys)):
+                self._cuts[f"{BATCH_SIZE}: a batch larger than the training split of its own trial is not tried"] = None
+        return [*self._cuts]
 
     def _is_fixed(self, key: str, config: Any) -> bool:
         """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
@@ -227,11 +285,17 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[st
     return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
 
 
-def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts: Starts | None = None) -> Space:
+def make_space(
+    loader: Any,
+    master: DictConfig,
+    arguments: Sequence[str],
+    starts: Starts | None = None,
+    splits: TrainingSplits | None = None,
+) -> Space:
     """The space of `arguments`, the overrides of the command line. Raises ConfigError.
 
     starts: learning rates to search around, where `bounds=auto` has found them; that is the study's business, and no
-    trial's.
+    trial's. splits: those whose sizes are known already.
     """
     sweeps, plain = read_command_line(arguments)
     plain = [o for o in plain if not o.lstrip("+").startswith("bounds=")]
@@ -260,7 +324,8 @@ def make_space(loader: Any, master: DictConfig, arguments: Sequence[str], starts
             swept[key] = distribution_of(key, override)
     fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
     monitor = implied_monitor(OmegaConf.select(master, "hydra.sweeper.objective", default="val/loss"))
-    return Space(Composer(loader, master, plain, prefixes, starts or {}, monitor), groups, swept, fixed)
+    composer = Composer(loader, master, plain, prefixes, starts or {}, monitor)
+    return Space(composer, groups, swept, fixed, splits or TrainingSplits())
 
 
 def _name(key: str, options: Sequence[str]) -> str:
