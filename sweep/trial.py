@@ -118,8 +118,6 @@ def train_by_epochs(
     data = (load or load_data)(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
-    if member is None and (lowered := smaller_batch_in_words(composed, config)):
-        log.warning(lowered)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
     store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
@@ -140,6 +138,8 @@ def train_by_epochs(
             follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(prepared(config, data))
         _restore(fit, run, is_member=member is not None)
+        if member is None and (lowered := smaller_batch_in_words(composed, config)):
+            log.warning(lowered)  # writes to the folder, which was seen to be unused before
         with told_when_full(run):
             recorded = recorded_uri(store, output_dir)
             with Attempt(

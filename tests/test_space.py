@@ -147,11 +147,11 @@ SOME = {  # keys that not every sampled option has
     ],
     "texts": [
         r"experiment_name=\${seed}",
-        r"+data.title='a, ${seed}',\${seed},a\,b",
+        r"+model.title='a, ${seed}',\${seed},a\,b",
         "trainer.seed=${seed}",
         "seed=1,2",
     ],
-    "nested": ["model.widths=[8],[16,16],null", "++data.more={a:[1,null]},{a:x}"],
+    "nested": ["model.widths=[8],[16,16],null", "++model.more={a:[1,null]},{a:x}"],
     "bounds": ["bounds=auto", "optimizer=sgd,adam"],
 }
 
