@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 from spaces import space_of
 
 from sweep.errors import ConfigError
-from sweep.study.samplers import QuasiRandom, draw, make_sampler
-from sweep.study.settings import sampler_node
+from sweep.study.known import known_params
+from sweep.study.samplers import QuasiRandom, draw, make_sampler, shuffled
+from sweep.study.settings import StudySettings, sampler_node
 from sweep.study.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -145,3 +146,34 @@ def test_a_mistake_in_the_sampler_names_its_key(node, key, space):
     with pytest.raises(ConfigError) as caught:
         make_sampler(node, 0, 0, space)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize("node", [RANDOM, QMC, QMC | {"qmc_type": "halton", "scramble": True}, TPE, CMAES, GP, NSGAII])
+def test_a_stepped_range_is_sampled_at_its_own_values_and_found_again(node, stepped):
+    values = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7}
+    study = optuna.create_study()
+    for number in range(9):
+        trial_id = study._storage.create_new_trial(study._study_id)
+        sampler = make_sampler(node, 0, number, stepped)
+        configuration = draw(study, study._storage.get_trial(trial_id), sampler, stepped, {})
+        assert configuration.values["optimizer.lr"] in values
+        for name, distribution in stepped.distributions(configuration).items():
+            internal = distribution.to_internal_repr(configuration.params[name])
+            study._storage.set_trial_param(trial_id, name, internal, distribution)
+        study._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(number % 3)])
+        assert study.trials[-1].params == configuration.params
+        study.trials[-1]._validate()
+
+
+@pytest.fixture(scope="module")
+def stepped() -> Space:
+    return space_of(
+        "scheduler=constant", "optimizer.lr=range(0.1,0.8,step=0.1)", "model.dropout=range(0.0,0.5,step=0.1)"
+    )
+
+
+def test_an_enqueued_value_of_a_stepped_range_is_tried_first(stepped):
+    settings = StudySettings(enqueue=[{"optimizer.lr": 0.7}, {"optimizer.lr": 0.1 + 0.2}], defaults_first=False)
+    known = known_params(settings, stepped, {})
+    order = shuffled(stepped, 0, known)
+    assert [c.values["optimizer.lr"] for c in order[:2]] == [0.7, 0.3]

@@ -14,7 +14,7 @@ from spaces import ranges_of, space_of
 from sweep.composition import compose
 from sweep.config import Config, validate
 from sweep.errors import ConfigError
-from sweep.study.ranges import grid_of
+from sweep.study.ranges import alike, grid_of
 from sweep.study.space import Space
 
 DEFAULT = {
@@ -222,6 +222,31 @@ def test_the_defaults_are_the_composed_values_that_lie_within_their_ranges():
         "trainer.batch_size": 64,
     }
     assert space_of("trainer.batch_size=8,16").defaults({}) == {"scheduler.base_lr": 1e-4, "scheduler.max_lr": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("given", "sampled"),
+    [
+        ("model.widths=[32],[64,64]", "[64,64]"),
+        ("+data.domain=[-1,1],[-3.141592653589793,3.141592653589793]", "[-3.141592653589793,3.141592653589793]"),
+        ("trainer.clip_norm=1.0,null", "null"),
+        ("optimizer.fused=false,true", True),
+        ("optimizer.fused=0,1", None),
+        ("model.activation=tanh,'relu'", "'relu'"),
+        ("model.activation='1',relu", "relu"),
+        (r"trainer.seed=${split.seed},${seed}", "${split.seed}"),
+        ("split.val=range(0.05,0.3,step=0.05)", 0.15),
+    ],
+)
+def test_the_composed_value_is_found_among_the_choices(given: str, sampled: object):
+    found = space_of(given).defaults({})
+    assert found.get(given.lstrip("+").partition("=")[0]) == sampled
+
+
+def test_values_are_alike_if_they_are_the_same_within():
+    assert alike({"c": [1, True, None]}, {"c": [1, True, None]})
+    assert not alike({"c": [1, True]}, {"c": [1, 1]})
+    assert not alike("1", 1)
 
 
 MISTAKES = {

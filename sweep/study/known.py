@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-
 from sweep.errors import ConfigError
-from sweep.study.ranges import contains, in_words
+from sweep.study.ranges import contains, in_words, on_step
 from sweep.study.settings import StudySettings
 from sweep.study.space import Space
 
@@ -42,19 +40,14 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
         if key not in ranges:
             raise ConfigError(_KEY, f"'{key}' is not searched; choose of: {', '.join([*space.groups, *ranges])}")
         name, distribution = ranges[key]
-        value = _as_sampled(space, key, distribution, value)
+        if not contains(distribution, value):
+            value = space.as_sampled(chosen, key, distribution, value)
         if not contains(distribution, value):
             raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {in_words(distribution)}")
-        known[name] = value
+        known[name] = on_step(distribution, value)
     if not _meets_conditions(space, known):
         raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")
     return known
-
-
-def _as_sampled(space: Space, key: str, distribution: BaseDistribution, value: Any) -> Any:
-    """Lists, for example, are sampled as texts."""
-    choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
-    return next((choice for choice in choices if value in (choice, space.composer.plain(key, choice))), value)
 
 
 def _meets_conditions(space: Space, params: Mapping[str, Any]) -> bool:

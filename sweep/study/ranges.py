@@ -1,6 +1,7 @@
 """Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 from hydra._internal.grammar.utils import escape_special_characters
@@ -55,7 +56,16 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         assert isinstance(sweep, ChoiceSweep)
         texts = [text for text in sweep.list if isinstance(text, str)]
         return CategoricalDistribution([_read_back(c) if c in texts else c for c in found.choices])
+    if isinstance(found, FloatDistribution) and found.step is not None and not _is_exact(found):
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
     return found
+
+
+def _is_exact(distribution: FloatDistribution) -> bool:
+    """Whether Optuna finds each value on its step, of which it allows a deviation of 1e-8 steps."""
+    assert distribution.step is not None
+    return math.ulp(max(abs(distribution.low), abs(distribution.high))) < 1e-9 * distribution.step
 
 
 def _read_back(text: str) -> str:
@@ -102,17 +112,35 @@ def _name(key: str, option: object) -> str:
     return value if isinstance(value, str) else str(option)
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same; true is not 1, within lists and dicts neither."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether the value lies in the range and on its step."""
     if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
+        return any(alike(choice, value) for choice in distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if not distribution.low <= value <= distribution.high:
-        return False
-    step = distribution.step
-    return step is None or math.isclose((value - distribution.low) / step, round((value - distribution.low) / step))
+    return distribution._contains(float(value))
+
+
+def on_step(distribution: BaseDistribution, value: Any) -> Any:
+    """The value as Hydra's own range gives it: 0.3 where Optuna's samplers say 0.1 + 2 * 0.1 = 0.30000000000000004."""
+    if not isinstance(distribution, FloatDistribution) or distribution.step is None:
+        return value
+    return _nth(distribution, round((value - distribution.low) / distribution.step))
+
+
+def _nth(distribution: FloatDistribution, n: int) -> float:
+    """The value `n` steps above the lowest, by the decimal arithmetic of Hydra's ranges."""
+    return float(Decimal(str(distribution.low)) + n * Decimal(str(distribution.step)))
 
 
 def first_of(distribution: BaseDistribution) -> Any:
@@ -147,4 +175,6 @@ def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
             key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
         )
     n = round((distribution.high - distribution.low) / distribution.step) + 1
+    if isinstance(distribution, FloatDistribution):
+        return [_nth(distribution, i) for i in range(n)]
     return [distribution.low + i * distribution.step for i in range(n)]

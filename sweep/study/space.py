@@ -23,12 +23,14 @@ from sweep.prepare import BATCH_SIZE
 from sweep.study.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
 from sweep.study.composer import Composer, Starts
 from sweep.study.ranges import (
+    alike,
     contains,
     distribution_of,
     first_of,
     grid_of,
     in_words,
     n_values,
+    on_step,
     options_of,
     parse_override,
 )
@@ -94,7 +96,7 @@ class Space:
         """Asks for the options first, and then for what is searched under them."""
         groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
         named = self.ranges(groups)
-        values = {key: suggest(name, distribution) for key, (name, distribution) in named.items()}
+        values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
         return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
 
     def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
@@ -140,12 +142,29 @@ class Space:
         config = self.composer.base(groups).config
         found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
         for key, (name, distribution) in self.ranges(groups).items():
+            if not self.composer.base(groups).has(key):
+                continue
             value = OmegaConf.select(config, key)
             if key == BATCH_SIZE and isinstance(value, int) and value > self._n_train(groups):
                 value = largest(distribution, self._n_train(groups))
-            if isinstance(value, int | float | str | bool | None) and contains(distribution, value):
-                found[name] = value
+            value = self.as_sampled(groups, key, distribution, value)
+            if contains(distribution, value):
+                found[name] = on_step(distribution, value)
         return found
+
+    def as_sampled(self, groups: Mapping[str, str], key: str, distribution: BaseDistribution, value: Any) -> Any:
+        """The choice that stands for a value of the config: lists and null, for example, are sampled as texts."""
+        if not isinstance(distribution, CategoricalDistribution):
+            return value
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for choice in distribution.choices:
+            meant = self.composer.plain(key, choice)
+            if "${" in str(choice):
+                config = self.composer.readable(groups, {key: choice})
+                meant = OmegaConf.select(OmegaConf.create(dict(config)), key)
+            if alike(meant, value):
+                return choice
+        return value
 
     def everything(self) -> Iterator[Configuration]:
         """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
