@@ -127,6 +127,8 @@ def _refuse(settings: StudySettings, config: Config) -> None:
     """What would make the comparison unfair, or mean something else. Raises ConfigError."""
     if settings.study_name is not None:
         raise ConfigError("hydra.sweeper.study_name", "a comparison has many studies; set compare.name")
+    if settings.retry_failed:
+        raise ConfigError("hydra.sweeper.retry_failed", "is for a study; a comparison counts what failed as it did")
     if settings.timeout is not None:
         raise ConfigError("hydra.sweeper.timeout", "would leave contenders with unequal budgets; leave it out")
     if len(settings.objective) > 1:

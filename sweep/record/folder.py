@@ -88,6 +88,12 @@ class StudyFolder:
         folder = self.trials / str(number)
         return RunFolder(folder if replicate is None else folder / f"seed-{replicate}")
 
+    def set_aside(self, number: int, n_failed: int) -> None:
+        """Rename the folder of a trial whose `n_failed`-th attempt failed, so that it is trained again in a new one."""
+        aside = self.trials / f"{number}.failed-{n_failed}"  # as deep: its record names other folders relatively
+        if not aside.exists() and (self.trials / str(number)).exists():
+            os.rename(self.trials / str(number), aside)
+
     def runs(self) -> list[RunFolder]:
         """Every child run that has begun."""
         begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]

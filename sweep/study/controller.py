@@ -17,7 +17,7 @@ import optuna
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import check_distribution_compatibility
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
@@ -29,6 +29,7 @@ from sweep.record.journal import first, status
 from sweep.record.ownership import refuse_existing
 from sweep.record.store import Store, tracking_store, without_password
 from sweep.signals import interrupts_kept_from_children
+from sweep.study.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.study.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.study.composer import Starts
 from sweep.study.failures import too_many_failures
@@ -101,11 +102,16 @@ class Controller:
             dry_run(worker, self._base)
             return None
         study, uid = self._open(worker.uid)
-        before = study.get_trials(deepcopy=False)
+        n_before = len(study.get_trials(deepcopy=False))  # attempts that failed included
+        before = trials_of(study)
+        again = failed(before, worker.n_trials)
         if alone:
-            self._announce(before, worker.n_trials)
+            self._announce(before, worker.n_trials, again)
+        if again and self._settings.retry_failed:
+            self._retry(study, again)
+            before = trials_of(study)
         stop_before = self._began + (self._settings.timeout or float("inf"))
-        worker = replace(worker, uid=uid, first=len(before), stop_before=stop_before)
+        worker = replace(worker, uid=uid, first=n_before, stop_before=stop_before)
         with contextlib.closing(self._recording(study, worker)) as recording:
             recording.update(before)
             watch = Watch(study, worker.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
@@ -114,8 +120,7 @@ class Controller:
                     crew = Crew(self._context, self._master, study, worker, lambda: self._is_over(study, worker))
                     signum = crew.work()
                     self._stopped_by = self._stopped_by or signum
-            trials = study.get_trials(deepcopy=False)
-            failure = self._failure(trials, worker)
+            trials, failure = trials_of(study), self._failure(study, worker)
             with StudyLock(self._settings.storage, self.folder):  # another controller may be doing the same
                 write_results(study, self.folder, self.space)
             complete = is_complete(trials, worker.n_trials)
@@ -139,7 +144,7 @@ class Controller:
     def tried(self) -> list[Tried] | None:
         """What the study tried, if it is complete. Raises ConfigError where it was begun as another."""
         worker = self.check()
-        trials = self._open(worker.uid)[0].get_trials(deepcopy=False)
+        trials = trials_of(self._open(worker.uid)[0])
         return [tried(t) for t in trials[: worker.n_trials]] if is_complete(trials, worker.n_trials) else None
 
     def _find_bounds(self) -> None:
@@ -319,13 +324,24 @@ class Controller:
             told += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
         raise ConfigError("hydra.sweeper.study_name", told)
 
-    def _announce(self, before: Sequence[FrozenTrial], n_trials: int) -> None:
+    def _retry(self, study: optuna.Study, numbers: Sequence[int]) -> None:
+        """Add another attempt at each of those trials, and set the folders of those that failed aside."""
+        with StudyLock(self._settings.storage, self.folder):
+            trials = trials_of(study)
+            numbers = [n for n in numbers if trials[n].state == TrialState.FAIL]  # another command may have been faster
+            for number in numbers:
+                self.folder.set_aside(number, n_failed(trials[number]) + 1)
+            retry(study._storage, study, numbers)
+
+    def _announce(self, before: Sequence[FrozenTrial], n_trials: int, again: Sequence[int]) -> None:
         where = os.path.relpath(self.folder.path)
         n_done = sum(t.state.is_finished() for t in before[:n_trials])
         if n_done:
             print(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
         else:
             print(f"study {self.name}: {n_trials} trials; in {where}")
+        if again and self._settings.retry_failed:
+            print(f"failed trials that are trained again: {', '.join(map(str, again))}")
 
     def _recording(self, study: optuna.Study, worker: Worker) -> Recording:
         config = self._config
@@ -339,7 +355,8 @@ class Controller:
 
     def _all_arguments(self) -> list[str]:
         """Of the command line that goes on with this study; without passwords, since MLflow shows it."""
-        told_otherwise = ("hydra.mode=", "hydra.searchpath=")  # by -m, and with absolute paths
+        # by -m, with absolute paths, and once
+        told_otherwise = ("hydra.mode=", "hydra.searchpath=", "hydra.sweeper.retry_failed=")
         own = [o for o in self._hydra_overrides if not o.startswith(told_otherwise)]
         given = ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
         return [without_password(argument) for argument in given]
@@ -368,13 +385,14 @@ class Controller:
     def _is_over(self, study: optuna.Study, worker: Worker) -> bool:
         if self._stopped_by is not None or time.time() >= worker.stop_before:
             return True
-        trials = study.get_trials(deepcopy=False)
-        return is_complete(trials, worker.n_trials) or self._failure(trials, worker) is not None
+        return is_complete(trials_of(study), worker.n_trials) or self._failure(study, worker) is not None
 
-    def _failure(self, trials: Sequence[FrozenTrial], worker: Worker) -> FrozenTrial | None:
+    def _failure(self, study: optuna.Study, worker: Worker) -> FrozenTrial | None:
         """The first of the failed trials that stop the study. Those of earlier commands do not count."""
-        complete = is_complete(trials, worker.n_trials)
-        return too_many_failures(trials[worker.first :], self._settings.max_failure_rate, complete)
+        trials = study.get_trials(deepcopy=False)
+        complete = is_complete(numbered(trials), worker.n_trials)
+        failure = too_many_failures(trials[worker.first :], self._settings.max_failure_rate, complete)
+        return failure and numbered([failure])[0]
 
 
 def _incompatible(trials: Sequence[FrozenTrial], ranges: dict[str, Any]) -> str | None:

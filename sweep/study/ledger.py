@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.record.folder import StudyFolder
+from sweep.study.attempts import NUMBER, numbered
 from sweep.study.lock import StudyLock
 
 # A trial's user attributes.
@@ -68,7 +69,8 @@ class Ledger:
         One whose workers died too often has its PROBLEM among the user attributes: it is to be recorded as failed.
         """
         with self._lock:
-            trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+            recorded = self._storage.get_all_trials(self._study_id, deepcopy=False)
+            trials = numbered(recorded)
             lost = self._lost(trials)
             for trial in lost:
                 self._take_back(trial)
@@ -78,12 +80,15 @@ class Ledger:
                     return taken
             if len(trials) >= n_trials:
                 return None
-            template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: self._me})
-            return self._storage.get_trial(self._storage.create_new_trial(self._study_id, template))
+            attrs: dict[str, Any] = {OWNER: self._me}
+            if len(recorded) > len(trials):  # some were trained again
+                attrs[NUMBER] = len(trials)
+            template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=attrs)
+            return self._read(self._storage.create_new_trial(self._study_id, template))
 
     def has_work(self, n_trials: int) -> bool:
         """Whether there is a trial to claim now, or one that lost its worker."""
-        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        trials = numbered(self._storage.get_all_trials(self._study_id, deepcopy=False))
         mine = [t for t in trials if t.number < n_trials]
         if len(mine) < n_trials or any(t.state == TrialState.WAITING for t in mine):
             return True
@@ -110,7 +115,10 @@ class Ledger:
         if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
             return None
         self._storage.set_trial_user_attr(trial._trial_id, OWNER, self._me)
-        return self._storage.get_trial(trial._trial_id)
+        return self._read(trial._trial_id)
+
+    def _read(self, trial_id: int) -> FrozenTrial:
+        return numbered([self._storage.get_trial(trial_id)])[0]
 
     def _take_back(self, trial: FrozenTrial) -> None:
         """From a dead worker."""

@@ -132,7 +132,7 @@ class PackedShift(Shift):
 
     def _enter(self, trial: FrozenTrial) -> None:
         """Seats the trial's runs, unless they have to train alone or have come to their end before."""
-        entry = _Entry(trial, self._begin_means(trial))
+        entry = _Entry(trial, self._start(trial))
         try:
             configuration = self._patiently(lambda: self._configure(trial))
             try:

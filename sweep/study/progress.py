@@ -19,6 +19,7 @@ from rich.text import Text
 from sweep.record.folder import StudyFolder
 from sweep.record.provenance import again_command, report_command
 from sweep.record.summary import where_to_look
+from sweep.study.attempts import failed, trials_of
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.study.ranges import short
 from sweep.study.recording import Recording
@@ -26,6 +27,7 @@ from sweep.study.results import STATES, best_trials, config_values, counts
 
 _POLL_S = 0.5
 _MOST_ROWS = 16
+_MOST_NAMED = 10
 
 
 class Watch:
@@ -36,7 +38,7 @@ class Watch:
     ) -> None:
         """live: a table in a terminal. lines: otherwise, a line for each trial, and not only for one that fails."""
         self._study, self._n_trials, self._recording, self._lines = study, n_trials, recording, lines
-        self._seen = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._seen = {t.number for t in trials_of(study) if t.state.is_finished()}
         self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
         self._console = Console(stderr=live, soft_wrap=not live, highlight=False)
@@ -71,7 +73,7 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
-        trials = self._study.get_trials(deepcopy=False)
+        trials = trials_of(self._study)
         new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
         n_before = len(self._seen)
         self._seen |= {t.number for t in new}
@@ -121,7 +123,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    trials = study.get_trials(deepcopy=False)
+    trials = trials_of(study)
     say("")
     say(f"study {study.study_name}: {_counted(trials, n_trials)}")
     best = best_trials(study)
@@ -144,6 +146,15 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     say(f"Study folder:    {folder.path}")
     if tracking_uri is not None:
         say(where_to_look("trials", tracking_uri))
+    if numbers := failed(trials, n_trials):
+        say(failures_in_words(numbers))
+
+
+def failures_in_words(numbers: Sequence[int]) -> str:
+    """How many trials failed, and how to train them again."""
+    which = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if numbers[_MOST_NAMED:] else "")
+    told = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"
+    return f"{told}; mend the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
 
 
 def params_text(trial: FrozenTrial) -> str:

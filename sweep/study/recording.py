@@ -14,6 +14,7 @@ from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
 from sweep.record.store import Store, recorded_uri
+from sweep.study.attempts import renumbered, trials_of
 from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
 
@@ -50,11 +51,11 @@ class Recording:
 
     def end(self, status: str, timeout_s: float) -> None:
         """Records how the command ended, and waits for MLflow; what that lacks then costs a warning."""
-        self.update(self._study.get_trials(deepcopy=False))
+        self.update(trials_of(self._study))
         if self._record is None or self._follower is None:
             return
         if self._shared is None:  # else there is a picture of all of them
-            draw_plots(self._study, self._folder.plots)
+            draw_plots(renumbered(self._study), self._folder.plots)
         self._record.end(status, self._folder)
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(

@@ -17,6 +17,7 @@ from sweep.record.folder import RunFolder, StudyFolder, write_atomic
 from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
 from sweep.study.again import stored_best
+from sweep.study.attempts import renumbered
 from sweep.study.ledger import PROBLEM, STOPPED
 from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
@@ -34,6 +35,7 @@ class Report:
     """A study's page. trials: whose curves are shown; None for the best. Raises ConfigError for what is not there."""
 
     def __init__(self, study: optuna.Study, folder: StudyFolder, trials: Sequence[int] | None) -> None:
+        study = renumbered(study)
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name

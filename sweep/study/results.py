@@ -12,6 +12,7 @@ from sweep.record.checked import load_checked, write_checked
 from sweep.record.folder import StudyFolder, to_yaml, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
+from sweep.study.attempts import numbered, trials_of
 from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
 from sweep.study.space import Space
@@ -23,7 +24,7 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best trial or, with several objectives, those of the Pareto front; none before any is complete."""
     if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
         return []
-    return [study.best_trial] if len(study.directions) == 1 else study.best_trials
+    return numbered([study.best_trial] if len(study.directions) == 1 else study.best_trials)
 
 
 def counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -126,7 +127,7 @@ class StudyRecord:
         return {"value": [value], "best_value": [best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:
-        trials = self._study.get_trials(deepcopy=False)
+        trials = trials_of(self._study)
         self.update(trials)
         tags, values = {}, {f"trials/{word}": [float(n)] for word, n in counts(trials).items()}
         best = best_trials(self._study)

@@ -43,6 +43,7 @@ class StudySettings:
     defaults_first: bool = True
     max_failure_rate: float = 0.5
     max_retries: int = 3
+    retry_failed: bool = False
     accept_changes: bool = False
     dry_run: bool = False
     sampler: Any = None

@@ -20,6 +20,7 @@ from sweep.record import journal
 from sweep.record.folder import RunFolder
 from sweep.record.start import Membership
 from sweep.signals import StopRequest
+from sweep.study.attempts import n_failed
 from sweep.study.failures import too_many_failures
 from sweep.study.ledger import PROBLEM, STOPPED, Ledger
 from sweep.study.lock import StudyLock
@@ -142,7 +143,7 @@ class Shift:
 
     def _train(self, trial: FrozenTrial, configuration: Configuration) -> list[float]:
         """The objectives, the mean over `seeds` runs."""
-        means = self._begin_means(trial)
+        means = self._start(trial)
 
         def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Generator[int, None, list[float]]:
             config = self._composer.compose(configuration.groups, values)
@@ -153,8 +154,10 @@ class Shift:
             return mean_values([finished(training(0, runs[0]))])
         return mean_values(self._train_in_turn(trial, [partial(training, *run) for run in enumerate(runs)]))
 
-    def _begin_means(self, trial: FrozenTrial) -> Means:
-        """What the trial's runs recorded in earlier attempts, of which the study may lack some."""
+    def _start(self, trial: FrozenTrial) -> Means:
+        """Set a failed attempt aside. Returns what the trial's runs recorded before; the study may lack some of it."""
+        if n := n_failed(trial):
+            self._worker.folder.set_aside(trial.number, n)
         name, direction = self._watched()
         means = Means(self._settings.seeds, direction, trial.intermediate_values)
         for place in range(self._settings.seeds):
@@ -323,7 +326,7 @@ class Shift:
                     means.reported(step)
             for name, value in (attrs or {}).items():
                 self._storage.set_trial_user_attr(trial._trial_id, name, value)
-            self._study.tell(trial.number, values, state)
+            self._study.tell(self._storage.get_trial(trial._trial_id).number, values, state)
 
         self._patiently(tell)
 
