@@ -938,3 +938,9 @@ def test_the_best_of_options_that_lack_a_key_trains_again(some_have):
     again = best_config(str(some_have / "outputs"), "s", [])
     assert again.composed == from_yaml(folder.trial(study.best_trial.number).config.read_text())["composed"]
     assert again.experiment_name == "${seed}"
+
+
+def test_no_more_workers_start_than_there_are_trials_left(tmp_path):
+    done = quick(tmp_path, "-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=3")
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder_of(tmp_path).workers.glob("*.lock"))) == 1

@@ -83,7 +83,7 @@ class Crew:
             "hydra.output_subdir=null",
             "hydra/job_logging=worker",
         ]
-        return [job] * worker.settings.n_jobs
+        return [job] * min(worker.settings.n_jobs, max(1, worker.n_trials - self._n_finished()))
 
     def _await_workers(self) -> None:
         """Some launchers return while workers of theirs are still running."""

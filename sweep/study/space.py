@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from simpleeval import InvalidExpression, simple_eval
 
 from sweep.composition import config_error
 from sweep.config import validate
@@ -22,6 +21,7 @@ from sweep.errors import ConfigError, one_line
 from sweep.prepare import BATCH_SIZE
 from sweep.study.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
 from sweep.study.composer import Composer, Starts
+from sweep.study.conditions import NoCondition, holds
 from sweep.study.ranges import (
     alike,
     contains,
@@ -37,6 +37,7 @@ from sweep.study.ranges import (
 from sweep.study.settings import implied_monitor
 
 _MOST_DRAWS = 1000
+_LONGEST_SHOWN = 100  # characters of a condition
 _NOT_A_TRIALS = re.compile(
     r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
@@ -131,10 +132,11 @@ class Space:
             if condition is None:
                 continue
             try:
-                if not simple_eval(str(condition), names=lambda node: config[node.id]):
+                if not holds(str(condition), config):
                     return str(name)
-            except (InvalidExpression, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-                raise ConfigError(f"where.{name}", f"cannot judge '{condition}': {one_line(error)}") from error
+            except NoCondition as error:
+                told = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
+                raise ConfigError(f"where.{name}", f"cannot judge '{told}': {error}") from error
         return None
 
     def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:

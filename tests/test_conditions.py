@@ -1,0 +1,62 @@
+"""sweep/study/conditions.py: what a condition may say, and that nothing else of it is run."""
+
+import pytest
+
+from sweep.study.conditions import NoCondition, holds
+
+CONFIG = {"a": {"lr": 0.1, "widths": [8, 16], "name": "mlp"}, "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("a.lr < 1 and not n == 4", True),
+        ("a.name in 'mlp,linear'", True),
+        ("max(a.widths) / a.widths[0] == 2 ** 1", True),
+        ("log10(a.lr) > -0.5 or sum(a.widths) % 5 == 0", False),
+        ("(1 if n > 2 else 0) + len(a.widths) - round(2.6) < 0", False),
+        ("-n < abs(-1)", True),
+    ],
+)
+def test_a_condition_of_numbers_texts_and_functions_is_judged(condition: str, expected: bool):
+    assert holds(condition, CONFIG) is expected
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "'x'.zfill(3*10**9)",
+        "9**9**9",
+        "'x'*10**9",
+        "'%1000000000d' % 1",
+        "a.widths[7]",
+        "a.widths * 1000000000",
+        "log(0)",
+        "sqrt(-1)",
+        "1 / 0",
+        "round(1, -1000000000)",
+        "a.lr.real",
+        "a.name.upper()",
+        "nothing.there",
+        "a.there",
+        "open('x')",
+        "[x for x in a.widths]",
+        "f'{n:>1000000000}'",
+        "n = 4",
+        "1; 2",
+        "1 << 10",
+        "a <",
+        "a < 1",
+        "",
+        chr(0),
+        "-" * 900 + "1",
+        "(" * 400 + "1" + ")" * 400,
+        "1+" * 5000 + "1",
+        "exp(1000)",
+        "max()",
+    ],
+)
+def test_whatever_else_it_says_is_no_condition(condition: str):
+    with pytest.raises(NoCondition) as caught:
+        holds(condition, CONFIG)
+    assert "\n" not in str(caught.value)
