@@ -12,6 +12,7 @@ from sweep import collector
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, StudyFolder
+from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_store, without_password
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:
     problem = follower.finish(folder.run, _PATIENCE_S)
     where = without_password(store.uri or "")
     if problem is not None:
-        return f"Not yet in MLflow ({problem}); later:  python -m sweep.sync {folder.path.parent.parent}"
+        return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent)}"
     return f"In MLflow: an artifact of the run {folder.path.name} in {where}"
 
 

@@ -1,7 +1,6 @@
 """One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -25,7 +24,7 @@ from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
 from sweep.record.ownership import require_unused
 from sweep.record.progress import Show, progress
-from sweep.record.provenance import resume_command
+from sweep.record.provenance import resume_command, sync_command
 from sweep.record.recorder import Report
 from sweep.record.start import Membership, stored_config, write_start
 from sweep.record.store import Store, output_dir_of, recorded_uri, store_of, tracking_store
@@ -259,8 +258,8 @@ def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir:
         log.warning("warning: cannot draw the curves (%s)", problem)
     elif problem is not None:
         log.warning(
-            "warning: MLflow lacks this run (%s). Nothing is lost; later:  python -m sweep.sync %s",
+            "warning: MLflow lacks this run (%s). Nothing is lost; later:  %s",
             problem,
-            shlex.quote(str(output_dir)),
+            sync_command(output_dir),
         )
     return problem is None

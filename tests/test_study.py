@@ -944,3 +944,20 @@ def test_no_more_workers_start_than_there_are_trials_left(tmp_path):
     done = quick(tmp_path, "-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=3")
     assert done.returncode == 0, done.stderr
     assert len(list(folder_of(tmp_path).workers.glob("*.lock"))) == 1
+
+
+def test_quoted_options_are_searched_and_the_printed_command_trains_the_best_again(tmp_path):
+    cwd = tmp_path / "it's $a, ~b"
+    cwd.mkdir()
+    name, outputs = "-a,b=c@d", "output_dir='o #1'"
+    done = quick(
+        cwd,
+        *("-m", *SMALL, outputs, 'optimizer="sgd","adam"', "scheduler=constant", "trainer.batch_size=16"),
+        *(f"hydra.sweeper.study_name='{name}'", "hydra.sweeper.n_trials=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    (command,) = re.findall("^Train it again:  (.*)$", done.stdout, re.MULTILINE)
+    again = quick(cwd, *shlex.split(command)[3:])
+    assert again.returncode == 0, again.stderr
+    (command,) = re.findall("^See it as page:  (.*)$", done.stdout, re.MULTILINE)
+    assert shlex.split(command)[-1] == name

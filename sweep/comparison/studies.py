@@ -1,7 +1,6 @@
 """The studies of a comparison: each an ordinary one, under a name of its own, so that it resumes like any other."""
 
 import hashlib
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from sweep.record.follow import Follower
 from sweep.record.ownership import refuse_existing
 from sweep.record.store import without_password
 from sweep.seeds import derive_seed
+from sweep.spelling import command, option
 from sweep.study.composer import override
 from sweep.study.controller import Controller
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
@@ -76,7 +76,7 @@ class Plan:
         """What goes on with the comparison; without passwords."""
         own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
         given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
-        return without_password(shlex.join(["python", "-m", "sweep.compare", *given]))
+        return without_password(command("sweep.compare", *given))
 
     @property
     def folder(self) -> Path:
@@ -199,8 +199,8 @@ def _study(
 
 
 def _options(contender: Contender, task: str) -> list[str]:
-    options = [f"{group}={option}" for group, option in contender.options.items()]
-    return [f"{TASK}={task}", *options] if task else options
+    options = [option(group, name) for group, name in contender.options.items()]
+    return [option(TASK, task), *options] if task else options
 
 
 def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arguments: Sequence[str]) -> DictConfig:

@@ -3,19 +3,17 @@
 import functools
 import getpass
 import importlib.metadata
-import json
 import os
 import platform
-import re
-import shlex
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.config import Config
+from sweep.config import Config, literal
 from sweep.record.git import git
 from sweep.record.store import without_password
+from sweep.spelling import command, spelled
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
@@ -42,8 +40,8 @@ def _setting() -> dict[str, str]:
 
 def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
-    command = "" if overrides is None else without_password(rerun_command(overrides))
-    return {**_setting(), "command": command, "mlflow.source.name": command or "sweep.run_trial"}
+    told = "" if overrides is None else without_password(rerun_command(overrides))
+    return {**_setting(), "command": told, "mlflow.source.name": told or "sweep.run_trial"}
 
 
 def uncommitted_diff() -> str:
@@ -53,29 +51,37 @@ def uncommitted_diff() -> str:
 
 
 def rerun_command(overrides: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "sweep.run", *overrides])
+    return command("sweep.run", *overrides)
 
 
 def resume_command(folder: Path) -> str:
     """The command that continues the run in `folder`, quoted for Hydra and for the shell."""
-    return rerun_command([f"resume={_quoted(folder)}"])
+    return rerun_command([f"resume={_path(folder)}"])
 
 
 def again_command(study: str, output_dir: Path) -> str:
     """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be."""
     usual = output_dir == Path(Config.output_dir).absolute()
-    return rerun_command([f"from_study={study}", *([] if usual else [f"output_dir={_quoted(output_dir)}"])])
+    return rerun_command(
+        [f"from_study={spelled(literal(study))}", *([] if usual else [f"output_dir={_path(output_dir)}"])]
+    )
 
 
 def report_command(study: str, output_dir: Path) -> str:
     """The command that makes a page of a study; `output_dir`, where the study is, is told if it need be."""
     usual = output_dir == Path(Config.output_dir).absolute()
-    return shlex.join(["python", "-m", "sweep.report", study, *([] if usual else ["--output-dir", str(output_dir)])])
+    options = [] if usual else ["--output-dir", output_dir]
+    return command("sweep.report", *options, *(["--"] if study.startswith("-") else []), study)
 
 
-def _quoted(folder: Path) -> str:
-    plain = re.fullmatch(r"[\w./:@-]+", str(folder))
-    return str(folder) if plain else json.dumps(str(folder), ensure_ascii=False)
+def sync_command(output_dir: Path) -> str:
+    """The command that sends to MLflow what is missing there."""
+    return command("sweep.sync", output_dir)
+
+
+def _path(folder: Path) -> str:
+    """The path as a value of Hydra's, whatever it holds."""
+    return spelled(literal(str(folder)))
 
 
 def _version(package: str) -> str:

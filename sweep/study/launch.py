@@ -12,7 +12,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sweep import collector
+from sweep.config import literal
 from sweep.errors import ConfigError, DiskFull, one_line
+from sweep.spelling import spelled
 from sweep.study.ledger import Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.outage import Patience
@@ -78,7 +80,7 @@ class Crew:
         job = [
             *worker.space.composer.fixed,
             *worker.space.composer.options(worker.space.first_groups()),
-            f"hydra.sweep.dir={_quoted(str(worker.folder.path))}",
+            f"hydra.sweep.dir={spelled(literal(str(worker.folder.path)))}",
             f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",
             "hydra/job_logging=worker",
@@ -101,8 +103,3 @@ class Crew:
     def _n_finished(self) -> int:
         trials = self._patiently(lambda: self._study.get_trials(deepcopy=False))
         return sum(t.state.is_finished() for t in trials)
-
-
-def _quoted(text: str) -> str:
-    """The text as a quoted value of Hydra's grammar."""
-    return "'" + text.replace("'", r"\'") + "'"

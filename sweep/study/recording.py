@@ -13,6 +13,7 @@ from sweep.record.checked import write_checked
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
+from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_uri
 from sweep.study.attempts import renumbered, trials_of
 from sweep.study.plots import draw_plots
@@ -60,7 +61,7 @@ class Recording:
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(
                 f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
-                f"python -m sweep.sync {self._output_dir}",
+                f"{sync_command(self._output_dir)}",
                 file=sys.stderr,
             )
 

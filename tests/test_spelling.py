@@ -1,0 +1,61 @@
+"""sweep/spelling.py: what is printed may be pasted into a shell, whatever the names are."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweep.composition import compose
+from sweep.record.provenance import again_command, report_command, resume_command, sync_command
+from sweep.spelling import spelled
+from sweep.study.ranges import distribution_of, options_of, parse_override
+
+ODD = [
+    "a b",
+    "it's",
+    'say "x"',
+    "a=b",
+    "a,b",
+    "$HOME",
+    "${seed}",
+    "#1",
+    "größe",
+    "-x",
+    "~",
+    "a\\",
+    "null",
+    "1e3",
+    "[x]",
+]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12))
+def test_a_text_is_read_back_by_hydra_as_it_was(text: str):
+    assert parse_override(f"key={spelled(text)}", "key").value() == text
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.just("a"), v))
+)
+def test_so_is_any_other_value(value: object):
+    assert parse_override(f"key={spelled(value)}", "key").value() == value
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_printed_command_means_the_folder_or_the_study_that_it_was_made_for(name: str):
+    folder = Path("/tmp") / name
+    for line, key in ((resume_command(folder), "resume"), (again_command("s", folder), "output_dir")):
+        python, m, module, *overrides = shlex.split(line)
+        assert (python, m, module) == ("python", "-m", "sweep.run")
+        assert compose(overrides)[key] == str(folder)
+    assert compose(shlex.split(again_command(name, folder))[3:]).from_study == name
+    assert shlex.split(sync_command(folder))[3:] == [str(folder)]
+    assert shlex.split(report_command(name, folder))[-1] == name
+
+
+def test_quoted_options_are_the_options_that_they_name():
+    override = parse_override("optimizer=\"sgd\",'adam',rmsprop", "optimizer")
+    options = options_of("optimizer", distribution_of("optimizer", override))
+    assert list(options.choices) == ["sgd", "adam", "rmsprop"]
