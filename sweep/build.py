@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
+from sweep.config import interval_of
 from sweep.data import Samples
 from sweep.errors import ConfigError, SweepError, one_line
 from sweep.targets import allowed_targets
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     OptimizerFactory = Callable[[Any], Optimizer]
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
+_UNIONS = (typing.Union, types.UnionType)
+_COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # arguments of schedulers that are stepped after each update
 _OPTUNA_TARGETS = (
     "optuna.samplers.*",
     "optuna.pruners.*",
@@ -52,10 +55,37 @@ def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
     offered = {"in_features": in_features, "out_features": data.out_features, "in_shape": tuple(data.in_shape)}
     from torch import nn
 
-    made = _bind("model", node, offered)()
+    _refuse_other_kinds(node)
+    make = _bind("model", node, offered)
+    made = make()
+    if _is_lightning(type(made)):
+        raise ConfigError(
+            "model._target_",
+            f"{node['_target_']} is a LightningModule, whose training_step and optimizers would be ignored; give the "
+            "torch.nn.Module that it trains, its network, as model",
+        )
     if not isinstance(made, nn.Module):
         raise ConfigError("model._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def _refuse_other_kinds(node: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a class that is no model, before it is called with arguments that mean nothing to it."""
+    from torch.optim import Optimizer
+    from torch.utils.data import Dataset
+
+    target = _located("model", node["_target_"], allowed_targets())
+    if isinstance(target, type) and issubclass(target, Optimizer | Dataset):
+        kind, group = ("an optimizer", "optimizer") if issubclass(target, Optimizer) else ("a data set", "data")
+        raise ConfigError("model._target_", f"{node['_target_']} is {kind}, not a torch.nn.Module; see {group}=...")
+
+
+def _is_lightning(kind: type) -> bool:
+    """Whether it is a LightningModule, of whichever package, or one in all but name."""
+    names = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
+    if any(name == "LightningModule" and "lightning" in package for package, name in names):
+        return True
+    return all(callable(getattr(kind, name, None)) for name in ("training_step", "configure_optimizers"))
 
 
 def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
@@ -93,12 +123,22 @@ def scheduler(
     offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
     mode = direction[:3]
     target = _located("scheduler", node["_target_"], allowed_targets())
+    if "steps_per_epoch" not in _named(target):
+        offered["total_steps"] = steps_per_epoch * epochs
     if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
         offered["mode"] = mode
     make = _bind("scheduler", node, offered, positional=1)
 
     def checked(optimizer: "Optimizer") -> "LRScheduler":
-        made = make(optimizer)
+        try:
+            made = make(optimizer)
+        except ConfigError as error:
+            if not isinstance(error.__cause__, ZeroDivisionError):
+                raise
+            told = (
+                f"cannot divide {steps_per_epoch * epochs} updates into its phases; change trainer.epochs or a length"
+            )
+            raise ConfigError("scheduler", told) from error
         if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
             raise ConfigError(
                 "scheduler.mode",
@@ -109,6 +149,13 @@ def scheduler(
         return made
 
     return checked
+
+
+def interval(node: Mapping[str, Any]) -> str | None:
+    """Return whether the scheduler is stepped after each `step` or each `epoch`: what the node says, or else a step
+    where the target asks for a number of updates. None leaves it to the scheduler that is made. Raises ConfigError."""
+    target = _located("scheduler", node["_target_"], allowed_targets())
+    return interval_of(node) or ("step" if _COUNTS_UPDATES & _named(target) else None)
 
 
 def sampler(node: Mapping[str, Any]) -> "BaseSampler":
@@ -160,6 +207,9 @@ def _bind(
     arguments |= {
         name: value for name, value in offered.items() if name in _named(target.func) and name not in arguments
     }
+    for name, annotation in _annotations(target.func).items():
+        if type(arguments.get(name)) is int and _is_real(annotation):
+            arguments[name] = float(arguments[name])  # some of torch's classes refuse 1 where they take 1.0
 
     def call(*args: Any) -> Any:
         try:
@@ -249,7 +299,7 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a config value can be meant for this annotation; an annotation it does not know takes anything."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return any(_fits(value, option) for option in options)
     if origin is typing.Literal:
         return value in options
@@ -268,10 +318,16 @@ def _fits(value: Any, annotation: Any) -> bool:
     return not (isinstance(annotation, type) and annotation.__module__.startswith("torch"))
 
 
+def _is_real(annotation: Any) -> bool:
+    """Whether it takes a float, but no whole number as such."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    return float in options and int not in options
+
+
 def _in_words(annotation: Any) -> str:
     """An annotation as a user would say it."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         kinds = [_in_words(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
         return " or ".join(dict.fromkeys(kinds))
     if origin is typing.Literal:

@@ -309,7 +309,7 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
     _check_learning_rates(config)
-    _one_of("scheduler.interval", interval_of(config.scheduler), INTERVALS)
+    _one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)
     if _counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
         raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
     return config
@@ -326,10 +326,10 @@ def direction_of(metric: str) -> str:
     return "maximize" if metric.endswith(_THE_MORE_THE_BETTER) else "minimize"
 
 
-def interval_of(scheduler: Mapping[str, Any]) -> str:
+def interval_of(scheduler: Mapping[str, Any]) -> str | None:
     """Whether the scheduler is stepped after each `step` or each `epoch`: what it says, or else what our own schedules
-    count in, or else an epoch, as in torch's examples."""
-    return scheduler.get("interval") or ("step" if _counts_steps(scheduler) else "epoch")
+    count in; None where only the scheduler itself knows."""
+    return scheduler.get("interval") or ("step" if _counts_steps(scheduler) else None)
 
 
 def _counts_steps(scheduler: Mapping[str, Any]) -> bool:

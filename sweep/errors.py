@@ -52,8 +52,11 @@ class Damaged(ConfigError):
 class Diverged(SweepError):
     """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
 
-    def __init__(self, metric: str, value: float, step: int, lr: float) -> None:
-        super().__init__(metric, value, step, lr)
+    def __init__(
+        self, metric: str, value: float, step: int, lr: float, advice: str = "lower the learning rate"
+    ) -> None:
+        super().__init__(metric, value, step, lr, advice)
+        self.advice = advice
         self.metric = metric
         self.value = value
         self.step = step
@@ -61,7 +64,7 @@ class Diverged(SweepError):
 
     def __str__(self) -> str:
         where = f"at step {self.step} with lr {self.lr:.3g}"
-        return f"diverged: {self.metric} is {self.value} {where}; lower the learning rate"
+        return f"diverged: {self.metric} is {self.value} {where}; {self.advice}"
 
 
 class TrainingFailed(SweepError):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep import build
-from sweep.config import METRICS, Config, direction_of, interval_of, loss_name
+from sweep.config import METRICS, Config, direction_of, loss_name
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.errors import ConfigError
@@ -80,7 +80,7 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
     trainer = config.trainer
     steps_per_epoch = -(-n_train // trainer.batch_size)
     make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction_of(trainer.monitored))
-    return Schedule(build.optimizer(config.optimizer), make_scheduler, interval_of(config.scheduler), shapes)
+    return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def prepared(config: Config, data: Data) -> Iterator["Fit"]:
     """Everything built and seeded, under the process-wide settings that training needs."""
     from sweep.train.evaluate import loss_function
     from sweep.train.loop import Fit
-    from sweep.train.runtime import pick_device, reproducible, seed_generators, set_threads
+    from sweep.train.runtime import check_last_batch, pick_device, reproducible, seed_generators, set_threads
     from sweep.train.tensors import to_device
 
     trainer = config.trainer
@@ -98,6 +98,7 @@ def prepared(config: Config, data: Data) -> Iterator["Fit"]:
         batch = tensors.train.x[: trainer.batch_size]
         make_optimizer = build.optimizer(config.optimizer)
         model = new_model(config, data.samples, batch)
+        check_last_batch(model, tensors.train.x, trainer.batch_size)
         set_threads(trainer.threads, model, batch)
         schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
         seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
@@ -129,7 +130,7 @@ def check_batch_size(config: Config, n_train: int) -> None:
 def check_monitor(data: Data, config: Config) -> None:
     """Raises ConfigError where trials on such data have no curve of that name."""
     monitor = config.trainer.monitored
-    known = ["train/loss", "val/loss", *(f"val/{name}" for name in METRICS[data.samples.task])]
+    known = ["train/loss", *(name for name in metric_names(data) if name.startswith("val/"))]
     if monitor not in known:
         told = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
         raise ConfigError("trainer.monitor", told)
@@ -151,3 +152,17 @@ def smaller_batch_in_words(before: Config, after: Config) -> str | None:
     """Say in a line that the default batch size was lowered; None if it was not."""
     was, now = before.trainer.batch_size, after.trainer.batch_size
     return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"
+
+
+def metric_names(data: Data) -> list[str]:
+    """Return the names of what trials on such data are measured by on `val` and `test`."""
+    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *METRICS[data.samples.task])]
+    return [name for name in names if name not in undefined_metrics(data)]
+
+
+def undefined_metrics(data: Data) -> list[str]:
+    """Return the names of metrics that say nothing: r2 where no target varies over the split."""
+    if data.samples.task != "regression":
+        return []
+    parts = {"val": data.splits.val.y, "test": data.splits.test.y}
+    return [f"{part}/r2" for part, y in parts.items() if (y.max(axis=0) == y.min(axis=0)).all()]

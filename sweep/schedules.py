@@ -66,11 +66,21 @@ def onecycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> LRScheduler:
-    """One rise to `max_lr` over the first `pct_start` of the run, then one fall (Smith & Topin 2018)."""
+    """One rise to `max_lr` over the first `pct_start` of the run, then one fall (Smith & Topin 2018).
+
+    Raises ValueError for a run of one update.
+    """
+    total = steps_per_epoch * epochs
+    if total < 2:
+        raise ValueError(
+            "a rise and a fall need two updates, the run has one; raise trainer.epochs, or lower trainer.batch_size"
+        )
+    if pct_start * total == 1:  # a rise of one update: torch divides 0 by 0
+        pct_start *= 1 - 1e-9
     return torch_schedulers.OneCycleLR(
         optimizer,
         max_lr=max_lr,
-        total_steps=steps_per_epoch * epochs,
+        total_steps=total,
         pct_start=pct_start,
         div_factor=div_factor,
         final_div_factor=final_div_factor,

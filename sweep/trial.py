@@ -14,7 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from sweep import collector
 from sweep.config import Config, fingerprint, validate
 from sweep.errors import DISK_FULL, ConfigError, Damaged, DiskFull
-from sweep.prepare import Data, check_data, load_data, prepared, smaller_batch_in_words, with_fitting_batch
+from sweep.prepare import (
+    Data,
+    check_data,
+    load_data,
+    prepared,
+    smaller_batch_in_words,
+    undefined_metrics,
+    with_fitting_batch,
+)
 from sweep.record import journal as journals
 from sweep.record.attempt import Attempt, locked, saved_state
 from sweep.record.describe import run_name
@@ -117,6 +125,9 @@ def train_by_epochs(
     data = (load or load_data)(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
+    if member is None and (names := undefined_metrics(data)):
+        why = "the targets do not vary there"
+        log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
     store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:

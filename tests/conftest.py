@@ -124,7 +124,7 @@ def make_fit(
         schedule=Schedule(
             make_optimizer,
             make_scheduler,
-            config.scheduler.get("interval", "epoch"),
+            build.interval(config.scheduler),
             [weight.shape for weight in model.parameters()],
         ),
         loss_fn=loss_function(trainer.loss, samples.task),

@@ -37,7 +37,7 @@ def node(option: str, **changes: Any) -> dict[str, Any]:
 
 def make_schedule(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any], per_epoch: int, epochs: int) -> Schedule:
     make_scheduler = build.scheduler(scheduler, per_epoch, epochs)
-    return Schedule(build.optimizer(optimizer), make_scheduler, scheduler.get("interval", "epoch"))
+    return Schedule(build.optimizer(optimizer), make_scheduler, build.interval(scheduler))
 
 
 def rows_of_epochs(schedule: Schedule, per_epoch: int, values: list[float]) -> list[list[Row]]:

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from sweep.config import METRICS
 from sweep.errors import ConfigError
-from sweep.prepare import Data
+from sweep.prepare import Data, metric_names
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 from sweep.study.settings import StudySettings
@@ -18,9 +17,7 @@ _BETTER = {"minimize": min, "maximize": max}
 def check_objectives(settings: StudySettings, data: Data) -> None:
     """Raises ConfigError for an objective that trials on such data do not have."""
     samples = data.samples
-    names = ["loss", *METRICS[samples.task]]
-    known = [f"{split}/{name}" for split in ("val", "test") for name in names]
-    known += ["train/loss", "time/train_s", "model/n_weights"]
+    known = [*metric_names(data), "train/loss", "time/train_s", "model/n_weights"]
     if samples.noise is not None:
         known += ["test/noise_ratio", "test/excess"]
     for name in settings.objective:

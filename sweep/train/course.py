@@ -64,7 +64,8 @@ class Course:
         """Losses of the next updates. Raises Diverged at the first that is not finite."""
         for value in losses:
             if not math.isfinite(value):
-                raise Diverged("train/loss", value, self.step + 1, self.schedule.rows[len(self.losses)][0]["lr"])
+                lr = self.schedule.rows[len(self.losses)][0]["lr"]
+                raise Diverged("train/loss", value, self.step + 1, lr, self._advice())
             self.losses.append(value)
             self.step += 1
 
@@ -80,7 +81,7 @@ class Course:
         lr = self._lrs()[-1]
         if not is_finite(val):
             name = next(name for name, value in val.items() if not math.isfinite(value))
-            raise Diverged(name, val[name], self.step, lr)
+            raise Diverged(name, val[name], self.step, lr, self._advice())
         metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
         value = metrics[self.trainer.monitored]
         self.schedule.end_epoch(value)
@@ -107,6 +108,12 @@ class Course:
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.best = None if state["best"] is None else Best(**state["best"])
         self._milestone = tuple(state["milestone"])
+
+    def _advice(self) -> str:
+        """Return what to do about a loss that is not finite."""
+        if self.schedule.optimizer.param_groups[0].get("eps") == 0:  # a gradient of 0 is divided by 0
+            return "set optimizer.eps above 0, such as 1e-8; if it still diverges, lower the learning rate"
+        return "lower the learning rate"
 
     def _lrs(self) -> list[float]:
         """Learning rates of the updates in `losses`, of the first parameter group."""

@@ -31,7 +31,8 @@ def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: Lo
 def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, Tensor]:
     """Loss in the normalised units that training sees, metrics in the target's own units; shapes ().
 
-    Regression: `loss`, `mse`, `mae`, `r2` (1 - SSE / SST, mean over targets). Classification: `loss`, `accuracy`.
+    Regression: `loss`, `mse`, `mae`, `r2` (1 - SSE / SST, mean over the targets that vary; left out where none does).
+    Classification: `loss`, `accuracy`.
     outputs: (n, out_features).
     """
     if not split.y.is_floating_point():
@@ -41,8 +42,12 @@ def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: Los
     error = (outputs - split.y) * y_std  # (n, n_targets)
     squared = error.square().mean(dim=0)  # (n_targets,)
     variance = (split.y * y_std).var(dim=0, correction=0)
-    r2 = torch.where(variance > 0, 1 - squared / variance, 0.0)
-    return {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean(), "r2": r2.mean()}
+    found = {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean()}
+    varied = split.y.amax(dim=0) > split.y.amin(dim=0)
+    if varied.any():
+        r2 = torch.where(varied, 1 - squared / variance, 0.0)
+        found["r2"] = r2.sum() / varied.sum()
+    return found
 
 
 @torch.no_grad()

@@ -103,6 +103,7 @@ class Fit(Course):
         order = epoch_order(self.trainer.seed, self.epoch + 1, len(self.data.train.x))
         start = len(self.losses)
         self.model.train()
+        self._switch_optimizer("train")
         for row, (x, y) in zip(
             self.schedule.rows[start:], batches(self.data.train, order, self.trainer.batch_size, start), strict=True
         ):
@@ -135,8 +136,14 @@ class Fit(Course):
     def evaluate(self, split: str) -> dict[str, float]:
         """Loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
         self.model.eval()
+        self._switch_optimizer("eval")
         metrics = evaluate.evaluate(self.forward, getattr(self.data, split), self.data, self.loss_fn)
         return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def _switch_optimizer(self, mode: str) -> None:
+        """Call the optimizer's `train` or `eval`, if it has both: a schedule-free one evaluates other weights."""
+        if all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval")):
+            getattr(self.optimizer, mode)()
 
     def test(self, noise: float | None) -> dict[str, float]:
         """Metrics of the best weights on the test split; `noise` as in `Samples`. The model keeps those weights."""

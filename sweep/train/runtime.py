@@ -1,5 +1,6 @@
 """The process-wide settings that a trial trains under, put back afterwards."""
 
+import copy
 import ctypes
 import os
 import random
@@ -51,6 +52,30 @@ def check_model(model: nn.Module, x: Tensor, out_features: int) -> None:
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if shape != (len(x), out_features):
         raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {(len(x), out_features)}")
+
+
+def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
+    """Try a copy of the model on a training batch of one sample, if an epoch ends with one. x: all training samples.
+
+    Raises ConfigError if the model cannot take it, as batch normalisation cannot. Draws from the random generators.
+    """
+    n = len(x)
+    if n % batch_size != 1 and batch_size > 1:
+        return
+    try:
+        copy.deepcopy(model).train()(x[:1])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            return  # training will tell
+        sizes = [size for size in range(2, n + 1) if n % size != 1]
+        nearest = sorted(sorted(sizes, key=lambda size: abs(size - batch_size))[:3])
+        raise ConfigError(
+            "trainer.batch_size",
+            f"is {batch_size}, so that the last batch of the {n} training samples has one, which batch normalisation "
+            f"cannot take; choose another, such as {', '.join(map(str, nearest))}",
+        ) from error
+    except Exception:  # a model that cannot be copied, or whatever else it raises: training will tell
+        return
 
 
 def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:

@@ -26,26 +26,30 @@ class Schedule:
 
     So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
     `optimizer` is the shadow. `changing` names the hyperparameters that the scheduler may set. `interval` says whether
-    the scheduler is stepped after each update or after each epoch. `shapes` are those of the model's weights; they
-    matter to an optimizer that makes several parameter groups of them.
+    the scheduler is stepped after each update or after each epoch; None leaves it to the scheduler. `shapes` are those
+    of the model's weights; they matter to an optimizer that makes several parameter groups of them.
     """
 
     def __init__(
         self,
         make_optimizer: Callable[[Any], Optimizer],
         make_scheduler: Callable[[Optimizer], LRScheduler],
-        interval: str,
+        interval: str | None,
         shapes: Iterable[Sequence[int]] = ((1, 1),),
     ) -> None:
         dummy = torch.zeros(())  # expanded, so that it takes no memory
         self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
+        first = [dict(group) for group in self.optimizer.param_groups]  # as the optimizer itself begins
         self.scheduler = make_scheduler(self.optimizer)
-        self.optimizer.step()  # torch warns about a scheduler stepped before its optimizer
+        self.optimizer._opt_called = True  # pyright: ignore  # or torch warns that the optimizer was never stepped
         self.changing = _changing(self.scheduler, self.optimizer)
         names = dict.fromkeys([*_SCHEDULED, *sorted(self.changing)])
         self._keys = [[key for key in names if key in group] for group in self.optimizer.param_groups]
-        self._per_step = interval == "step" and not isinstance(self.scheduler, ReduceLROnPlateau)
+        self._first = first
+        is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+        self._per_step = not is_plateau and (interval == "step" if interval else _counts_updates(self.scheduler))
         self._started = False
+        self._changed: set[str] = set()  # of those that only a scheduler of one's own sets
         self.rows: list[Row] = []  # of the epoch in progress, one an update
 
     def start_epoch(self, n_updates: int) -> None:
@@ -54,6 +58,7 @@ class Schedule:
             self.rows = [self._advance() for _ in range(n_updates)]
         else:
             self.rows = [self._row()] * n_updates
+        self._drop_what_never_changed()
         for i, row in enumerate(self.rows):
             for group in row:
                 if not 0 <= group.get("lr", 0.0) < math.inf:
@@ -80,7 +85,21 @@ class Schedule:
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update(saved)
         self._started = state["started"]
+        if state["rows"]:  # an earlier version may have stepped it otherwise
+            self._per_step = self._started
         self.rows = state["rows"]
+
+    def _drop_what_never_changed(self) -> None:
+        """Leave out numbers that the scheduler may set but never has: the optimizer may count with them itself."""
+        for i, (keys, first) in enumerate(zip(self._keys, self._first, strict=True)):
+            own = [key for key in keys if key not in _SCHEDULED]
+            if not own:
+                continue
+            changed = {key for key in own if any(row[i][key] != first[key] for row in self.rows)}
+            self._changed |= changed
+            kept = [key for key in keys if key in _SCHEDULED or key in self._changed]
+            for row in {id(row): row for row in self.rows}.values():
+                row[i] = {key: row[i][key] for key in kept}
 
     def _advance(self) -> Row:
         if self._started:  # one step fewer than updates: OneCycleLR refuses a step past its end
@@ -103,6 +122,12 @@ def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
     if kind.__module__.startswith("torch.optim."):
         return frozenset(("lr",))
     return frozenset(("lr", *(name for name, value in optimizer.defaults.items() if _is_number(value))))
+
+
+def _counts_updates(scheduler: Any) -> bool:
+    """Whether torch documents it as stepped after each batch, itself or a scheduler that it is made of."""
+    parts = getattr(scheduler, "_schedulers", [])
+    return isinstance(scheduler, OneCycleLR | CyclicLR) or any(map(_counts_updates, parts))
 
 
 def _is_number(value: Any) -> bool:
