@@ -57,10 +57,17 @@ def test_classification_metrics_equal_scikit_learns() -> None:
     assert metrics == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_target_that_is_constant_in_a_split_gives_no_infinite_r2() -> None:
+def test_r2_is_that_of_the_targets_that_vary_or_left_out() -> None:
     split = TensorSplit(torch.zeros(5, 1), torch.ones(5, 1), None)
     metrics = evaluate(lambda x: x, split, data_of(split, torch.ones(1)), functional.mse_loss)
-    assert metrics == {"loss": 1.0, "mse": 1.0, "mae": 1.0, "r2": 0.0}
+    assert metrics == {"loss": 1.0, "mse": 1.0, "mae": 1.0}
+    both = TensorSplit(torch.arange(6.0).reshape(3, 2), torch.tensor([[1.0, 5.0], [1.0, 6.0], [1.0, 8.0]]), None)
+    alone = TensorSplit(both.x[:, 1:], both.y[:, 1:], None)
+    found, expected = (
+        evaluate(lambda x: x, part, data_of(part, torch.ones(part.y.shape[1])), functional.mse_loss)
+        for part in (both, alone)
+    )
+    assert found["r2"] == pytest.approx(expected["r2"])
 
 
 @pytest.mark.parametrize(("offset", "noise"), [(0.0, 0.1), (1e7, 0.1), (0.0, 1e-25)])

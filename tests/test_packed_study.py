@@ -102,7 +102,8 @@ def test_a_packed_study_has_the_values_of_one_that_trains_trial_by_trial(tmp_pat
 def test_replicates_are_packed_and_a_value_is_their_mean(tmp_path: Path) -> None:
     search = (*AS_DRAWN, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=3", "trainer.patience=1")
     alone, _ = searched(tmp_path / "alone", *search)
-    packed, _ = searched(tmp_path / "packed", *search, "hydra.sweeper.pack=4")
+    packed, shown = searched(tmp_path / "packed", *search, "hydra.sweeper.pack=4")
+    assert "(trains the first of its 2 seeds alone, so with another value: that of the study is their mean)" in shown
     assert n_at_once(tmp_path / "packed") == 4
     for one, other in zip(packed, alone, strict=True):
         assert (one.params, one.state) == (other.params, TrialState.COMPLETE)

@@ -106,6 +106,17 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
+def only_one_seed(attrs: Mapping[str, Any]) -> str | None:
+    """Say that the best trains again from one seed alone, if its value is the mean over several; else None.
+
+    attrs: user attributes of the study.
+    """
+    n_seeds = json.loads(attrs.get(IDENTITY, {}).get("hydra.sweeper.seeds", "1"))
+    if n_seeds == 1:
+        return None
+    return f"trains the first of its {n_seeds} seeds alone, so with another value: that of the study is their mean"
+
+
 def _flat(prefix: str, node: Any) -> list[tuple[str, Any]]:
     if prefix in _INCIDENTAL:
         return []

@@ -20,6 +20,7 @@ from sweep.record.folder import StudyFolder
 from sweep.record.provenance import again_command, report_command
 from sweep.record.summary import where_to_look
 from sweep.study.attempts import failed, trials_of
+from sweep.study.identity import only_one_seed
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.study.ranges import short
 from sweep.study.recording import Recording
@@ -142,6 +143,8 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say("Not complete:    the same command goes on with it")
     if best:
         say(f"Train it again:  {again_command(study.study_name, folder.path.parent.parent)}")
+        if told := only_one_seed(study.user_attrs):
+            say(f"                 ({told})")
         say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent)}")
     say(f"Study folder:    {folder.path}")
     if tracking_uri is not None:

@@ -18,6 +18,7 @@ from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
 from sweep.study.again import stored_best
 from sweep.study.attempts import renumbered
+from sweep.study.identity import only_one_seed
 from sweep.study.ledger import PROBLEM, STOPPED
 from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
@@ -115,6 +116,8 @@ class Report:
         if stored.get("trial") != best.number:
             note += " The command that trains it is here once the study's own command has ended."
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
+        if told := only_one_seed(self._study.user_attrs):
+            note += f" Training it again {told}."
         commands = [(again_command(self._study.study_name, output_dir), "Train it again, where the study is:")]
         commands.append((rerun_command([str(o) for o in stored["overrides"]]), "The same without the study's folder:"))
         return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])
