@@ -117,7 +117,7 @@ def scheduler(
 
     direction: in which the monitored metric gets better, for a scheduler that waits for a plateau of it.
     """
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
     node = {key: value for key, value in node.items() if key != "interval"}
     offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
@@ -133,11 +133,10 @@ def scheduler(
         try:
             made = make(optimizer)
         except ConfigError as error:
-            if not isinstance(error.__cause__, ZeroDivisionError):
+            is_one_cycle = isinstance(target, type) and issubclass(target, OneCycleLR)
+            if not (is_one_cycle and isinstance(error.__cause__, ZeroDivisionError)):
                 raise
-            told = (
-                f"cannot divide {steps_per_epoch * epochs} updates into its phases; change trainer.epochs or a length"
-            )
+            told = f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
             raise ConfigError("scheduler", told) from error
         if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
             raise ConfigError(

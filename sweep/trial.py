@@ -125,9 +125,6 @@ def train_by_epochs(
     data = (load or load_data)(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
-    if member is None and (names := undefined_metrics(data)):
-        why = "the targets do not vary there"
-        log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
     output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
     store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
@@ -150,6 +147,9 @@ def train_by_epochs(
         _restore(fit, run, is_member=member is not None)
         if member is None and (lowered := smaller_batch_in_words(composed, config)):
             log.warning(lowered)  # writes to the folder, which was seen to be unused before
+        if member is None and (names := undefined_metrics(data)):
+            why = "the targets do not vary there"
+            log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
         with told_when_full(run):
             recorded = recorded_uri(store, output_dir)
             with Attempt(

@@ -117,7 +117,7 @@ def test_one_cycle_has_no_room_in_one_update(tmp_path: Path) -> None:
     )
     torchs = ("scheduler=constant", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.1")
     told = refused(tmp_path, *torchs, "+scheduler.pct_start=0.5", "trainer.batch_size=44")
-    assert told.startswith("scheduler: cannot divide 2 updates into its phases; ")
+    assert told.startswith("scheduler: divides by 0 with 2 updates; change scheduler.pct_start")
 
 
 # Optimizers
