@@ -49,6 +49,16 @@ class Damaged(ConfigError):
         self.args = (key, path, reason, remedy, what)  # so that it survives pickling
 
 
+class DamagedLine(Damaged):
+    """As Damaged, of a line of a file, from 1."""
+
+    def __init__(self, key: str, path: object, line: int, remedy: str) -> None:
+        super().__init__(key, path, "", remedy)
+        self.problem = f"line {line} of '{path}' is damaged; {remedy}"
+        self.args = (key, path, line, remedy)
+        self.path, self.line, self.remedy = path, line, remedy
+
+
 class Diverged(SweepError):
     """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
 

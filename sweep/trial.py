@@ -34,7 +34,7 @@ from sweep.record.ownership import require_unused
 from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command, sync_command
 from sweep.record.recorder import Report
-from sweep.record.start import Membership, stored_config, write_start
+from sweep.record.start import Membership, stored_config, study_command, write_start
 from sweep.record.store import Store, output_dir_of, recorded_uri, store_of, tracking_store
 from sweep.signals import stop_on_signal
 
@@ -121,6 +121,8 @@ def train_by_epochs(
             require_unused(run, "folder")
     else:
         run = RunFolder(config.resume)
+        if member is None and (command := study_command(run)) is not None:
+            raise ConfigError("resume", f"'{run.path}' belongs to a study, which goes on with:  {command}")
         config = stored_config(run)
     data = (load or load_data)(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
@@ -254,7 +256,7 @@ def told_when_full(run: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise DiskFull(str(error), resume_command(run.path)) from error
+        raise DiskFull(str(error), study_command(run) or resume_command(run.path)) from error
 
 
 def _new_folder(config: Config) -> Path:

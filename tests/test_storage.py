@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -643,3 +644,35 @@ def test_redis_keeps_a_study(folder: StudyFolder) -> None:
     assert list(finished(open_storage(url, folder))) == [0, 1]
     client.flushdb()
     client.close()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bits_are_found(seed: int, path: Path, folder: StudyFolder) -> None:
+    run_trials(opened(path), 2)
+    drawn, data = random.Random(seed), bytearray(path.read_bytes())
+    for place in drawn.sample(range(len(data)), 1 + seed % 10):
+        data[place] ^= 1 << drawn.randrange(8)
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as error:
+        open_storage(str(path), folder)
+    assert f"of '{path}' is damaged" in str(error.value) or "is no journal" in str(error.value)
+
+
+def test_a_line_that_stands_twice_is_found_and_one_that_is_lost(path: Path, folder: StudyFolder) -> None:
+    run_trials(opened(path), 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for others in ([*lines[:4], lines[3], *lines[4:]], [*lines[:4], *lines[5:]]):
+        path.write_bytes(b"".join(others))
+        with pytest.raises(ConfigError, match=f"line 5 of '{path}' is damaged"):
+            open_storage(str(path), folder)
+
+
+def test_a_damaged_file_of_the_study_itself_is_named_and_no_key_is_blamed_that_nobody_set(folder: StudyFolder) -> None:
+    run_trials(open_storage(None, folder), 1)
+    data = bytearray(folder.storage.read_bytes())
+    data[len(data) // 2] ^= 4
+    folder.storage.write_bytes(data)
+    with pytest.raises(ConfigError) as error:
+        open_storage(None, folder)
+    assert error.value.key == "hydra.sweeper.study_name"
+    assert str(folder.storage) in error.value.problem

@@ -1,6 +1,7 @@
 """The start of a trial's record: who it is, in files and in the journal; and reading it again to resume it."""
 
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -94,6 +95,23 @@ def stored_config(run: RunFolder) -> Config:
         raise Damaged("resume", run.config, one_line(error, 120), _ANEW) from error
     assert isinstance(merged, DictConfig)
     return validate(merged)
+
+
+def study_command(run: RunFolder) -> str | None:
+    """The command that goes on with the study that the run is a trial of, or its parent; None for a run of its own.
+
+    Where the study's record cannot be read, it is said in words.
+    """
+    start = first(run.journal, "start") or {}
+    tags, parent = start.get("tags") or {}, start.get("parent")
+    if tags.get("kind") == "study":
+        return tags.get("command")
+    inside = re.search(r"/studies/[^/]+/trials/\d+(/seed-\d+)?$", run.path.as_posix())
+    if parent is None and inside is None:
+        return None
+    study = RunFolder(run.path / parent["folder"] if parent else run.path.as_posix().rpartition("/trials/")[0])
+    command = ((first(study.journal, "start") or {}).get("tags") or {}).get("command")
+    return command or f"the command of the study in '{os.path.normpath(study.path)}'"
 
 
 _ANEW = "start a new run; in a study, remove the trial's folder and run the study's command again"

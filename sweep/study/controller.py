@@ -41,6 +41,7 @@ from sweep.study.lock import StudyLock
 from sweep.study.objective import check_objectives
 from sweep.study.progress import Watch, print_outcome
 from sweep.study.pruners import check_pruner
+from sweep.study.reading import refuse_lost_trials
 from sweep.study.recording import Recording
 from sweep.study.results import best_trials, start_facts, write_results
 from sweep.study.samplers import is_grid, is_uniform, shuffled
@@ -273,6 +274,7 @@ class Controller:
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
             self._refuse_trials_of_another(study.user_attrs[_UID])
+            refuse_lost_trials(study, self.folder)
             if study.user_attrs[IDENTITY] != facts:
                 self._store_facts(study, facts)
             return study, study.user_attrs[_UID]
@@ -294,14 +296,17 @@ class Controller:
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
         """Raises ConfigError if the folder has trials of a study that is kept elsewhere, or was."""
-        for run in self.folder.runs()[:1]:
-            begun = first(run.journal, "start")
-            if begun is not None and begun["parent"]["uid"] != uid:
+        for run in self.folder.runs():
+            parent = (first(run.journal, "start") or {}).get("parent")
+            if parent is None:  # trained by itself, which an earlier version allowed
+                continue
+            if parent["uid"] != uid:
                 raise ConfigError(
                     "hydra.sweeper.study_name",
                     f"'{self.folder.path}' has trials of another study, whose storage is gone or another one; "
                     "choose another name, or remove the folder",
                 )
+            return  # one of them will do
 
     def _refuse_another(self, study: optuna.Study, facts: dict[str, str]) -> None:
         """Raises ConfigError if the study was begun as another one, unless the changes are accepted and possible."""

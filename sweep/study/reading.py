@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, Damaged
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
 from sweep.study.identity import IDENTITY
@@ -39,6 +39,15 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
         raise ConfigError(KEY, error.problem) from error
 
 
+def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hydra.sweeper.study_name") -> None:
+    """Raise Damaged if trials have begun in the folder that the storage does not have: then part of it is lost."""
+    begun = [int(name) for run in folder.runs() if (name := run.path.relative_to(folder.trials).parts[0]).isdigit()]
+    trials = study.get_trials(deepcopy=False)  # after the folders, which are younger
+    if max(begun, default=-1) >= len(trials):
+        reason = f"it has {len(trials)} trials, and trial {max(begun)} has begun"
+        raise Damaged(key, folder.storage, reason, "restore it from a copy, or choose another name for the study")
+
+
 def _open(folder: StudyFolder, url: str) -> optuna.Study:
     file = _file_of(url)
     if file is not None and not file.exists():
@@ -51,7 +60,7 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
                 KEY, f"'{shown(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
             )
         study = optuna.load_study(study_name=name, storage=opened)
-        study.get_trials(deepcopy=False)  # whatever is wrong shows here
+        refuse_lost_trials(study, folder, KEY)  # whatever is wrong shows here
         return study
 
 

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError, one_line
+from sweep.errors import ConfigError, DamagedLine, one_line
 from sweep.record.store import without_password
 
 if TYPE_CHECKING:
     import sqlalchemy  # 0.2 s, which a study in a file does without
 
 KEY = "hydra.sweeper.storage"
+_STUDY = "hydra.sweeper.study_name"  # to change where the storage is the study's own file, which no key names
 PATIENCE_S = 10  # with a server that does not answer
 _KINDS = "a path, sqlite:///path, postgresql+psycopg://, mysql+pymysql://, redis://, grpc://host:port"
 _INSTALL = {  # by kind
@@ -47,11 +48,20 @@ def told_in_one_line(url: str | None) -> Iterator[None]:
     """Of what the storage at `url` raises; None is the file below `output_dir`."""
     try:
         yield
+    except DamagedLine as error:
+        if url is None:
+            raise DamagedLine(_STUDY, error.path, error.line, f"{error.remedy}, or choose another name") from error
+        raise
     except ConfigError as error:
         if url is None:
             raise ConfigError("output_dir", f"{error.problem}; give another one") from error
         raise
     except Exception as error:
+        if url is None and not isinstance(error, OSError):
+            problem = (
+                f"the study's optuna.log is damaged ({one_line(error)}); restore it from a copy, or choose another name"
+            )
+            raise ConfigError(_STUDY, problem) from error
         if url is None:
             raise ConfigError("output_dir", f"cannot be written ({one_line(error)}); give another one") from error
         cause: BaseException = error
