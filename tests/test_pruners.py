@@ -67,7 +67,13 @@ def test_the_best_trial_of_all_runs_to_its_end(name):
 
 def test_patient_leaves_a_bad_trial_alone_as_long_as_it_gets_better():
     stuck = [*BAD[:20], *[BAD[19]] * (EPOCHS - 20)]
-    assert epochs_of(option("patient"), [*GOOD, BAD, stuck])[-2:] == [EPOCHS, 30]
+    assert epochs_of(option("patient"), [*GOOD, BAD, stuck])[-2:] == [EPOCHS, 25]
+
+
+def test_patient_stops_bad_trials_of_a_cyclic_schedule():
+    """Such a trial gets better at the end of each cycle of 10 epochs alone."""
+    cyclic = [BAD[10 * (epoch // 10) + (epoch % 10 if epoch % 10 > 6 else 0)] for epoch in range(EPOCHS)]
+    assert epochs_of(option("patient"), [*GOOD, cyclic])[-1] < EPOCHS / 2
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])

@@ -54,6 +54,10 @@ from sweep.study.worker import Worker
 
 _UID = "uid"  # user attribute of the study, as is IDENTITY
 _MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
+_STARVES = (
+    "hydra/sweeper/pruner: this sampler learns from complete trials alone, and the pruner leaves it few; "
+    "with hydra/sweeper/pruner=none it learns from all"
+)
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
@@ -97,6 +101,8 @@ class Controller:
         if alone := self._follower is None:
             for line in self.adjustments():
                 print(line)
+            if self._settings.starves_its_sampler:
+                print(_STARVES)
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
 

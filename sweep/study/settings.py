@@ -20,6 +20,16 @@ OBJECTIVES = (
 )
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
+_CMAES = "optuna.samplers.CmaEsSampler"  # learns from complete trials alone unless it is asked to consider pruned ones
+_COMPLETE_ONLY = (
+    _CMAES,
+    "optuna.samplers.GPSampler",
+    "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaii_sampler",
+    "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaiii_sampler",
+    "optuna.samplers.NSGAIISampler",
+    "optuna.samplers.NSGAIIISampler",
+)
+NO_PRUNER = "optuna.pruners.NopPruner"
 _N_TRIALS = 32  # where the command line does not say
 
 
@@ -92,6 +102,13 @@ class StudySettings:
         """Whether trials may be stopped early: Optuna's pruners know one objective only, and it has to be a curve."""
         return len(self.objective) == 1 and self.objective[0].startswith(("val/", "train/"))
 
+    @property
+    def starves_its_sampler(self) -> bool:
+        """Whether the pruner leaves few trials to a sampler that learns from complete ones alone."""
+        target = self.sampler["_target_"]
+        considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
+        return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers
+
     def total(self, n_configurations: float, is_grid: bool) -> int:
         """How many trials the study is to have; a space of which no configuration is tried twice may have fewer."""
         wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
@@ -103,8 +120,15 @@ def settings_of(config: DictConfig) -> StudySettings:
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
     node = {str(key): value for key, value in resolved.items() if key != "_target_"}
-    sampler = sampler_node(node["sampler"] or {}, list(config.hydra.overrides.hydra))
-    return StudySettings.of({**node, "sampler": sampler})
+    overrides = list(config.hydra.overrides.hydra)
+    sampler = sampler_node(node["sampler"] or {}, overrides)
+    pruner = dict(node["pruner"] or {})
+    is_named = any(o.lstrip("+").startswith("hydra.sweeper.pruner.") for o in overrides)
+    if pruner.pop("by_sampler", False) and sampler["_target_"] in _COMPLETE_ONLY and not is_named:
+        pruner = {"_target_": NO_PRUNER}
+    if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
+        sampler = {"consider_pruned_trials": True, **sampler}
+    return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
 
 
 def implied_monitor(objective: Any) -> str | None:
