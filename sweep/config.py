@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,7 @@ _LOSS_OF_TASK = {"regression": "mse", "classification": "cross_entropy"}
 _ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
 _LONGEST_NAME = 500
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
+_LONGEST_FOLDER = 200
 _LONGEST_WAIT_S = 1e6
 MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
 FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
@@ -376,7 +378,12 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
             _require(key in known, name, f"is no key of the config; choose one of: {', '.join(keys_of(node))}")
 
 
-def _run_dir(output_dir: str, resume: str | None, from_study: str | None, name: str) -> str:
+def folder_name(name: str) -> str:
+    """Return `name` as the name of one folder: options may hold a / or be of any length."""
+    return re.sub(r"[^\w.+@,=-]+", "-", name).lstrip(".")[:_LONGEST_FOLDER]
+
+
+def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp: str) -> str:
     """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it.
 
     Hydra makes the folder before anything else can be checked.
@@ -384,9 +391,20 @@ def _run_dir(output_dir: str, resume: str | None, from_study: str | None, name: 
     if from_study is not None:
         require_study(Path(_checked_output_dir(output_dir)), from_study)
     if resume is None:
-        return f"{_checked_output_dir(output_dir)}/runs/{name}"
+        return f"{_checked_output_dir(output_dir)}/runs/{_named(stamp, output_dir, from_study)}"
     require_run(Path(resume))
-    return f"{resume}/resumed/{name}"
+    return f"{resume}/resumed/{_named(stamp, output_dir, None)}"
+
+
+def _named(stamp: str, output_dir: str, from_study: str | None) -> str:
+    """Such as 2026-11-24_01-25-51-799835_adam-cyclic-mlp; a study's best is named after its own options."""
+    choices = HydraConfig.get().runtime.choices
+    if from_study is not None:
+        from sweep.study.again import best_choices  # it composes, which rests on this module
+
+        choices = best_choices(output_dir, from_study, HydraConfig.get())
+    options = "-".join(str(choices.get(group)) for group in ("optimizer", "scheduler", "model"))
+    return folder_name(f"{stamp}_{options}")
 
 
 def _multirun_dir(output_dir: str, name: str) -> str:
@@ -394,7 +412,7 @@ def _multirun_dir(output_dir: str, name: str) -> str:
 
 
 def _lr_range_dir(output_dir: str, name: str) -> str:
-    return f"{_checked_output_dir(output_dir)}/lr_range/{name}"
+    return f"{_checked_output_dir(output_dir)}/lr_range/{folder_name(name)}"
 
 
 def _checked_output_dir(output_dir: str) -> str:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sweep.composition import searchpath_overrides
+from sweep.composition import given_overrides
 from sweep.config import Config, validate, with_origin
 from sweep.errors import ConfigError, SweepError
 from sweep.record.describe import group_choices
@@ -36,7 +36,7 @@ def lr_range(cfg: DictConfig) -> None:
     from sweep.range_test import lr_keys, range_test
 
     job = HydraConfig.get()
-    overrides = [*searchpath_overrides(job), *job.overrides.task]
+    overrides = given_overrides(job)
     with failures_told(job, SweepError):  # a model that fails leaves nothing to look at
         check_job(job)
         folder = RangeFolder(job.runtime.output_dir)

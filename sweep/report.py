@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep import collector
+from sweep.command_line import check_command_line
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, StudyFolder
@@ -24,9 +25,10 @@ _PATIENCE_S = 60.0  # with MLflow
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the page is written, whether or not MLflow has it; 2 no such study, trial or place."""
     given = _parser().parse_args(arguments)
-    folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
     collector.pause()
     try:
+        check_command_line(sys.argv[1:] if arguments is None else arguments)
+        folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
         require_begun_study(given.output_dir, given.study)
         page = folder.report if given.page is None else given.page.absolute()
         store, told = _store_of(folder) if page == folder.report else (None, "")

@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep import collector
-from sweep.composition import config_error, searchpath_overrides
+from sweep.command_line import check_command_line
+from sweep.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.guard import check_hydra, guard_hydra
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> float:
 
 def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     """The config that the command line means. Raises ConfigError."""
-    overrides = list(job.overrides.task)
+    overrides = task_overrides(job)
     if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
         raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
     if cfg.resume is not None:
@@ -64,9 +65,9 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     if cfg.from_study is not None:
         from sweep.study.again import best_config
 
-        cfg = best_config(cfg.output_dir, cfg.from_study, [*searchpath_overrides(job), *overrides])
+        cfg = best_config(cfg.output_dir, cfg.from_study, given_overrides(job))
     else:
-        cfg = with_origin(cfg, job.runtime.choices, [*searchpath_overrides(job), *overrides])
+        cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
     if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
         log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
     return cfg
@@ -115,10 +116,12 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
     logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
-    note_directories()
     command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(task)
     try:
-        with contextlib.redirect_stderr(sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)):
+        check_command_line(sys.argv[1:])
+        note_directories()
+        hidden = sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)
+        with contextlib.redirect_stderr(hidden), unavailable_refused():
             _refuse_rerun(sys.argv[1:])
             command()
     except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.command_line import check_command_line
 from sweep.errors import ConfigError, one_line
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.store import Store, recorded_store, without_password
@@ -22,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
     given = parser.parse_args(arguments)
+    try:
+        check_command_line(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     output_dir = given.output_dir.absolute()
     if not output_dir.is_dir():
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)

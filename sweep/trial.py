@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from sweep import collector
-from sweep.config import Config, fingerprint, validate
+from sweep.config import Config, fingerprint, folder_name, validate
 from sweep.errors import DISK_FULL, ConfigError, Damaged, DiskFull
 from sweep.prepare import (
     Data,
@@ -261,7 +261,7 @@ def told_when_full(run: RunFolder) -> Iterator[None]:
 
 def _new_folder(config: Config) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return Path(config.output_dir) / "runs" / f"{stamp}_{run_name(config)}"
+    return Path(config.output_dir) / "runs" / folder_name(f"{stamp}_{run_name(config)}")
 
 
 def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
-from sweep.config import MOST_SEEDS, Compare, Config, is_auto, validate
+from sweep.config import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
 from sweep.errors import ConfigError
 from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
@@ -231,6 +231,6 @@ def _spelled(value: Any) -> str:
 
 
 def _shortened(name: str) -> str:
-    if len(name) <= _LONGEST - 1:
+    if len(name) <= _LONGEST - 1 and name == folder_name(name):
         return name
-    return f"{name[: _LONGEST - 8]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{folder_name(name)[: _LONGEST - 8]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -1,12 +1,13 @@
 """Training a study's best configuration again: `python -m sweep.run from_study=NAME`. Needs no Optuna."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from sweep.composition import compose
+from sweep.composition import compose, given_overrides
 from sweep.config import require_study
 from sweep.errors import Damaged
 from sweep.record.checked import load_checked
@@ -34,3 +35,13 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
     best = stored_best(folder, "from_study")["overrides"]
     return compose([*(o for o in best if o.lstrip("+~").partition("=")[0] not in changed), *on_top])
+
+
+def best_choices(output_dir: str, name: str, job: Any) -> dict[str, str]:
+    """Return the option of each group that `best_config` has, without a word. job: Hydra's node. Raises ConfigError."""
+    earlier = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what there is to say is said where the config is used
+    try:
+        return dict(best_config(output_dir, name, given_overrides(job)).choices)
+    finally:
+        logging.disable(earlier)

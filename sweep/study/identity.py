@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sweep.config import folder_name
 from sweep.errors import ConfigError
 from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
@@ -66,9 +67,9 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     if sampler != USUAL_SAMPLER:
         parts.append(sampler.rpartition(".")[2].removesuffix("Sampler").removeprefix("create_").lower())
     name = "-".join(parts)
-    if others or len(name) > _LONGEST_NAME:
+    if others or len(name) > _LONGEST_NAME or name != folder_name(name):
         digest = hashlib.sha256("\n".join([*sorted(others), name]).encode()).hexdigest()[:6]
-        return f"{name[: _LONGEST_NAME - 7]}-{digest}"
+        return f"{folder_name(name)[: _LONGEST_NAME - 7]}-{digest}"
     return name
 
 
