@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +18,8 @@ from sweep.config import Config, origin, validate, validate_plain, with_origin
 from sweep.errors import ConfigError
 from sweep.spelling import option
 from sweep.study.plain import PlainConfig
+
+_MANY, _LONG_S = 25, 5.0  # choices composed between two lines on progress; seconds before the first
 
 # Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
 Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -68,6 +72,7 @@ class Composer:
     monitor: str | None = None
 
     def __post_init__(self) -> None:
+        self._began = time.monotonic()
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
         self._parsed: dict[tuple[str, str], Any] = {}
 
@@ -75,6 +80,7 @@ class Composer:
         """The config with those options and no searched value set. Raises ConfigError."""
         choice = tuple(groups.items())
         if choice not in self._bases:
+            self._show_progress()
             overrides = [*self.fixed, *self.options(groups)]
             config = self._load(overrides)
             hydra = config.hydra
@@ -96,6 +102,14 @@ class Composer:
             OmegaConf.set_struct(config, True)
             self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own, searched)
         return self._bases[choice]
+
+    def _show_progress(self) -> None:
+        """Say where composing stands; Hydra takes up to 0.3 s for each choice of options."""
+        n, now = len(self._bases), time.monotonic()
+        if n == 0:
+            self._began = now
+        elif n % _MANY == 0 and now - self._began > _LONG_S:
+            print(f"composing the options: {n} done in {now - self._began:.0f} s", file=sys.stderr, flush=True)
 
     def options(self, groups: Mapping[str, str]) -> list[str]:
         """The overrides that choose them."""
