@@ -20,7 +20,9 @@ from sweep.config import COMPONENTS, CONF_DIR, keys_of, register, with_origin
 from sweep.errors import ConfigError, one_line
 
 _UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")
-_OF_NO_PACKAGE = re.compile(r"In '(experiment/[^']*)': ConfigKeyError raised while composing config:\s+Key 'experiment'")
+_OF_NO_PACKAGE = re.compile(
+    r"In '(experiment/[^']*)': ConfigKeyError raised while composing config:\s+Key 'experiment'"
+)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
@@ -208,5 +210,9 @@ def _root(error: BaseException) -> BaseException:
 
 def _key_in(message: str) -> str | None:
     """The key that a message is about: as OmegaConf appends it, or else the first that is quoted."""
-    found = re.search(r"full_key: (\S+)", message) or re.match(r"Invalid ([\w.]+) '", message) or re.search(r"'\+*([\w./@]+)(?:=[^']*)?'", message)
+    found = (
+        re.search(r"full_key: (\S+)", message)
+        or re.match(r"Invalid ([\w.]+) '", message)
+        or re.search(r"'\+*([\w./@]+)(?:=[^']*)?'", message)
+    )
     return found.group(1) if found else None

@@ -24,10 +24,10 @@ _PATIENCE_S = 60.0  # with MLflow
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the page is written, whether or not MLflow has it; 2 no such study, trial or place."""
-    given = _parser().parse_args(arguments)
     collector.pause()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
+        given = _parser().parse_args(arguments)
         folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
         require_begun_study(given.output_dir, given.study)
         page = folder.report if given.page is None else given.page.absolute()

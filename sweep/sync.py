@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder or store."""
+    try:
+        check_command_line(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
     parser = argparse.ArgumentParser(prog="python -m sweep.sync", description=__doc__)
     parser.add_argument(
         "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
     )
     parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
     given = parser.parse_args(arguments)
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
     output_dir = given.output_dir.absolute()
     if not output_dir.is_dir():
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)

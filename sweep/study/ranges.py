@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -44,6 +44,8 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
     """Raises ConfigError for what is no range."""
     if not override.is_sweep_override():
         raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
+    if isinstance(override.value(), Glob):
+        raise ConfigError(key, "has no options for a glob; list its values")
     if override.is_choice_sweep():
         _refuse_mixed(key, override)
     try:

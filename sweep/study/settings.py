@@ -120,6 +120,9 @@ def settings_of(config: DictConfig) -> StudySettings:
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
     node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    for name in ("sampler", "pruner"):
+        told = f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
+        _require(isinstance(node.get(name) or {}, dict), name, told)
     overrides = list(config.hydra.overrides.hydra)
     sampler = sampler_node(node["sampler"] or {}, overrides)
     pruner = dict(node["pruner"] or {})

@@ -1,0 +1,156 @@
+"""Odd command lines and config files of one's own: each is one line and exit status 2, never a traceback."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from processes import environment, error_line, quick
+
+quickly = functools.partial(quick, torch=False)
+
+ODD = {
+    "a list of options": (["experiment=[1,2]"], "experiment"),
+    "a list for a group": (["trainer=[1]"], "trainer"),
+    "a number for the logging": (["hydra.verbose=1.5"], "hydra.hydra_logging"),
+    "a folder of options that is not there": (["hydra.searchpath=[file:///nope]"], "hydra.searchpath"),
+    "no such root": (["--config-name", "nope"], "--config-name"),
+    "no such folder of roots": (["--config-path", "nope"], "--config-path"),
+    "no such folder": (["--config-dir", "nope"], "--config-dir"),
+    "an unknown mode": (["hydra.mode=x"], "hydra.mode"),
+    "infinity": (["seed=1e999"], "seed"),
+    "a dict for a number": (["seed={a:1}"], "seed"),
+    "an option of another package": (["+optimizer@x=adam"], "x"),
+    "a group left out": (["~scheduler"], "scheduler"),
+    "a target left out": (["~optimizer._target_"], "optimizer"),
+    "a cycle": (["trainer.seed=${trainer.seed}"], "trainer.seed"),
+    "a variable that is not set": (["trainer.epochs=${oc.env:NOPE}"], "trainer.epochs"),
+    "nothing but a sign": (["="], "config"),
+    "a long text": (["trainer.epochs=" + "x" * 5000], "trainer.epochs"),
+    "a parent folder": (["optimizer=../nope"], ".."),
+    "study: a glob in a range": (["-m", "+search.seed='glob(*)'"], "search.seed"),
+    "study: a list for a group": (["-m", "optimizer=[1,2]"], "optimizer"),
+    "study: a number for a sampler": (["-m", "hydra.sweeper.sampler=1"], "hydra.sweeper.sampler"),
+    "study: a number for the sweeper": (["-m", "hydra.sweeper=1"], "hydra.sweeper"),
+    "study: texts for bounds": (["-m", "optimizer.lr=interval(a,b)"], "optimizer.lr"),
+    "study: bounds the other way round": (["-m", "optimizer.lr=interval(1,0)"], "optimizer.lr"),
+    "study: no database": (["-m", "hydra.sweeper.storage=nope://"], "hydra.sweeper.storage"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_command_line_is_one_line_that_names_its_key(odd: str, tmp_path: Path):
+    arguments, key = ODD[odd]
+    done = quickly(tmp_path, *arguments)
+    assert error_line(done).startswith(f"error: {key}: ")
+    assert done.returncode == 2
+    assert list(tmp_path.glob("outputs/*/*")) == []  # no folder either
+
+
+FILES = {
+    "empty": (b"", "experiment: 'experiment/own.yaml' is taken for keys below experiment"),
+    "one number": (b"3\n", "experiment/own.yaml': Invalid loaded object type: int"),
+    "latin-1": ("a: größe\n".encode("latin-1"), "experiment/own.yaml': 'utf-8' codec can't decode"),
+    "nested too deep": (b"a: " + b"[" * 2000 + b"]" * 2000, "experiment/own.yaml': maximum recursion depth exceeded"),
+    "a number too long": (b"# @package _global_\nseed: " + b"9" * 5000, "experiment/own.yaml': Exceeds the limit"),
+    "a bomb": (
+        "".join(f"k{i}: &k{i} [{','.join([f'*k{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6)).encode(),
+        "config: YAML node expansion exceeds",
+    ),
+    "a tag that runs code": (b"a: !!python/object/apply:os.system ['touch pwned']\n", "config: could not determine"),
+    "a key twice": (b"# @package _global_\nseed: 1\nseed: 2\n", "found duplicate key seed"),
+    "defaults of two keys": (b"defaults:\n  - {a: b, c: d}\n", "config: In experiment/own: Too many keys"),
+    "logging of no version": (
+        b"# @package _global_\nhydra: {job_logging: {version: 7}}\n",
+        "hydra.job_logging: Unsupp",
+    ),
+    "logging at no level": (
+        b"# @package _global_\nhydra: {job_logging: {root: {level: NOPE}}}\n",
+        "hydra.job_logging: Unable to configure root logger: Unknown level: 'NOPE'",
+    ),
+    "logging by a program": (
+        b"# @package _global_\nhydra: {job_logging: {handlers: {console: {(): os.system}}}}\n",
+        "hydra.job_logging.handlers.console.(): 'os.system'",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_odd_file_of_ones_own_is_one_line(file: str, tmp_path: Path):
+    content, says = FILES[file]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_bytes(content)
+    done = quickly(tmp_path, "--config-dir", ".", "experiment=own", "trainer.epochs=0")
+    assert says in error_line(done)
+    assert done.returncode == 2
+    assert not (tmp_path / "pwned").exists()
+
+
+_KEYS = st.sampled_from(
+    (
+        *("seed", "trainer", "trainer.epochs", "optimizer", "optimizer.lr", "model.widths", "split.val", "experiment"),
+        *("hydra", "hydra.run.dir", "hydra.sweeper", "hydra/sweeper", "search", "+search.seed", "where", "data", ""),
+        *("~optimizer", "~seed", "+x", "++seed", "optimizer@x", "tracking.uri", "resume", "from_study", "output_dir"),
+    )
+)
+_VALUES = st.one_of(
+    st.sampled_from(
+        ["", "null", "[]", "{}", "[1]", "{a:1}", "nan", "1e999", "glob(*)", "interval(1,0)", "1,2", "${x}"]
+    ),
+    st.sampled_from(["${", "'", "choice()", "range(0)", "-1", "true", "a b", "\\", "é", "../x", "/", "x" * 300]),
+    st.text(alphabet="ab1=,[]{}()'\"$.*@~+ ", max_size=8),
+)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.lists(st.tuples(_KEYS, _VALUES), min_size=1, max_size=2), many=st.booleans())
+def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[str, str]], many: bool):
+    overrides = [f"{key}={value}" if value else key for key, value in drawn]
+    last = ["hydra.sweeper.dry_run=true"] if many else []
+    done = quickly(tmp_path, *["-m"] * many, *overrides, "trainer.epochs=0", *last)  # refused, if by nothing else
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert error_line(done).startswith(("error: ", "sweep.run: error", "run.py: error"))
+
+
+@pytest.mark.parametrize("module", ["run", "compare", "lr_range", "sync", "report"])
+def test_a_folder_that_is_gone_and_bytes_that_are_no_text_are_one_line(module: str, tmp_path: Path):
+    command = [sys.executable, "-c", "import os, runpy, sys; os.rmdir(os.getcwd()); runpy.run_module(sys.argv.pop(1), "]
+    command[-1] += "run_name='__main__', alter_sys=True)"
+    gone = tmp_path / "gone"
+    for arguments, says in (([b"\xff"], "is not in UTF-8"), ([b"x"], "the current folder does not exist any more")):
+        gone.mkdir()
+        done = subprocess.run(
+            [*command, f"sweep.{module}", *arguments],
+            cwd=gone,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert says in error_line(done)
+        assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "key"),
+    [
+        ("compare", ["optimizer=sgd,adam", "compare.over=1"], "compare.over"),
+        ("compare", ["optimizer=sgd,adam", "compare.name=../x"], "compare.name"),
+        ("compare", ["--config-name", "nope"], "--config-name"),
+        ("lr_range", ["scheduler=[1]"], "scheduler"),
+        ("lr_range", ["resume=x"], "resume"),
+        ("sync", ["nope"], "output_dir"),
+        ("sync", ["/dev/null"], "output_dir"),
+        ("report", ["../x"], "study"),
+        ("report", [""], "study"),
+    ],
+)
+def test_the_other_commands_too(module: str, arguments: list[str], key: str, tmp_path: Path):
+    done = quickly(tmp_path, *arguments, module=f"sweep.{module}")
+    assert error_line(done).startswith(f"error: {key}: ")
+    assert done.returncode == 2
