@@ -69,7 +69,8 @@ def _evaluator(config: Mapping[str, Any]) -> SimpleEval:
 
     evaluator = SimpleEval()
     evaluator.operators = {kind: evaluator.operators[kind] for kind in _KEPT} | _ARITHMETIC
-    evaluator.nodes = {kind: evaluator.nodes[kind] for kind in _NODES}
+    known = evaluator.nodes or {}
+    evaluator.nodes = {kind: known[kind] for kind in _NODES}
     evaluator.nodes |= {ast.Attribute: attribute, ast.Call: call, ast.Name: name}
     return evaluator
 
