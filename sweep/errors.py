@@ -59,6 +59,26 @@ class DamagedLine(Damaged):
         self.path, self.line, self.remedy = path, line, remedy
 
 
+class DamagedJournal(Damaged):
+    """A journal is not as it was written. line: the first damaged one, from 1; None if lines are missing at its end."""
+
+    exit_status = 1
+
+    def __init__(
+        self, path: object, line: int | None, reason: str, remedy: str = "put back a copy of the file"
+    ) -> None:
+        super().__init__("journal", path, reason, remedy)
+        if line is not None:
+            self.problem = f"line {line} of {self.problem}"
+        self.args = (path, line, reason, remedy)
+        self.line = line
+
+    def with_remedy(self, remedy: str) -> "DamagedJournal":
+        """The same, for one who knows what else can be done."""
+        path, line, reason, _ = self.args
+        return DamagedJournal(path, line, reason, remedy)
+
+
 class Diverged(SweepError):
     """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
 

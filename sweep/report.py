@@ -12,6 +12,7 @@ from sweep import collector
 from sweep.command_line import check_command_line
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
+from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_store, without_password
@@ -23,13 +24,14 @@ _PATIENCE_S = 60.0  # with MLflow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the page is written, whether or not MLflow has it; 2 no such study, trial or place."""
+    """Exit status: 0 the page is written, whether or not MLflow has it; 1 damaged; 2 no such study, trial or place."""
     collector.pause()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
         folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
         require_begun_study(given.output_dir, given.study)
+        journal.check(folder.run.journal)
         page = folder.report if given.page is None else given.page.absolute()
         store, told = _store_of(folder) if page == folder.report else (None, "")
         with _follower(folder, store) as follower:

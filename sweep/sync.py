@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.command_line import check_command_line
-from sweep.errors import ConfigError, one_line
-from sweep.record.folder import Busy, RunFolder
+from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.record import journal
+from sweep.record.folder import Busy, RunFolder, StudyFolder
 from sweep.record.store import Store, recorded_store, without_password
 
 if TYPE_CHECKING:
@@ -33,14 +34,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
-    try:
-        tracked = [(run, store) for run in runs if (store := recorded_store(run, given.uri)) is not None]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    n_sent = sum(_sync_all(tracked))
-    print(f"{n_sent} of {len(tracked)} tracked runs below {output_dir} are in MLflow")
-    return 0 if n_sent == len(tracked) else 1
+    tracked: list[tuple[RunFolder, Store]] = []
+    n_unreadable = 0
+    for run in runs:
+        try:
+            _check_begun(run)
+            store = recorded_store(run, given.uri)
+        except Damaged as error:
+            print(f"error: {error}", file=sys.stderr)
+            n_unreadable += 1
+            continue
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_status
+        if store is not None:
+            tracked.append((run, store))
+    n_sent, n_all = sum(_sync_all(tracked)), len(tracked) + n_unreadable
+    print(f"{n_sent} of {n_all} tracked runs below {output_dir} are in MLflow")
+    return 0 if n_sent == n_all else 1
+
+
+def _check_begun(run: RunFolder) -> None:
+    """Raises Damaged for a record that is gone, or has no start. A trial that died early may not have begun one."""
+    for record, _ in journal.read(run.journal, damage=[]):
+        if record["kind"] != "start":
+            raise DamagedJournal(run.journal, 1, "the record does not begin with its start")
+        break
+    if journal.whole_size(run.journal) == 0 and any(
+        path.exists() for path in (run.mirror_state, run.checkpoint, run.best, StudyFolder(run.path).results)
+    ):
+        raise DamagedJournal(run.journal, None, "it is empty, but the run has begun")
 
 
 def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
@@ -60,7 +83,11 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
                 mirrors[store] = Mirror(store)
             mirrors[store].push(run)
             mirrors[store].abandon(run)
+            journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
             yield True
+        except Damaged as error:
+            print(f"error: {error}; what can be read of the run is sent", file=sys.stderr)
+            yield False
         except Busy:
             print(f"{run.path}: another process is sending it", file=sys.stderr)
             yield False

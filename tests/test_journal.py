@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sweep.errors import DamagedJournal
 from sweep.record import journal
 from sweep.record.journal import Journal
 
@@ -99,11 +100,11 @@ def test_a_reader_goes_on_from_the_offset_where_it_stopped(path: Path) -> None:
 def test_a_line_still_being_written_is_read_once_it_is_whole(path: Path) -> None:
     a_small_journal(path)
     size = path.stat().st_size
-    line = json.dumps({"kind": "end", "status": "KILLED"})
+    with opened(path) as made:
+        made.event("end", status="KILLED")
+    os.truncate(path, path.stat().st_size - 1)  # a whole object, but its line has not ended
+    assert list(journal.read(path, size)) == []
     with open(path, "a") as file:
-        file.write(line)  # a whole object, but its line has not ended
-        file.flush()
-        assert list(journal.read(path, size)) == []
         file.write("\n")
     assert [record["status"] for record, _ in journal.read(path, size)] == ["KILLED"]
 
@@ -130,12 +131,12 @@ import resource, signal, sys
 from pathlib import Path
 from sweep.record.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_100, 5_100))
 journal = Journal(Path(sys.argv[1]))
 n = 0
 try:
     while True:
-        journal.metrics([n + 1], {"val/loss": [n + 0.5]})
+        journal.metrics([n + 1], {"val/loss": [n + 0.5], "x" * 200: [0.5]})
         n += 1
 except OSError as error:
     print(n, error.errno)
@@ -188,18 +189,94 @@ def test_a_record_is_dated_in_milliseconds(path: Path) -> None:
     assert all(math.isclose(record["time"] / 1000, written_s, abs_tol=3600) for record in records(path))
 
 
-def test_a_damaged_line_is_found_and_nothing_behind_it_is_lost(path: Path) -> None:
+def an_old_journal(path: Path) -> None:
+    """As they were before lines had checksums."""
+    start = {"kind": "start", "time": 1, "name": "old", "uid": "u", "experiment": "e", "output_dir": ".", "store": None}
+    start |= {"params": {}, "tags": {}}
+    rows = [{"kind": "metrics", "time": 2, "steps": [e], "values": {"val/loss": [1 / e]}} for e in range(1, 4)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in (start, *rows)))
+
+
+def damages_of(whole: bytes) -> Iterator[tuple[str, bytes, int]]:
+    """A name, the damaged file, and the number of the line to be named."""
+    lines = whole.splitlines(keepends=True)
+    for i in range(len(lines)):
+        before, behind, n = b"".join(lines[:i]), b"".join(lines[i + 1 :]), i + 1
+        yield f"doubled {n}", before + lines[i] * 2 + behind, n + 1
+        yield f"garbage before {n}", before + b"\xff garbage\n" + lines[i] + behind, n
+        yield f"no record before {n}", before + b"[1, 2]\n" + lines[i] + behind, n
+        yield f"deep before {n}", before + b"[" * 100_000 + b"\n" + lines[i] + behind, n
+        yield f"empty line before {n}", before + b"\n" + lines[i] + behind, n
+        if behind:
+            yield f"missing {n}", before + behind, n
+
+
+def test_every_damaged_line_is_named_and_what_is_whole_behind_it_can_still_be_read(path: Path) -> None:
+    a_small_journal(path)
+    whole, kept = path.read_bytes(), records(path)
+    for name, data, line in damages_of(whole):
+        path.write_bytes(data)
+        with pytest.raises(DamagedJournal, match=f"line {line} of .*damaged") as caught:
+            journal.curves(path)
+        assert (caught.value.line, journal.damaged_line(path)) == (line, line), name
+        with pytest.raises(DamagedJournal):
+            Journal(path)
+        assert path.read_bytes() == data, name
+        damage: list[DamagedJournal] = []
+        found = [record for record, _ in journal.read(path, damage=damage)]
+        assert [error.line for error in damage] == [line], name
+        missing = [record for record in kept if record not in found]
+        assert found == [record for record in kept if record not in missing], name
+        assert len(missing) == name.startswith("missing"), name
+
+
+def test_no_flipped_bit_is_read_as_other_numbers(path: Path) -> None:
+    a_small_journal(path)
+    whole, kept = path.read_bytes(), records(path)
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        damage: list[DamagedJournal] = []
+        found = [record for record, _ in journal.read(path, damage=damage)]
+        assert damage, f"bit {bit} of {bytes(data)}"
+        assert all(record in kept for record in found), bit
+
+
+def test_a_reader_that_goes_on_finds_what_was_written_before_its_offset(path: Path) -> None:
+    a_small_journal(path)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(whole + lines[-1])
+    with pytest.raises(DamagedJournal, match=r"line 5 of .*twice"):
+        list(journal.read(path, len(whole)))
+    path.write_bytes(whole.replace(b"start", b"  start"))
+    with pytest.raises(DamagedJournal):
+        list(journal.read(path, len(whole) - len(lines[-1])))
+
+
+def test_a_journal_without_checksums_is_read_and_goes_on_with_them(path: Path) -> None:
+    an_old_journal(path)
+    old = path.read_bytes()
+    assert [record["kind"] for record in records(path)] == ["start", *["metrics"] * 3]
+    assert journal.last(path) == records(path)[-1]
     with opened(path) as made:
-        for epoch in range(1, 5):
-            made.metrics([epoch], {"val/loss": [1.0 / epoch]})
-    assert journal.damaged_line(path) is None
-    data = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(data[0] + b"{" + data[1] + data[2] + data[3])
-    size = path.stat().st_size
-    assert journal.damaged_line(path) == 2
-    with opened(path):
-        pass
-    assert path.stat().st_size == size
+        made.metrics([3, 4], {"val/loss": [1 / 3, 1 / 4]})
+    assert path.read_bytes().startswith(old)
+    assert journal.curves(path)["val/loss"].values.tolist() == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert [pair[0] for pair in journal.read(path, len(old))] == records(path)[-1:]
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0.25", b"0.26"))
+    assert journal.damaged_line(path) == 5
+    path.write_bytes(whole + old.splitlines(keepends=True)[-1])
+    assert journal.damaged_line(path) == 6
+    for line in (
+        b'{"kind": "metrics", "steps": [4], "values": {"a": []}, "time": 1}\n',
+        b"{}\n",
+        old.splitlines()[-1] + b"\n",
+    ):
+        path.write_bytes(old + line)
+        assert journal.damaged_line(path) == 5
 
 
 def test_the_last_record_is_that_of_a_whole_reading_wherever_the_file_ends(path: Path) -> None:

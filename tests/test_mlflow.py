@@ -22,6 +22,7 @@ from processes import go_at_once
 from stores import Server, points, recorded, rows, run_of, runs_of
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
+from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal
@@ -117,12 +118,23 @@ def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Mi
     assert rows(server.database) == before
 
 
+def of_experiment(run: RunFolder, name: str) -> bytes:
+    """The run's journal, as if it had been recorded in another experiment."""
+    copy = run.path / "copy.jsonl"
+    with Journal(copy) as made:
+        for record, _ in journal.read(run.journal):
+            made._append({**record, "experiment": name} if record["kind"] == "start" else record)
+    data = copy.read_bytes()
+    copy.unlink()
+    return data
+
+
 def test_a_run_that_the_store_has_lost_is_sent_again(
     sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
 ) -> None:
     """As when the store is put back from an older copy."""
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
-    copy.journal.write_bytes(source.journal.read_bytes().replace(b'"experiment": "sent"', b'"experiment": "lost"'))
+    copy.journal.write_bytes(of_experiment(source, "lost"))
     states = json.loads(source.mirror_state.read_text())
     copy.mirror_state.write_text(json.dumps({store: state | {"run_id": "0" * 32} for store, state in states.items()}))
     assert mirror.push(copy)
@@ -133,7 +145,7 @@ def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
     sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
 ) -> None:
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
-    whole = source.journal.read_bytes().replace(b'"experiment": "sent"', b'"experiment": "in pieces"')
+    whole = of_experiment(source, "in pieces")
     for n_bytes in (0, 40, len(whole) // 2, len(whole) // 2, len(whole) - 1):
         copy.journal.write_bytes(whole[:n_bytes])
         assert not mirror.push(copy) or n_bytes == 0

@@ -15,7 +15,7 @@ from sweep.comparison.contenders import Contender
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config import validate
-from sweep.errors import ConfigError, StudyFailed, SweepError
+from sweep.errors import ConfigError, Damaged, StudyFailed, SweepError
 from sweep.record.follow import Follower
 from sweep.study.controller import Controller
 from sweep.study.objective import check_objectives
@@ -138,9 +138,12 @@ class Comparison:
         chosen = [(seed, t.params) for seed, t in zip(plan.seeds, entry.chosen, strict=True) if t is not None]
         study = studies.fresh(plan, entry.contender, entry.task, chosen)
         entry.studies.append(study.name)
-        if self._finished(entry, study, "trained") is None:
+        if (trials := self._finished(entry, study, "trained")) is None:
             return
-        found = {seed: read_run(study.folder.trial(number)) for number, (seed, _) in enumerate(chosen)}
+        found = {
+            seed: read_run(study.folder.trial(trial.number), trial.state)
+            for (seed, _), trial in zip(chosen, trials, strict=False)
+        }
         entry.runs = [found.get(seed) for seed in plan.seeds]
         if not any(entry.runs):
             entry.problem = f"none of its runs came to an end, see {study.folder.path}"
@@ -154,13 +157,15 @@ class Comparison:
             study = studies.untuned(plan, entry.contender, entry.task, tuning)
             entry.studies.append(study.name)
             trials = self._finished(own, study, "defaults trained")
+        except Damaged:
+            raise
         except ConfigError as error:
             entry.untuned_problem = str(error)
             return
         entry.untuned_problem = own.problem
         if trials is not None:
             by_seed: dict[int, Run | None] = {
-                int(t.params["seed"]): read_run(study.folder.trial(t.number)) for t in trials
+                int(t.params["seed"]): read_run(study.folder.trial(t.number), t.state) for t in trials
             }
             entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
+from sweep.errors import DamagedJournal
 from sweep.record import journal
 from sweep.record.folder import RunFolder
 from sweep.study.tried import Range, Tried
@@ -62,16 +63,21 @@ class Entry:
         return self.contender.name
 
 
-def read_run(folder: RunFolder) -> Run | None:
-    """None for a run that did not come to its end."""
+def read_run(folder: RunFolder, state: str) -> Run | None:
+    """None for a run that diverged or failed, or never began. state: of its trial.
+
+    Raises DamagedJournal where the record of a complete trial is damaged or lacks its end.
+    """
     end: dict[str, Any] = {}
     train_s, start = 0.0, None
     for record, _ in journal.read(folder.journal):
-        if record["kind"] == "start" and "dataset" in record:
-            start = record
+        if record["kind"] == "start":
+            start, end = record if "dataset" in record else start, {}
         if record["kind"] == "end":
             train_s += sum(record["values"].get("time/train_s", [0.0]))
             end = record
+    if state == "complete" and not end:
+        raise DamagedJournal(folder.journal, None, "the trial is complete, but its record has no end")
     if start is None or end.get("status") != "FINISHED" or end["tags"].get("state") != "COMPLETE":
         return None
     values = {name: column[0] for name, column in end["values"].items()}

@@ -32,11 +32,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import append_to_uri_path
 
+from sweep.errors import DamagedJournal
 from sweep.record import journal
 from sweep.record.bulk import Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import ensure_curves
-from sweep.record.portions import Portion, Sent, artifact_names, portions
+from sweep.record.portions import Portion, Sent, artifact_names, most_sent, portions
 from sweep.record.store import Store
 
 UID_TAG = "sweep.uid"
@@ -72,17 +73,27 @@ class Mirror:
         self._client.search_experiments(max_results=1)
 
     def push(self, folder: RunFolder) -> bool:
-        """Sends what the store lacks of this trial; True when nothing is left. Raises Busy while another one sends."""
+        """Sends what the store lacks of this trial; True when nothing is left.
+
+        Raises Busy while another one sends; DamagedJournal when a line is damaged, but only once what can
+        still be read is sent.
+        """
         with folder.mirror_lock():
             return self._push_locked(folder)
 
     def _push_locked(self, folder: RunFolder) -> bool:
+        check_length(folder)
         sent = self._sent_of(folder)
-        for portion, offset in portions(journal.read(folder.journal, sent.offset), sent.offset):
+        damage: list[DamagedJournal] = []
+        for portion, offset in portions(journal.read(folder.journal, sent.offset, damage), sent.offset):
+            if sent.run_id is None and portion.start is None:
+                raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
             created = sent.run_id is None and self._find_or_create(folder, sent, portion)
             self._send(folder, sent, portion, created)
-            sent.offset = offset
+            sent.offset = sent.offset if damage else offset  # what is behind a damaged line is sent each time anew
             sent.save()
+        if damage:
+            raise damage[0]
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
     def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
@@ -158,7 +169,10 @@ class Mirror:
         """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
         to be drawn."""
         sent = Sent(folder, self._store)
-        records = list(journal.read(folder.journal)) if sent.run_id is None else []
+        try:
+            records = list(journal.read(folder.journal)) if sent.run_id is None else []
+        except DamagedJournal:  # `push` says so
+            return None
         kinds = [record["kind"] for record, _ in records]
         if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
             return None
@@ -334,6 +348,12 @@ class _Whole(NamedTuple):
 
     def artifact_uri(self, run_id: str) -> str:
         return _artifact_uri(self.location, run_id)
+
+
+def check_length(folder: RunFolder) -> None:
+    """Raises DamagedJournal if the journal has become shorter than what a store has got of it."""
+    if journal.whole_size(folder.journal) < (n_bytes := most_sent(folder)):
+        raise DamagedJournal(folder.journal, None, f"it has fewer than the {n_bytes} bytes that MLflow got of it")
 
 
 def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:

@@ -68,6 +68,19 @@ def _check(state: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(state).encode())
 
 
+def most_sent(folder: RunFolder) -> int:
+    """The most bytes of the trial's journal that any store has got."""
+    return max((state["offset"] for state in _stores(folder.mirror_state)[0].values()), default=0)
+
+
+def forget_offsets(folder: RunFolder) -> None:
+    """Has all of the journal, which was begun anew, sent again to the runs that stores have of it."""
+    for store in _stores(folder.mirror_state)[0]:
+        sent = Sent(folder, store)
+        sent.offset, sent.attempted = 0, True
+        sent.save()
+
+
 class Portion:
     """Consecutive records of a journal.
 

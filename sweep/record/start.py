@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import Config, literal, require_run, validate
-from sweep.errors import ConfigError, Damaged, one_line
+from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
 from sweep.record.checked import load_checked, write_checked
 from sweep.record.describe import group_choices, hyperparameters, run_name
 from sweep.record.folder import RunFolder, to_yaml, write_atomic
-from sweep.record.journal import Journal, damaged_line, first, status
+from sweep.record.journal import Journal, first, status
 from sweep.record.provenance import provenance_tags, uncommitted_diff
 
 
@@ -82,12 +82,14 @@ def write_start(
 
 
 def stored_config(run: RunFolder) -> Config:
-    """The config of an earlier trial that did not finish."""
+    """The config of an earlier trial that did not finish. Raises ConfigError, or Damaged."""
     require_run(run.path)
-    if status(run.journal) == "FINISHED":
+    try:
+        ending = status(run.journal)
+    except DamagedJournal as error:
+        raise error.with_remedy(f"put back a copy of it, or {_ANEW}") from error
+    if ending == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
-    if run.journal.exists() and (line := damaged_line(run.journal)) is not None:
-        raise Damaged("resume", run.journal, f"line {line} cannot be read", _ANEW)
     stored = load_checked(run.config, "resume", _ANEW)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(stored)))

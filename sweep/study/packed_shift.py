@@ -262,7 +262,7 @@ class PackedShift(Shift):
         except (Pruned, Diverged) as error:
             self._free(seat)
             self._end(entry, ended(seat.run) or error)
-        except DiskFull as error:
+        except (Damaged, DiskFull) as error:
             self._free(seat)
             self._end(entry, error)
         except Exception as error:

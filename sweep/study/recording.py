@@ -9,10 +9,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from sweep.errors import DamagedJournal
 from sweep.record.checked import write_checked
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
-from sweep.record.journal import Journal
+from sweep.record.journal import Journal, whole_size
+from sweep.record.portions import forget_offsets
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_uri
 from sweep.study.attempts import renumbered, trials_of
@@ -75,13 +77,22 @@ class Recording:
             self._stack.enter_context(run.lock())
         except Busy:
             return
+        is_new = whole_size(run.journal) == 0
+        try:
+            journal = self._stack.enter_context(Journal(run.journal))
+        except DamagedJournal as error:  # all of it is in the study's storage, too
+            raise error.with_remedy(
+                "move it away and give the same command again: it writes the study's own record anew"
+            ) from error
+        if is_new:
+            forget_offsets(run)
         if self._shared is None:
             self._follower = Follower(self._output_dir / "mirror.log")
             self._stack.callback(self._follower.close)
         else:
             self._follower = self._shared(self._output_dir)
         write_checked(run.config, self._config)
-        record = StudyRecord(self._stack.enter_context(Journal(run.journal)), self._study)
+        record = StudyRecord(journal, self._study)
         record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})
         self._follower.follow_study(self._folder, self._store)
         self._record = record

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, DamagedJournal
 from sweep.page.curves import Band, Bands, curves_figure, draw_bands, over_seeds
 from sweep.page.document import Document, Section, Table, to_html
 from sweep.record import journal
@@ -229,12 +229,22 @@ def _bands(
     for trial in trials:
         told = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
         label = f"trial {trial.number}{told}"
-        found = [journal.curves(run.journal) for run in _runs_of(folder, trial.number)]
+        runs = _runs_of(folder, trial.number)
+        if trial.state == TrialState.COMPLETE:
+            _check_ended(runs)
+        found = [journal.curves(run.journal) for run in runs]
         for metric, of_trials in bands.items():
             curves = [curves[metric] for curves in found if metric in curves]
             if curves and len((band := over_seeds(curves)).steps):
                 of_trials[label] = band
     return {metric: of_trials for metric, of_trials in bands.items() if of_trials}
+
+
+def _check_ended(runs: Sequence[RunFolder]) -> None:
+    """Raises DamagedJournal for a record of a complete trial that lacks its end."""
+    for run in runs:
+        if journal.status(run.journal) is None:
+            raise DamagedJournal(run.journal, None, "the trial is complete, but its record has no end")
 
 
 def _runs_of(folder: StudyFolder, number: int) -> list[RunFolder]:

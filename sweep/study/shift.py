@@ -14,7 +14,17 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep import build
-from sweep.errors import TRACEBACK_HINT, BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.errors import (
+    TRACEBACK_HINT,
+    BeingTrained,
+    Damaged,
+    DamagedJournal,
+    DiskFull,
+    Diverged,
+    Interrupted,
+    Pruned,
+    one_line,
+)
 from sweep.prepare import RememberedData
 from sweep.record import journal
 from sweep.record.folder import RunFolder
@@ -120,6 +130,12 @@ class Shift:
             self._tell(trial, end.state, None, end.attrs)
         except BeingTrained:  # its owner was silent for long, and yet lives
             self._patiently(lambda: self._ledger.return_to_owner(trial))
+        except DamagedJournal as error:
+            self._ledger.give_back(trial)
+            folder = self._worker.folder.trial(trial.number).path
+            raise error.with_remedy(
+                f"move '{folder}' away and give the same command again: it trains trial {trial.number} anew"
+            ) from error
         except (DiskFull, Damaged):  # the user has to see to it first; nor would the next trial find room
             self._ledger.give_back(trial)
             raise

@@ -1,0 +1,179 @@
+"""DamagedJournal journals: whatever reads one names the file and the line, and says nothing that is not so."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from processes import empty_store
+from stores import Study, embedded, points, recorded, run_of
+
+from sweep import Outcome, compose, report, run_trial, sync
+from sweep.comparison.runs import read_run
+from sweep.errors import DamagedJournal
+from sweep.record.folder import RunFolder
+from sweep.record.mlflow import Mirror
+from sweep.record.start import stored_config
+from sweep.record.study_mirror import StudyMirror
+
+GARBAGE = b"\x00\xff garbage\n"
+Synced = tuple[int, str, str]
+
+
+def with_garbage(run: RunFolder, line: int) -> None:
+    lines = run.journal.read_bytes().splitlines(keepends=True)
+    run.journal.write_bytes(b"".join([*lines[: line - 1], GARBAGE, *lines[line - 1 :]]))
+
+
+def with_flipped_bit(run: RunFolder, number: bytes) -> None:
+    """In the last digit of the number, where it stands first."""
+    data = run.journal.read_bytes()
+    place = data.index(number) + len(number) - 1
+    run.journal.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    shutil.copy(empty_store(), tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def study(outputs: Path) -> Study:
+    """A finished study of three trials."""
+    study = Study(outputs, "s")
+    for number in range(3):
+        study.whole_trial(number)
+    study.end(study.folder.run)
+    return study
+
+
+@pytest.fixture
+def synced(outputs: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], Synced]:
+    """Has `sweep.sync` send all: its exit status, what it says, and its complaints."""
+
+    def run() -> Synced:
+        status = sync.main([str(outputs)])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_sync_names_the_line_sends_what_is_whole_and_counts_the_run_as_not_sent(
+    study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    run, uri = study.folder.trial(1), f"sqlite:///{outputs}/mlflow.db"
+    whole = run.journal.read_bytes()
+    for damage, left in ((lambda: with_garbage(run, 3), [1, 2, 3]), (lambda: with_flipped_bit(run, b"0.5"), [1, 3])):
+        damage()
+        for _ in range(2):
+            status, said, complaint = synced()
+            assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
+            assert complaint.startswith(f"error: journal: line 3 of '{run.journal}' is damaged")
+            assert complaint.count("\n") == 1
+            in_store = run_of(run.path, uri)
+            assert in_store.info.status == "FINISHED"
+            assert [step for step, _ in points(in_store, outputs / "mlflow.db")["val/loss"]] == left
+        shutil.copy(empty_store(), outputs / "mlflow.db")
+        run.journal.write_bytes(whole)
+    assert synced()[:2] == (0, f"4 of 4 tracked runs below {outputs} are in MLflow\n")
+    assert points(run_of(run.path, uri), outputs / "mlflow.db") == recorded(run.path)
+
+
+def test_a_record_that_was_sent_and_is_then_damaged_is_not_all_there(
+    study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    assert synced()[0] == 0
+    (first, second, third), own = (study.folder.trial(number) for number in range(3)), study.folder.run
+    with_flipped_bit(first, b"0.5")
+    second.journal.write_bytes(second.journal.read_bytes()[:-1])  # whose end MLflow has
+    third.journal.write_bytes(b"")
+    with_garbage(own, 2)
+    status, said, complaint = synced()
+    assert (status, said) == (1, f"0 of 4 tracked runs below {outputs} are in MLflow\n")
+    for run in (first, second, third, own):
+        assert complaint.count(f"'{run.journal}' is damaged") == 1
+    with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
+        assert {status for (status,) in database.execute("SELECT status FROM runs")} == {"FINISHED"}
+
+
+def test_a_journal_without_its_start_is_named(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
+    run = study.folder.trial(0)
+    run.journal.write_bytes(b"".join(run.journal.read_bytes().splitlines(keepends=True)[1:]))
+    for data in (run.journal.read_bytes(), b"[]\n", b'{"kind": "end", "status": "FINISHED"}\n'):
+        run.journal.write_bytes(data)
+        status, said, complaint = synced()
+        assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
+        assert f"'{run.journal}' is damaged" in complaint
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "another run", "empty", "other values", "a list"])
+def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
+    damage: str, study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    assert synced()[0] == 0
+    state = study.folder.trial(1).mirror_state
+    text = state.read_text()
+    ((store, known),) = json.loads(text).items()
+    offset = str(known["offset"])
+    state.write_text(
+        {
+            "flipped": text.replace(offset, str(int(offset) ^ 1)),
+            "torn": text[: len(text) // 2],
+            "another run": json.dumps({store: known | {"run_id": "0" * 32}}),
+            "empty": "",
+            "other values": json.dumps({store: 5}),
+            "a list": "[1]",
+        }[damage]
+    )
+    assert synced()[0] == 0
+    run = run_of(study.folder.trial(1).path, f"sqlite:///{outputs}/mlflow.db")
+    assert points(run, outputs / "mlflow.db") == recorded(study.folder.trial(1).path)
+
+
+def test_the_helper_of_a_study_says_which_line_is_damaged_and_sends_the_rest(study: Study, outputs: Path) -> None:
+    mirror = Mirror(embedded(outputs))
+    with_garbage(study.folder.trial(1), 4)
+    problem = StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None)
+    assert problem is not None
+    assert problem.startswith(f"journal: line 4 of '{study.folder.trial(1).journal}' is damaged")
+    assert run_of(study.folder.path, f"sqlite:///{outputs}/mlflow.db").info.status == "FINISHED"
+
+
+def test_a_report_says_nothing_of_a_damaged_record(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with_garbage(study.folder.run, 2)
+    before = study.folder.run.journal.read_bytes()
+    assert report.main(["s", "--output-dir", str(study.folder.path.parent.parent)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: journal: line 2 of '{study.folder.run.journal}' is damaged")
+    assert not study.folder.report.exists()
+    assert study.folder.run.journal.read_bytes() == before
+
+
+def test_a_comparison_does_not_take_a_damaged_record_for_a_failed_run(study: Study) -> None:
+    run = study.folder.trial(0)
+    whole = run.journal.read_bytes()
+    run.journal.write_bytes(whole[: whole.rindex(b'{"kind": "end"')])
+    with pytest.raises(DamagedJournal, match="has no end"):
+        read_run(run, "complete")
+    assert read_run(run, "failed") is None
+    run.journal.write_bytes(whole)
+    with_flipped_bit(run, b"0.5")
+    with pytest.raises(DamagedJournal):
+        read_run(run, "complete")
+
+
+def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tmp_path: Path) -> None:
+    run = RunFolder(small_trial().folder)
+    with_garbage(run, 2)
+    files = {path: path.read_bytes() for path in run.path.iterdir()}
+    for resume in (lambda: stored_config(run), lambda: run_trial(compose([f"resume={run.path}"]))):
+        with pytest.raises(DamagedJournal, match=r"line 2 of .* start a new run") as caught:
+            resume()
+        assert caught.value.exit_status == 1
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == files
