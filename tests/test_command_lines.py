@@ -154,3 +154,19 @@ def test_the_other_commands_too(module: str, arguments: list[str], key: str, tmp
     done = quickly(tmp_path, *arguments, module=f"sweep.{module}")
     assert error_line(done).startswith(f"error: {key}: ")
     assert done.returncode == 2
+
+
+def test_folders_are_named_after_the_options_that_were_trained(tmp_path: Path):
+    """Also where an option is in a subfolder, and where a study's best is trained again."""
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "model" / "sub" / "wide-2.yaml").write_text("_target_: sweep.models.MLP\nwidths: [8]\n")
+    shared = ("--config-dir", ".", "experiment=debug", "tracking=off", "scheduler=constant", "model=sub/wide-2")
+    done = quick(tmp_path, "-m", *shared, "optimizer=sgd", "hydra.sweeper.n_trials=1")
+    assert done.returncode == 0, done.stderr
+    (study,) = (tmp_path / "outputs" / "studies").iterdir()
+    assert study.name.startswith("sgd-constant-sub-wide-2-noisy_sine")
+    done = quick(tmp_path, "--config-dir", ".", f"from_study={study.name}")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert run.name.endswith("_sgd-constant-sub-wide-2")
+    assert (run / "best.pt").is_file()
