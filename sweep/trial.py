@@ -30,7 +30,7 @@ from sweep.record.ending import write_end
 from sweep.record.folder import RunFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Curve, Journal
-from sweep.record.ownership import require_unused
+from sweep.record.ownership import require_no_run, require_unused
 from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command, sync_command
 from sweep.record.recorder import Report
@@ -142,7 +142,7 @@ def train_by_epochs(
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         if is_new:
-            require_unused(run, "folder")  # another process may have begun in it meanwhile
+            require_no_run(run, "folder")  # another process may have begun in it; a warning may be in our own log
         if follower is not None:
             follower.follow(run, store)  # it loads MLflow while we load torch
         fit = stack.enter_context(prepared(config, data))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from omegaconf import OmegaConf
+from processes import quick
 
 from sweep import ConfigError, Samples, compose
 from sweep.data.csv_file import CsvFile, Dialect
@@ -260,3 +261,12 @@ def test_rows_are_where_they_are_said_to_be(tmp_path_factory, cells: list[str]):
     begins = [2, *(end + 1 for end in ends[:-1])]
     places = [CsvFile(path, Dialect()).place(i, len(cells)) for i in range(len(cells))]
     assert places == [f"line {begin}" for begin in begins]
+
+
+def test_a_warning_about_the_data_does_not_make_the_folder_of_a_new_run_a_used_one(tmp_path: Path):
+    rows = "".join(f"{i},{i % 7},{i % 5},{i % 3}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text(f",a,b,y\n{rows}")
+    tiny = ("model.widths=[4]", "trainer.epochs=1", "trainer.batch_size=8", "tracking=off")
+    done = quick(tmp_path, "data=table", "data.path=t.csv", "data.target=y", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert "left out 'Unnamed: 0'" in done.stdout + done.stderr

@@ -306,7 +306,8 @@ def test_a_fault_in_a_table_is_one_line_that_says_where(fault, tmp_path, tripwir
     if text is not None:
         (tmp_path / "table.csv").write_text(text)
     begin = run if fault in WHOLE_PROCESSES else without_torch
-    done = begin(tmp_path, "data=table", "data.path=table.csv", "data.target=y", PYTHONPATH=tripwire)
+    table = ("data=table", "data.path=table.csv", "data.target=y")
+    done = begin(tmp_path, *table, "trainer.batch_size=64", PYTHONPATH=tripwire)  # a default would be lowered
     line = error_line(done)
     assert line.startswith(f"error: {key}: ")
     assert hint in line

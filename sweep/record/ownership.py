@@ -71,12 +71,17 @@ class JobFolder:
 
 def require_unused(run: RunFolder, key: str) -> None:
     """Raise ConfigError, with `key` to change, unless a new run can be kept in that folder without touching a file."""
+    require_no_run(run, key)
+    refuse_existing(key, run.path, run.written)
+
+
+def require_no_run(run: RunFolder, key: str) -> None:
+    """Raise ConfigError, with `key` to change, if a run has begun in that folder."""
     if first(run.journal, "start") is not None:
         held = f"'{run.path}' holds a run already"
         if status(run.journal) == "FINISHED":
             raise ConfigError(key, f"{held}, which has finished (resume= has nothing to do); choose another folder")
         raise ConfigError(key, f"{held}; choose another folder, or continue it with:  {resume_command(run.path)}")
-    refuse_existing(key, run.path, run.written)
 
 
 def refuse_existing(key: str, folder: Path, files: Sequence[Path]) -> None:
