@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from spaces import hydra_of_its_own
 
-from sweep.comparison import words
+from sweep.comparison import picture, words
 from sweep.comparison.contenders import Contender, Field, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
@@ -185,3 +186,66 @@ def test_options_make_contenders_and_data_make_tasks() -> None:
     assert from_config.shared == ["data=digits"]
     with pytest.raises(ConfigError, match="two contenders"):
         field_of("optimizer=sgd", "data=digits,table", optimizer="sgd,adam")
+
+
+def test_the_order_of_contenders_changes_no_number() -> None:
+    losses = [1.0, 1.3, 0.9, 1.2, 1.25, 0.8, 1.15, 0.95]
+    several = [entry("b", losses), entry("a", HIGH), entry("c", losses[::-1])]
+    first, second = judged(*several), judged(*several[::-1])
+    found = [{s.name: (s.score.interval, s.budget.low.tolist()) for s in j.tasks[0].standings} for j in (first, second)]
+    assert found[0] == found[1]
+    (duel,) = [d for d in first.tasks[0].duels if (d.first.name, d.second.name) == ("b", "c")]
+    (turned,) = [d for d in second.tasks[0].duels if (d.first.name, d.second.name) == ("c", "b")]
+    assert duel.pair.interval == pytest.approx((1 - turned.pair.interval.high, 1 - turned.pair.interval.low))
+    assert (duel.pair.p, duel.adjusted) == (turned.pair.p, turned.adjusted)
+
+
+def test_zero_has_no_sign_and_a_target_that_none_reaches_no_number() -> None:
+    assert words._number(-0.0) == "0"
+    judgement = judged(entry("a", [1.0] * N, problem="fails"))
+    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=SimpleNamespace(direction=["minimize"]))
+    assert words.tables(judgement.tasks[0], judgement, plan) == []
+
+
+VALUES = {
+    "tiny": [1e-12, 1e-10, 1e-9],
+    "huge": [1.0, 1e6, 1e12],
+    "wide": [1e-12, 1.0, 1e12],
+    "far off": [*np.linspace(0.1, 0.2, 60), 1e9],
+    "one": [0.5],
+    "equal": [0.5, 0.5],
+    "negative": [-3.0, -2.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    values = [float(value) for value in VALUES[kind]]
+    trials = [trial(i, value, lr=10 ** (-4 + i % 3)) for i, value in enumerate(values)]
+    made = [entry(name, [1.0] * N, trials=trials) for name in "ab"]
+    judgement = judged(*made)
+    field = SimpleNamespace(contenders=[made[0].contender, made[1].contender])
+    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
+    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
+    limits: list[tuple[float, float]] = []
+    rates = picture._rates
+
+    def watched(axes: Any, *arguments: Any) -> None:
+        rates(axes, *arguments)
+        limits.append(axes.get_ylim())
+
+    monkeypatch.setattr(picture, "_rates", watched)
+    picture.draw(plan, judgement, tmp_path / "c.png")
+    ((low, high),) = limits
+    assert np.isfinite([low, high]).all()
+    assert low < min(values), "the best lie inside"
+    assert high > np.quantile(values, 0.9)
+    assert low > 0 or min(values) < 0, "a logarithmic axis has no room for zero"
+
+
+def test_a_picture_of_no_contender_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    judgement = judged(entry("a", [1.0] * N, problem="fails"))
+    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
+    field = SimpleNamespace(contenders=[Contender("a", {})])
+    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
+    picture.draw(plan, judgement, tmp_path / "c.png")

@@ -40,6 +40,7 @@ from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.journal import Journal
 from sweep.study.identity import IDENTITY
 from sweep.study.ledger import PROBLEM, STOPPED
+from sweep.study.report import Report
 from sweep.study.storage import open_storage
 
 if TYPE_CHECKING:
@@ -316,6 +317,35 @@ def test_a_command_is_copied_by_a_click(desktop):
 
 
 @needs_browser
+def test_no_button_of_a_figure_leaves_the_page(reported, browser):
+    """Every button of every mode bar is clicked; saving a picture is a download of the page's own."""
+    tab = Tab(browser)
+    page = tab.open_report(reported.folder.report)
+    page.evaluate("{ window.open = (...told) => { (window.opened ||= []).push(told); return null; }; null }")
+    others: list[object] = []
+    page.context.on("page", lambda other: others.append(other))
+    titles = page.evaluate(
+        """async () => {
+            const titles = [];
+            for (const button of document.querySelectorAll(".modebar-btn")) {
+                titles.push(button.dataset.title ?? button.getAttribute("href"));
+                button.click();
+                await new Promise((resume) => setTimeout(resume));
+            }
+            return titles;
+        }"""
+    )
+    assert titles.count("Download plot as a PNG") == page.locator(".figure").count()
+    assert not [title for title in titles if "loud" in title or "Share" in title or "http" in title]
+    assert page.get_by_text("Plotly Cloud").count() == 0
+    assert page.evaluate("window.opened ?? []") == []
+    assert others == []
+    assert page.url == reported.folder.report.as_uri()
+    assert tab.requests == [page.url]
+    tab.close()
+
+
+@needs_browser
 def test_light_and_dark_follow_the_system_while_the_page_is_open(desktop):
     ink = "getComputedStyle(document.querySelector('#history-0 .xtick text')).fill"
     light = desktop.page.evaluate(ink)
@@ -386,3 +416,17 @@ def name_of(folder: RunFolder) -> str:
     start = journal.first(folder.journal, "start")
     assert start is not None
     return start["name"]
+
+
+def test_a_page_shows_one_moment_of_a_study_that_goes_on(tmp_path: Path):
+    folder = written(tmp_path / "outputs", "s", n_trials=6)
+    study = optuna.load_study(study_name="s", storage=open_storage(None, folder))
+    study.ask()  # one that runs
+    page = Report(study, folder, None)
+    study.add_trial(create_trial(value=0.01))
+    document = page._document()
+    facts = {what: value for value, what in document.facts}
+    assert facts["running or waiting"] == "1"
+    (history,) = [f for s in document.sections for f in s.figures if f.name == "history-0"]
+    assert max(x for trace in history.data if trace["name"] == "complete" for x in trace["x"]) < 6
+    assert study.trials[-1].value == 0.01

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sweep.comparison import statistics
 from sweep.comparison.runs import Entry, Run, costs
 from sweep.comparison.statistics import Interval, Pair
+from sweep.seeds import derive_seed
 from sweep.study.tried import Range, Tried
 
 Array = NDArray[np.float64]
@@ -113,7 +114,6 @@ def judge(
 ) -> Judgement:
     """direction: in which `metric` gets better; tuned_for: that of the tuning objective. learns: whether the sampler
     does, so that tuning trials are not independent. level: of the tests. n_trials: of each tuning."""
-    rng = np.random.default_rng(_SEED)
     tasks = []
     for task in dict.fromkeys(entry.task for entry in entries):
         here = [entry for entry in entries if entry.task == task]
@@ -123,10 +123,12 @@ def judge(
         standings = [
             Standing(
                 entry,
-                _score(entry.runs, metric, direction, rng),
-                _score(entry.untuned, metric, direction, rng) if any(entry.untuned) else None,
+                _score(entry.runs, metric, direction, _generator("score", task, entry.name)),
+                _score(entry.untuned, metric, direction, _generator("untuned", task, entry.name))
+                if any(entry.untuned)
+                else None,
                 _reached(entry.runs, loss),
-                _budget(entry, tuned_for, worst, learns, n_trials, rng),
+                _budget(entry, tuned_for, worst, learns, n_trials, _generator("budget", task, entry.name)),
                 _rates(entry, tuned_for),
                 sum(t.diverged for t in entry.trials) / len(entry.trials),
                 _edges(entry),
@@ -134,7 +136,7 @@ def judge(
             for entry in able
         ]
         tasks.append(TaskResult(task, loss, standings, [], [entry for entry in here if entry.problem is not None]))
-    _test(tasks, level, rng)
+    _test(tasks, level)
     sign = 1.0 if direction == "minimize" else -1.0
     n_tests = max(1, sum(len(task.duels) for task in tasks))
     factors, profiles = _profiles(tasks) if len(tasks) >= 3 else (np.empty(0), {})
@@ -227,14 +229,29 @@ def _place(found: Range, value: float) -> float:
     return ((math.log(value) if found.log else value) - low) / (high - low)
 
 
-def _test(tasks: Sequence[TaskResult], level: float, rng: np.random.Generator) -> None:
+def _test(tasks: Sequence[TaskResult], level: float) -> None:
     """Fills in the duels of each task: every pair, adjusted together."""
     pairs = [(task, *two) for task in tasks for two in itertools.combinations(task.standings, 2)]
-    found = [statistics.compare(one.score.costs, other.score.costs, rng) for _, one, other in pairs]
+    found = [_compared(task.task, one, other) for task, one, other in pairs]
     adjusted = statistics.holm([pair.p for pair in found])
     for (task, one, other), pair, p in zip(pairs, found, adjusted, strict=True):
         better = None if p >= level or pair.effect == 0 else 0 if pair.effect > 0 else 1
         task.duels.append(Duel(one, other, pair, p, better))
+
+
+def _compared(task: str, one: Standing, other: Standing) -> Pair:
+    """The pair as it would be judged in the order of the names, whichever comes first on the command line."""
+    first, second = sorted((one, other), key=lambda s: s.name)
+    pair = statistics.compare(first.score.costs, second.score.costs, _generator("pair", task, first.name, second.name))
+    if first is one:
+        return pair
+    low, high = pair.interval
+    return Pair(pair.p, 0.0 - pair.effect, 1 - pair.improvement, Interval(1 - high, 1 - low))
+
+
+def _generator(*names: str) -> np.random.Generator:
+    """A generator of its own for each use, so that the order of contenders changes no number."""
+    return np.random.default_rng(derive_seed(_SEED, "\n".join(names)))
 
 
 def _profiles(tasks: Sequence[TaskResult]) -> tuple[Array, dict[str, Array]]:

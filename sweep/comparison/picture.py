@@ -1,6 +1,7 @@
 """The picture of a comparison: scores, tuning, curves and learning rates of each task."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,15 @@ def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colou
         axes.set_xscale("log")
         axes.tick_params(axis="x", which="minor", labelsize=7)
     if any(s.untuned for s in ordered):
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
 
 
 def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> None:
     sign = 1.0 if plan.settings.direction[0] == "minimize" else -1.0
     for s in task.standings:
         budget = s.budget
-        axes.plot(budget.k, sign * budget.values, color=colours[s.name], label=s.name)
+        marker = "o" if len(budget.k) == 1 else ""  # a line of one point is invisible
+        axes.plot(budget.k, sign * budget.values, marker=marker, color=colours[s.name], label=s.name)
         if budget.interval:
             axes.fill_between(budget.k, sign * budget.low, sign * budget.high, color=colours[s.name], alpha=0.15)
     expected = any(s.budget.interval for s in task.standings)
@@ -85,7 +87,7 @@ def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) ->
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="trials", ylabel=f"best {plan.settings.objective[0]}", title=_titled(title, task))
     _log_if_positive(axes)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
 
 
 def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
@@ -94,14 +96,14 @@ def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
         losses = _padded([run for run in s.entry.runs if run is not None])
         epochs = np.arange(1, losses.shape[1] + 1)
         low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75], axis=0)
-        axes.plot(epochs, middle, color=colours[s.name], label=s.name)
+        axes.plot(epochs, middle, marker="o" if len(epochs) == 1 else "", color=colours[s.name], label=s.name)
         axes.fill_between(epochs, low, high, color=colours[s.name], alpha=0.15)
     if math.isfinite(task.target):
         axes.axhline(task.target, color="black", linewidth=0.8, linestyle="--", label="target")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel="val/loss", title=_titled("fresh seeds, median and middle half", task))
     _log_if_positive(axes)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
 
 
 def _padded(runs: list[Run]) -> np.ndarray:
@@ -128,12 +130,13 @@ def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> 
             shown += values
     if shown:
         axes.set_xscale("log")
-        low, high = np.quantile(shown, [0, 0.95 if len(shown) > 40 else 1])  # without the few that are far off
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set(
         xlabel="learning rate, the highest", ylabel=plan.settings.objective[0], title=_titled("tuning trials", task)
     )
     _log_if_positive(axes)
+    if shown:
+        best_last = plan.settings.direction[0] != "minimize"
+        axes.set_ylim(*_limits(shown, axes.get_yscale() == "log", best_last))
 
 
 def _profile(axes: Any, judgement: Judgement, colours: dict[str, str]) -> None:
@@ -141,12 +144,32 @@ def _profile(axes: Any, judgement: Judgement, colours: dict[str, str]) -> None:
         axes.plot(judgement.factors, shares, color=colours[name], label=name)
     axes.set(xlabel="factor of the best median", ylabel="share of runs", ylim=(0, 1.02), title="performance profile")
     axes.set_xscale("log")
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
+
+
+def _limits(values: Sequence[float], is_log: bool, best_last: bool) -> tuple[float, float]:
+    """Return finite limits around the values, but for the few that are far off on the bad side.
+
+    On a logarithmic axis the margins are factors, so that both limits are positive.
+    """
+    placed = np.log10(values) if is_log else np.asarray(values, float)
+    cut = 0.05 if len(values) > 40 else 0.0
+    low, high = np.quantile(placed, [cut if best_last else 0, 1 if best_last else 1 - cut])
+    room = 0.05 * (high - low) or (0.3 if is_log else 0.05 * abs(low) or 1.0)
+    low, high = float(low - room), float(high + room)
+    return (10**low, 10**high) if is_log else (low, high)
 
 
 def _log_if_positive(axes: Any) -> None:
-    if axes.get_ylim()[0] > 0 or all((np.asarray(line.get_ydata(), float) > 0).all() for line in axes.get_lines()):
+    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+    if drawn and all((values[np.isfinite(values)] > 0).all() for values in drawn):
         axes.set_yscale("log")
+
+
+def _legend(axes: Any) -> None:
+    """Where there is something to name; matplotlib warns otherwise."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _titled(title: str, task: TaskResult) -> str:

@@ -122,4 +122,4 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return value + 0.0 if isinstance(value, float) else value  # -0 becomes 0

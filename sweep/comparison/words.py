@@ -76,6 +76,8 @@ def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
 def tables(task: TaskResult, judgement: Judgement, plan: Plan) -> list[Table]:
     """The last three are for the written report."""
     on = f" on {task.task}" if task.task else ""
+    if not task.standings:
+        return []
     return [
         _scores(task, judgement, plan, on),
         _duels(task, on),
@@ -123,7 +125,8 @@ def _targets(task: TaskResult, on: str) -> Table:
         steps = f"{s.reached.steps:.0f}" if math.isfinite(s.reached.steps) else missed
         seconds = f"{s.reached.seconds:.2g}" if math.isfinite(s.reached.seconds) else missed
         rows.append([s.name, f"{round(s.reached.share * n)} of {n}", steps, seconds])
-    return Table(f"val/loss of {_number(task.target)}{on}", columns, rows)
+    target = f"val/loss of {_number(task.target)}" if math.isfinite(task.target) else "no val/loss that all reach"
+    return Table(f"{target}{on}", columns, rows)
 
 
 def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list[Table]:
@@ -194,7 +197,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "none"
+    return f"{value + 0.0:.4g}" if math.isfinite(value) else "none"  # -0 becomes 0
 
 
 def _p(p: float) -> str:

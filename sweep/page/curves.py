@@ -83,7 +83,14 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> None:
         figure.subplots(len(bands), 1, squeeze=False)[:, 0], bands.items(), strict=True
     ):
         for label, band in of_trials.items():
-            axes.plot(band.steps, band.mean, color=colours[label], linewidth=1.4, label=label)
+            axes.plot(
+                band.steps,
+                band.mean,
+                color=colours[label],
+                linewidth=1.4,
+                label=label,
+                marker="o" if len(band.steps) == 1 else "",
+            )
             if band.n_seeds > 1:
                 axes.fill_between(band.steps, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
         axes.set(ylabel=metric, xlabel="epoch", yscale="log" if _is_positive(of_trials.values()) else "linear")

@@ -1,6 +1,11 @@
 "use strict";
 // Unpacks plotly.js, draws every figure in the colours of the page, and again when light and dark change.
 
+// No button may leave the machine. plotly.js has an upload to its makers' cloud on by default, and a logo that links there.
+const CONFIG = {
+  responsive: true, displaylogo: false, showSendToCloud: false, showEditInChartStudio: false, showLink: false,
+  plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+};
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -26,8 +31,7 @@ async function draw(script) {
   const place = document.getElementById(script.dataset.of);
   const figure = JSON.parse(script.textContent);
   figure.layout.template = template();
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  await Plotly.react(place, figure.data, figure.layout, config);
+  await Plotly.react(place, figure.data, figure.layout, CONFIG);
   place.dataset.drawn = dark.matches ? "dark" : "light";
 }
 

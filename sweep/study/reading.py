@@ -72,6 +72,19 @@ def _file_of(url: str) -> Path | None:
         return Path(str(database_url(url).database)) if kind(url) == "sqlite" else None
 
 
+def snapshot(study: optuna.Study) -> optuna.Study:
+    """Return a copy in memory of the study as it is now, running trials included, which others no longer change."""
+    trials = study.get_trials(deepcopy=False)
+    copied = optuna.create_study(
+        storage=InMemoryStorage(), study_name=study.study_name, directions=study.directions, sampler=study.sampler
+    )
+    for key, value in study.user_attrs.items():
+        copied.set_user_attr(key, value)
+    for trial in trials:
+        copied._storage.create_new_trial(copied._study_id, trial)  # `add_trial` takes no trial that is half begun
+    return copied
+
+
 def as_shown(study: optuna.Study) -> optuna.Study:
     """A copy in memory for pictures, of the same numbers: parameters by config key, pruned trials as complete ones.
 

@@ -22,7 +22,7 @@ from sweep.study.identity import only_one_seed
 from sweep.study.ledger import PROBLEM, STOPPED
 from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
-from sweep.study.reading import as_shown, has_value, objective_names
+from sweep.study.reading import as_shown, has_value, objective_names, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
 
 _N_CURVES = 5  # trials whose curves are shown where none are chosen
@@ -36,7 +36,8 @@ class Report:
     """A study's page. trials: whose curves are shown; None for the best. Raises ConfigError for what is not there."""
 
     def __init__(self, study: optuna.Study, folder: StudyFolder, trials: Sequence[int] | None) -> None:
-        study = renumbered(study)
+        # One moment for all tiles, figures and tables, while others may add trials.
+        study = renumbered(snapshot(study))
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name
