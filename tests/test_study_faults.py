@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import optuna
+import pytest
 import sqlalchemy
 from campaigns.kill_study import play
 from mlflow import MlflowClient
@@ -46,9 +47,10 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     assert values == {t.number: t.value for t in trials}
 
 
-def test_a_database_that_is_away_for_a_while_costs_no_trial(postgresql: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.pack=2"])
+def test_a_database_that_is_away_for_a_while_costs_no_trial(workers: str, postgresql: str, tmp_path: Path) -> None:
     command = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=40", "data.n=2000", "split.max_samples=2000")
-    study = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    study = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=4", workers)
     folder = StudyFolder(tmp_path / "outputs" / "studies" / "s")
     with quick_start(tmp_path, *command, *study, f"hydra.sweeper.storage={postgresql}") as process:
         wait_until(lambda: journal.curves(folder.trial(0).journal).get("val/loss") is not None, process)
@@ -60,6 +62,9 @@ def test_a_database_that_is_away_for_a_while_costs_no_trial(postgresql: str, tmp
     trials = trials_in(postgresql)
     assert [t.number for t in trials] == list(range(4))
     assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+    for trial in trials:  # what could not be reported meanwhile was reported later
+        losses = journal.curves(folder.trial(trial.number).journal)["val/loss"].values.tolist()
+        assert trial.intermediate_values == {e: min(losses[:e]) for e in range(1, len(losses) + 1)}
 
 
 def trials_in(url: str) -> list[FrozenTrial]:
