@@ -1,6 +1,7 @@
 """`python -m sweep.lr_range`: between which learning rates is it worth training? (docs/lr_range.md)"""
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,12 +18,15 @@ from sweep.errors import ConfigError, SweepError
 from sweep.record.describe import group_choices
 from sweep.record.lr_range import RangeFolder, draw, write_losses, write_result
 from sweep.record.ownership import refuse_existing
+from sweep.record.plot import drawing_problem
 from sweep.record.provenance import rerun_command
 from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
 
 if TYPE_CHECKING:
     from sweep.train.lr_range import Ramp, Suggestion
+
+log = logging.getLogger("sweep")
 
 _NOT_OF_A_TEST = {
     "resume": "continues a run; leave it out",
@@ -62,6 +66,12 @@ def _written(folder: RangeFolder, name: str, config: Config, ramps: "Sequence[Ra
     """The suggestion, and the losses and their picture written. Raises ConfigError for ramps that say nothing."""
     from sweep.train.lr_range import suggest
 
+    def drawn(suggestion: "Suggestion | None") -> bool:
+        problem = drawing_problem(lambda: draw(folder, name, begun, suggestion))
+        if problem is not None:
+            log.warning("warning: cannot draw the losses (%s)", problem)
+        return problem is None
+
     write_losses(folder, config.trainer.seed, ramps)
     begun = [ramp for ramp in ramps if ramp.losses]
     try:
@@ -69,9 +79,9 @@ def _written(folder: RangeFolder, name: str, config: Config, ramps: "Sequence[Ra
     except ConfigError as problem:
         if not begun:
             raise
-        draw(folder, name, begun, None)
-        raise ConfigError(problem.key, f"{problem.problem} (picture: {folder.picture})") from problem
-    draw(folder, name, begun, suggestion)
+        where = f"picture: {folder.picture}" if drawn(None) else f"losses: {folder.losses}"
+        raise ConfigError(problem.key, f"{problem.problem} ({where})") from problem
+    drawn(suggestion)
     return suggestion
 
 
@@ -112,7 +122,8 @@ def _print(folder: RangeFolder, name: str, config: Config, suggestion: "Suggesti
     console.print(f"{reason[0].upper()}{reason[1:]}.\n", markup=False)
     console.print(f"Train with it:     {commands['run']}", markup=False)
     console.print(f"Search around it:  {commands['study']}", markup=False)
-    console.print(f"Picture:           {folder.picture}", markup=False)
+    if folder.picture.exists():
+        console.print(f"Picture:           {folder.picture}", markup=False)
 
 
 def _ramps(config: Config, suggestion: "Suggestion") -> str:

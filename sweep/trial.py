@@ -266,7 +266,7 @@ def _new_folder(config: Config) -> Path:
 
 def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
     """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
-    problem = follower.finish(run, timeout_s)
+    problem = follower.finish(run, timeout_s, lambda why: log.warning("warning: cannot draw the curves (%s)", why))
     if problem is not None and store.uri is None:
         log.warning("warning: cannot draw the curves (%s)", problem)
     elif problem is not None:

@@ -430,3 +430,18 @@ def test_a_page_shows_one_moment_of_a_study_that_goes_on(tmp_path: Path):
     (history,) = [f for s in document.sections for f in s.figures if f.name == "history-0"]
     assert max(x for trace in history.data if trace["name"] == "complete" for x in trace["x"]) < 6
     assert study.trials[-1].value == 0.01
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_warning(
+    evil: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no backend")
+
+    monkeypatch.setattr("sweep.study.report.draw_plots", fail)
+    page = tmp_path / "page.html"
+    assert report.main(["evil", "--output-dir", str(evil.path.parent.parent), "-o", str(page)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "warning: cannot draw the history and slices (no backend)\n"
+    assert f"Pictures:  {tmp_path}/plots: curves.png" in shown.out
+    assert page.exists()

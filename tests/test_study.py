@@ -404,7 +404,14 @@ def test_the_exit_status_tells_whether_too_many_of_a_few_trials_failed(widths, s
 def test_a_configuration_that_cannot_even_begin_is_a_failed_trial_with_a_run_of_its_own(tmp_path):
     done = quick(
         make_store(tmp_path),
-        *("-m", "experiment=debug", "model.activation=relu,tanh,nope", "scheduler=constant", "optimizer.lr=0.01", NAMED),
+        *(
+            "-m",
+            "experiment=debug",
+            "model.activation=relu,tanh,nope",
+            "scheduler=constant",
+            "optimizer.lr=0.01",
+            NAMED,
+        ),
         *("hydra/sweeper/sampler=grid", "trainer.batch_size=16"),
     )
     assert done.returncode == 0, done.stderr

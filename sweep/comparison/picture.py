@@ -10,7 +10,7 @@ import numpy as np
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Run
 from sweep.comparison.studies import Plan
-from sweep.record.plot import load_matplotlib
+from sweep.record.plot import import_matplotlib, load_matplotlib
 
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7")
 _PANELS = 4
@@ -18,6 +18,7 @@ _PANELS = 4
 
 def draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
     """Writes a PNG: a row of panels a task, two by two for one, and below the performance profile if there is one."""
+    import_matplotlib()
     from matplotlib import style
 
     with style.context("default"):  # Optuna's plots leave another behind

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from sweep.comparison.judge import Judgement, Score, judge
 from sweep.comparison.runs import Entry
 from sweep.comparison.studies import Plan
 from sweep.record.folder import to_yaml, write_atomic
+from sweep.record.plot import drawing_problem
 from sweep.study.samplers import is_uniform
 
 _IN_TERMINAL = 3  # tables of a task
@@ -36,7 +38,8 @@ def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
     write_atomic(plan.folder / "comparison.md", _markdown(plan, judgement))
-    draw(plan, judgement, plan.folder / "comparison.png")
+    if (problem := drawing_problem(lambda: draw(plan, judgement, plan.folder / "comparison.png"))) is not None:
+        print(f"warning: cannot draw the comparison ({problem})", file=sys.stderr)
     _print(plan, judgement)
 
 

@@ -73,8 +73,8 @@ def curves_figure(bands: Bands) -> Figure:
     return Figure("curves", traces, layout)
 
 
-def draw_bands(bands: Bands, picture: Path, dpi: int) -> None:
-    """The same as a PNG."""
+def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
+    """Draw the same as a PNG; return its name."""
     new_figure, new_canvas = load_matplotlib()
     figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=dpi, layout="constrained")
     canvas = new_canvas(figure)
@@ -98,6 +98,7 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize="small", ncols=3)
     canvas.print_png(picture)
+    return picture.name
 
 
 def _colours(bands: Bands) -> dict[str, str]:

@@ -3,8 +3,8 @@
 In a process of its own, MLflow costs the training loop neither its import (2 s) nor the interpreter lock. Both sides
 speak lines of JSON. In comes {"follow": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "follow_study"
 for a study's folder and all trials in it, and later {"finish": FOLDER}; out goes {"finished": FOLDER, "problem": TEXT
-or null}, and before it, for a study, {"finishing": FOLDER, "left": RUNS} now and then. When its standard input closes,
-it sends what is left and ends.
+or null}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for a run whose curves could not be drawn, and now and
+then {"finishing": FOLDER, "left": RUNS} for a study. When its standard input closes, it sends what is left and ends.
 """
 
 import json
@@ -21,12 +21,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.plot import ensure_curves, load_matplotlib
+from sweep.record.plot import drawing_problem, ensure_curves, load_matplotlib
 from sweep.record.store import Store
 from sweep.record.study_mirror import PUSH_EVERY_S, RETRY_EVERY_S, StudyMirror, attempt
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
+
+log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -55,9 +57,14 @@ class Follower:
         """Mirrors the study and every trial in its folder, whichever process trains it, from now on."""
         self._say({"follow_study": str(folder.path), "store": _spelled(store)})
 
-    def finish(self, folder: RunFolder, timeout_s: float) -> str | None:
-        """Waits until the trial is drawn and mirrored; otherwise what is in the way, in one line."""
-        return self._finish(folder.path, timeout_s, lambda n_left: None)
+    def finish(
+        self, folder: RunFolder, timeout_s: float, undrawn: Callable[[str], None] = lambda problem: None
+    ) -> str | None:
+        """Wait until the trial is drawn and mirrored. Return in one line why it is not mirrored.
+
+        undrawn: called with the reason if the curves cannot be drawn, which does not keep the trial from being sent.
+        """
+        return self._finish(folder.path, timeout_s, undrawn=undrawn)
 
     def finish_study(
         self, folder: StudyFolder, timeout_s: float, progress: Callable[[int], None] = lambda n_left: None
@@ -66,9 +73,15 @@ class Follower:
 
         progress: called about once a second with the number of trials that are left, at most.
         """
-        return self._finish(folder.path, timeout_s, progress)
+        return self._finish(folder.path, timeout_s, progress=progress)
 
-    def _finish(self, path: Path, timeout_s: float, progress: Callable[[int], None]) -> str | None:
+    def _finish(
+        self,
+        path: Path,
+        timeout_s: float,
+        progress: Callable[[int], None] = lambda n_left: None,
+        undrawn: Callable[[str], None] = lambda problem: None,
+    ) -> str | None:
         self._say({"finish": str(path)})
         deadline = time.monotonic() + timeout_s
         while True:
@@ -76,8 +89,10 @@ class Follower:
                 answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return f"MLflow is not done after {timeout_s:g} s"
-            if answer.get("finishing") == str(path):
+            if answer.get("finishing") == str(path) and "left" in answer:
                 progress(answer["left"])
+            elif answer.get("finishing") == str(path):
+                undrawn(answer["undrawn"])
             if answer.get("finished") == str(path):
                 return answer["problem"]
             if "ended" in answer:
@@ -142,7 +157,7 @@ class _Helper:
             attempt(lambda: self._mirror(store))
         if "follow" in message:
             self._followed[message["follow"]] = store
-            attempt(load_matplotlib)
+            drawing_problem(load_matplotlib)
         elif store.uri:
             folder = StudyFolder(message["follow_study"])
             self._studies[message["follow_study"]] = StudyMirror(folder, lambda: self._mirror(store))
@@ -160,8 +175,10 @@ class _Helper:
         run = RunFolder(name)
         if store is None or journal.first(run.journal, "start") is None:
             return None  # an untracked study, or the trial was refused before it started
-        drawn = attempt(lambda: ensure_curves(run)) if _has_curves(run) else None
-        return drawn or attempt(lambda: self._push(name, store, last=True))
+        if _has_curves(run) and (problem := drawing_problem(lambda: ensure_curves(run))) is not None:
+            log.warning("cannot draw %s: %s", run.curves, problem)
+            self._answer({"finishing": name, "undrawn": problem})
+        return attempt(lambda: self._push(name, store, last=True))
 
     def _push(self, name: str, store: Store, last: bool = False) -> None:
         run = RunFolder(name)

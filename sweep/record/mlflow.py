@@ -36,7 +36,7 @@ from sweep.errors import DamagedJournal
 from sweep.record import journal
 from sweep.record.bulk import Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
-from sweep.record.plot import ensure_curves
+from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_names, most_sent, portions
 from sweep.record.store import Store
 
@@ -329,7 +329,9 @@ class Mirror:
     def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
         """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
         if folder.curves.name in artifact_names(folder, end):
-            ensure_curves(folder)
+            problem = drawing_problem(lambda: ensure_curves(folder))
+            if problem is not None:
+                logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
         for artifact, above in _artifacts(folder, end):
             self._client.log_artifact(run_id, str(artifact), above)
 

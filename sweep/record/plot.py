@@ -1,16 +1,50 @@
 """The picture of a run: loss and learning-rate curves."""
 
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sweep.config import direction_of
+from sweep.errors import one_line
 from sweep.record.folder import RunFolder
 from sweep.record.journal import Curve, curves, first
 
 _COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
 
 
+def drawing_problem(draw: Callable[[], object]) -> str | None:
+    """Draw. Return in one line what is in the way, if something is: a picture decides about nothing else."""
+    try:
+        draw()
+    except Exception as error:
+        return one_line(error)
+    return None
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib whatever MPLBACKEND says, since pictures are drawn without a backend.
+
+    A notebook sets it for all programs that it starts, and matplotlib refuses to load if the module that it names is
+    not there. What matplotlib accepts still holds for figures of the user's own.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
 def load_matplotlib():
     """Its figure and canvas classes; the first import takes about a second, so nothing imports it at the top."""
+    import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

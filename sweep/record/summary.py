@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sweep.record.folder import RunFolder
 from sweep.record.store import without_password
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ def print_summary(outcome: "Outcome") -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"Run folder:    {outcome.folder}", highlight=False, markup=False)
-    if outcome.mirrored:
-        off = "Tracking is off; the run folder has the curves in curves.png."
-        uri = outcome.tracking_uri
-        console.print(off if uri is None else where_to_look("runs", uri), highlight=False, markup=False)
+    if outcome.mirrored and outcome.tracking_uri is not None:
+        console.print(where_to_look("runs", outcome.tracking_uri), highlight=False, markup=False)
+    elif outcome.mirrored:
+        drawn = "; the run folder has the curves in curves.png" if RunFolder(outcome.folder).curves.exists() else ""
+        console.print(f"Tracking is off{drawn}.", highlight=False, markup=False)
 
 
 def where_to_look(what: str, uri: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from sweep.record.plot import load_matplotlib
+from sweep.record.plot import import_matplotlib, load_matplotlib
 from sweep.study.reading import as_shown, has_value, objective_names
 
 
@@ -19,6 +19,7 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
     trials = study.get_trials(deepcopy=False)
     if sum(map(has_value, trials)) < 2:
         return []
+    import_matplotlib()
     import matplotlib
 
     matplotlib.use("agg")
@@ -43,8 +44,8 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
     return [f"{name}.png" for name in kinds]
 
 
-def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dpi: int) -> None:
-    """By objective, one below the other: bars, the largest on top."""
+def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dpi: int) -> str:
+    """Draw them by objective, one below the other: bars, the largest on top. Return the picture's name."""
     new_figure, new_canvas = load_matplotlib()
     heights = [0.7 + 0.4 * len(of_one) for of_one in found.values()]
     figure = new_figure(figsize=(6, sum(heights)), dpi=dpi, layout="constrained")
@@ -57,6 +58,7 @@ def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dp
         axes.margins(x=0.1)
         axes.spines[["top", "right"]].set_visible(False)
     canvas.print_png(picture)
+    return picture.name
 
 
 def _history(study: optuna.Study, name: str) -> Any:

@@ -14,6 +14,7 @@ from sweep.record.checked import write_checked
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal, whole_size
+from sweep.record.plot import drawing_problem
 from sweep.record.portions import forget_offsets
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_uri
@@ -58,7 +59,9 @@ class Recording:
         if self._record is None or self._follower is None:
             return
         if self._shared is None:  # else there is a picture of all of them
-            draw_plots(renumbered(self._study), self._folder.plots)
+            problem = drawing_problem(lambda: draw_plots(renumbered(self._study), self._folder.plots))
+            if problem is not None:
+                print(f"warning: cannot draw the study's plots ({problem})", file=sys.stderr)
         self._record.end(status, self._folder)
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(

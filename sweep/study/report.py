@@ -1,8 +1,9 @@
 """The page of a study, and pictures for papers: what was tried, what came of it, and how to have it again."""
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sweep.page.curves import Band, Bands, curves_figure, draw_bands, over_seeds
 from sweep.page.document import Document, Section, Table, to_html
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder, write_atomic
+from sweep.record.plot import drawing_problem, import_matplotlib
 from sweep.record.provenance import again_command, rerun_command
 from sweep.study import figures
 from sweep.study.again import stored_best
@@ -38,6 +40,7 @@ class Report:
     def __init__(self, study: optuna.Study, folder: StudyFolder, trials: Sequence[int] | None) -> None:
         # One moment for all tiles, figures and tables, while others may add trials.
         study = renumbered(snapshot(study))
+        import_matplotlib()  # Optuna loads it with its figures for plotly, too
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name
@@ -56,18 +59,27 @@ class Report:
         self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
 
     def write(self, page: Path) -> list[str]:
-        """Writes the page, and the pictures in `plots` beside it; their names."""
+        """Write the page, and the pictures in `plots` beside it; return their names.
+
+        A picture that cannot be drawn costs a warning. Raises OSError if there is no writing to the folder.
+        """
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, to_html(self._document()), durable=False)
         pictures = page.parent / self._folder.plots.name
-        names = draw_plots(self._study, pictures, dpi=_DPI)
         pictures.mkdir(exist_ok=True)
+        found = {name: one for name, one in zip(self._names, self._importances, strict=True) if one}
+        names: list[str] = []
+
+        def draw(what: str, picture: Callable[[], Sequence[str]]) -> None:
+            problem = drawing_problem(lambda: names.extend(picture()))
+            if problem is not None:
+                print(f"warning: cannot draw the {what} ({problem})", file=sys.stderr)
+
+        draw("history and slices", lambda: draw_plots(self._study, pictures, dpi=_DPI))
         if self._bands:
-            names.append("curves.png")
-            draw_bands(self._bands, pictures / "curves.png", _DPI)
-        if found := {name: one for name, one in zip(self._names, self._importances, strict=True) if one}:
-            names.append("importances.png")
-            draw_importances(found, pictures / "importances.png", _DPI)
+            draw("curves", lambda: [draw_bands(self._bands, pictures / "curves.png", _DPI)])
+        if found:
+            draw("importances", lambda: [draw_importances(found, pictures / "importances.png", _DPI)])
         return names
 
     def _document(self) -> Document:
