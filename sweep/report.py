@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep import collector
-from sweep.command_line import check_command_line
+from sweep.command_line import check_command_line, secure_streams
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.record import journal
@@ -25,6 +25,7 @@ _PATIENCE_S = 60.0  # with MLflow
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the page is written, whether or not MLflow has it; 1 damaged; 2 no such study, trial or place."""
+    secure_streams()
     collector.pause()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sweep import collector
-from sweep.command_line import check_command_line
+from sweep.command_line import check_command_line, secure_streams
 from sweep.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
@@ -110,6 +110,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
 
     Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n.
     """
+    secure_streams()
     collector.pause()
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.command_line import check_command_line
+from sweep.command_line import check_command_line, secure_streams
 from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder or store."""
+    secure_streams()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.command_line import secure_streams
 from sweep.config import register
 from sweep.errors import ConfigError, one_line
 from sweep.guard import check_hydra
@@ -62,6 +63,7 @@ class Worker:
 
     def __call__(self, cfg: DictConfig) -> int | None:
         """The job that a launcher runs. Returns the number of the signal that stopped it, if one did."""
+        secure_streams()
         check_hydra(HydraConfig.get())
         index = HydraConfig.get().job.num
         _take_device(index, self.n_shares)
