@@ -74,13 +74,19 @@ def importances(found: Mapping[str, float], objective: int, name: str) -> Figure
         "textposition": "outside",
         "cliponaxis": False,
         "marker": {"color": COLOURS[0]},
-        "hoverinfo": "skip",
+        "hovertemplate": "%{y}: %{x:.3f}<extra></extra>",
     }
     layout = {
         "height": 110 + 34 * len(keys),
         "margin": {"r": 50, "t": 15},
         "xaxis": {"title": {"text": f"importance for {name}"}, "rangemode": "tozero"},
-        "yaxis": {"type": "category", "showgrid": False},
+        "yaxis": {
+            "type": "category",
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": keys,
+            "ticktext": [tail(key) for key in keys],
+        },
     }
     return Figure(f"importances-{objective}", [bars], layout)
 
@@ -102,9 +108,12 @@ def slices(shown: optuna.Study, objective: int, name: str) -> list[Figure]:
             trace["hovertemplate"] = "%{text}<br>%{x}: %{y:.5g}<extra></extra>"
         across = figure.layout["xaxis"]
         if "categoryarray" in across:
-            across["categoryarray"] = [_unquoted(label) for label in across["categoryarray"]]
+            labels = [_unquoted(label) for label in across["categoryarray"]]
+            texts = [_label(label) for label in labels]
+            across |= {"categoryarray": labels, "tickmode": "array", "tickvals": labels, "ticktext": texts}
         elif across.get("type") == "log":
             figure.layout["xaxis"] = axis(key, figure.data[0]["x"], True)
+        figure.layout["xaxis"]["title"] = {"text": tail(key, 32)}
         figure.layout["yaxis"] = axis(name, values, _spans_decades(values))
         figures.append(figure)
     return figures
@@ -173,7 +182,7 @@ def _dimension(key: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         if -1 in places:
             labels = {-1: "none", **labels}
         return {
-            "label": key,
+            "label": tail(key),
             "values": places,
             "tickvals": list(labels),
             "ticktext": list(labels.values()),
@@ -181,7 +190,7 @@ def _dimension(key: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         }
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     found = np.array([t.params.get(key, np.nan) for t in trials], float)
-    return _numbers(key, np.log10(found) if distribution.log else found, distribution.log)
+    return _numbers(tail(key), np.log10(found) if distribution.log else found, distribution.log)
 
 
 def _numbers(label: str, values: np.ndarray, is_log: bool) -> dict[str, Any]:
@@ -202,6 +211,11 @@ def _numbers(label: str, values: np.ndarray, is_log: bool) -> dict[str, Any]:
         "ticktext": texts,
         "range": [bottom - room, high + room],
     }
+
+
+def tail(key: str, most: int = 24) -> str:
+    """Return the key, or its last characters: a long name leaves no room for what it names, and its end tells more."""
+    return key if len(key) <= most else f"…{key[1 - most :]}"
 
 
 def _label(choice: object) -> str:

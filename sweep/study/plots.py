@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from sweep.record.plot import import_matplotlib, load_matplotlib
+from sweep.study.figures import tail
 from sweep.study.reading import as_shown, has_value, objective_names
 
 
@@ -52,7 +53,9 @@ def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dp
     canvas = new_canvas(figure)
     panels = figure.subplots(len(found), squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, of_one) in zip(panels, found.items(), strict=True):
-        bars = axes.barh(list(of_one)[::-1], list(of_one.values())[::-1], color="#3b82c4", height=0.6)
+        places = range(len(of_one))[::-1]
+        bars = axes.barh(places, list(of_one.values()), color="#3b82c4", height=0.6)
+        axes.set_yticks(places, [tail(key, 40) for key in of_one])
         axes.bar_label(bars, fmt="%.2f", padding=3)
         axes.set(xlabel=f"importance for {name}")
         axes.margins(x=0.1)
