@@ -1,4 +1,4 @@
-"""Stopping a trial, or a study's workers, from outside: Ctrl-C, or SIGTERM from a batch system."""
+"""Stopping a trial, or a study's workers, from outside: Ctrl-C, SIGTERM from a batch system, SIGHUP from a terminal."""
 
 import signal
 import threading
@@ -19,9 +19,15 @@ class StopRequest:
 _current: StopRequest | None = None
 
 
+def stopping_signals() -> list[signal.Signals]:
+    """Return the signals that stop training; without SIGHUP where it is ignored, as under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if is_ignored else [signal.SIGHUP])]
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request that the loop honours; a second Ctrl-C stops at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request that the loop honours; a second Ctrl-C stops at once.
 
     Within another `stop_on_signal` it is that one's request, which may have been made already.
     """
@@ -38,8 +44,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
         stop.signum = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    before = {signum: signal.signal(signum, request) for signum in stopping_signals()}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before.keys() - {signal.SIGTERM})
     try:
         yield stop
     finally:
@@ -51,18 +57,19 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupts_kept_from_children(handle: Callable[[int], None]) -> Iterator[None]:
-    """A terminal sends Ctrl-C to child processes too. One that is started meanwhile gets it once it is ready for it,
-    within `stop_on_signal`, and not while it loads. `handle` is called with SIGINT, from a thread.
+    """A terminal sends Ctrl-C, and SIGHUP, to child processes too. One that is started meanwhile gets it once it is
+    ready for it, within `stop_on_signal`, and not while it loads. `handle` is called with the signal, from a thread.
     """
     over = threading.Event()
+    kept = {*stopping_signals()} - {signal.SIGTERM}
 
     def wait() -> None:
         while not over.is_set():
-            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
-                handle(signal.SIGINT)
+            if (found := signal.sigtimedwait(kept, 0.2)) is not None:
+                handle(found.si_signo)
 
     resource_tracker.ensure_running()  # at its start it would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, kept)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     try:

@@ -552,21 +552,21 @@ def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, w
 
 
 @pytest.mark.parametrize(
-    ("launcher", "n_jobs", "moment"),
+    ("launcher", "n_jobs", "moment", "signum"),
     [
-        ("basic", 1, "trials/0/.lock"),  # torch is being loaded
-        ("joblib", 2, "workers"),
-        ("joblib", 2, "trials/0/.lock"),
-        ("submitit_local", 2, "workers"),
+        ("basic", 1, "trials/0/.lock", signal.SIGINT),  # torch is being loaded
+        ("joblib", 2, "workers", signal.SIGHUP),
+        ("joblib", 2, "trials/0/.lock", signal.SIGINT),
+        ("submitit_local", 2, "workers", signal.SIGINT),
     ],
 )
-def test_ctrl_c_while_workers_start_ends_them_all(launcher, n_jobs, moment, tmp_path):
+def test_ctrl_c_or_a_closed_terminal_while_workers_start_ends_them_all(launcher, n_jobs, moment, signum, tmp_path):
     command = ("-m", *LONG, "tracking=off", f"hydra.sweeper.n_jobs={n_jobs}", f"hydra/launcher={launcher}")
     with start(tmp_path, *command) as process:
         wait_until((folder_of(tmp_path).path / moment).exists, process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signum)  # as a terminal does
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + signum, err
     assert err == ""
     wait_until(lambda: not group_lives(process.pid))
     assert not any(t.state.is_finished() for t in trials_of(folder_of(tmp_path)))

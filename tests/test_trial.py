@@ -396,3 +396,17 @@ def test_another_target_gives_the_run_its_name_and_tag(small_trial: Trial) -> No
 def test_what_torch_raises_while_training_is_told_in_one_line(overrides: tuple[str, ...], small_trial: Trial) -> None:
     with pytest.raises(TrainingFailed, match="at step 1: RuntimeError: SparseAdam does not support dense gradients"):
         small_trial(*overrides, "~optimizer.fused")
+
+
+def test_a_closed_terminal_stops_a_trial_unless_that_is_ignored(small_trial: Trial) -> None:
+    def close_terminal(epoch: int, metrics: object) -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(Interrupted) as caught:
+        small_trial(report=close_terminal)
+    assert caught.value.signum == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert small_trial("seed=1", report=close_terminal).n_epochs == 4
+    finally:
+        signal.signal(signal.SIGHUP, before)

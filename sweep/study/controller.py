@@ -28,7 +28,7 @@ from sweep.record.follow import Follower
 from sweep.record.journal import first, status
 from sweep.record.ownership import refuse_existing
 from sweep.record.store import Store, tracking_store, without_password
-from sweep.signals import interrupts_kept_from_children
+from sweep.signals import interrupts_kept_from_children, stopping_signals
 from sweep.study.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.study.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.study.composer import Starts
@@ -374,16 +374,21 @@ class Controller:
 
     @contextlib.contextmanager
     def _signals(self, worker: Worker) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM has all workers stop at a checkpoint; the second ends this command at once."""
+        """The first signal has all workers stop at a checkpoint; the second ends this command at once.
+
+        A terminal that is closed may send SIGHUP more than once, so that one never does.
+        """
 
         def stop(signum: int, frame: FrameType | None = None) -> None:
+            if self._stopped_by is not None and signum == signal.SIGHUP:
+                return
             if self._stopped_by is not None:
                 os._exit(128 + signum)
             self._stopped_by = signum
             self.folder.workers.mkdir(parents=True, exist_ok=True)
             worker.stop_request.touch()
 
-        before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
         in_this_process = self._master.hydra.runtime.choices["hydra/launcher"] == "basic"
         try:
             with contextlib.nullcontext() if in_this_process else interrupts_kept_from_children(stop):
