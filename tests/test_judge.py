@@ -249,3 +249,17 @@ def test_a_picture_of_no_contender_is_drawn_without_a_warning(tmp_path: Path) ->
     field = SimpleNamespace(contenders=[Contender("a", {})])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
     picture.draw(plan, judgement, tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_where_every_tuning_trial_diverged_there_is_no_number(learns: bool, tmp_path: Path) -> None:
+    trials = [trial(i, None, diverged=True) for i in range(5)]
+    made = [entry(name, [1.0] * N, trials=trials) for name in "ab"]
+    judgement = judged(*made, learns=learns, n_trials=5)
+    for standing in judgement.tasks[0].standings:
+        assert np.isnan(standing.budget.values).all()
+        assert standing.rates == {}
+    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
+    field = SimpleNamespace(contenders=[one.contender for one in made])
+    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field, n_trials=5)
+    picture.draw(plan, judgement, tmp_path / "c.png")

@@ -183,6 +183,9 @@ def _budget(
 ) -> Budget:
     values = _tuning_costs(entry.trials, direction, worst)
     k = np.arange(1, min(n_trials, len(values)) + 1)
+    if not math.isfinite(worst):  # nobody came to a number
+        none = np.full(len(k), np.nan)
+        return Budget(k, none, none, none, interval=False)
     if learns:
         best = np.minimum.accumulate(values)[: len(k)]
         return Budget(k, best, best, best, interval=False)
@@ -193,6 +196,8 @@ def _budget(
 def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:
     values = _tuning_costs(entry.trials, direction, math.inf)
     best = values.min()
+    if not math.isfinite(best):
+        return {}
     close = [t.params for t, value in zip(entry.trials, values, strict=True) if value - best <= _CLOSE * abs(best)]
     keys = [key for key in entry.ranges if key.rpartition(".")[2] in ("lr", "base_lr", "max_lr")]
     found = {key: [float(params[key]) for params in close if key in params] for key in keys}
