@@ -1,4 +1,4 @@
-"""Composing a study's trials: once by Hydra for each choice of options, then by setting values in a copy."""
+"""Composing a study's trials: by Hydra for the first of options that are alike, then by setting values in a copy."""
 
 import copy
 import pickle
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,11 +18,15 @@ from sweep.config import Config, origin, validate, validate_plain, with_origin
 from sweep.errors import ConfigError
 from sweep.spelling import option
 from sweep.study.plain import PlainConfig
+from sweep.study.variants import Kind, Variants
 
 _MANY, _LONG_S = 25, 5.0  # choices composed between two lines on progress; seconds before the first
 
 # Of bounds=auto: by choice of options, as `chosen` has it, and by config key: value, low, high.
 Starts = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+_Composed = tuple[DictConfig, dict[str, str | None], list[str]]
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Composer:
     monitor: what `trainer.monitor` is where neither an option nor the command line sets it.
     """
 
-    loader: ConfigLoader
+    loader: ConfigLoaderImpl
     master: DictConfig
     fixed: Sequence[str]
     prefixes: dict[str, str]
@@ -75,6 +79,8 @@ class Composer:
         self._began = time.monotonic()
         self._bases: dict[tuple[tuple[str, str], ...], Base] = {}
         self._parsed: dict[tuple[str, str], Any] = {}
+        self._variants = Variants(self.loader, self.master, self.fixed)
+        self._by_hydra: dict[Kind, tuple[dict[str, str | None], list[str]]] = {}
 
     def base(self, groups: Mapping[str, str]) -> Base:
         """The config with those options and no searched value set. Raises ConfigError."""
@@ -82,10 +88,7 @@ class Composer:
         if choice not in self._bases:
             self._show_progress()
             overrides = [*self.fixed, *self.options(groups)]
-            config = self._load(overrides)
-            hydra = config.hydra
-            OmegaConf.set_struct(config, False)
-            del config["hydra"]
+            config, choices, searchpath = self._composed(groups, overrides)
             if config.bounds is not None:  # the study's business
                 config.bounds = None
                 overrides.append("bounds=null")
@@ -95,16 +98,32 @@ class Composer:
                     continue  # since the study was begun
                 OmegaConf.update(config, key, start["value"])
                 searched[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
-            own = [*searchpath_overrides(hydra), *overrides]
+            own = [*searchpath, *overrides]
             if self.monitor is not None and config.trainer.monitor is None:
                 config.trainer.monitor = self.monitor
                 own.append(override("trainer.monitor", self.monitor))  # so that the best trains again as it did
             OmegaConf.set_struct(config, True)
-            self._bases[choice] = Base(config, pickle.dumps(config), dict(hydra.runtime.choices), own, searched)
+            self._bases[choice] = Base(config, pickle.dumps(config), choices, own, searched)
         return self._bases[choice]
 
+    def _composed(self, groups: Mapping[str, str], overrides: list[str]) -> _Composed:
+        """Those options without Hydra's node, the choices of every group, and the searchpath. Raises ConfigError.
+
+        Hydra composes the first choice of each kind, and so has the first word on what is wrong with all of them.
+        """
+        kind = self._variants.kind(groups)
+        if kind in self._by_hydra and (config := self._variants.composed(groups, overrides)) is not None:
+            choices, searchpath = self._by_hydra[kind]
+            return config, choices | dict(groups), searchpath
+        config = self._load(overrides)
+        choices, searchpath = dict(config.hydra.runtime.choices), searchpath_overrides(config.hydra)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        self._by_hydra[kind] = choices, searchpath
+        return config, choices, searchpath
+
     def _show_progress(self) -> None:
-        """Say where composing stands; Hydra takes up to 0.3 s for each choice of options."""
+        """Say where composing stands; Hydra takes 0.12 s for each choice of options that no other is like."""
         n, now = len(self._bases), time.monotonic()
         if n == 0:
             self._began = now

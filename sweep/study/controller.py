@@ -201,7 +201,7 @@ class Controller:
         known = known_params(settings, space, self._default_groups())
         order = self._order(seed, known)
         for groups in space.each_group_alone():
-            self._fit(validate(space.composer.compose(groups, {})))
+            self._fit(space.of_options(groups))
         tracked = self._store.uri
         if settings.storage and tracked and without_driver(settings.storage) == without_driver(tracked):
             raise ConfigError(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Glob, Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.composition import config_error
-from sweep.config import validate
+from sweep.config import Config, validate
 from sweep.errors import ConfigError, one_line
 from sweep.prepare import BATCH_SIZE
 from sweep.study.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
@@ -76,6 +76,7 @@ class Space:
         self._declared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
         self._depends: dict[str, list[str]] = {}
         self._combinations: list[dict[str, str]] = []
+        self._of_options: dict[tuple[str, ...], Config] = {}
 
     def ranges(self, groups: Mapping[str, str]) -> dict[str, tuple[str, BaseDistribution]]:
         """Name and distribution of each searched key under those options. Raises ConfigError for what is no range."""
@@ -115,6 +116,13 @@ class Space:
 
     def compose(self, configuration: Configuration) -> DictConfig:
         return self.composer.compose(configuration.groups, configuration.values)
+
+    def of_options(self, groups: Mapping[str, str]) -> Config:
+        """The config with those options and no searched value set, checked. Raises ConfigError."""
+        chosen = tuple(groups.values())
+        if chosen not in self._of_options:
+            self._of_options[chosen] = validate(self.composer.compose(groups, {}))
+        return self._of_options[chosen]
 
     def broken_condition(self, configuration: Configuration) -> str | None:
         """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none.
@@ -249,10 +257,9 @@ class Space:
         except Exception as error:
             raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
         assert isinstance(search, dict)
-        unresolved = OmegaConf.to_container(config, resolve=False)
         found = {}
         for key, text in (search | base.searched).items():
-            if text is not None and key not in self.swept and not self._is_fixed(str(key), unresolved):
+            if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
         found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
@@ -279,7 +286,7 @@ class Space:
         self._cuts[cut_in_words(whole, left, n_train)] = None
 
     def _n_train(self, groups: Mapping[str, str]) -> int:
-        return self.splits.size(validate(self.composer.compose(groups, {})))
+        return self.splits.size(self.of_options(groups))
 
     def cuts(self) -> list[str]:
         """Say in a line each what the data make impossible."""
@@ -289,13 +296,15 @@ class Space:
                 self._cuts[f"{BATCH_SIZE}: a batch larger than the training split of its own trial is not tried"] = None
         return [*self._cuts]
 
-    def _is_fixed(self, key: str, config: Any) -> bool:
+    def _is_fixed(self, key: str, config: DictConfig) -> bool:
         """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
         if key in self.fixed:
             return True
+        node: Any = config
         for part in key.split("."):
-            config = config.get(part) if isinstance(config, dict) else None
-        reference = _REFERENCE.fullmatch(config) if isinstance(config, str) else None
+            node = node._get_node(part) if isinstance(node, DictConfig) and isinstance(node._value(), dict) else None
+        text = node._value() if isinstance(node, Node) else None  # not resolved
+        reference = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
         return reference is not None and reference[1] in self.fixed
 
 
