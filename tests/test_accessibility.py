@@ -126,5 +126,6 @@ def test_buttons_are_not_printed_and_paper_is_light(desktop: Tab):
     assert any(desktop.page.evaluate(script))
     desktop.page.emulate_media(media="print")
     assert not any(desktop.page.evaluate(script))
+    assert desktop.page.evaluate("document.documentElement.scrollWidth") == DESKTOP[0], "no table shrinks the page"
     assert desktop.page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 38, 48)"
     desktop.page.locator("#history-0[data-drawn=light]").wait_for()
