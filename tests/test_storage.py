@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -274,7 +275,7 @@ def test_a_file_that_is_lost_while_in_use_is_not_begun_anew(change: Callable[[Pa
     storage = opened(path)
     run_trials(storage, 1)
     change(path)
-    with pytest.raises(ConfigError, match=r"was cut or replaced|cannot open"):
+    with pytest.raises(ConfigError, match=r"was cut or replaced|cannot open|is gone"):
         run_trials(storage, 1)
     assert not path.exists() or path.stat().st_size == 0
 
@@ -676,3 +677,11 @@ def test_a_damaged_file_of_the_study_itself_is_named_and_no_key_is_blamed_that_n
         open_storage(None, folder)
     assert error.value.key == "hydra.sweeper.study_name"
     assert str(folder.storage) in error.value.problem
+
+
+def test_a_folder_that_is_removed_while_in_use_is_named(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "studies" / "s" / "optuna.log")
+    shutil.rmtree(tmp_path / "studies")
+    with pytest.raises(ConfigError, match="is gone: it was removed while the study used it") as caught:
+        list(file.read_logs(0))
+    assert caught.value.key == "study"

@@ -152,6 +152,8 @@ def flocked(path: Path, flags: int, kind: int) -> Iterator[int]:
                 path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, flags, 0o644)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:  # it was there before
+            raise ConfigError("study", f"'{path}' is gone: it was removed while the study used it") from error
         raise ConfigError(KEY, f"cannot open '{path}': {error.strerror}") from error
     try:
         fcntl.flock(file, kind)
