@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sweep.composition import compose
 from sweep.record.provenance import again_command, report_command, resume_command, sync_command
+from sweep.record.summary import where_to_look
 from sweep.spelling import spelled
 from sweep.study.ranges import distribution_of, options_of, parse_override
 
@@ -59,3 +60,9 @@ def test_quoted_options_are_the_options_that_they_name():
     override = parse_override("optimizer=\"sgd\",'adam',rmsprop", "optimizer")
     options = options_of("optimizer", distribution_of("optimizer", override))
     assert list(options.choices) == ["sgd", "adam", "rmsprop"]
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///outputs/mlflow.db", "sqlite:////a b/it's $HOME (1)/mlflow.db"])
+def test_the_printed_command_that_shows_runs_is_of_their_store(uri: str):
+    _, _, printed = where_to_look("runs", uri).partition(":  ")
+    assert shlex.split(printed) == ["mlflow", "ui", "--backend-store-uri", uri]
