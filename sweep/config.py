@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError, one_line
+from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.targets import check_targets
 
 # Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
@@ -389,11 +390,13 @@ def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp:
     Hydra makes the folder before anything else can be checked.
     """
     if from_study is not None:
-        require_study(Path(_checked_output_dir(output_dir)), from_study)
+        require_study(absolute(_checked_output_dir(output_dir)), from_study)
     if resume is None:
         return f"{_checked_output_dir(output_dir)}/runs/{_named(stamp, output_dir, from_study)}"
-    require_run(Path(resume))
-    return f"{resume}/resumed/{_named(stamp, output_dir, None)}"
+    folder = absolute(resume)
+    require_run(folder)
+    refuse_links_in(folder, "resume")
+    return f"{folder}/resumed/{_named(stamp, output_dir, None)}"
 
 
 def _named(stamp: str, output_dir: str, from_study: str | None) -> str:
@@ -417,7 +420,8 @@ def _lr_range_dir(output_dir: str, name: str) -> str:
 
 def _checked_output_dir(output_dir: str) -> str:
     _require(bool(output_dir.strip()), "output_dir", "is empty; name a folder")
-    return output_dir
+    refuse_links_at(absolute(output_dir))
+    return os.path.expanduser(output_dir)
 
 
 def require_run(folder: Path) -> None:

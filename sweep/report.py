@@ -12,10 +12,11 @@ from sweep import collector
 from sweep.command_line import check_command_line, secure_streams
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
+from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.provenance import sync_command
-from sweep.record.store import Store, recorded_store, without_password
+from sweep.record.store import Store, output_dir_of, recorded_store, without_password
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -30,10 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
-        folder = StudyFolder(given.output_dir.absolute() / "studies" / given.study)
-        require_begun_study(given.output_dir, given.study)
+        output_dir = absolute(given.output_dir)
+        folder = StudyFolder(output_dir / "studies" / given.study)
+        require_begun_study(output_dir, given.study)
+        refuse_links_in(folder.path, "study")
         journal.check(folder.run.journal)
-        page = folder.report if given.page is None else given.page.absolute()
+        page = folder.report if given.page is None else absolute(given.page)
         store, told = _store_of(folder) if page == folder.report else (None, "")
         with _follower(folder, store) as follower:
             _write(folder, given.storage, given.trials, page)
@@ -78,6 +81,10 @@ def _numbers(text: str) -> list[int]:
 def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
     """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
     try:
+        output_dir = folder.path.parent.parent
+        if output_dir_of(folder.run) not in (None, output_dir):
+            raise ConfigError("output_dir", f"its record names another one than '{output_dir}'")
+        refuse_links_at(output_dir)
         store = recorded_store(folder.run)
     except ConfigError as error:
         return None, f"Not in MLflow ({error})"
@@ -89,12 +96,9 @@ def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | 
     if store is None:
         return nullcontext()
     from sweep.record.follow import Follower
-    from sweep.record.store import output_dir_of
 
-    output_dir = output_dir_of(folder.run)
-    assert output_dir is not None
     try:
-        follower = Follower(output_dir / "mirror.log")
+        follower = Follower(folder.path.parent.parent / "mirror.log")
     except OSError:  # nothing can be written there; the page will tell
         return nullcontext()
     follower.follow(folder.run, store)
@@ -147,7 +151,7 @@ def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:
     problem = follower.finish(folder.run, _PATIENCE_S)
     where = without_password(store.uri or "")
     if problem is not None:
-        return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent)}"
+        return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent, store)}"
     return f"In MLflow: an artifact of the run {folder.path.name} in {where}"
 
 

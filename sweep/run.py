@@ -183,7 +183,7 @@ def _follower(output_dir: Path) -> "Follower":
 
 
 def _refuse_changes(overrides: list[str]) -> None:
-    changes = [o for o in overrides if not o.startswith("resume=")]
+    changes = [o for o in overrides if not o.startswith(("resume=", "tracking.uri=", "output_dir="))]
     if changes:
         raise ConfigError(
             "resume", f"continues a run as it was configured; leave out '{changes[0]}', or start a new run"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from sweep.command_line import check_command_line, secure_streams
 from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
-from sweep.record.store import Store, recorded_store, without_password
+from sweep.record.store import Store, output_dir_of, recorded_store, without_password
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
@@ -30,29 +31,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
     given = parser.parse_args(arguments)
-    output_dir = given.output_dir.absolute()
+    output_dir = absolute(given.output_dir)
     if not output_dir.is_dir():
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
     tracked: list[tuple[RunFolder, Store]] = []
-    n_unreadable = 0
+    refused: list[ConfigError] = []
     for run in runs:
         try:
             _check_begun(run)
-            store = recorded_store(run, given.uri)
-        except Damaged as error:
-            print(f"error: {error}", file=sys.stderr)
-            n_unreadable += 1
-            continue
+            _refuse_places(run, output_dir)
+            if (store := recorded_store(run, given.uri)) is not None:
+                tracked.append((run, store))
         except ConfigError as error:
+            refused.append(error)
             print(f"error: {error}", file=sys.stderr)
-            return error.exit_status
-        if store is not None:
-            tracked.append((run, store))
-    n_sent, n_all = sum(_sync_all(tracked)), len(tracked) + n_unreadable
-    print(f"{n_sent} of {n_all} tracked runs below {output_dir} are in MLflow")
-    return 0 if n_sent == n_all else 1
+    n_sent, n_tracked = sum(_sync_all(tracked)), len(tracked) + len(refused)
+    print(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow")
+    if any(not isinstance(error, Damaged) for error in refused):
+        return 2
+    return 0 if n_sent == n_tracked else 1
 
 
 def _check_begun(run: RunFolder) -> None:
@@ -65,6 +64,19 @@ def _check_begun(run: RunFolder) -> None:
         path.exists() for path in (run.mirror_state, run.checkpoint, run.best, StudyFolder(run.path).results)
     ):
         raise DamagedJournal(run.journal, None, "it is empty, but the run has begun")
+
+
+def _refuse_places(run: RunFolder, output_dir: Path) -> None:
+    """Raise ConfigError for a run that would have us read or write outside `output_dir`."""
+    recorded = output_dir_of(run)
+    if recorded is None:
+        return
+    if not recorded.is_relative_to(output_dir):
+        raise ConfigError("output_dir", f"'{run.path}' belongs to '{recorded}'; to send it, give that folder")
+    if not is_inside(run.path, output_dir):
+        raise ConfigError("output_dir", f"'{run.path}' lies elsewhere by a link, and links are not followed")
+    refuse_links_at(recorded)
+    refuse_links_in(run.path, "output_dir")
 
 
 def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sweep import collector
 from sweep.config import Config, fingerprint, folder_name, validate
 from sweep.errors import DISK_FULL, ConfigError, Damaged, DiskFull
+from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.prepare import (
     Data,
     check_data,
@@ -35,7 +36,7 @@ from sweep.record.progress import Show, progress
 from sweep.record.provenance import resume_command, sync_command
 from sweep.record.recorder import Report
 from sweep.record.start import Membership, stored_config, study_command, write_start
-from sweep.record.store import Store, output_dir_of, recorded_uri, store_of, tracking_store
+from sweep.record.store import Store, belongs_to, recorded_uri, store_of, tracking_store
 from sweep.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -120,15 +121,20 @@ def train_by_epochs(
         if is_new:
             require_unused(run, "folder")
     else:
-        run = RunFolder(config.resume)
+        run = RunFolder(absolute(config.resume))
+        refuse_links_in(run.path, "resume")
         if member is None and (command := study_command(run)) is not None:
             raise ConfigError("resume", f"'{run.path}' belongs to a study, which goes on with:  {command}")
-        config = stored_config(run)
+        config = stored_config(run, config)
+    own = absolute(config.output_dir)
+    output_dir = belongs_to(run, own) if run.config.exists() else own
+    refuse_links_at(output_dir)
+    store = tracking_store(config.tracking, output_dir)
+    if member is None:  # of trials the study says where they are sent
+        store = store_of(run, config.tracking, output_dir)
     data = (load or load_data)(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
-    output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
-    store = store_of(run, config.tracking, output_dir)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(run))
@@ -152,7 +158,7 @@ def train_by_epochs(
         if member is None and (names := undefined_metrics(data)):
             why = "the targets do not vary there"
             log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
-        with told_when_full(run):
+        with told_when_full(run, store):
             recorded = recorded_uri(store, output_dir)
             with Attempt(
                 run, config, data.description, output_dir, recorded, fit, fit.device.type, member, report
@@ -162,7 +168,7 @@ def train_by_epochs(
                         test, train_s = yield from _train(fit, attempt, data.samples.noise)
                 except KeyboardInterrupt:
                     if member is None:
-                        log.warning("warning: stopped; go on with:  %s", resume_command(run.path))
+                        log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
                     raise
                 finally:
                     mirrored = follower is not None and _finish_mirror(
@@ -194,7 +200,7 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
     """Records a study's trial that could not even begin; other trials just raise."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
-    output_dir = Path(config.output_dir).absolute()
+    output_dir = absolute(config.output_dir)
     store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
     run.create()
     with Journal(run.journal) as journal:
@@ -249,19 +255,19 @@ def _restore(fit: "Fit", run: RunFolder, is_member: bool) -> None:
 
 
 @contextmanager
-def told_when_full(run: RunFolder) -> Iterator[None]:
+def told_when_full(run: RunFolder, store: Store | None = None) -> Iterator[None]:
     """Raises DiskFull instead of what the system says."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise DiskFull(str(error), study_command(run) or resume_command(run.path)) from error
+        raise DiskFull(str(error), study_command(run) or resume_command(run.path, store)) from error
 
 
 def _new_folder(config: Config) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return Path(config.output_dir) / "runs" / folder_name(f"{stamp}_{run_name(config)}")
+    return absolute(config.output_dir) / "runs" / folder_name(f"{stamp}_{run_name(config)}")
 
 
 def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
@@ -273,6 +279,6 @@ def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir:
         log.warning(
             "warning: MLflow lacks this run (%s). Nothing is lost; later:  %s",
             problem,
-            sync_command(output_dir),
+            sync_command(output_dir, store),
         )
     return problem is None

@@ -233,5 +233,5 @@ def test_a_text_that_looks_like_a_reference_is_the_same_text_in_a_stored_config(
     run = RunFolder(tmp_path)
     config = validate(compose([r"experiment_name=\${oc.env:HOME}", r"model.activation='\${'"]))
     run.config.write_text(to_yaml(asdict(config)), encoding="utf-8")
-    assert stored_config(run) == config
+    assert stored_config(run, config) == config
     assert config.experiment_name == "${oc.env:HOME}"

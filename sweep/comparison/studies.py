@@ -13,6 +13,7 @@ from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
 from sweep.errors import ConfigError
+from sweep.links import absolute
 from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
@@ -80,7 +81,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.output_dir).absolute() / "comparisons" / self.name
+        return absolute(self.config.output_dir) / "comparisons" / self.name
 
 
 def refuse_foreign_files(plan: Plan) -> None:

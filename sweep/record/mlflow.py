@@ -33,12 +33,13 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import append_to_uri_path
 
 from sweep.errors import DamagedJournal
+from sweep.links import is_inside
 from sweep.record import journal
 from sweep.record.bulk import Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
-from sweep.record.portions import Portion, Sent, artifact_names, most_sent, portions
-from sweep.record.store import Store
+from sweep.record.portions import Portion, Sent, artifact_files, artifact_names, most_sent, portions
+from sweep.record.store import Store, sqlite_url
 
 UID_TAG = "sweep.uid"
 PARENT_TAG = "mlflow.parentRunId"
@@ -55,6 +56,7 @@ class Mirror:
     def __init__(self, store: Store) -> None:
         assert store.uri is not None
         self._artifact_root = store.artifact_root
+        self._is_in_outputs = store.is_in_outputs
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
         self._known: set[str] = set()  # runs that the store had when last asked
@@ -153,17 +155,26 @@ class Mirror:
         """To where the client would send them; the store has no such run yet, so nobody reads a half of one."""
         is_local = one.run.artifact_uri.startswith("file:///")
         repository = None
-        for artifact, above in _artifacts(one.folder, one.end):
-            if is_local and artifact.is_file():  # MLflow's own way of copying costs 1 ms a file
+        for artifact, above in artifact_files(one.folder, one.end):
+            self._check_place(one.run.artifact_uri, artifact, above)
+            if is_local:  # MLflow's own way of copying costs 1 ms a file
                 folder = os.path.join(local_file_uri_to_path(one.run.artifact_uri), above or "")
                 os.makedirs(folder, exist_ok=True)
                 shutil.copy2(artifact, folder)
                 continue
             repository = repository or get_artifact_repository(one.run.artifact_uri, self._client.tracking_uri)
-            if artifact.is_dir():
-                repository.log_artifacts(str(artifact), os.path.join(above or "", artifact.name))
-            else:
-                repository.log_artifact(str(artifact), above)
+            repository.log_artifact(str(artifact), above)
+
+    def _check_place(self, artifact_uri: str, artifact: Path, above: str | None) -> None:
+        """Raise MlflowException if the store came with the outputs and has the artifact go anywhere but below them."""
+        if not self._is_in_outputs:
+            return
+        assert self._artifact_root is not None
+        is_local = artifact_uri.startswith("/") or artifact_uri.startswith("file:///")
+        place = Path(local_file_uri_to_path(artifact_uri)) / (above or "") / artifact.name if is_local else None
+        if place is None or not is_inside(place, self._artifact_root):
+            problem = f"the store there has artifacts go to {artifact_uri}, which is not below {self._artifact_root}"
+            raise MlflowException(f"{problem}; send the runs to a store of your own: python -m sweep.sync --uri URI")
 
     def _whole(self, folder: RunFolder) -> "_Whole | None":
         """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
@@ -256,7 +267,7 @@ class Mirror:
         if parent is None:
             return None
         if (uid := parent["uid"]) not in self._parents:
-            study = RunFolder(os.path.normpath(folder.path / parent["folder"]))
+            study = RunFolder(_study_above(folder.path, parent["folder"]))
             own_start = journal.first(study.journal, "start")
             if own_start is not None and own_start["uid"] == uid:
                 run_id = self._claim(study, own_start)
@@ -332,7 +343,11 @@ class Mirror:
             problem = drawing_problem(lambda: ensure_curves(folder))
             if problem is not None:
                 logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
-        for artifact, above in _artifacts(folder, end):
+        files = list(artifact_files(folder, end))
+        uri = self._client.get_run(run_id).info.artifact_uri if files and self._is_in_outputs else ""
+        for artifact, above in files:
+            self._check_place(str(uri), artifact, above)
+        for artifact, above in files:
             self._client.log_artifact(run_id, str(artifact), above)
 
 
@@ -378,15 +393,14 @@ def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> 
         yield batch
 
 
+def _study_above(folder: Path, recorded: str) -> Path:
+    """The folder of the study that a trial lies in. A record that names a folder elsewhere is not followed."""
+    is_above = recorded in ("../..", "../../..")
+    return Path(os.path.normpath(folder / recorded)) if is_above else folder
+
+
 def _own_tags(uid: str, parent: str | None) -> dict[str, str]:
     return {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
-
-
-def _artifacts(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
-    """Files and folders that the record names, where they exist, each with the path that it stands below."""
-    for name in artifact_names(folder, end):
-        if (artifact := folder.path / name).exists():
-            yield artifact, os.path.dirname(name) or None
 
 
 def _artifact_uri(location: str, run_id: str) -> str:
@@ -431,7 +445,7 @@ def _make_tables(uri: str) -> None:
         return
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         made = Path(folder) / path.name
-        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        MlflowClient(sqlite_url(made)).search_experiments(max_results=1)
         if not path.exists():
             os.rename(made, path)
 

@@ -16,6 +16,12 @@ _MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
 _MAX_TAG_LENGTH = 8000
 _STATE = ("run_id", "offset", "attempted")  # of a trial's run in a store
 
+_FOLDERS = {"experiment": ".yaml", "plots": ".png"}  # and the kind of the files in them
+_ARTIFACTS = (
+    *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "curves.png", "uncommitted.diff"),
+    *("optimization_results.yaml", "best.yaml", "report.html", *_FOLDERS),
+)
+
 Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
 
 
@@ -114,9 +120,30 @@ def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iter
 
 
 def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
-    """Paths below the trial's folder; records of before 0.2 do not name them."""
+    """Names of files and folders in the trial's folder; records of before 0.2 do not name them.
+
+    Only names that we write ourselves: the record may be somebody else's.
+    """
     usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
-    return end.get("artifacts", [path.name for path in usual])
+    named = end.get("artifacts", [path.name for path in usual])
+    return [name for name in named if name in _ARTIFACTS] if isinstance(named, list) else []
+
+
+def artifact_files(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
+    """The files that the record names, where they exist, each with the folder that it stands in below the trial's.
+
+    A link is not followed: it could lead to any file of the user's.
+    """
+    for name in artifact_names(folder, end):
+        path = folder.path / name
+        if path.is_symlink():
+            continue
+        if path.is_file():
+            yield path, None
+        elif path.is_dir() and (kind := _FOLDERS.get(name)):
+            for inner in sorted(path.glob(f"*{kind}")):
+                if inner.is_file() and not inner.is_symlink():
+                    yield inner, name
 
 
 def _points(record: journal.Record) -> Iterator[list[Point]]:

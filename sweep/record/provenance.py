@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sweep.config import Config, literal
 from sweep.record.git import git
-from sweep.record.store import without_password
+from sweep.record.store import Store, without_password
 from sweep.spelling import command, spelled
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
@@ -54,9 +54,10 @@ def rerun_command(overrides: Sequence[str]) -> str:
     return command("sweep.run", *overrides)
 
 
-def resume_command(folder: Path) -> str:
-    """The command that continues the run in `folder`, quoted for Hydra and for the shell."""
-    return rerun_command([f"resume={_path(folder)}"])
+def resume_command(folder: Path, store: Store | None = None) -> str:
+    """The command that continues the run in `folder`, quoted for Hydra and for the shell, and so that it is sent on to
+    `store`."""
+    return _with_store(rerun_command([f"resume={_path(folder)}"]), store)
 
 
 def again_command(study: str, output_dir: Path) -> str:
@@ -74,9 +75,17 @@ def report_command(study: str, output_dir: Path) -> str:
     return command("sweep.report", *options, *(["--"] if study.startswith("-") else []), study)
 
 
-def sync_command(output_dir: Path) -> str:
+def sync_command(output_dir: Path, store: Store) -> str:
     """The command that sends to MLflow what is missing there."""
-    return command("sweep.sync", output_dir)
+    return _with_store(command("sweep.sync", output_dir), store)
+
+
+def _with_store(words: str, store: Store | None) -> str:
+    """The command, and before it the store where only a config names it: what a record says of it does not count."""
+    known = (None, os.environ.get("MLFLOW_TRACKING_URI"))
+    if store is None or store.is_in_outputs or store.uri in known or store.uri is None:
+        return words
+    return f"MLFLOW_TRACKING_URI={shlex.quote(without_password(store.uri))} {words}"
 
 
 def _path(folder: Path) -> str:

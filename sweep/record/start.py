@@ -81,8 +81,11 @@ def write_start(
     )
 
 
-def stored_config(run: RunFolder) -> Config:
-    """The config of an earlier trial that did not finish. Raises ConfigError, or Damaged."""
+def stored_config(run: RunFolder, own: Config) -> Config:
+    """The config of an earlier trial that did not finish, but for where results go: `own`, the user's, says that.
+
+    Raises ConfigError, or Damaged.
+    """
     require_run(run.path)
     try:
         ending = status(run.journal)
@@ -90,9 +93,13 @@ def stored_config(run: RunFolder) -> Config:
         raise error.with_remedy(f"put back a copy of it, or {_ANEW}") from error
     if ending == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
-    stored = load_checked(run.config, "resume", _ANEW)
+    plain = dict(load_checked(run.config, "resume", _ANEW))
+    plain |= {"resume": None, "from_study": None, "output_dir": own.output_dir}
+    tracking = plain.get("tracking")
+    known = tracking if isinstance(tracking, dict) else asdict(own.tracking)
+    plain["tracking"] = {**known, "uri": own.tracking.uri}
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(stored)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(plain)))
     except OmegaConfBaseException as error:
         raise Damaged("resume", run.config, one_line(error, 120), _ANEW) from error
     assert isinstance(merged, DictConfig)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from sweep.config import Tracking, literal
 from sweep.errors import ConfigError, Damaged
+from sweep.links import absolute
 from sweep.record import journal
 from sweep.record.checked import load_checked
 from sweep.record.folder import RunFolder
@@ -24,21 +26,53 @@ class Store(NamedTuple):
     uri: str | None
     artifact_root: Path | None
 
+    @property
+    def is_in_outputs(self) -> bool:
+        """Whether it is the file in an `output_dir`, which whoever made that folder may have written."""
+        root = self.artifact_root
+        return self.uri is not None and root is not None and self.uri == _own_uri(root.parent)
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a SQLite file, which MLflow and SQLAlchemy read alike. Raises ValueError where none is."""
+    if found := re.search("[?#%]", str(path)):
+        raise ValueError(f"holds a {found[0]}, which MLflow misreads in its store's URL")
+    return f"sqlite:///{path.absolute()}"
+
+
+def own_store(output_dir: Path) -> Store:
+    """Return the store in `output_dir`, which is absolute. Raises ConfigError where no URL fits."""
+    try:
+        return Store(sqlite_url(output_dir / "mlflow.db"), output_dir / "mlartifacts")
+    except ValueError as error:
+        problem = f"'{output_dir}' {error}; choose another name, or set tracking=off"
+        raise ConfigError("output_dir", problem) from error
+
+
+def _own_uri(output_dir: Path) -> str | None:
+    try:
+        return own_store(output_dir).uri
+    except ConfigError:
+        return None
+
 
 def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
     if not tracking.mlflow:
         return Store(None, None)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri and "%" in str(output_dir):  # SQLAlchemy and MLflow disagree about its meaning in a URL
-        raise ConfigError("output_dir", f"'{output_dir}' holds a %, so no MLflow store fits; choose another name")
-    if uri and "://" not in uri and not uri.startswith("databricks"):
-        key = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
-        raise ConfigError(key, f"'{uri}' is no URI that MLflow 3 takes; write sqlite:///{uri.rstrip('/')}/mlflow.db")
-    if uri and (file := re.fullmatch(r"sqlite:///([^/].*)", uri)):
-        uri = f"sqlite:///{Path(file[1]).absolute()}"  # else it would mean another file elsewhere
-    uri = uri or f"sqlite:///{output_dir}/mlflow.db"
-    _check_scheme("tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI", uri)
+    if not uri:
+        return own_store(output_dir)
+    key = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+    if "://" not in uri and not uri.startswith("databricks"):
+        try:
+            remedy = f"write {sqlite_url(absolute(uri) / 'mlflow.db')}"
+        except ValueError:
+            remedy = "write sqlite:///path/mlflow.db"
+        raise ConfigError(key, f"'{uri}' is no URI that MLflow 3 takes; {remedy}")
+    if file := re.fullmatch(r"sqlite:///([^/?#%].*)", uri):
+        uri = f"sqlite:///{absolute(file[1])}"  # else it would mean another file elsewhere
+    _check_scheme(key, uri)
     return Store(uri, _artifact_root(uri, output_dir))
 
 
@@ -55,24 +89,26 @@ def _check_scheme(key: str, uri: str) -> None:
 
 def recorded_uri(store: Store, output_dir: Path) -> str | None:
     """How a run's record names its store: None for the one in `output_dir`, which may be moved; without a password."""
-    own = f"sqlite:///{output_dir}/mlflow.db"
-    return None if store.uri in (None, own) else without_password(store.uri)
+    return None if store.uri in (None, _own_uri(output_dir)) else without_password(store.uri)
 
 
 def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
     """Where the run belongs: the store it began in, whatever MLFLOW_TRACKING_URI says now.
 
-    Raises ConfigError when that takes a password which only the environment can give.
+    tracking: the user's own. The record may be somebody else's, so one that names another store than the user's does
+    not decide where the run is sent. Raises ConfigError for that.
     """
-    store = tracking_store(tracking, output_dir)
     start = journal.first(run.journal, "start")
-    if start is None or store.uri is None or recorded_uri(store, output_dir) == start["store"]:
-        return store
+    if not tracking.mlflow or start is None:
+        return tracking_store(tracking, output_dir)
     if start["store"] is None:
-        return Store(f"sqlite:///{output_dir}/mlflow.db", output_dir / "mlartifacts")
-    if "***" in start["store"]:
-        raise ConfigError("MLFLOW_TRACKING_URI", f"the run belongs to {start['store']}; set it so, with the password")
-    return Store(start["store"], _artifact_root(start["store"], output_dir))
+        return own_store(output_dir)
+    store = tracking_store(tracking, output_dir)
+    if recorded_uri(store, output_dir) == start["store"]:
+        return store
+    told = " with its password" if "***" in str(start["store"]) else ""
+    problem = f"'{run.path}' was begun in {start['store']}, which is not your own setting; if you trust that, set it"
+    raise ConfigError("tracking.uri", f"{problem}{told}, or MLFLOW_TRACKING_URI")
 
 
 def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
@@ -83,9 +119,8 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     output_dir = output_dir_of(run)
     if output_dir is None:
         return None
-    tracking = _recorded_tracking(run, is_needed=uri is None)
-    if uri is not None:
-        tracking.uri = uri
+    recorded = _recorded_tracking(run, is_needed=uri is None)
+    tracking = Tracking(mlflow=recorded.mlflow, uri=uri)  # where to, the record does not say
     store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
     return store if store.uri else None
 
@@ -109,6 +144,33 @@ def without_password(uri: str) -> str:
 
 
 def output_dir_of(run: RunFolder) -> Path | None:
-    """The absolute `output_dir` that a started run belongs to, wherever the tree is now; None before its start."""
+    """The absolute `output_dir` that a started run belongs to, wherever the tree is now; None before its start.
+
+    The record may be somebody else's: check the place with `belongs_to` before writing to it.
+    """
     start = journal.first(run.journal, "start")
-    return None if start is None else Path(os.path.normpath(run.path / start["output_dir"]))
+    return None if start is None else Path(os.path.normpath(run.path / str(start["output_dir"])))
+
+
+def belongs_to(run: RunFolder, own: Path) -> Path:
+    """Return the `output_dir` of a run that is there, if that is `own`, the user's, or the one that the run lies in.
+
+    Raises ConfigError where its record names another one.
+    """
+    around, recorded = _around(run.path), output_dir_of(run)
+    if recorded is None:
+        return around or own
+    if recorded in (own, around):
+        return recorded
+    problem = f"'{run.path}' names '{recorded}' as its own, which it does not lie in; if you trust that, add "
+    raise ConfigError("output_dir", f"{problem}output_dir={shlex.quote(str(recorded))}")
+
+
+def _around(run: Path) -> Path | None:
+    """The `output_dir` that a run's folder lies in, by the names of the folders between."""
+    trial = run.parent if run.name.startswith("seed-") else run
+    for folder, kind, depth in ((run, "runs", 1), (run, "multirun", 2), (run, "studies", 1), (trial, "studies", 3)):
+        above = [folder, *folder.parents]
+        if len(above) > depth + 1 and above[depth].name == kind and (depth < 3 or above[1].name == "trials"):
+            return above[depth + 1]
+    return None

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,8 +9,12 @@ from omegaconf import DictConfig
 from sweep.composition import compose, given_overrides
 from sweep.config import require_study
 from sweep.errors import Damaged
+from sweep.links import absolute, refuse_links_in
 from sweep.record.checked import load_checked
 from sweep.record.folder import StudyFolder
+from sweep.stored import stored_overrides
+
+log = logging.getLogger("sweep")
 
 
 def stored_best(folder: StudyFolder, key: str) -> dict[str, Any]:
@@ -27,14 +30,21 @@ def stored_best(folder: StudyFolder, key: str) -> dict[str, Any]:
 def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictConfig:
     """The best configuration of study `name` below `output_dir`, with `overrides` of the command line on top.
 
-    Raises ConfigError for a study that is not there or has no complete trial.
+    Raises ConfigError for a study that is not there or has no complete trial, or whose configuration asks for what only
+    the user's own command may (`stored_overrides`).
     """
-    require_study(Path(output_dir), name)
-    folder = StudyFolder(Path(output_dir) / "studies" / name)
+    require_study(absolute(output_dir), name)
+    folder = StudyFolder(absolute(output_dir) / "studies" / name)
+    refuse_links_in(folder.path, "from_study")
     on_top = [o for o in overrides if not o.startswith("from_study=")]
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
-    best = stored_best(folder, "from_study")["overrides"]
-    return compose([*(o for o in best if o.lstrip("+~").partition("=")[0] not in changed), *on_top])
+    stored = stored_best(folder, "from_study")["overrides"]
+    recorded = [o for o in stored if o.lstrip("+~").partition("=")[0] not in changed]
+    best = stored_overrides(recorded, on_top, "from_study")
+    for override in recorded:
+        if override.lstrip("+~").startswith("tracking.") and override not in best:
+            log.warning("warning: %s, which the study ran with, holds only if you give it too", override)
+    return compose([*best, *on_top])
 
 
 def best_choices(output_dir: str, name: str, job: Any) -> dict[str, str]:

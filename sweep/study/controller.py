@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
+from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.record.folder import StudyFolder, to_yaml
 from sweep.record.follow import Follower
@@ -87,8 +88,10 @@ class Controller:
         self._starts: Starts | None = None
         auto = ["bounds=auto"] if is_auto(self._master.bounds) else []
         self.name = study_name(settings, self.space, self._base.choices, [*self.space.composer.fixed, *auto])
-        self._output_dir = Path(self._base.output_dir).absolute()
+        self._output_dir = absolute(self._base.output_dir)
         self.folder = StudyFolder(self._output_dir / "studies" / self.name)
+        refuse_links_at(self._output_dir)
+        refuse_links_in(self.folder.path, "hydra.sweeper.study_name")
         self._master.hydra.sweep.dir = str(self.folder.path)  # some launchers put files of their own there
         self._stopped_by: int | None = None
         self._lowered: dict[str, None] = {}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -17,13 +16,14 @@ from sweep import collector
 from sweep.config import Config
 from sweep.durable import synced_together
 from sweep.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.links import absolute
 from sweep.packing import Group, Packer
 from sweep.record import journal
 from sweep.record.attempt import Attempt, locked, saved_state
 from sweep.record.folder import RunFolder
 from sweep.record.recorder import Report
 from sweep.record.start import stored_config
-from sweep.record.store import output_dir_of, recorded_uri, store_of
+from sweep.record.store import recorded_uri, tracking_store
 from sweep.signals import StopRequest
 from sweep.study.ledger import PACKING, PROBLEM
 from sweep.study.means import Means
@@ -178,7 +178,8 @@ class PackedShift(Shift):
                 self._finished(entry, replicate, run_values(run, settings.objective, settings.direction))
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = stored_config(run) if begun else self._splits.fit(self._composer.validated(groups, values))
+            config = self._splits.fit(self._composer.validated(groups, values))
+            config = stored_config(run, config) if begun else config
             group, slot = self._packer.slot(config)
             if (state := self._saved_state(run)) is not None:
                 if state["losses"]:
@@ -207,8 +208,8 @@ class PackedShift(Shift):
     def _begin(self, seat: _Seat) -> None:
         """Begins the run's record, and takes the slot."""
         run, config, member = seat.run, seat.config, self._member(seat.entry.trial, seat.replicate)
-        output_dir = output_dir_of(run) or Path(config.output_dir).absolute()
-        store = recorded_uri(store_of(run, config.tracking, output_dir), output_dir)
+        output_dir = absolute(config.output_dir)
+        store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
         data, device = seat.group.data.description, seat.group.pack.device.type
         with told_when_full(run):
             seat.held.enter_context(locked(run))

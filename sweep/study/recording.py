@@ -66,7 +66,7 @@ class Recording:
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
             print(
                 f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
-                f"{sync_command(self._output_dir)}",
+                f"{sync_command(self._output_dir, self._store)}",
                 file=sys.stderr,
             )
 
