@@ -11,7 +11,7 @@ from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
 from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
-from sweep.record.store import Store, output_dir_of, recorded_store, without_password
+from sweep.record.store import Store, output_dir_around, output_dir_of, recorded_store, without_password
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
@@ -67,12 +67,14 @@ def _check_begun(run: RunFolder) -> None:
 
 
 def _refuse_places(run: RunFolder, output_dir: Path) -> None:
-    """Raise ConfigError for a run that would have us read or write outside `output_dir`."""
+    """Raise ConfigError for a run that would have us read or write where neither it lies nor the user said."""
     recorded = output_dir_of(run)
     if recorded is None:
         return
-    if not recorded.is_relative_to(output_dir):
-        raise ConfigError("output_dir", f"'{run.path}' belongs to '{recorded}'; to send it, give that folder")
+    if not recorded.is_relative_to(output_dir) and recorded != output_dir_around(run.path):
+        raise ConfigError(
+            "output_dir", f"'{run.path}' names '{recorded}' as its own; if you trust that, give that folder"
+        )
     if not is_inside(run.path, output_dir):
         raise ConfigError("output_dir", f"'{run.path}' lies elsewhere by a link, and links are not followed")
     refuse_links_at(recorded)

@@ -114,7 +114,7 @@ def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Mi
     run.mirror_state.write_text("{ torn")
     assert mirror.push(run)
     assert rows(server.database) == before
-    assert sync.main([str(sent.folder)]) == 0
+    assert sync.main([str(sent.folder), "--uri", server.uri]) == 0
     assert rows(server.database) == before
 
 
@@ -261,7 +261,7 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
         mirror.abandon(RunFolder(folder))  # the trial lives: it must not be marked
         seen.append((epoch, statuses()))
 
-    resumed = small_trial(f"resume={folder}", report=report)
+    resumed = small_trial(f"resume={folder}", f"tracking.uri={server.uri}", report=report)
     assert seen == [(3, ["RUNNING"]), (4, ["RUNNING"])]
     assert resumed.mirrored
     run = run_of(folder, server.uri)
@@ -277,19 +277,19 @@ def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Mirror, tmp_p
     made.close()
     run.config.write_text(f"tracking:\n  uri: {server.uri}\n")
     with run.lock():  # as its own process would hold it
-        assert sync.main([str(tmp_path)]) == 0
+        assert sync.main([str(tmp_path), "--uri", server.uri]) == 0
         assert run_of(tmp_path, server.uri).info.status == "RUNNING"
-    assert sync.main([str(tmp_path)]) == 0
+    assert sync.main([str(tmp_path), "--uri", server.uri]) == 0
     assert run_of(tmp_path, server.uri).info.status == "KILLED"
 
 
 def test_a_trial_that_is_being_sent_is_not_sent_twice_at_once(
-    sent: Outcome, mirror: Mirror, capsys: pytest.CaptureFixture[str]
+    sent: Outcome, server: Server, mirror: Mirror, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunFolder(sent.folder).mirror_lock():
         with pytest.raises(Busy):
             mirror.push(RunFolder(sent.folder))
-        assert sync.main([str(sent.folder)]) == 1
+        assert sync.main([str(sent.folder), "--uri", server.uri]) == 1
     assert "another process is sending it" in capsys.readouterr().err
 
 
@@ -328,7 +328,6 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
         assert (outcome.n_epochs, outcome.mirrored, outcome.tracking_uri) == (4, False, server.uri)
         assert (outcome.folder / "curves.png").exists()
     assert "python -m sweep.sync" in caplog.text
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the runs know where they belong
     command = [sys.executable, "-m", "sweep.sync", f"{tmp_path}/outputs"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -361,7 +360,9 @@ def test_a_password_is_in_no_file_and_has_to_be_given_again(
     assert written == []
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert sync.main([str(tmp_path / "outputs")]) == 2
-    assert "the run belongs to http://me:***@127.0.0.1:9" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "was begun in http://me:***@127.0.0.1:9, which is not your own setting" in told
+    assert "with its password" in told
 
 
 def test_a_store_that_was_never_there_does_not_stop_a_trial(
@@ -371,7 +372,7 @@ def test_a_store_that_was_never_there_does_not_stop_a_trial(
     outcome = small_trial("tracking=mlflow", f"tracking.uri={closed}", "tracking.close_timeout_s=0.1")
     assert (outcome.n_epochs, outcome.mirrored) == (4, False)
     assert "MLflow lacks this run" in caplog.text
-    assert sync.main([str(tmp_path)]) == 1
+    assert sync.main([str(tmp_path), "--uri", closed]) == 1
     assert "0 of 1 tracked runs" in capsys.readouterr().out
 
 

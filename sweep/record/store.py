@@ -157,7 +157,7 @@ def belongs_to(run: RunFolder, own: Path) -> Path:
 
     Raises ConfigError where its record names another one.
     """
-    around, recorded = _around(run.path), output_dir_of(run)
+    around, recorded = output_dir_around(run.path), output_dir_of(run)
     if recorded is None:
         return around or own
     if recorded in (own, around):
@@ -166,7 +166,7 @@ def belongs_to(run: RunFolder, own: Path) -> Path:
     raise ConfigError("output_dir", f"{problem}output_dir={shlex.quote(str(recorded))}")
 
 
-def _around(run: Path) -> Path | None:
+def output_dir_around(run: Path) -> Path | None:
     """The `output_dir` that a run's folder lies in, by the names of the folders between."""
     trial = run.parent if run.name.startswith("seed-") else run
     for folder, kind, depth in ((run, "runs", 1), (run, "multirun", 2), (run, "studies", 1), (trial, "studies", 3)):
