@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from conftest import SMALL
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from sweep import ConfigError, compose, run_trial, sync
@@ -18,7 +16,7 @@ from sweep.config import Tracking
 from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.journal import Journal
 from sweep.record.store import Store, own_store, store_of, tracking_store
-from sweep.stored import literal, stored_overrides
+from sweep.stored import stored_overrides
 
 SECRET = "hush-7b2c"
 
@@ -87,11 +85,6 @@ def test_what_stored_overrides_may_say() -> None:
     plain = ["optimizer=sgd", "trainer.seed=${seed}", r"+a=\${seed}", "tracking=off", "~scheduler.gamma"]
     dropped = ["tracking.uri=http://x", "output_dir=/x", "+tracking.uri=x", "resume=/x", "from_study=x", "tracking=x"]
     assert stored_overrides([*given, *plain, *dropped], given, "from_study") == plain
-
-
-@given(st.text(st.sampled_from("\\${}a:'"), max_size=8))
-def test_a_stored_text_is_read_as_it_stands(text: str) -> None:
-    assert OmegaConf.create({"text": literal(text)}).text == text
 
 
 def _study_with_best(output_dir: Path, *overrides: str) -> None:

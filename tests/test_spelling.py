@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sweep.composition import compose
 from sweep.record.provenance import again_command, report_command, resume_command, sync_command
+from sweep.record.store import Store
 from sweep.record.summary import where_to_look
 from sweep.spelling import spelled
 from sweep.study.ranges import distribution_of, options_of, parse_override
@@ -52,7 +53,7 @@ def test_a_printed_command_means_the_folder_or_the_study_that_it_was_made_for(na
         assert (python, m, module) == ("python", "-m", "sweep.run")
         assert compose(overrides)[key] == str(folder)
     assert compose(shlex.split(again_command(name, folder))[3:]).from_study == name
-    assert shlex.split(sync_command(folder))[3:] == [str(folder)]
+    assert shlex.split(sync_command(folder, Store(None, None)))[3:] == [str(folder)]
     assert shlex.split(report_command(name, folder))[-1] == name
 
 

@@ -5,6 +5,7 @@ import getpass
 import importlib.metadata
 import os
 import platform
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
