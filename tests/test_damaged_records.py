@@ -13,6 +13,7 @@ from stores import Study, embedded, points, recorded, run_of
 
 from sweep import Outcome, compose, report, run_trial, sync
 from sweep.comparison.runs import read_run
+from sweep.config import validate
 from sweep.errors import DamagedJournal
 from sweep.record.folder import RunFolder
 from sweep.record.mlflow import Mirror
@@ -172,7 +173,8 @@ def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tm
     run = RunFolder(small_trial().folder)
     with_garbage(run, 2)
     files = {path: path.read_bytes() for path in run.path.iterdir()}
-    for resume in (lambda: stored_config(run), lambda: run_trial(compose([f"resume={run.path}"]))):
+    config = validate(compose([]))
+    for resume in (lambda: stored_config(run, config), lambda: run_trial(compose([f"resume={run.path}"]))):
         with pytest.raises(DamagedJournal, match=r"line 2 of .* start a new run") as caught:
             resume()
         assert caught.value.exit_status == 1

@@ -166,8 +166,12 @@ def test_artifacts_are_files_of_ours_and_stay_below_the_outputs(tmp_path: Path) 
         store.execute("UPDATE experiments SET artifact_location = ?", (f"file://{private}",))
     run.mirror_state.unlink()
     _record(RunFolder(outputs / "runs" / "y"), artifacts=["error.txt"]).error.write_text("why")
-    assert sync.main([str(outputs)]) == 1
+    assert sync.main([str(outputs)]) == 0
     assert _snapshot(private) == before
+    with sqlite3.connect(outputs / "mlflow.db") as store:
+        places = [Path(uri.removeprefix("file://")) for (uri,) in store.execute("SELECT artifact_uri FROM runs")]
+    assert [place.is_relative_to(outputs / "mlartifacts") for place in places] == [True, True]
+    assert [(place / "error.txt").is_file() for place in places] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Mirror:
     def __init__(self, store: Store) -> None:
         assert store.uri is not None
         self._artifact_root = store.artifact_root
-        self._is_in_outputs = store.is_in_outputs
+        self._own_database = store.uri.removeprefix("sqlite:///") if store.is_in_outputs else None
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
         self._known: set[str] = set()  # runs that the store had when last asked
@@ -166,15 +167,22 @@ class Mirror:
             repository.log_artifact(str(artifact), above)
 
     def _check_place(self, artifact_uri: str, artifact: Path, above: str | None) -> None:
-        """Raise MlflowException if the store came with the outputs and has the artifact go anywhere but below them."""
-        if not self._is_in_outputs:
-            return
-        assert self._artifact_root is not None
-        is_local = artifact_uri.startswith("/") or artifact_uri.startswith("file:///")
-        place = Path(local_file_uri_to_path(artifact_uri)) / (above or "") / artifact.name if is_local else None
-        if place is None or not is_inside(place, self._artifact_root):
-            problem = f"the store there has artifacts go to {artifact_uri}, which is not below {self._artifact_root}"
+        """Raise MlflowException if the artifact would leave the outputs, as by a link, though the store is in them."""
+        name = os.path.join(above or "", artifact.name)
+        if not self._may_hold_artifacts(artifact_uri, name):
+            problem = f"the store has {name} go to {artifact_uri}, which is not below {self._artifact_root}"
             raise MlflowException(f"{problem}; send the runs to a store of your own: python -m sweep.sync --uri URI")
+
+    def _may_hold_artifacts(self, uri: str, name: str = "") -> bool:
+        """Whether artifacts, or the one of that name, may go there.
+
+        A store that came with the outputs may only name places in them.
+        """
+        if self._own_database is None:
+            return True
+        assert self._artifact_root is not None
+        is_local = uri.startswith("/") or uri.startswith("file:///")
+        return is_local and is_inside(Path(local_file_uri_to_path(uri), name), self._artifact_root)
 
     def _whole(self, folder: RunFolder) -> "_Whole | None":
         """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
@@ -214,8 +222,17 @@ class Mirror:
     def _location(self, experiment: str) -> str:
         """Where the artifacts of the experiment's runs are."""
         if experiment not in self._locations:
-            self._locations[experiment] = self._client.get_experiment(experiment).artifact_location
+            found = self._client.get_experiment(experiment)
+            location = found.artifact_location
+            if not self._may_hold_artifacts(location):  # the outputs were moved, or are somebody else's
+                location = self._own_location(found.name)
+            self._locations[experiment] = location
         return self._locations[experiment]
+
+    def _own_location(self, experiment_name: str) -> str:
+        """Where an embedded store has the artifacts of the experiment's runs."""
+        assert self._artifact_root is not None
+        return (self._artifact_root / hashlib.sha256(experiment_name.encode()).hexdigest()[:12]).as_uri()
 
     def has_all(self, folder: RunFolder) -> bool:
         """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
@@ -303,8 +320,7 @@ class Mirror:
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
             if found is None:
-                root = self._artifact_root
-                location = None if root is None else (root / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+                location = None if self._artifact_root is None else self._own_location(name)
                 try:
                     self._experiments[name] = self._client.create_experiment(name, location)
                 except MlflowException:  # another process was faster
@@ -344,9 +360,14 @@ class Mirror:
             if problem is not None:
                 logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
         files = list(artifact_files(folder, end))
-        uri = self._client.get_run(run_id).info.artifact_uri if files and self._is_in_outputs else ""
-        for artifact, above in files:
-            self._check_place(str(uri), artifact, above)
+        if files and self._own_database is not None:
+            info = self._client.get_run(run_id).info
+            uri = str(info.artifact_uri)
+            if not self._may_hold_artifacts(uri):
+                uri = _artifact_uri(self._location(info.experiment_id), run_id)
+                _set_artifact_uri(self._own_database, run_id, uri)
+            for artifact, above in files:
+                self._check_place(uri, artifact, above)
         for artifact, above in files:
             self._client.log_artifact(run_id, str(artifact), above)
 
@@ -405,6 +426,12 @@ def _own_tags(uid: str, parent: str | None) -> dict[str, str]:
 
 def _artifact_uri(location: str, run_id: str) -> str:
     return append_to_uri_path(location, run_id, "artifacts")
+
+
+def _set_artifact_uri(database: str, run_id: str, uri: str) -> None:
+    """Have the store look for a run's artifacts where they are put. Its client cannot."""
+    with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection, connection:
+        connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (uri, run_id))
 
 
 def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
