@@ -1,6 +1,7 @@
 """Odd command lines and config files of one's own: each is one line and exit status 2, never a traceback."""
 
 import functools
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_the_other_commands_too(module: str, arguments: list[str], key: str, tmp
 
 
 def test_folders_are_named_after_the_options_that_were_trained(tmp_path: Path):
-    """Also where an option is in a subfolder, and where a study's best is trained again."""
+    """Also where an option is in a subfolder, and where a study's best is trained again, as the study says how."""
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "sub" / "wide-2.yaml").write_text("_target_: sweep.models.MLP\nwidths: [8]\n")
     shared = ("--config-dir", ".", "experiment=debug", "tracking=off", "scheduler=constant", "model=sub/wide-2")
@@ -165,7 +166,8 @@ def test_folders_are_named_after_the_options_that_were_trained(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     (study,) = (tmp_path / "outputs" / "studies").iterdir()
     assert study.name.startswith("sgd-constant-sub-wide-2-noisy_sine")
-    done = quick(tmp_path, "--config-dir", ".", f"from_study={study.name}")
+    (printed,) = [line for line in done.stdout.splitlines() if line.startswith("Train it again:")]
+    done = quick(tmp_path, *shlex.split(printed.partition(":")[2])[3:])
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
     assert run.name.endswith("_sgd-constant-sub-wide-2")

@@ -215,10 +215,11 @@ def test_a_controller_records_where_its_trials_are_kept(tmp_path: Path):
     assert start["storage"] == str(tmp_path / "trials.log")
 
 
-def test_a_store_that_is_down_gets_the_page_later(tmp_path: Path, capsys):
+def test_a_store_that_is_down_gets_the_page_later(tmp_path: Path, capsys, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     folder = written(tmp_path / "outputs", "s", n_trials=3, store=uri)
     folder.run.config.write_text(f"tracking: {{uri: '{uri}'}}\n")
     assert report.main(["s", "--output-dir", str(tmp_path / "outputs")]) == 0

@@ -61,12 +61,15 @@ def resume_command(folder: Path, store: Store | None = None) -> str:
     return _with_store(rerun_command([f"resume={_path(folder)}"]), store)
 
 
-def again_command(study: str, output_dir: Path) -> str:
-    """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be."""
+def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -> str:
+    """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be.
+
+    overrides: those of the best. The folders that its options come from have to be on the command itself.
+    """
     usual = output_dir == Path(Config.output_dir).absolute()
-    return rerun_command(
-        [f"from_study={spelled(literal(study))}", *([] if usual else [f"output_dir={_path(output_dir)}"])]
-    )
+    folders = [override for override in overrides if override.startswith("hydra.searchpath=")]
+    place = [] if usual else [f"output_dir={_path(output_dir)}"]
+    return rerun_command([f"from_study={spelled(literal(study))}", *place, *folders])
 
 
 def report_command(study: str, output_dir: Path) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from sweep.record.folder import StudyFolder
 from sweep.record.provenance import again_command, report_command
 from sweep.record.summary import where_to_look
+from sweep.study.again import stored_best
 from sweep.study.attempts import failed, trials_of
 from sweep.study.identity import only_one_seed
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
@@ -142,7 +143,9 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     if not is_complete(trials, n_trials):
         say("Not complete:    the same command goes on with it")
     if best:
-        say(f"Train it again:  {again_command(study.study_name, folder.path.parent.parent)}")
+        overrides = stored_best(folder, "study")["overrides"] if folder.best.exists() else []
+        again = again_command(study.study_name, folder.path.parent.parent, [str(override) for override in overrides])
+        say(f"Train it again:  {again}")
         if told := only_one_seed(study.user_attrs):
             say(f"                 ({told})")
         say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent)}")

@@ -131,8 +131,10 @@ class Report:
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
         if told := only_one_seed(self._study.user_attrs):
             note += f" Training it again {told}."
-        commands = [(again_command(self._study.study_name, output_dir), "Train it again, where the study is:")]
-        commands.append((rerun_command([str(o) for o in stored["overrides"]]), "The same without the study's folder:"))
+        overrides = [str(override) for override in stored["overrides"]]
+        again = again_command(self._study.study_name, output_dir, overrides)
+        commands = [(again, "Train it again, where the study is:")]
+        commands.append((rerun_command(overrides), "The same without the study's folder:"))
         return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])
 
     def _stored_best(self) -> Mapping[str, Any]:
