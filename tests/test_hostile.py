@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import SMALL
 from omegaconf import OmegaConf
+from stores import Study
 
-from sweep import ConfigError, compose, run_trial, sync
+from sweep import ConfigError, compose, report, run_trial, sync
 from sweep.config import Tracking
 from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.journal import Journal
@@ -186,6 +187,38 @@ def test_links_are_not_followed(tmp_path: Path, link: str) -> None:
     with pytest.raises(ConfigError, match="link"):
         run_trial(compose([f"resume={outputs}/runs/x", f"output_dir={outputs}"]))
     assert list(private.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql+psycopg", "redis", "grpc", "sqlite", "file"])
+def test_a_report_opens_no_storage_that_a_stranger_named(
+    kind: str, tmp_path: Path, listener: Listener, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = listener.url.removeprefix("http://")
+    url = {"sqlite": f"sqlite:///{tmp_path}/theirs.db", "file": f"{tmp_path}/theirs.log"}.get(kind, f"{kind}://{place}")
+    study = Study(tmp_path / "outputs", "s", storage=url)
+    study.end(study.folder.run)
+    assert report.main(["s", "--output-dir", str(tmp_path / "outputs")]) == 2
+    assert f"error: storage: the study's record names {url}" in capsys.readouterr().err
+    assert not listener.was_asked()
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_a_storage_that_is_none_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(tmp_path / "outputs", "s")
+    study.folder.run.config.write_text("tracking: {mlflow: false}\n")
+    study.end(study.folder.run)
+    with sqlite3.connect(tmp_path / "mine.db") as mine:
+        mine.execute("CREATE TABLE mine (x)")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = _snapshot(tmp_path)
+    for storage in ("sqlite:///{}/mine.db", "sqlite:///{}/none.db", "{}/none.log", "{}/notes.txt"):
+        given = ["s", "--output-dir", str(tmp_path / "outputs"), "--storage", storage.format(tmp_path)]
+        assert report.main(given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: storage: ")
+        assert _snapshot(tmp_path) == before
 
 
 # A store's URL

@@ -197,12 +197,13 @@ def test_words_that_are_no_numbers_of_trials_are_refused(capsys):
 
 def test_a_study_kept_elsewhere_is_found_by_its_record_or_where_it_was_moved(tmp_path: Path, capsys):
     outputs = tmp_path / "outputs"
-    written(outputs, "database", 4, f"sqlite:///{tmp_path}/studies.db")
+    written(outputs, "database", 4, f"sqlite:///{outputs}/studies.db")
     assert report.main(["database", "--output-dir", str(outputs)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Not in MLflow: the study's tracking is off"
     folder = written(outputs, "file", 4, str(tmp_path / "trials.log"))
     shutil.move(tmp_path / "trials.log", tmp_path / "moved.log")
     assert report.main(["file", "--output-dir", str(outputs)]) == 2
+    assert f"names {tmp_path}/trials.log; if you trust that, give it: --storage" in capsys.readouterr().err
     assert report.main(["file", "--output-dir", str(outputs), "--storage", str(tmp_path / "moved.log")]) == 0
     assert folder.report.exists()
 

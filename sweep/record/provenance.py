@@ -72,10 +72,14 @@ def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -
     return rerun_command([f"from_study={spelled(literal(study))}", *place, *folders])
 
 
-def report_command(study: str, output_dir: Path) -> str:
-    """The command that makes a page of a study; `output_dir`, where the study is, is told if it need be."""
+def report_command(study: str, output_dir: Path, storage: str | None = None) -> str:
+    """The command that makes a page of a study; `output_dir`, where the study is, is told if it need be.
+
+    storage: one that its record alone may not name.
+    """
     usual = output_dir == Path(Config.output_dir).absolute()
     options = [] if usual else ["--output-dir", output_dir]
+    options += [] if storage is None else ["--storage", storage]
     return command("sweep.report", *options, *(["--"] if study.startswith("-") else []), study)
 
 

@@ -30,12 +30,14 @@ class JournalFile(BaseJournalBackend):
     seal covers them, too. A torn last line, left by a crash or a full disk, is not read, and cut off before the next
     is appended. Exclusion
     is by flock, which dies with its process; the lock file of Optuna's own backend is left alone.
+
+    read_only: the file has to be there; it is not made, and may be one that cannot be written to.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, read_only: bool = False) -> None:
         self._path = Path(path).absolute()
         self._mark = (0, 0, 0)  # lines read, the offset behind them, and the CRC of all bytes before that
-        with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH):
+        with self._locked(os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH):
             if not self._path.is_file():
                 raise ConfigError(KEY, f"'{self._path}' is no file")
 

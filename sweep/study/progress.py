@@ -24,6 +24,7 @@ from sweep.study.attempts import failed, trials_of
 from sweep.study.identity import only_one_seed
 from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.study.ranges import short
+from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
 
@@ -148,7 +149,9 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say(f"Train it again:  {again}")
         if told := only_one_seed(study.user_attrs):
             say(f"                 ({told})")
-        say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent)}")
+        storage = recorded_storage(folder)
+        elsewhere = None if storage is None or is_own_storage(storage, folder) else storage
+        say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent, elsewhere)}")
     say(f"Study folder:    {folder.path}")
     if tracking_uri is not None:
         say(where_to_look("trials", tracking_uri))

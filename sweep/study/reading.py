@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import optuna
@@ -13,11 +14,12 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.errors import ConfigError, Damaged
+from sweep.links import is_inside
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
 from sweep.study.identity import IDENTITY
 from sweep.study.results import config_values
-from sweep.study.storage import open_storage
+from sweep.study.storage import open_to_read
 from sweep.study.url import database_url, kind, shown, told_in_one_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
@@ -26,17 +28,36 @@ KEY = "storage"
 
 
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
-    """The study of that folder, from where its record says that its trials are kept, or from `storage`.
+    """The study of that folder, from where its record says that its trials are kept, or from `storage`, the user's.
 
-    Makes no storage where there is none. Raises ConfigError.
+    The record may be somebody else's: a storage that it names counts only as a file below the `output_dir` that the
+    study lies in. Nothing is written to a storage, nor made. Raises ConfigError.
     """
-    recorded = (first(folder.run.journal, "start") or {}).get("storage")
-    if storage is None and "***" in (recorded or ""):
-        raise ConfigError(KEY, f"is {recorded}; give it with its password: --storage URL")
+    recorded = recorded_storage(folder)
+    if storage is None and recorded is not None and not is_own_storage(recorded, folder):
+        told = " with its password" if "***" in recorded else ""
+        raise ConfigError(
+            KEY, f"the study's record names {recorded}; if you trust that, give it{told}: --storage {quote(recorded)}"
+        )
     try:
         return _open(folder, storage or recorded or str(folder.storage))
     except ConfigError as error:
         raise ConfigError(KEY, error.problem) from error
+
+
+def recorded_storage(folder: StudyFolder) -> str | None:
+    """Where the study's record says that its trials are kept; None for the file in its folder."""
+    recorded = (first(folder.run.journal, "start") or {}).get("storage")
+    return None if recorded is None else str(recorded)
+
+
+def is_own_storage(url: str, folder: StudyFolder) -> bool:
+    """Whether that is a file below the `output_dir` that the study lies in."""
+    try:
+        file = _file_of(url)
+    except ConfigError:
+        return False
+    return file is not None and is_inside(file, folder.path.parent.parent)
 
 
 def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hydra.sweeper.study_name") -> None:
@@ -52,7 +73,7 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
     file = _file_of(url)
     if file is not None and not file.exists():
         raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
-    name, opened = folder.path.name, open_storage(url, folder)
+    name, opened = folder.path.name, open_to_read(url)
     with told_in_one_line(url):
         names = [known.study_name for known in opened.get_all_studies()]
         if name not in names:

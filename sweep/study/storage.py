@@ -4,11 +4,14 @@ import fcntl
 import importlib
 import os
 import socket
+import sqlite3
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
@@ -18,7 +21,7 @@ from sweep.errors import ConfigError
 from sweep.record.folder import StudyFolder
 from sweep.study.journal_file import JournalFile, flocked
 from sweep.study.lock import ServerLock
-from sweep.study.url import KEY, PATIENCE_S, connect_args, database_url, kind, told_in_one_line
+from sweep.study.url import KEY, PATIENCE_S, connect_args, database_url, kind, shown, told_in_one_line
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -40,6 +43,23 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
                 return _grpc(where)
             case _:
                 return _database(database_url(where))
+
+
+def open_to_read(url: str) -> BaseStorage:
+    """Open the storage at `url` without writing to it: it makes no file, no table and no row.
+
+    Raises ConfigError as `open_storage` does, and where there is no storage of Optuna's.
+    """
+    with told_in_one_line(url):
+        match kind(url):
+            case None:
+                return JournalStorage(JournalFile(Path(url).absolute(), read_only=True))
+            case "redis" | "rediss":
+                return _redis(url)
+            case "grpc":
+                return _grpc(url)
+            case _:
+                return _database_to_read(database_url(url))
 
 
 def _journal(path: Path) -> BaseStorage:
@@ -91,6 +111,26 @@ def _database(url: "sqlalchemy.URL") -> BaseStorage:
             with storage.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # who reads does not hold up who writes
     return get_storage(storage)  # reads finished trials once
+
+
+def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
+    import sqlalchemy
+
+    options: dict[str, Any] = {"connect_args": connect_args(url)}
+    if url.get_backend_name() == "sqlite":
+        uri = f"file:{quote(str(url.database))}?mode=ro"
+        options = {"creator": partial(sqlite3.connect, uri, uri=True, timeout=60, check_same_thread=False)}
+    elif url.get_backend_name() == "postgresql":
+        options["execution_options"] = {"postgresql_readonly": True}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **options)
+    with engine.connect() as connection:
+        there = sqlalchemy.inspect(connection).get_table_names()
+        for table in ("version_info", "alembic_version"):  # Optuna would add the row that it misses in them
+            if table not in there or connection.execute(sqlalchemy.text(f"SELECT 1 FROM {table}")).first() is None:
+                raise ConfigError(KEY, f"'{shown(str(url))}' is no storage of Optuna's; name that of the study")
+    return get_storage(
+        RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options, skip_table_creation=True)
+    )
 
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
