@@ -20,7 +20,7 @@ def refuse_links_at(output_dir: Path) -> None:
     for name in (*_OURS, *_DATABASE):
         path = output_dir / name
         if path.is_symlink() and not is_inside(path, output_dir):
-            problem = f"'{path}' is a link that leads out of it; remove the link, or give the folder it leads to"
+            problem = f"'{path}' is a link that leads out of it; only output_dir itself may be a link to elsewhere"
             raise ConfigError("output_dir", problem)
 
 
