@@ -5,16 +5,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from processes import empty_store
+from sqlalchemy.exc import OperationalError
 from stores import Study, assert_mirrored, embedded, rows, run_of
 
 from sweep import sync
 from sweep.errors import DeletedInStore
+from sweep.record.bulk import Tables, WholeRun
 from sweep.record.mlflow import Mirror
+from sweep.record.store import Store
+from sweep.record.study_mirror import StudyMirror
 
 
 @pytest.fixture
@@ -120,3 +126,99 @@ def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch, outputs: Pat
     line = str(mirror._deleted("run", "mine", "12"))
     assert "secret" not in line
     assert "in place of ***" in line
+
+
+Contents = dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, outputs: Path) -> Store:
+    if request.param == "sqlite":
+        return embedded(outputs)
+    return Store(request.getfixturevalue("postgresql"), outputs / "mlartifacts")
+
+
+def contents(store: Store) -> Contents:
+    """All rows that belong to runs, and the experiments."""
+    assert store.uri is not None
+    tables = (*rows_of_runs, "experiments")
+    with sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool).connect() as connection:
+        return {
+            table: sorted((tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {table}")), key=repr)
+            for table in tables
+        }
+
+
+rows_of_runs = ("runs", "metrics", "latest_metrics", "params", "tags", "datasets", "inputs", "input_tags")
+
+
+def collect(client: MlflowClient, experiment: str) -> None:
+    """As `mlflow gc` does. In SQLite the next experiment gets the same id."""
+    client.delete_experiment(experiment)
+    store = client._tracking_client.store
+    for run in client.search_runs([experiment], run_view_type=ViewType.ALL):
+        store._hard_delete_run(run.info.run_id)
+    store._hard_delete_experiment(experiment)
+    client.create_experiment("of somebody else")
+
+
+def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: Path) -> None:
+    assert store.uri is not None
+    client, mirror = MlflowClient(store.uri), Mirror(store)
+    for kind in ("experiment", "parent", "collected"):
+        study = Study(outputs, kind)
+        of_study = StudyMirror(study.folder, lambda: mirror)
+        for number in range(3):
+            study.whole_trial(number)
+        study.end(study.folder.run)
+        of_study.push_news(lambda: False)
+        parent = run_of(study.folder.path, store.uri)
+        assert len(client.search_runs([parent.info.experiment_id])) == 4
+        new = [study.whole_trial(number) for number in (3, 4)]
+        if kind == "collected":
+            collect(client, parent.info.experiment_id)
+        else:
+            delete(client, kind, study)
+        before = contents(store)
+        assert mirror.push_whole(new) == set()
+        assert contents(store) == before
+        if kind != "collected":
+            problem = of_study.finish(lambda n_left: None)
+            assert problem is not None
+            assert f"2 of its runs: {kind.replace('parent', 'run')} '" in problem
+            assert "restore" in problem
+            assert contents(store) == before
+        if kind == "experiment":
+            client.restore_experiment(parent.info.experiment_id)
+        elif kind == "parent":
+            client.restore_run(parent.info.run_id)
+        assert of_study.finish(lambda n_left: None) is None
+        parent = run_of(study.folder.path, store.uri)
+        found = client.search_runs([parent.info.experiment_id])
+        children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert (len(found), len(children)) == (6, 5)
+
+
+def test_nobody_deletes_while_whole_runs_are_written(
+    store: Store, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.uri is not None
+    patience = {} if store.uri.startswith("postgresql") else {"timeout": 0.01}
+    other = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool, connect_args=patience)
+    refused: list[str] = []
+
+    def try_to_delete(self: Tables, connection: object, run: WholeRun) -> str:
+        for table in ("experiments", "runs"):
+            with pytest.raises(OperationalError), other.begin() as deleting:  # noqa: PT012
+                if not patience:
+                    deleting.exec_driver_sql("SET LOCAL lock_timeout = '10ms'")
+                deleting.exec_driver_sql(f"UPDATE {table} SET lifecycle_stage = 'deleted'")
+            refused.append(table)
+        return make_dataset(self, connection, run)
+
+    make_dataset: Any = Tables._dataset
+    monkeypatch.setattr(Tables, "_dataset", try_to_delete)
+    study, mirror = Study(outputs, "held"), Mirror(store)
+    runs = [study.whole_trial(number) for number in range(3)]
+    assert mirror.push_whole(runs) == set(runs)
+    assert refused == ["experiments", "runs"]

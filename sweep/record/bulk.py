@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 import sqlalchemy.event
-from mlflow.entities import DatasetInput
+from mlflow.entities import DatasetInput, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.models import (
     SqlDataset,
+    SqlExperiment,
     SqlInput,
     SqlInputTag,
     SqlLatestMetric,
@@ -26,7 +27,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlTag,
 )
 from mlflow.utils import validation
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_USER
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -57,11 +58,20 @@ _DATASET_COLUMNS = (
 _OWNERS = ("run_uuid", "run_id", "destination_id")  # columns that say which run a row belongs to
 
 
+class Gone(Exception):
+    """An experiment or a study's run, below which runs were to be written, is deleted, or not what it was."""
+
+
 class WholeRun(NamedTuple):
-    """All that a store is told of a run that has ended. tags: without that of its name."""
+    """All that a store is told of a run that has ended.
+
+    experiment: name and place of artifacts that the experiment is known by; ids are given again once `mlflow gc` has
+    removed their owners. tags: without that of its name.
+    """
 
     run_id: str
     experiment_id: int
+    experiment: tuple[str, str]
     artifact_uri: str
     name: str
     status: str
@@ -111,20 +121,28 @@ class Tables:
         """Whether that is a database of a kind that is known here."""
         return uri.partition(":")[0].partition("+")[0] in _DIALECTS
 
-    def existing(self, run_ids: Sequence[str], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
-        """Those of the run ids that the store has; and each experiment and value with which a run has the tag."""
-        by_id = sqlalchemy.select(SqlRun.run_uuid).where(SqlRun.run_uuid.in_(run_ids))
+    def existing(self, runs: Sequence[WholeRun], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
+        """The ids of the runs that the store has; and each experiment and value with which a run has the tag.
+
+        Raises Gone where `write` would.
+        """
+        by_id = sqlalchemy.select(SqlRun.run_uuid).where(SqlRun.run_uuid.in_([run.run_id for run in runs]))
         by_tag = (
             sqlalchemy.select(SqlRun.experiment_id, SqlTag.value)
             .join(SqlRun, SqlRun.run_uuid == SqlTag.run_uuid)
             .where(SqlTag.key == tag, SqlTag.value.in_(values))
         )
         with self._engine.begin() as connection:
+            _hold_targets(connection, runs)
             return {*connection.scalars(by_id), *(tuple(row) for row in connection.execute(by_tag))}
 
     def write(self, runs: Sequence[WholeRun]) -> None:
-        """All of them; none, when one of them is there already or cannot be written."""
+        """All of them; none, when one of them is there already or cannot be written.
+
+        Raises Gone if what they belong to is not there.
+        """
         with self._engine.begin() as connection:
+            _hold_targets(connection, runs)
             of_datasets = {_dataset_key(run): run for run in runs if run.dataset is not None}
             ids = {key: self._dataset(connection, of_datasets[key]) for key in sorted(of_datasets)}
             written = [_rows(run, ids.get(_dataset_key(run), ""), uuid.uuid4().hex) for run in runs]
@@ -169,6 +187,31 @@ class Tables:
         own = (SqlDataset.experiment_id, SqlDataset.name, SqlDataset.digest)
         is_it = [column == value for column, value in zip(own, _dataset_key(run), strict=True)]
         return connection.scalars(sqlalchemy.select(SqlDataset.dataset_uuid).where(*is_it)).one()
+
+
+def _hold_targets(connection: Connection, runs: Sequence[WholeRun]) -> None:
+    """Keeps the experiments and the studies' runs as they are until the transaction ends.
+
+    SQLite has no other writer meanwhile; PostgreSQL has transactions wait that would delete the rows. Raises Gone.
+    """
+    experiments = {run.experiment_id: run.experiment for run in runs}
+    parents = {run.tags[MLFLOW_PARENT_RUN_ID] for run in runs if MLFLOW_PARENT_RUN_ID in run.tags}
+    found = connection.execute(
+        sqlalchemy.select(SqlExperiment.experiment_id, SqlExperiment.name, SqlExperiment.artifact_location)
+        .where(SqlExperiment.experiment_id.in_(experiments), SqlExperiment.lifecycle_stage == LifecycleStage.ACTIVE)
+        .order_by(SqlExperiment.experiment_id)
+        .with_for_update(read=True)
+    )
+    if {identity: (name, location) for identity, name, location in found} != experiments:
+        raise Gone
+    active = connection.scalars(
+        sqlalchemy.select(SqlRun.run_uuid)
+        .where(SqlRun.run_uuid.in_(parents), SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
+        .order_by(SqlRun.run_uuid)
+        .with_for_update(read=True)
+    )
+    if set(active) != parents:
+        raise Gone
 
 
 def _rows(run: WholeRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]:

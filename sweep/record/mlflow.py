@@ -35,7 +35,7 @@ from mlflow.utils.uri import append_to_uri_path
 
 from sweep.errors import DamagedJournal, DeletedInStore
 from sweep.record import journal
-from sweep.record.bulk import Tables, WholeRun
+from sweep.record.bulk import Gone, Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_names, most_sent, portions
@@ -67,6 +67,8 @@ class Mirror:
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
         self._agreed = False  # whether it was seen that the tables are as they are known here
         self._childless: set[str] = set()  # studies whose first child was still to be sent
+        self.n_lost = 0  # runs that were sent once and are no longer in the store
+        self._n_forgotten = 0  # times that the store was found to have lost something that these remember
         with _first_start(store.artifact_root):
             _make_tables(store.uri)
             self._client = MlflowClient(store.uri)
@@ -131,7 +133,10 @@ class Mirror:
     def _compare(self, sample: "_Whole") -> None:
         """Sends a run by the client, to see whether the tables then have what would have been written to them."""
         assert self._tables is not None
+        n_forgotten = self._n_forgotten
         self._push_locked(sample.folder)
+        if self._n_forgotten > n_forgotten:  # it is not where it was to be
+            return
         run_id = Sent(sample.folder, self._store).run_id
         assert run_id is not None
         self._agreed = self._tables.agree(sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id)))
@@ -140,13 +145,18 @@ class Mirror:
             logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
 
     def _write(self, tables: Tables, whole: Sequence["_Whole"]) -> list[RunFolder]:
-        """Those that were sent. Of the others the store has a run already, or another process is making it.
+        """Those that were sent. Of the others the store has a run already, or another process is making it; or the
+        experiment or the study's run was deleted, which `push` says.
 
         Nothing here waits for the disk but the store: what `mlflow.json` says is needed by processes that live now;
         one that is started after a power cut asks the store instead (`_childless` is empty then).
         """
         unsure = [one.uid for one in whole if one.sent.attempted or one.parent not in self._childless]
-        in_store = tables.existing([one.run.run_id for one in whole], UID_TAG, unsure)
+        try:
+            in_store = tables.existing([one.run for one in whole], UID_TAG, unsure)
+        except Gone:
+            self._forget()
+            return []
         for one in whole:
             one.sent.attempted = True
             one.sent.save(durable=False)
@@ -156,6 +166,9 @@ class Mirror:
         try:
             tables.write([one.run for one in new])
         except sqlalchemy.exc.IntegrityError:  # another process, that does not see our locks, was faster
+            return []
+        except Gone:
+            self._forget()
             return []
         for one in new:
             one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
@@ -202,6 +215,7 @@ class Mirror:
         run = WholeRun(
             run_id=run_id,
             experiment_id=int(experiment),
+            experiment=(start["experiment"], location),
             artifact_uri=_artifact_uri(location, run_id),
             name=start["name"],
             status=end["status"],
@@ -221,9 +235,14 @@ class Mirror:
         return self._locations[experiment]
 
     def has_all(self, folder: RunFolder) -> bool:
-        """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
+        """Whether nothing was left when the trial was last pushed, by whatever process.
+
+        The store is asked only once it has lost some run. Raises DeletedInStore then, too.
+        """
         sent = Sent(folder, self._store)
-        return sent.run_id is not None and sent.offset == folder.journal.stat().st_size
+        if sent.run_id is None or sent.offset != folder.journal.stat().st_size:
+            return False
+        return self.n_lost == 0 or self._has(sent.run_id)
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
@@ -235,6 +254,7 @@ class Mirror:
         sent = Sent(folder, self._store)
         if sent.run_id is not None and not self._has(sent.run_id):
             sent.run_id, sent.offset, sent.attempted = None, 0, True
+            self.n_lost += 1
         return sent
 
     def _has(self, run_id: str) -> bool:
@@ -276,6 +296,7 @@ class Mirror:
         """Has the store asked again about all that this process remembers of it."""
         for memory in (self._experiments, self._known, self._parents, self._locations, self._childless):
             memory.clear()
+        self._n_forgotten += 1
 
     def _find_or_create(self, folder: RunFolder, sent: Sent, portion: Portion) -> bool:
         """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
