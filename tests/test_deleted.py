@@ -18,6 +18,7 @@ from stores import Study, assert_mirrored, embedded, rows, run_of
 from sweep import sync
 from sweep.errors import DeletedInStore
 from sweep.record.bulk import Tables, WholeRun
+from sweep.record.folder import RunFolder
 from sweep.record.mlflow import Mirror
 from sweep.record.store import Store
 from sweep.record.study_mirror import StudyMirror
@@ -222,3 +223,47 @@ def test_nobody_deletes_while_whole_runs_are_written(
     runs = [study.whole_trial(number) for number in range(3)]
     assert mirror.push_whole(runs) == set(runs)
     assert refused == ["experiments", "runs"]
+
+
+def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
+    store: Store, outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A migration; a table that nobody writes to, which SQLite cannot tell apart; a column more."""
+    assert store.uri is not None
+    database = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
+    study, mirror, next_number = Study(outputs, "changing"), Mirror(store), 0
+
+    def more() -> list[RunFolder]:
+        nonlocal next_number
+        next_number += 3
+        return [study.whole_trial(number) for number in range(next_number - 3, next_number)]
+
+    def after(*changes: str) -> list[RunFolder]:
+        """Three new runs, sent after the change."""
+        with database.begin() as connection:
+            revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+            for change in changes:
+                connection.exec_driver_sql(change)
+        runs, before = more(), contents(store)
+        assert mirror.push_whole(runs) == set(), changes
+        assert contents(store) == before
+        assert "MLflow's tables have changed; runs are sent singly" in caplog.text
+        caplog.clear()
+        with database.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+        return runs
+
+    runs = more()
+    assert mirror.push_whole(runs) == set(runs)
+    runs = after("UPDATE alembic_version SET version_num = 'another'")
+    assert mirror.push_whole(runs) == set()
+    assert all(mirror.push(run) for run in runs)
+    mirror = Mirror(store)
+    assert mirror.push_whole(runs := more()) == set(runs)
+    if store.uri.startswith("sqlite"):
+        runs = after("CREATE TABLE of_others (id INTEGER)")
+        assert mirror.push_whole(runs) == set(runs)
+    runs = after("ALTER TABLE metrics ADD COLUMN unit TEXT")
+    assert mirror.push_whole(runs) == {runs[0]}
+    assert StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None) is None
+    assert [len(contents(store)[table]) for table in ("runs", "inputs")] == [1 + next_number, next_number]

@@ -55,11 +55,46 @@ _DATASET_COLUMNS = (
     *("dataset_uuid", "experiment_id", "name", "digest"),
     *("dataset_source_type", "dataset_source", "dataset_schema", "dataset_profile"),
 )
+_WRITTEN = ", ".join([*_COLUMNS, SqlDataset.__tablename__])
+_REVISION = "SELECT version_num FROM alembic_version"
+_SCHEMA = {  # what changes with the definition of a table that is written to
+    "sqlite": ["PRAGMA schema_version"],
+    "postgresql": [
+        f"LOCK TABLE {_WRITTEN} IN ROW EXCLUSIVE MODE",  # as inserting does: nobody else alters them meanwhile
+        f"""
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull,
+            pg_get_expr(adbin, adrelid)
+        FROM pg_attribute LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
+        WHERE attrelid = ANY('{{{_WRITTEN}}}'::regclass[]) AND attnum > 0 AND NOT attisdropped
+        ORDER BY attrelid, attnum
+        """,
+        f"""
+        SELECT tgrelid::regclass::text, pg_get_triggerdef(oid), tgenabled
+        FROM pg_trigger WHERE tgrelid = ANY('{{{_WRITTEN}}}'::regclass[]) AND NOT tgisinternal
+        ORDER BY tgrelid, tgname
+        """,
+    ],
+}
 _OWNERS = ("run_uuid", "run_id", "destination_id")  # columns that say which run a row belongs to
 
 
 class Gone(Exception):
     """An experiment or a study's run, below which runs were to be written, is deleted, or not what it was."""
+
+
+class Schema(NamedTuple):
+    """A store's tables as they are defined. revision: that of MLflow's migrations."""
+
+    revision: tuple[Row, ...]
+    definitions: tuple[Row, ...]
+
+
+class Changed(Exception):
+    """The tables are no longer defined as they were when they were compared. is_migrated: by MLflow itself."""
+
+    def __init__(self, is_migrated: bool) -> None:
+        super().__init__(is_migrated)
+        self.is_migrated = is_migrated
 
 
 class WholeRun(NamedTuple):
@@ -109,6 +144,7 @@ class Tables:
     def __init__(self, uri: str) -> None:
         self._engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         self._insert = _DIALECTS[self._engine.dialect.name]
+        self._agreed: Schema | None = None  # the definitions that `agree` found to be as they are known here
         self._mark = "?"
         if self._engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self._engine, "connect", _be_patient)
@@ -139,9 +175,10 @@ class Tables:
     def write(self, runs: Sequence[WholeRun]) -> None:
         """All of them; none, when one of them is there already or cannot be written.
 
-        Raises Gone if what they belong to is not there.
+        Raises Gone if what they belong to is not there, Changed if the tables are not those that `agree` saw.
         """
         with self._engine.begin() as connection:
+            self._check_schema(connection)
             _hold_targets(connection, runs)
             of_datasets = {_dataset_key(run): run for run in runs if run.dataset is not None}
             ids = {key: self._dataset(connection, of_datasets[key]) for key in sorted(of_datasets)}
@@ -151,10 +188,33 @@ class Tables:
                     marks = ", ".join([self._mark] * len(columns))
                     connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
 
-    def agree(self, run: WholeRun) -> bool:
-        """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written."""
-        owners = _tables_of_runs()
+    def schema(self) -> Schema:
+        """How the tables are defined now."""
         with self._engine.begin() as connection:
+            return self._schema(connection)
+
+    def _schema(self, connection: Connection) -> Schema:
+        """As `schema`; stays so until the transaction ends."""
+        results = [connection.exec_driver_sql(query) for query in _SCHEMA[self._engine.dialect.name]]
+        definitions = [tuple(row) for result in results if result.returns_rows for row in result]
+        revision = [tuple(row) for row in connection.exec_driver_sql(_REVISION)]
+        return Schema(tuple(revision), tuple(definitions))
+
+    def _check_schema(self, connection: Connection) -> None:
+        """Raises Changed."""
+        schema = self._schema(connection)
+        if schema != self._agreed:
+            raise Changed(is_migrated=self._agreed is not None and schema.revision != self._agreed.revision)
+
+    def agree(self, run: WholeRun, schema: Schema) -> bool:
+        """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written.
+
+        schema: how the tables were defined before it was sent. `write` refuses any other from then on.
+        """
+        owners = _tables_of_runs()
+        self._agreed = schema
+        with self._engine.begin() as connection:
+            self._check_schema(connection)
             found = {table: self._select(connection, table, owners[table], run.run_id) for table in owners}
             inputs = found[SqlInput.__tablename__]
             if run.dataset is None or len(inputs) != 1:

@@ -35,7 +35,7 @@ from mlflow.utils.uri import append_to_uri_path
 
 from sweep.errors import DamagedJournal, DeletedInStore
 from sweep.record import journal
-from sweep.record.bulk import Gone, Tables, WholeRun
+from sweep.record.bulk import Changed, Gone, Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_names, most_sent, portions
@@ -133,13 +133,17 @@ class Mirror:
     def _compare(self, sample: "_Whole") -> None:
         """Sends a run by the client, to see whether the tables then have what would have been written to them."""
         assert self._tables is not None
-        n_forgotten = self._n_forgotten
+        n_forgotten, schema = self._n_forgotten, self._tables.schema()
         self._push_locked(sample.folder)
         if self._n_forgotten > n_forgotten:  # it is not where it was to be
             return
         run_id = Sent(sample.folder, self._store).run_id
         assert run_id is not None
-        self._agreed = self._tables.agree(sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id)))
+        as_sent = sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id))
+        try:
+            self._agreed = self._tables.agree(as_sent, schema)
+        except Changed:  # meanwhile: the next sample decides
+            return
         if not self._agreed:
             self._tables = None
             logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
@@ -169,6 +173,12 @@ class Mirror:
             return []
         except Gone:
             self._forget()
+            return []
+        except Changed as change:
+            self._agreed = False
+            self._tables = None if change.is_migrated else tables
+            until = "" if change.is_migrated else " until they are compared again"
+            logging.getLogger(__name__).warning("MLflow's tables have changed; runs are sent singly%s", until)
             return []
         for one in new:
             one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
