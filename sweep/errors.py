@@ -13,6 +13,8 @@ _FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of `error` on one line of at most `limit` characters; its type where it has none."""
+    if isinstance(error, DeletedInStore):
+        return str(error)  # it ends with a command, which has to stay whole
     words = " ".join(_FOR_PROGRAMMERS.sub("", str(error)).split()) or type(error).__name__
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
@@ -77,6 +79,10 @@ class DamagedJournal(Damaged):
         """The same, for one who knows what else can be done."""
         path, line, reason, _ = self.args
         return DamagedJournal(path, line, reason, remedy)
+
+
+class DeletedInStore(SweepError):
+    """MLflow's users deleted what a run would be written to. The line ends with the command that brings it back."""
 
 
 class Diverged(SweepError):

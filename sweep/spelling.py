@@ -44,3 +44,8 @@ def option(group: str, name: str) -> str:
 def command(module: str, *arguments: object) -> str:
     """`python -m MODULE ARGUMENTS` for a shell."""
     return shlex.join(["python", "-m", module, *map(str, arguments)])
+
+
+def with_variable(name: str, value: str, command: str) -> str:
+    """The command with an environment variable of its own, for a shell."""
+    return f"{name}={shlex.quote(value)} {command}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.command_line import check_command_line, secure_streams
-from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
@@ -89,6 +89,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
 
     mirrors: dict[Store, Mirror] = {}
     down: set[Store] = set()
+    shown: set[str] = set()  # a line about a deleted experiment stands for all of its runs
     for run, store in tracked:
         if store in down:
             yield False
@@ -105,6 +106,11 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             yield False
         except Busy:
             print(f"{run.path}: another process is sending it", file=sys.stderr)
+            yield False
+        except DeletedInStore as error:
+            if str(error) not in shown:
+                print(f"{run.path}: {error}", file=sys.stderr)
+            shown.add(str(error))
             yield False
         except FAILURES as error:
             print(f"{run.path}: {one_line(error)}", file=sys.stderr)

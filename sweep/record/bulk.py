@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 import sqlalchemy.event
-from mlflow.entities import DatasetInput
+from mlflow.entities import DatasetInput, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.models import (
     SqlDataset,
+    SqlExperiment,
     SqlInput,
     SqlInputTag,
     SqlLatestMetric,
@@ -26,7 +27,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlTag,
 )
 from mlflow.utils import validation
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_USER
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -54,14 +55,58 @@ _DATASET_COLUMNS = (
     *("dataset_uuid", "experiment_id", "name", "digest"),
     *("dataset_source_type", "dataset_source", "dataset_schema", "dataset_profile"),
 )
+_WRITTEN = ", ".join([*_COLUMNS, SqlDataset.__tablename__])
+_REVISION = "SELECT version_num FROM alembic_version"
+_SCHEMA = {  # what changes with the definition of a table that is written to
+    "sqlite": ["PRAGMA schema_version"],
+    "postgresql": [
+        f"LOCK TABLE {_WRITTEN} IN ROW EXCLUSIVE MODE",  # as inserting does: nobody else alters them meanwhile
+        f"""
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull,
+            pg_get_expr(adbin, adrelid)
+        FROM pg_attribute LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
+        WHERE attrelid = ANY('{{{_WRITTEN}}}'::regclass[]) AND attnum > 0 AND NOT attisdropped
+        ORDER BY attrelid, attnum
+        """,
+        f"""
+        SELECT tgrelid::regclass::text, pg_get_triggerdef(oid), tgenabled
+        FROM pg_trigger WHERE tgrelid = ANY('{{{_WRITTEN}}}'::regclass[]) AND NOT tgisinternal
+        ORDER BY tgrelid, tgname
+        """,
+    ],
+}
 _OWNERS = ("run_uuid", "run_id", "destination_id")  # columns that say which run a row belongs to
 
 
+class Gone(Exception):
+    """An experiment or a study's run, below which runs were to be written, is deleted, or not what it was."""
+
+
+class Schema(NamedTuple):
+    """A store's tables as they are defined. revision: that of MLflow's migrations."""
+
+    revision: tuple[Row, ...]
+    definitions: tuple[Row, ...]
+
+
+class Changed(Exception):
+    """The tables are no longer defined as they were when they were compared. is_migrated: by MLflow itself."""
+
+    def __init__(self, is_migrated: bool) -> None:
+        super().__init__(is_migrated)
+        self.is_migrated = is_migrated
+
+
 class WholeRun(NamedTuple):
-    """All that a store is told of a run that has ended. tags: without that of its name."""
+    """All that a store is told of a run that has ended.
+
+    experiment: name and place of artifacts that the experiment is known by; ids are given again once `mlflow gc` has
+    removed their owners. tags: without that of its name.
+    """
 
     run_id: str
     experiment_id: int
+    experiment: tuple[str, str]
     artifact_uri: str
     name: str
     status: str
@@ -99,6 +144,7 @@ class Tables:
     def __init__(self, uri: str) -> None:
         self._engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         self._insert = _DIALECTS[self._engine.dialect.name]
+        self._agreed: Schema | None = None  # the definitions that `agree` found to be as they are known here
         self._mark = "?"
         if self._engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self._engine, "connect", _be_patient)
@@ -111,20 +157,29 @@ class Tables:
         """Whether that is a database of a kind that is known here."""
         return uri.partition(":")[0].partition("+")[0] in _DIALECTS
 
-    def existing(self, run_ids: Sequence[str], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
-        """Those of the run ids that the store has; and each experiment and value with which a run has the tag."""
-        by_id = sqlalchemy.select(SqlRun.run_uuid).where(SqlRun.run_uuid.in_(run_ids))
+    def existing(self, runs: Sequence[WholeRun], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
+        """The ids of the runs that the store has; and each experiment and value with which a run has the tag.
+
+        Raises Gone where `write` would.
+        """
+        by_id = sqlalchemy.select(SqlRun.run_uuid).where(SqlRun.run_uuid.in_([run.run_id for run in runs]))
         by_tag = (
             sqlalchemy.select(SqlRun.experiment_id, SqlTag.value)
             .join(SqlRun, SqlRun.run_uuid == SqlTag.run_uuid)
             .where(SqlTag.key == tag, SqlTag.value.in_(values))
         )
         with self._engine.begin() as connection:
+            _hold_targets(connection, runs)
             return {*connection.scalars(by_id), *(tuple(row) for row in connection.execute(by_tag))}
 
     def write(self, runs: Sequence[WholeRun]) -> None:
-        """All of them; none, when one of them is there already or cannot be written."""
+        """All of them; none, when one of them is there already or cannot be written.
+
+        Raises Gone if what they belong to is not there, Changed if the tables are not those that `agree` saw.
+        """
         with self._engine.begin() as connection:
+            self._check_schema(connection)
+            _hold_targets(connection, runs)
             of_datasets = {_dataset_key(run): run for run in runs if run.dataset is not None}
             ids = {key: self._dataset(connection, of_datasets[key]) for key in sorted(of_datasets)}
             written = [_rows(run, ids.get(_dataset_key(run), ""), uuid.uuid4().hex) for run in runs]
@@ -133,10 +188,33 @@ class Tables:
                     marks = ", ".join([self._mark] * len(columns))
                     connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
 
-    def agree(self, run: WholeRun) -> bool:
-        """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written."""
-        owners = _tables_of_runs()
+    def schema(self) -> Schema:
+        """How the tables are defined now."""
         with self._engine.begin() as connection:
+            return self._schema(connection)
+
+    def _schema(self, connection: Connection) -> Schema:
+        """As `schema`; stays so until the transaction ends."""
+        results = [connection.exec_driver_sql(query) for query in _SCHEMA[self._engine.dialect.name]]
+        definitions = [tuple(row) for result in results if result.returns_rows for row in result]
+        revision = [tuple(row) for row in connection.exec_driver_sql(_REVISION)]
+        return Schema(tuple(revision), tuple(definitions))
+
+    def _check_schema(self, connection: Connection) -> None:
+        """Raises Changed."""
+        schema = self._schema(connection)
+        if schema != self._agreed:
+            raise Changed(is_migrated=self._agreed is not None and schema.revision != self._agreed.revision)
+
+    def agree(self, run: WholeRun, schema: Schema) -> bool:
+        """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written.
+
+        schema: how the tables were defined before it was sent. `write` refuses any other from then on.
+        """
+        owners = _tables_of_runs()
+        self._agreed = schema
+        with self._engine.begin() as connection:
+            self._check_schema(connection)
             found = {table: self._select(connection, table, owners[table], run.run_id) for table in owners}
             inputs = found[SqlInput.__tablename__]
             if run.dataset is None or len(inputs) != 1:
@@ -169,6 +247,31 @@ class Tables:
         own = (SqlDataset.experiment_id, SqlDataset.name, SqlDataset.digest)
         is_it = [column == value for column, value in zip(own, _dataset_key(run), strict=True)]
         return connection.scalars(sqlalchemy.select(SqlDataset.dataset_uuid).where(*is_it)).one()
+
+
+def _hold_targets(connection: Connection, runs: Sequence[WholeRun]) -> None:
+    """Keeps the experiments and the studies' runs as they are until the transaction ends.
+
+    SQLite has no other writer meanwhile; PostgreSQL has transactions wait that would delete the rows. Raises Gone.
+    """
+    experiments = {run.experiment_id: run.experiment for run in runs}
+    parents = {run.tags[MLFLOW_PARENT_RUN_ID] for run in runs if MLFLOW_PARENT_RUN_ID in run.tags}
+    found = connection.execute(
+        sqlalchemy.select(SqlExperiment.experiment_id, SqlExperiment.name, SqlExperiment.artifact_location)
+        .where(SqlExperiment.experiment_id.in_(experiments), SqlExperiment.lifecycle_stage == LifecycleStage.ACTIVE)
+        .order_by(SqlExperiment.experiment_id)
+        .with_for_update(read=True)
+    )
+    if {identity: (name, location) for identity, name, location in found} != experiments:
+        raise Gone
+    active = connection.scalars(
+        sqlalchemy.select(SqlRun.run_uuid)
+        .where(SqlRun.run_uuid.in_(parents), SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
+        .order_by(SqlRun.run_uuid)
+        .with_for_update(read=True)
+    )
+    if set(active) != parents:
+        raise Gone
 
 
 def _rows(run: WholeRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]:

@@ -26,25 +26,29 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import sqlalchemy.exc
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import append_to_uri_path
 
-from sweep.errors import DamagedJournal
+from sweep.errors import DamagedJournal, DeletedInStore
 from sweep.links import is_inside
 from sweep.record import journal
-from sweep.record.bulk import Tables, WholeRun
+from sweep.record.bulk import Changed, Gone, Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_files, artifact_names, most_sent, portions
-from sweep.record.store import Store, sqlite_url
+from sweep.record.store import Store, sqlite_url, without_password
+from sweep.spelling import command, with_variable
 
 UID_TAG = "sweep.uid"
 PARENT_TAG = "mlflow.parentRunId"
-FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # a store that is down, full or refuses
+# A store that is down, full or refuses.
+FAILURES = (MlflowException, DeletedInStore, sqlalchemy.exc.SQLAlchemyError, OSError)
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter is also said of what is marked as deleted
 _MAX_ENTITIES = 1000  # in one log_batch; MLflow's own limits, here and below
 _MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
 _MAX_BYTES = 900_000  # a server takes 1,000,000
@@ -66,6 +70,8 @@ class Mirror:
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
         self._agreed = False  # whether it was seen that the tables are as they are known here
         self._childless: set[str] = set()  # studies whose first child was still to be sent
+        self.n_lost = 0  # runs that were sent once and are no longer in the store
+        self._n_forgotten = 0  # times that the store was found to have lost something that these remember
         with _first_start(store.artifact_root):
             _make_tables(store.uri)
             self._client = MlflowClient(store.uri)
@@ -85,7 +91,17 @@ class Mirror:
             return self._push_locked(folder)
 
     def _push_locked(self, folder: RunFolder) -> bool:
+        """As `push`. What this process remembers of the store may have been deleted since: then it asks again, once."""
         check_length(folder)
+        try:
+            return self._push_once(folder)
+        except MlflowException as error:
+            if error.error_code not in _GONE:
+                raise
+            self._forget()
+            return self._push_once(folder)
+
+    def _push_once(self, folder: RunFolder) -> bool:
         sent = self._sent_of(folder)
         damage: list[DamagedJournal] = []
         for portion, offset in portions(journal.read(folder.journal, sent.offset, damage), sent.offset):
@@ -120,22 +136,34 @@ class Mirror:
     def _compare(self, sample: "_Whole") -> None:
         """Sends a run by the client, to see whether the tables then have what would have been written to them."""
         assert self._tables is not None
+        n_forgotten, schema = self._n_forgotten, self._tables.schema()
         self._push_locked(sample.folder)
+        if self._n_forgotten > n_forgotten:  # it is not where it was to be
+            return
         run_id = Sent(sample.folder, self._store).run_id
         assert run_id is not None
-        self._agreed = self._tables.agree(sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id)))
+        as_sent = sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id))
+        try:
+            self._agreed = self._tables.agree(as_sent, schema)
+        except Changed:  # meanwhile: the next sample decides
+            return
         if not self._agreed:
             self._tables = None
             logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
 
     def _write(self, tables: Tables, whole: Sequence["_Whole"]) -> list[RunFolder]:
-        """Those that were sent. Of the others the store has a run already, or another process is making it.
+        """Those that were sent. Of the others the store has a run already, or another process is making it; or the
+        experiment or the study's run was deleted, which `push` says.
 
         Nothing here waits for the disk but the store: what `mlflow.json` says is needed by processes that live now;
         one that is started after a power cut asks the store instead (`_childless` is empty then).
         """
         unsure = [one.uid for one in whole if one.sent.attempted or one.parent not in self._childless]
-        in_store = tables.existing([one.run.run_id for one in whole], UID_TAG, unsure)
+        try:
+            in_store = tables.existing([one.run for one in whole], UID_TAG, unsure)
+        except Gone:
+            self._forget()
+            return []
         for one in whole:
             one.sent.attempted = True
             one.sent.save(durable=False)
@@ -145,6 +173,15 @@ class Mirror:
         try:
             tables.write([one.run for one in new])
         except sqlalchemy.exc.IntegrityError:  # another process, that does not see our locks, was faster
+            return []
+        except Gone:
+            self._forget()
+            return []
+        except Changed as change:
+            self._agreed = False
+            self._tables = None if change.is_migrated else tables
+            until = "" if change.is_migrated else " until they are compared again"
+            logging.getLogger(__name__).warning("MLflow's tables have changed; runs are sent singly%s", until)
             return []
         for one in new:
             one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
@@ -207,6 +244,7 @@ class Mirror:
         run = WholeRun(
             run_id=run_id,
             experiment_id=int(experiment),
+            experiment=(start["experiment"], location),
             artifact_uri=_artifact_uri(location, run_id),
             name=start["name"],
             status=end["status"],
@@ -235,9 +273,14 @@ class Mirror:
         return (self._artifact_root / hashlib.sha256(experiment_name.encode()).hexdigest()[:12]).as_uri()
 
     def has_all(self, folder: RunFolder) -> bool:
-        """Whether nothing was left when the trial was last pushed, by whatever process; the store is not asked."""
+        """Whether nothing was left when the trial was last pushed, by whatever process.
+
+        The store is asked only once it has lost some run. Raises DeletedInStore then, too.
+        """
         sent = Sent(folder, self._store)
-        return sent.run_id is not None and sent.offset == folder.journal.stat().st_size
+        if sent.run_id is None or sent.offset != folder.journal.stat().st_size:
+            return False
+        return self.n_lost == 0 or self._has(sent.run_id)
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
@@ -249,19 +292,49 @@ class Mirror:
         sent = Sent(folder, self._store)
         if sent.run_id is not None and not self._has(sent.run_id):
             sent.run_id, sent.offset, sent.attempted = None, 0, True
+            self.n_lost += 1
         return sent
 
     def _has(self, run_id: str) -> bool:
-        """Whether the store still has the run; it may have been emptied, or replaced by an older copy."""
+        """Whether the store still has the run; it may have been emptied, or replaced by an older copy.
+
+        Raises DeletedInStore for a run that is marked as deleted.
+        """
         if run_id not in self._known:
             try:
-                self._client.get_run(run_id)
+                run = self._client.get_run(run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return False
+            self._check_active(run)
             self._known.add(run_id)
         return True
+
+    def _check_active(self, run: Run) -> None:
+        """Raises DeletedInStore if the run, or its whole experiment, is marked as deleted."""
+        if run.info.lifecycle_stage != LifecycleStage.DELETED:
+            return
+        experiment = self._client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise self._deleted("experiment", experiment.name, experiment.experiment_id)
+        raise self._deleted("run", run.info.run_name or "", run.info.run_id)
+
+    def _deleted(self, kind: str, name: str, identity: str) -> DeletedInStore:
+        """kind: experiment or run, as in the options of MLflow's commands."""
+        shown = without_password(self._client.tracking_uri)
+        restore = command("mlflow", f"{kind}s", "restore", f"--{kind}-id", identity)
+        remedy = f"{kind} '{name}' was deleted in MLflow; bring it back"
+        if shown != self._client.tracking_uri:
+            remedy += ", with the password in place of ***,"
+        remedy = " ".join(remedy.split())
+        return DeletedInStore(f"{remedy} with:  {with_variable('MLFLOW_TRACKING_URI', shown, restore)}")
+
+    def _forget(self) -> None:
+        """Has the store asked again about all that this process remembers of it."""
+        for memory in (self._experiments, self._known, self._parents, self._locations, self._childless):
+            memory.clear()
+        self._n_forgotten += 1
 
     def _find_or_create(self, folder: RunFolder, sent: Sent, portion: Portion) -> bool:
         """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
@@ -269,8 +342,9 @@ class Mirror:
         experiment, uid = self._experiment(portion.start["experiment"]), portion.start["uid"]
         parent = self._parent(folder, portion.start)
         if sent.attempted or parent not in self._childless:
-            sent.run_id = self._find(experiment, UID_TAG, uid)
+            sent.run_id = self._find_own(experiment, uid)
         if created := sent.run_id is None:
+            self._check_parent(parent)
             sent.attempted = True
             sent.save()  # a crash from here until the next save must not lead to a second run
             sent.run_id = self._create(portion.start, portion.tags | _own_tags(uid, parent))
@@ -289,7 +363,7 @@ class Mirror:
             if own_start is not None and own_start["uid"] == uid:
                 run_id = self._claim(study, own_start)
             else:  # the trial was moved
-                run_id = self._find(self._experiment(start["experiment"]), UID_TAG, uid)
+                run_id = self._find_own(self._experiment(start["experiment"]), uid)
                 run_id = run_id or self._create(start | {"name": parent["name"]}, {UID_TAG: uid})
             if self._find(self._experiment(start["experiment"]), PARENT_TAG, run_id) is None:
                 self._childless.add(run_id)
@@ -306,10 +380,23 @@ class Mirror:
             assert sent.run_id is not None
             return sent.run_id
 
-    def _find(self, experiment: str, tag: str, value: str) -> str | None:
+    def _check_parent(self, parent: str | None) -> None:
+        """Raises if the study's run was deleted since it was found: MLflow itself would take runs below it."""
+        self._known.discard(parent or "")
+        if parent is not None and not self._has(parent):
+            raise MlflowException(f"the study's run {parent} is gone", RESOURCE_DOES_NOT_EXIST)
+
+    def _find_own(self, experiment: str, uid: str) -> str | None:
+        """The run that was made for a trial or study. Raises DeletedInStore if it is marked as deleted."""
+        if (run := self._find(experiment, UID_TAG, uid)) is None:
+            return None
+        self._check_active(run)
+        return run.info.run_id
+
+    def _find(self, experiment: str, tag: str, value: str) -> Run | None:
         """A run with such a tag."""
         found = self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", ViewType.ALL, max_results=1)
-        return found[0].info.run_id if found else None
+        return found[0] if found else None
 
     def _create(self, start: journal.Record, tags: dict[str, str]) -> str:
         experiment = self._experiment(start["experiment"])
@@ -328,9 +415,8 @@ class Mirror:
                     if found is None:
                         raise
             if found is not None:
-                if found.lifecycle_stage == "deleted":
-                    restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-                    raise MlflowException(f"experiment '{name}' was deleted; bring it back with: {restore}")
+                if found.lifecycle_stage == LifecycleStage.DELETED:
+                    raise self._deleted("experiment", name, found.experiment_id)
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 

@@ -121,12 +121,14 @@ class StudyMirror:
         self._listed: dict[str, int] = {}  # times of modification of trials whose runs have all begun
         self._down: str | None = None  # why the store did not answer
         self._next_try = 0.0
+        self._n_lost = 0  # the store's runs, when all runs were last looked at anew
 
     def push_news(self, is_called: Callable[[], bool]) -> None:
         """Sends what is new, until all is sent, the store is down, or the helper is called away."""
         now = time.monotonic()
         if now < self._next_try or (self._down and self._is_down()):
             return
+        self._look_anew_if_lost()
         for run in self._begun():
             self._trials.setdefault(str(run.path), _Tracked(run, due=now + _PUSH_UNFINISHED_EVERY_S))
         for tracked in self._trials.values():
@@ -149,6 +151,24 @@ class StudyMirror:
     def finish(self, progress: Callable[[int], None]) -> str | None:
         """Sends all that is left, the study's own run last; what is in the way, in one line."""
         self._down = None
+        problem = self._finish(progress)
+        return self._finish(progress) if self._look_anew_if_lost() else problem
+
+    def _look_anew_if_lost(self) -> bool:
+        """Takes no run for sent any more if the store has lost some, as after `mlflow gc`. Whether it has."""
+        before = self._n_lost
+        attempt(self._count_lost)
+        if self._n_lost == before:
+            return False
+        self._own = _Tracked(self._folder.run, due=0.0)
+        for known in (self._trials, self._settled, self._listed):
+            known.clear()
+        return True
+
+    def _count_lost(self) -> None:
+        self._n_lost = self._mirror().n_lost
+
+    def _finish(self, progress: Callable[[int], None]) -> str | None:
         begun = {str(run.path): run for run in self._folder.runs()}
         trials = [
             self._trials.get(path, _Tracked(run, 0.0)) for path, run in begun.items() if path not in self._settled
