@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tester's own settings must not reach the tests."""
-    for name in ("MLFLOW_TRACKING_URI", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS"):
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -23,7 +23,10 @@ from sweep.record.mlflow import Mirror
 from sweep.record.store import Store
 
 RUN = (sys.executable, "-m", "sweep.run")
-_OWN = ("MLFLOW_TRACKING_URI", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS")
+_OWN = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR"),
+    *("OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS"),
+)
 _PATIENCE_S = 120.0
 _POLL_S = 0.01
 

@@ -87,6 +87,13 @@ def test_the_defaults_are_the_original_study():
     assert (study.trainer.loss, study.experiment_name) == ("mse", "seed_study")
 
 
+def test_the_environment_names_the_mlflow_experiment_where_nothing_else_does(monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of my shell")
+    assert validate(compose()).experiment_name == "of my shell"
+    assert validate(compose(["experiment_name=given"])).experiment_name == "given"
+    assert validate(compose(["experiment=seed_study"])).experiment_name == "seed_study"
+
+
 def test_debug_is_tiny():
     debug = composed("experiment=debug")
     assert (debug.trainer.epochs, debug.split.max_samples) == (2, 64)

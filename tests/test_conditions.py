@@ -49,7 +49,6 @@ def test_a_condition_of_numbers_texts_and_functions_is_judged(condition: str, ex
         "a < 1",
         "",
         chr(0),
-        "-" * 900 + "1",
         "(" * 400 + "1" + ")" * 400,
         "1+" * 5000 + "1",
         "exp(1000)",

@@ -224,13 +224,13 @@ class Controller:
             seed=seed,
             n_shares=1 if "slurm" in str(self._master.hydra.launcher._target_).lower() else settings.n_jobs,
         )
+        data = space.splits.load(self._config)
+        check_objectives(settings, data)
         for n, configuration in enumerate(worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials)))):
             config = space.splits.fit(validate(space.compose(configuration)))
             check_data(space.splits.load(config), config)
             if n < _MOST_CHECKED:
                 space.composer.check(configuration.groups, configuration.values)
-        data = space.splits.load(self._config)
-        check_objectives(settings, data)
         check_monitor(data, self._config)
         return worker
 
