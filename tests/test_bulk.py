@@ -20,7 +20,7 @@ from sweep.record.store import Store
 from sweep.record.study_mirror import StudyMirror
 
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "input_tags", "datasets")
-ARTIFACTS_OF = {4: ["plots/deep/slice.png"], 5: ["plots"]}  # of some trials
+ARTIFACTS_OF = {4: ["plots"], 5: ["plots"]}  # of some trials
 Contents = dict[str, list[Any]]
 
 
@@ -101,7 +101,7 @@ def various(output_dir: Path) -> Study:
             else {},
             **({} if number == 7 else {"dataset": dataset}),
         )
-        for artifact in ("overrides.yaml", "plots/deep/slice.png"):
+        for artifact in ("overrides.yaml", "plots/slice.png"):
             (run.path / artifact).parent.mkdir(parents=True, exist_ok=True)
             (run.path / artifact).write_text(f"{artifact} {number}")
         (run.path / "overrides.yaml").chmod(0o640)

@@ -146,7 +146,8 @@ def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
 ) -> None:
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
     whole = of_experiment(source, "in pieces")
-    for n_bytes in (0, 40, len(whole) // 2, len(whole) // 2, len(whole) - 1):
+    half = whole.index(b"\n", len(whole) // 2) - 2  # inside a line
+    for n_bytes in (0, 40, half, half, len(whole) - 1):
         copy.journal.write_bytes(whole[:n_bytes])
         assert not mirror.push(copy) or n_bytes == 0
     copy.journal.write_bytes(whole)
