@@ -5,7 +5,6 @@ import getpass
 import importlib.metadata
 import os
 import platform
-import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from sweep.config import Config, literal
 from sweep.record.git import git
 from sweep.record.store import Store, without_password
-from sweep.spelling import command, spelled
+from sweep.spelling import command, spelled, with_variable
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
@@ -93,7 +92,7 @@ def _with_store(words: str, store: Store | None) -> str:
     known = (None, os.environ.get("MLFLOW_TRACKING_URI"))
     if store is None or store.is_in_outputs or store.uri in known or store.uri is None:
         return words
-    return f"MLFLOW_TRACKING_URI={shlex.quote(without_password(store.uri))} {words}"
+    return with_variable("MLFLOW_TRACKING_URI", without_password(store.uri), words)
 
 
 def _path(folder: Path) -> str:
