@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from sweep.train.loop import Fit
 
 log = logging.getLogger("sweep")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,11 @@ def run_trial(
 
     Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
     """
-    training = train_by_epochs(cfg, report, folder=folder, follower=follower, live=live, member=member, load=load)
+    return finished(train_by_epochs(cfg, report, folder=folder, follower=follower, live=live, member=member, load=load))
+
+
+def finished(training: Generator[int, None, T]) -> T:
+    """Train to the end, epoch by epoch, and return what the training comes to."""
     while True:
         try:
             next(training)

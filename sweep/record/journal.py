@@ -304,12 +304,3 @@ def check(path: Path) -> None:
     """Raises DamagedJournal if a line of the journal is damaged. A torn last line, left by a crash, is not."""
     for _ in read(path):
         pass
-
-
-def damaged_line(path: Path) -> int | None:
-    """The number, from 1, of the first damaged line. A crash leaves none."""
-    try:
-        check(path)
-    except DamagedJournal as error:
-        return error.line
-    return None

@@ -39,7 +39,7 @@ from sweep.study.objective import mean_values, run_values
 from sweep.study.outage import Patience
 from sweep.study.space import Configuration
 from sweep.study.storage import open_storage
-from sweep.trial import record_refused, train_by_epochs
+from sweep.trial import finished, record_refused, train_by_epochs
 
 if TYPE_CHECKING:
     from sweep.study.worker import Worker
@@ -353,15 +353,6 @@ class Ended(Exception):
     def __init__(self, state: TrialState, attrs: Mapping[str, str]) -> None:
         super().__init__(state, attrs)
         self.state, self.attrs = state, attrs
-
-
-def finished(training: Training) -> list[float]:
-    """Train to the end; the objectives."""
-    while True:
-        try:
-            next(training)
-        except StopIteration as over:
-            return over.value
 
 
 def is_pruned(problem: BaseException) -> bool:
