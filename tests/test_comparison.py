@@ -155,6 +155,25 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
     assert len(children) == 12
 
 
+def test_a_comparison_whose_terminal_is_closed_saves_and_goes_on_when_asked(tmp_path: Path) -> None:
+    command = (
+        *UNTRACKED,
+        "model=linear,mlp",
+        "trainer.epochs=2000",
+        "hydra.sweeper.n_trials=1",
+        "hydra.sweeper.pack=1",
+    )
+    with quick_start(tmp_path, *command, module=MODULE) as comparison:
+        wait_until(lambda: any(tmp_path.glob("outputs/studies/*/trials/0/journal.jsonl")), comparison)
+        comparison.send_signal(signal.SIGHUP)
+        _, err = comparison.communicate()
+    assert comparison.returncode == 128 + signal.SIGHUP
+    assert "Traceback" not in err
+    (run,) = (folder for path in tmp_path.glob("outputs/studies/*") for folder in StudyFolder(path).runs())
+    assert run.checkpoint.exists()
+    assert not (tmp_path / "outputs/comparisons/c/comparison.yaml").exists()
+
+
 def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
     few = ("compare.n_seeds=2", "hydra.sweeper.n_trials=2", "hydra.sweeper.pack=1")
     done = quick(tmp_path, *UNTRACKED, "model=linear,convnet", *few, module=MODULE)

@@ -107,3 +107,15 @@ def test_the_latest_attempt_at_a_number_counts():
     assert states(numbered(study.get_trials())) == [(0, "WAITING"), (1, "COMPLETE")]
     assert study.get_trials()[2].number == 2, "Optuna's own is left as it is"
     assert states(renumbered(study).get_trials()) == [(0, "WAITING"), (1, "COMPLETE")]
+
+
+def test_a_grid_trains_its_failed_trials_again(tmp_path: Path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    grid = [*(o for o in STUDY if "enqueue" not in o and "sampler=" not in o), "hydra/sweeper/sampler=grid"]
+    grid += ["scheduler=constant", "optimizer.lr=0.1", "trainer.batch_size=16"]
+    assert searched(tmp_path, *grid).splitlines()[-1].startswith(SAID)
+    (tmp_path / "mended").touch()
+    assert "2 of 2 trials: 2 complete" in searched(tmp_path, *grid, "hydra.sweeper.retry_failed=true")
+    trials = trials_of(study_of(tmp_path))
+    assert states(trials) == [(0, "COMPLETE"), (1, "COMPLETE")]
+    assert sorted(t.params["model.kind"] for t in trials) == ["a", "b"]

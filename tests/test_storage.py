@@ -23,6 +23,7 @@ from conftest import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
@@ -33,7 +34,7 @@ from sweep.errors import ConfigError
 from sweep.record.folder import StudyFolder
 from sweep.study.journal_file import JournalFile
 from sweep.study.lock import StudyLock
-from sweep.study.storage import open_storage
+from sweep.study.storage import open_storage, open_to_read
 
 _TIMEOUT_S = 100
 
@@ -384,11 +385,18 @@ def test_eight_processes_begin_and_share_one_sqlite_file(tmp_path: Path, folder:
 
 @contextmanager
 def database(url: str, folder: StudyFolder) -> Iterator[BaseStorage]:
-    storage = open_storage(url, folder)
+    with used(open_storage(url, folder)) as storage:
+        yield storage
+
+
+@contextmanager
+def used(storage: BaseStorage) -> Iterator[BaseStorage]:
     assert isinstance(storage, _CachedStorage)
-    yield storage
-    storage.remove_session()
-    storage._backend.engine.dispose()  # psycopg warns of connections that nobody closed
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage._backend.engine.dispose()  # psycopg warns of connections that nobody closed
 
 
 def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgresql: str, folder: StudyFolder) -> None:
@@ -396,6 +404,21 @@ def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgre
     assert sorted(values) == list(range(12))
     with database(postgresql, folder) as storage:
         assert finished(storage) == values
+
+
+def test_reading_a_postgresql_makes_nothing_in_it(postgresql: str, folder: StudyFolder) -> None:
+    engine = sqlalchemy.create_engine(postgresql, poolclass=sqlalchemy.NullPool)
+    with pytest.raises(ConfigError, match="is no storage of Optuna's"):
+        open_to_read(postgresql)
+    assert sqlalchemy.inspect(engine).get_table_names() == []
+    with database(postgresql, folder) as storage, used(open_to_read(postgresql)) as to_read:
+        study = optuna.create_study(study_name="s", storage=storage)
+        study.add_trial(optuna.create_trial(value=1.0))
+        read = optuna.load_study(study_name="s", storage=to_read)
+        assert [t.value for t in read.get_trials()] == [1.0]
+        with pytest.raises(StorageInternalError):
+            read.set_user_attr("mine", True)
+        assert "mine" not in study.user_attrs
 
 
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])

@@ -968,3 +968,19 @@ def test_quoted_options_are_searched_and_the_printed_command_trains_the_best_aga
     assert again.returncode == 0, again.stderr
     (command,) = re.findall("^See it as page:  (.*)$", done.stdout, re.MULTILINE)
     assert shlex.split(command)[-1] == name
+
+
+def test_a_trial_that_was_once_trained_by_itself_does_not_stop_its_study(tmp_path):
+    """As an earlier version advised when the disk was full: `resume=` began the record of a run without a study."""
+    command = ("-m", *SMALL, NAMED, "hydra/sweeper/pruner=none")
+    assert quick(tmp_path, *command, "hydra.sweeper.n_trials=1").returncode == 0
+    path = folder_of(tmp_path).trial(0).journal
+    records = [record for record, _ in journal.read(path)]
+    path.unlink()
+    with journal.Journal(path) as alone:
+        for record in records:
+            fields = {name: value for name, value in record.items() if name not in ("kind", "time")}
+            alone.event(record["kind"], **(fields | {"parent": None} if record["kind"] == "start" else fields))
+    done = quick(tmp_path, *command, "hydra.sweeper.n_trials=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [t.state for t in trials_of(folder_of(tmp_path))] == [TrialState.COMPLETE, TrialState.COMPLETE]

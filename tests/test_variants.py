@@ -121,3 +121,18 @@ def test_many_options_are_looked_at_with_one_composition(folder: Path, asked: li
     for groups in space.combinations():
         space.defaults(groups)
     assert len(asked) == 1
+
+
+def test_composing_many_options_shows_how_far_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.study.composer._MANY", 3)
+    monkeypatch.setattr("sweep.study.composer._LONG_S", -1.0)
+    space = space_with(folder, f"model={','.join(f'm{n}' for n in range(8))}")
+    for n in range(8):
+        space.composer.base({"model": f"m{n}"})
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(" in ")[0] for line in shown] == [
+        "composing the options: 3 done",
+        "composing the options: 6 done",
+    ]
