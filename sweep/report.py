@@ -13,10 +13,11 @@ from sweep.command_line import check_command_line, secure_streams
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.provenance import sync_command
-from sweep.record.store import Store, output_dir_of, recorded_store, without_password
+from sweep.record.store import Store, output_dir_of, recorded_store
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower

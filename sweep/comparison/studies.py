@@ -18,7 +18,6 @@ from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
 from sweep.record.ownership import refuse_existing
-from sweep.record.store import without_password
 from sweep.seeds import derive_seed
 from sweep.spelling import command, option
 from sweep.study.composer import override
@@ -74,10 +73,10 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """What goes on with the comparison; without passwords."""
+        """What goes on with the comparison."""
         own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
         given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
-        return without_password(command("sweep.compare", *given))
+        return command("sweep.compare", *given)
 
     @property
     def folder(self) -> Path:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sweep.durable import fsync
 from sweep.errors import DamagedJournal
+from sweep.private import private
 
 Record = dict[str, Any]
 _TAIL_BYTES = 4096
@@ -53,7 +54,7 @@ class Journal:
             self._n_lines, end = self._n_lines + 1, offset
             if record["kind"] == "metrics" and record["steps"]:
                 self._recorded.update(dict.fromkeys(record["values"], int(record["steps"][-1])))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         if os.fstat(self._file).st_size > end:
             os.ftruncate(self._file, end)
 

@@ -36,12 +36,13 @@ from mlflow.utils.uri import append_to_uri_path
 
 from sweep.errors import DamagedJournal, DeletedInStore
 from sweep.links import is_inside
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.bulk import Changed, Gone, Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_files, artifact_names, most_sent, portions
-from sweep.record.store import Store, sqlite_url, without_password
+from sweep.record.store import Store, sqlite_url
 from sweep.spelling import command, with_variable
 
 UID_TAG = "sweep.uid"

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from sweep.config import Tracking, literal
 from sweep.errors import ConfigError, Damaged
 from sweep.links import absolute
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.checked import load_checked
 from sweep.record.folder import RunFolder
@@ -69,7 +70,7 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
             remedy = f"write {sqlite_url(absolute(uri) / 'mlflow.db')}"
         except ValueError:
             remedy = "write sqlite:///path/mlflow.db"
-        raise ConfigError(key, f"'{uri}' is no URI that MLflow 3 takes; {remedy}")
+        raise ConfigError(key, f"'{without_password(uri)}' is no URI that MLflow 3 takes; {remedy}")
     if file := re.fullmatch(r"sqlite:///([^/?#%].*)", uri):
         uri = f"sqlite:///{absolute(file[1])}"  # else it would mean another file elsewhere
     _check_scheme(key, uri)
@@ -137,10 +138,6 @@ def _recorded_tracking(run: RunFolder, is_needed: bool) -> Tracking:
     tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), known))
     assert isinstance(tracking, Tracking)
     return tracking
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", uri)
 
 
 def output_dir_of(run: RunFolder) -> Path | None:
