@@ -26,5 +26,10 @@ def overrides_without_passwords(overrides: Sequence[str]) -> list[str]:
     return [without_password(o) if o.lstrip("+~").startswith(_WITH_URI) else o for o in overrides]
 
 
+def is_hidden(uri: str) -> bool:
+    """Whether *** stands where a password was, as in what was printed or kept."""
+    return re.search(r":\*\*\*@|=\*\*\*(&|$)", uri) is not None
+
+
 def _hidden(pair: re.Match[str]) -> str:
     return f"{pair[1]}***" if _SECRET.search(unquote_plus(pair[2])) else pair[0]

@@ -28,7 +28,7 @@ def safe(text: str) -> str:
 
 
 class SafeStream(io.TextIOWrapper):
-    """A standard stream that shows what is written to it as `safe` does. `styled` is for texts that are safe already."""
+    """A standard stream that writes texts as `safe` returns them; `styled` is for those that are safe already."""
 
     def write(self, text: str, /) -> int:
         super().write(safe(text))

@@ -13,7 +13,7 @@ from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
 from sweep.errors import ConfigError
-from sweep.links import absolute
+from sweep.links import absolute, refuse_links_in
 from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
@@ -86,6 +86,7 @@ class Plan:
 def refuse_foreign_files(plan: Plan) -> None:
     """Raises ConfigError if the comparison would overwrite files that it did not make."""
     folder = plan.folder
+    refuse_links_in(folder, "compare.name")
     facts = folder / "comparison.yaml"
     if facts.is_file() and facts.read_bytes().startswith(to_yaml({"name": plan.name}).encode()):
         return

@@ -263,6 +263,11 @@ def first(path: Path, kind: str) -> Record | None:
     return next((record for record, _ in read(path) if record["kind"] == kind), None)
 
 
+def uid(path: Path) -> str | None:
+    """The uid in the first start that can be read; None if there is none."""
+    return next((record.get("uid") for record, _ in read(path, damage=[]) if record["kind"] == "start"), None)
+
+
 def last(path: Path) -> Record | None:
     """The last whole record, without reading those before it; None if there is none, or it is damaged."""
     with open(path, "rb") as file:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from sweep.config import Tracking, literal
 from sweep.errors import ConfigError, Damaged
 from sweep.links import absolute
-from sweep.passwords import without_password
+from sweep.passwords import is_hidden, without_password
 from sweep.record import journal
 from sweep.record.checked import load_checked
 from sweep.record.folder import RunFolder
@@ -65,6 +65,8 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     if not uri:
         return own_store(output_dir)
     key = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+    if is_hidden(uri):
+        raise ConfigError(key, f"'{uri}' lacks its password; write it in place of ***")
     if "://" not in uri and not uri.startswith("databricks"):
         try:
             remedy = f"write {sqlite_url(absolute(uri) / 'mlflow.db')}"

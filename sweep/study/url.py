@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError, DamagedLine, one_line
-from sweep.passwords import without_password
+from sweep.passwords import is_hidden, without_password
 
 if TYPE_CHECKING:
     import sqlalchemy  # 0.2 s, which a study in a file does without
@@ -46,6 +46,8 @@ def without_driver(uri: str) -> str:
 @contextmanager
 def told_in_one_line(url: str | None) -> Iterator[None]:
     """Of what the storage at `url` raises; None is the file below `output_dir`."""
+    if is_hidden(url or ""):
+        raise ConfigError(KEY, f"'{url}' lacks its password; write it in place of ***")
     try:
         yield
     except DamagedLine as error:
