@@ -62,7 +62,8 @@ def odd(tmp_path: Path) -> Path:
     (options / f"{ODD}.yaml").write_text("# @package _global_\noptimizer:\n  _target_: torch.optim.SGD\n  lr: 0.01\n")
     study = tmp_path / "outputs" / "studies" / ODD
     study.mkdir(parents=True)
-    (study / "best.yaml").touch()
+    for name in ("best.yaml", "journal.jsonl"):
+        (study / name).touch()
     run = RunFolder(tmp_path / "outputs" / "runs" / ODD)
     run.create()
     with Journal(run.journal) as journal:
