@@ -149,7 +149,6 @@ def write_atomic(path: Path, text: str, durable: bool = True, to_be_shown: bool 
     others may read it; else it is the owner's alone, whatever it was before.
     """
     tmp = path.with_name(path.name + ".tmp")
-    tmp.unlink(missing_ok=True)  # of a crash, with the mode that it had
     with open(tmp, "w", encoding="utf-8", opener=None if to_be_shown else private) as file:
         file.write(text)
         file.flush()
