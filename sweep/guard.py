@@ -63,7 +63,7 @@ def guard_hydra() -> None:
 
     ConfigLoaderImpl._load_configuration = checked
     hydra_utils._save_config = _save_config
-    basic_sweeper.OmegaConf = _Saving
+    basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
 
 
 def _save_config(config: Any, filename: str, output_dir: Path) -> None:

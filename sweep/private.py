@@ -1,8 +1,8 @@
 """Files that only their owner may read: those whose text may hold a secret, such as configs, journals and logs."""
 
+import io
 import logging
 import os
-from typing import IO, Any
 
 _OWNER_ALONE = 0o600
 
@@ -15,5 +15,7 @@ def private(path: str | os.PathLike[str], flags: int) -> int:
 class PrivateLog(logging.FileHandler):
     """The log of a run."""
 
-    def _open(self) -> IO[Any]:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)
+    def _open(self) -> io.TextIOWrapper:
+        file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)
+        assert isinstance(file, io.TextIOWrapper)
+        return file
