@@ -16,6 +16,6 @@ class PrivateLog(logging.FileHandler):
     """The log of a run."""
 
     def _open(self) -> io.TextIOWrapper:
-        file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)
+        file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # noqa: SIM115
         assert isinstance(file, io.TextIOWrapper)
         return file
