@@ -1,6 +1,7 @@
 """What every command needs of the shell that it was started from."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sweep.errors import ConfigError
+from sweep.terminal import SafeRecord, SafeStream
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -31,8 +33,10 @@ def secure_streams() -> None:
     """Keep this process, and those that it starts, from failing because of a standard stream.
 
     A stream that is closed becomes /dev/null, so that no file gets its number and then what is printed. What nobody
-    reads any more is dropped, and a character that the encoding lacks is written with a backslash.
+    reads any more is dropped, and a character that the encoding lacks is written with a backslash. So are characters
+    that a terminal would act on, in logs too; passwords in URIs are not written.
     """
+    logging.setLogRecordFactory(SafeRecord)
     for number in range(3):
         try:
             os.fstat(number)
@@ -52,16 +56,16 @@ def secure_streams() -> None:
             setattr(sys, f"__{name}__", secured)
 
 
-def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
+def _secured(stream: io.TextIOWrapper | None, number: int) -> SafeStream:
     """The stream with that number, as it is but for what `secure_streams` says."""
     raw = _Dropping(number, "w", closefd=False)
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-    if isinstance(getattr(stream.buffer, "raw", stream.buffer), _Dropping):
+        return SafeStream(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    if isinstance(stream, SafeStream):
         return stream
     with suppress(OSError):
         stream.flush()
-    return io.TextIOWrapper(
+    return SafeStream(
         raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does for -u
         stream.encoding,
         "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors,

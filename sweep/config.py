@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
+from sweep.passwords import overrides_without_passwords
 from sweep.targets import check_targets
 
 # Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
@@ -271,7 +272,7 @@ def origin(plain: Any, choices: Mapping[str, str | None], overrides: Sequence[st
     plain: the config as dicts, not resolved.
     """
     own = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
-    return {"overrides": list(overrides), "choices": own, "composed": fingerprint(plain)}
+    return {"overrides": overrides_without_passwords(overrides), "choices": own, "composed": fingerprint(plain)}
 
 
 def fingerprint(plain: Any) -> str:

@@ -3,6 +3,8 @@
 import errno
 import re
 
+from sweep.passwords import without_passwords
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of an OSError
 
 TRACEBACK_HINT = " (HYDRA_FULL_ERROR=1 shows the traceback)"
@@ -12,10 +14,10 @@ _FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See 
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of `error` on one line of at most `limit` characters; its type where it has none."""
+    """The message of `error` on one line of at most `limit` characters, without passwords; its type if empty."""
     if isinstance(error, DeletedInStore):
         return str(error)  # it ends with a command, which has to stay whole
-    words = " ".join(_FOR_PROGRAMMERS.sub("", str(error)).split()) or type(error).__name__
+    words = without_passwords(" ".join(_FOR_PROGRAMMERS.sub("", str(error)).split())) or type(error).__name__
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 

@@ -7,12 +7,17 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins import basic_sweeper
+from hydra.core import utils as hydra_utils
 from omegaconf import DictConfig, Node, OmegaConf
 
 from sweep.errors import ConfigError
+from sweep.passwords import without_passwords
+from sweep.private import private
 
 # Environment variables that a config may set: none of them names a file, a program or a server.
 ENVIRONMENT = (
@@ -24,7 +29,10 @@ ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
 )
-_LOGGING_CLASSES = ("logging.FileHandler", "logging.StreamHandler", "logging.Formatter", "colorlog.ColoredFormatter")
+LOGGING_CLASSES = (
+    *("sweep.private.PrivateLog", "logging.FileHandler", "logging.StreamHandler"),
+    *("logging.Formatter", "colorlog.ColoredFormatter"),
+)
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _NAME = r"(?!\.\.?(?:/|$))(?:[\w.-]|\$\{hydra\.job\.(?:name|num)\}|\$\{now:[^${}/]*\})+"
 _LOG_FILE = re.compile(rf"\$\{{(?:hydra\.runtime\.output_dir|hydra\.sweep\.dir)\}}(?:/{_NAME})+")
@@ -54,6 +62,23 @@ def guard_hydra() -> None:
         return config
 
     ConfigLoaderImpl._load_configuration = checked
+    hydra_utils._save_config = _save_config
+    basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
+
+
+def _save_config(config: Any, filename: str, output_dir: Path) -> None:
+    """Write a file of Hydra's with a config or overrides, such as those in .hydra/, as our own files are written."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open(output_dir / filename, "w", encoding="utf-8", opener=private) as file:
+        file.write(without_passwords(OmegaConf.to_yaml(config)))
+
+
+class _Saving(OmegaConf):
+    """What Hydra's basic sweeper writes multirun.yaml with."""
+
+    @staticmethod
+    def save(config: Any, f: Any, resolve: bool = False) -> None:
+        _save_config(config, Path(f).name, Path(f).parent)
 
 
 def check_hydra(node: Any) -> None:
@@ -92,8 +117,8 @@ def _check_environment(node: DictConfig) -> None:
 def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
     for path, value in _leaves(key, node):
         name = path.rpartition(".")[2]
-        if name in ("()", "class", "listener", "queue") and value not in _LOGGING_CLASSES:
-            raise ConfigError(path, f"'{value}' could run code; choose one of: {', '.join(_LOGGING_CLASSES)}")
+        if name in ("()", "class", "listener", "queue") and value not in LOGGING_CLASSES:
+            raise ConfigError(path, f"'{value}' could run code; choose one of: {', '.join(LOGGING_CLASSES)}")
         if isinstance(value, str) and value.startswith(("ext://", "cfg://")) and value not in _STREAMS:
             raise ConfigError(path, f"'{value}' could run code; choose one of: {', '.join(_STREAMS)}")
         is_file = name == "filename" and not (isinstance(value, str) and _LOG_FILE.fullmatch(value))

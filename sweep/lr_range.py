@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from sweep.composition import given_overrides
 from sweep.config import Config, validate, with_origin
+from sweep.console import Console
 from sweep.errors import ConfigError, SweepError
 from sweep.record.describe import group_choices
 from sweep.record.lr_range import RangeFolder, draw, write_losses, write_result
@@ -116,14 +116,14 @@ def _print(folder: RangeFolder, name: str, config: Config, suggestion: "Suggesti
     for key in keys:
         interval = suggestion.of(key)
         table.add_row(key, f"{interval.value:g}", f"{interval.low:g} to {interval.high:g}" * (settings.n_seeds > 1))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table, markup=False)
+    console = Console(soft_wrap=True)
+    console.print(table)
     reason = suggestion.reason(keys)
-    console.print(f"{reason[0].upper()}{reason[1:]}.\n", markup=False)
-    console.print(f"Train with it:     {commands['run']}", markup=False)
-    console.print(f"Search around it:  {commands['study']}", markup=False)
+    console.print(f"{reason[0].upper()}{reason[1:]}.\n")
+    console.print(f"Train with it:     {commands['run']}")
+    console.print(f"Search around it:  {commands['study']}")
     if folder.picture.exists():
-        console.print(f"Picture:           {folder.picture}", markup=False)
+        console.print(f"Picture:           {folder.picture}")
 
 
 def _ramps(config: Config, suggestion: "Suggestion") -> str:

@@ -6,17 +6,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweep import collector
 from sweep.command_line import check_command_line, secure_streams
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.provenance import sync_command
-from sweep.record.store import Store, output_dir_of, recorded_store, without_password
+from sweep.record.store import Store, output_dir_of, recorded_store
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -37,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_links_in(folder.path, "study")
         journal.check(folder.run.journal)
         page = folder.report if given.page is None else absolute(given.page)
+        study = _study(folder, given.storage)  # before anything is made: its storage may be mistyped
         store, told = _store_of(folder) if page == folder.report else (None, "")
         with _follower(folder, store) as follower:
-            _write(folder, given.storage, given.trials, page)
+            _write(folder, study, given.trials, page)
             if follower is not None and store is not None:
                 told = _send(folder, follower, store)
     except ConfigError as error:
@@ -105,11 +107,16 @@ def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | 
     return closing(follower)
 
 
-def _write(folder: StudyFolder, storage: str | None, trials: Sequence[int] | None, page: Path) -> None:
+def _study(folder: StudyFolder, storage: str | None) -> Any:
     from sweep.study.reading import read_study
+
+    return read_study(folder, storage)
+
+
+def _write(folder: StudyFolder, study: Any, trials: Sequence[int] | None, page: Path) -> None:
     from sweep.study.report import Report
 
-    report = Report(read_study(folder, storage), folder, trials)
+    report = Report(study, folder, trials)
     if page.is_dir():
         raise ConfigError("-o", f"'{page}' is a folder; name a file")
     _refuse_foreign(page, folder)

@@ -23,7 +23,7 @@ from sweep.command_line import check_command_line, secure_streams
 from sweep.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config import CONF_DIR, is_auto, register, with_origin
 from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
-from sweep.guard import check_hydra, guard_hydra
+from sweep.guard import LOGGING_CLASSES, check_hydra, guard_hydra
 from sweep.record.folder import RunFolder
 from sweep.record.ownership import JobFolder, note_directories, require_unused
 
@@ -117,7 +117,9 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
     logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
     register()
-    command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=())(task)
+    command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=LOGGING_CLASSES[:1])(
+        task
+    )
     try:
         check_command_line(sys.argv[1:])
         note_directories()

@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from sweep.passwords import without_password
+
 
 def spelled(value: Any) -> str:
     """A value in Hydra's grammar, which reads it as the same value. What `${...}` in a text means is left open."""
@@ -42,10 +44,10 @@ def option(group: str, name: str) -> str:
 
 
 def command(module: str, *arguments: object) -> str:
-    """`python -m MODULE ARGUMENTS` for a shell."""
-    return shlex.join(["python", "-m", module, *map(str, arguments)])
+    """`python -m MODULE ARGUMENTS` for a shell, without passwords."""
+    return shlex.join(["python", "-m", module, *(without_password(str(argument)) for argument in arguments)])
 
 
 def with_variable(name: str, value: str, command: str) -> str:
-    """The command with an environment variable of its own, for a shell."""
-    return f"{name}={shlex.quote(value)} {command}"
+    """The command with an environment variable of its own, for a shell, without a password."""
+    return f"{name}={shlex.quote(without_password(value))} {command}"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from sweep.command_line import check_command_line, secure_streams
 from sweep.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
-from sweep.record.store import Store, output_dir_around, output_dir_of, recorded_store, without_password
+from sweep.record.store import Store, output_dir_around, output_dir_of, recorded_store
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror

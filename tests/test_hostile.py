@@ -1,12 +1,14 @@
 """Outputs that somebody else prepared: what is done with them writes, reads and sends nothing beyond them."""
 
 import os
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from conftest import SMALL
 from omegaconf import OmegaConf
@@ -16,8 +18,12 @@ from sweep import ConfigError, compose, report, run_trial, sync
 from sweep.config import Tracking
 from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.journal import Journal
+from sweep.record.mlflow import Mirror
 from sweep.record.store import Store, own_store, store_of, tracking_store
 from sweep.stored import stored_overrides
+from sweep.study.auto_bounds import STARTS, stored_starts
+from sweep.study.settings import StudySettings
+from sweep.study.storage import open_storage
 
 SECRET = "hush-7b2c"
 
@@ -219,6 +225,44 @@ def test_a_storage_that_is_none_is_refused_and_left_as_it_is(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: storage: ")
         assert _snapshot(tmp_path) == before
+
+
+def test_a_mistyped_storage_leaves_nothing_though_the_study_is_tracked(tmp_path: Path) -> None:
+    study = Study(tmp_path / "outputs", "s")
+    study.end(study.folder.run)
+    before = _snapshot(tmp_path)
+    assert report.main(["s", "--output-dir", str(tmp_path / "outputs"), "--storage", f"{tmp_path}/none.log"]) == 2
+    assert _snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", ["${oc.env:SECRET}", -1.0, True, float("inf"), None, {}])
+def test_bounds_that_a_stranger_stored_are_numbers_or_refused(value: Any, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "studies" / "s")
+    folder.path.mkdir(parents=True)
+    study = optuna.create_study(storage=open_storage(None, folder), study_name="s")
+    study.set_user_attr(STARTS, {"": {"optimizer.lr": {"value": 0.1, "low": 0.01, "high": 1}}})
+    assert stored_starts(StudySettings(), "s", folder, "uid") is not None
+    study.set_user_attr(STARTS, {"": {"optimizer.lr": {"value": value, "low": 0.01, "high": 1}}})
+    with pytest.raises(ConfigError, match="is not as it was written"):
+        stored_starts(StudySettings(), "s", folder, "uid")
+
+
+def test_a_run_of_the_store_that_was_made_for_another_record_is_not_written_to(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    mine, theirs = (_record(RunFolder(outputs / "runs" / name)) for name in ("mine", "theirs"))
+    store = own_store(outputs)
+    mirror = Mirror(store)
+    mirror.push(mine)
+    shutil.copy(mine.mirror_state, theirs.mirror_state)  # it names the run of the other
+    with sqlite3.connect(outputs / "mlflow.db") as database:
+        before = list(database.execute("SELECT * FROM runs"))
+    for again in (mirror, Mirror(store)):
+        again.abandon(theirs)
+        again.push(theirs)
+    with sqlite3.connect(outputs / "mlflow.db") as database:
+        assert before[0] in list(database.execute("SELECT * FROM runs"))
+        named = dict(database.execute("SELECT value, count(*) FROM tags WHERE key = 'sweep.uid' GROUP BY value"))
+    assert named == {f"uid of {mine.path}": 1, f"uid of {theirs.path}": 1}
 
 
 # A store's URL

@@ -31,11 +31,12 @@ def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_o
 def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     postgresql: str, another_postgresql: str, tmp_path: Path
 ) -> None:
-    tracking_uri = another_postgresql.replace("+psycopg", "")
+    password = "?password=hush-7b2c"  # which the server does not ask for
+    tracking_uri = another_postgresql.replace("+psycopg", "") + password
     quick_side_by_side(
         tmp_path,
         *("-m", "experiment=debug", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=6"),
-        f"hydra.sweeper.storage={postgresql}",
+        f"hydra.sweeper.storage='{postgresql}{password}'",
         MLFLOW_TRACKING_URI=tracking_uri,
     )
     trials = trials_in(postgresql)
@@ -45,6 +46,8 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
     values = {int(r.data.tags["trial"]): r.data.metrics["best/val_loss"] for r in runs if "trial" in r.data.tags}
     assert values == {t.number: t.value for t in trials}
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hush-7b2c" in path.read_bytes()] == []
+    assert "hush-7b2c" not in str([run.to_dictionary() for run in runs])
 
 
 @pytest.mark.parametrize("workers", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.pack=2"])

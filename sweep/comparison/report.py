@@ -13,6 +13,7 @@ from sweep.comparison.studies import Plan
 from sweep.record.folder import to_yaml, write_atomic
 from sweep.record.plot import drawing_problem
 from sweep.study.samplers import is_uniform
+from sweep.terminal import escaped
 
 _IN_TERMINAL = 3  # tables of a task
 
@@ -37,7 +38,7 @@ def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
-    write_atomic(plan.folder / "comparison.md", _markdown(plan, judgement))
+    write_atomic(plan.folder / "comparison.md", escaped(_markdown(plan, judgement)))
     if (problem := drawing_problem(lambda: draw(plan, judgement, plan.folder / "comparison.png"))) is not None:
         print(f"warning: cannot draw the comparison ({problem})", file=sys.stderr)
     _print(plan, judgement)

@@ -13,12 +13,11 @@ from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
 from sweep.errors import ConfigError
-from sweep.links import absolute
+from sweep.links import absolute, refuse_links_in
 from sweep.prepare import BATCH_SIZE
 from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
 from sweep.record.ownership import refuse_existing
-from sweep.record.store import without_password
 from sweep.seeds import derive_seed
 from sweep.spelling import command, option
 from sweep.study.composer import override
@@ -74,10 +73,10 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """What goes on with the comparison; without passwords."""
+        """What goes on with the comparison."""
         own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
         given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
-        return without_password(command("sweep.compare", *given))
+        return command("sweep.compare", *given)
 
     @property
     def folder(self) -> Path:
@@ -87,6 +86,7 @@ class Plan:
 def refuse_foreign_files(plan: Plan) -> None:
     """Raises ConfigError if the comparison would overwrite files that it did not make."""
     folder = plan.folder
+    refuse_links_in(folder, "compare.name")
     facts = folder / "comparison.yaml"
     if facts.is_file() and facts.read_bytes().startswith(to_yaml({"name": plan.name}).encode()):
         return

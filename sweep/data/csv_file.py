@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
+from sweep.terminal import escaped_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -282,8 +283,6 @@ def _has_decimal_comma(cell: str) -> bool:
 
 
 def shown(cell: object) -> str:
-    """A cell or a name as an error shows it: nothing that a terminal would act on, and not at any length."""
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(cell)[: _LONGEST_SHOWN + 1]
-    )
+    """A cell or a name as an error shows it: on one line, and not at any length."""
+    text = escaped_line(str(cell)[: _LONGEST_SHOWN + 1])
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -4,9 +4,11 @@ import traceback
 from collections.abc import Mapping
 
 from sweep.errors import DISK_FULL, Diverged, Pruned
+from sweep.passwords import without_passwords
 from sweep.record.folder import RunFolder, write_atomic
 from sweep.record.journal import Journal
 from sweep.record.start import Membership
+from sweep.terminal import safe
 
 
 def write_end(
@@ -29,13 +31,13 @@ def write_end(
     if isinstance(error, Pruned):
         state, tags = "PRUNED", {"pruned.epoch": str(error.epoch)}
     elif error is not None:
-        status, state, tags = "FAILED", "FAIL", {"error": f"{type(error).__name__}: {error}"}
+        status, state, tags = "FAILED", "FAIL", {"error": without_passwords(f"{type(error).__name__}: {error}")}
         if isinstance(error, Diverged):
             tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
             if member is not None:
                 status, state = "FINISHED", "PRUNED"
         else:
-            write_atomic(run.error, "".join(traceback.format_exception(error)))
+            write_atomic(run.error, safe("".join(traceback.format_exception(error))))
     if member is not None:
         tags["state"] = state
     columns = {name: [value] for name, value in (values or {}).items()}

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sweep.durable import fsync
+from sweep.private import private
 
 
 class Busy(Exception):
@@ -141,13 +142,14 @@ def _locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
         yield
 
 
-def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+def write_atomic(path: Path, text: str, durable: bool = True, to_be_shown: bool = False) -> None:
     """Replaces `path`; a reader, or a crash, sees the old text or the new.
 
-    durable: whether that holds for a crash of the machine too, which costs a wait for the disk.
+    durable: whether that holds for a crash of the machine too, which costs a wait for the disk. to_be_shown: whether
+    others may read it; else it is the owner's alone, whatever it was before.
     """
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w", encoding="utf-8") as file:
+    with open(tmp, "w", encoding="utf-8", opener=None if to_be_shown else private) as file:
         file.write(text)
         file.flush()
         if durable:

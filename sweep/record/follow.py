@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sweep.command_line import secure_streams
+from sweep.private import private
 from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.plot import drawing_problem, ensure_curves, load_matplotlib
@@ -37,7 +39,7 @@ class Follower:
     def __init__(self, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
-        with open(log, "ab") as errors:
+        with open(log, "ab", opener=private) as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweep.record.follow"],
                 stdin=subprocess.PIPE,
@@ -206,6 +208,7 @@ def _has_curves(run: RunFolder) -> bool:
 
 
 def main() -> None:
+    secure_streams()
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sweep.durable import fsync
 from sweep.errors import DamagedJournal
+from sweep.private import private
 
 Record = dict[str, Any]
 _TAIL_BYTES = 4096
@@ -53,7 +54,7 @@ class Journal:
             self._n_lines, end = self._n_lines + 1, offset
             if record["kind"] == "metrics" and record["steps"]:
                 self._recorded.update(dict.fromkeys(record["values"], int(record["steps"][-1])))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         if os.fstat(self._file).st_size > end:
             os.ftruncate(self._file, end)
 
@@ -260,6 +261,11 @@ def curves(path: Path) -> dict[str, Curve]:
 def first(path: Path, kind: str) -> Record | None:
     """The first record of that kind."""
     return next((record for record, _ in read(path) if record["kind"] == kind), None)
+
+
+def uid(path: Path) -> str | None:
+    """The uid in the first start that can be read; None if there is none."""
+    return next((record.get("uid") for record, _ in read(path, damage=[]) if record["kind"] == "start"), None)
 
 
 def last(path: Path) -> Record | None:

@@ -36,12 +36,13 @@ from mlflow.utils.uri import append_to_uri_path
 
 from sweep.errors import DamagedJournal, DeletedInStore
 from sweep.links import is_inside
+from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.bulk import Changed, Gone, Tables, WholeRun
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_files, artifact_names, most_sent, portions
-from sweep.record.store import Store, sqlite_url, without_password
+from sweep.record.store import Store, sqlite_url
 from sweep.spelling import command, with_variable
 
 UID_TAG = "sweep.uid"
@@ -64,7 +65,7 @@ class Mirror:
         self._own_database = store.uri.removeprefix("sqlite:///") if store.is_in_outputs else None
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._experiments: dict[str, str] = {}
-        self._known: set[str] = set()  # runs that the store had when last asked
+        self._known: dict[str, str] = {}  # runs that the store had when last asked, each with the uid of its record
         self._parents: dict[str, str] = {}  # run ids of studies, by uid
         self._locations: dict[str, str] = {}  # of artifacts, by experiment
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
@@ -186,7 +187,7 @@ class Mirror:
         for one in new:
             one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
             one.sent.save(durable=False)
-            self._known.add(one.run.run_id)
+            self._known[one.run.run_id] = one.uid
         return [one.folder for one in new]
 
     def _store_artifacts(self, one: "_Whole") -> None:
@@ -280,35 +281,40 @@ class Mirror:
         sent = Sent(folder, self._store)
         if sent.run_id is None or sent.offset != folder.journal.stat().st_size:
             return False
-        return self.n_lost == 0 or self._has(sent.run_id)
+        return self.n_lost == 0 or self._has(sent.run_id, journal.uid(folder.journal) or "")
 
     def abandon(self, folder: RunFolder) -> None:
         """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
-        run_id = Sent(folder, self._store).run_id
+        run_id = self._sent_of(folder).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
 
     def _sent_of(self, folder: RunFolder) -> Sent:
         sent = Sent(folder, self._store)
-        if sent.run_id is not None and not self._has(sent.run_id):
+        if sent.run_id is not None and not self._has(sent.run_id, journal.uid(folder.journal) or ""):
             sent.run_id, sent.offset, sent.attempted = None, 0, True
             self.n_lost += 1
         return sent
 
-    def _has(self, run_id: str) -> bool:
+    def _has(self, run_id: str, uid: str | None) -> bool:
         """Whether the store still has the run; it may have been emptied, or replaced by an older copy.
 
-        Raises DeletedInStore for a run that is marked as deleted.
+        uid: of the record that is sent there. A run that was made for another one is none: the folder may be somebody
+        else's, and name any run of the store. None for whichever. Raises DeletedInStore for a run that is marked as
+        deleted.
         """
-        if run_id not in self._known:
+        if uid is None or self._known.get(run_id) != uid:
             try:
                 run = self._client.get_run(run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return False
+            if uid is not None and run.data.tags.get(UID_TAG) != uid:
+                return False
             self._check_active(run)
-            self._known.add(run_id)
+            if uid is not None:
+                self._known[run_id] = uid
         return True
 
     def _check_active(self, run: Run) -> None:
@@ -349,7 +355,7 @@ class Mirror:
             sent.save()  # a crash from here until the next save must not lead to a second run
             sent.run_id = self._create(portion.start, portion.tags | _own_tags(uid, parent))
         assert sent.run_id is not None
-        self._known.add(sent.run_id)
+        self._known[sent.run_id] = uid
         return created
 
     def _parent(self, folder: RunFolder, start: journal.Record) -> str | None:
@@ -382,8 +388,7 @@ class Mirror:
 
     def _check_parent(self, parent: str | None) -> None:
         """Raises if the study's run was deleted since it was found: MLflow itself would take runs below it."""
-        self._known.discard(parent or "")
-        if parent is not None and not self._has(parent):
+        if parent is not None and not self._has(parent, None):
             raise MlflowException(f"the study's run {parent} is gone", RESOURCE_DOES_NOT_EXIST)
 
     def _find_own(self, experiment: str, uid: str) -> str | None:

@@ -30,8 +30,9 @@ def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
 
 @contextmanager
 def _live(epochs: int, done: int) -> Iterator[Show]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sweep.console import Console
 
     columns = (
         TextColumn("epoch"),

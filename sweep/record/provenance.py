@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sweep.config import Config, literal
 from sweep.record.git import git
-from sweep.record.store import Store, without_password
+from sweep.record.store import Store
 from sweep.spelling import command, spelled, with_variable
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
@@ -40,7 +40,7 @@ def _setting() -> dict[str, str]:
 
 def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
-    told = "" if overrides is None else without_password(rerun_command(overrides))
+    told = "" if overrides is None else rerun_command(overrides)
     return {**_setting(), "command": told, "mlflow.source.name": told or "sweep.run_trial"}
 
 
@@ -92,7 +92,7 @@ def _with_store(words: str, store: Store | None) -> str:
     known = (None, os.environ.get("MLFLOW_TRACKING_URI"))
     if store is None or store.is_in_outputs or store.uri in known or store.uri is None:
         return words
-    return with_variable("MLFLOW_TRACKING_URI", without_password(store.uri), words)
+    return with_variable("MLFLOW_TRACKING_URI", store.uri, words)
 
 
 def _path(folder: Path) -> str:

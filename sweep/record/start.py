@@ -4,7 +4,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config import Config, literal, require_run, validate
 from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.passwords import without_password
 from sweep.record.checked import load_checked, write_checked
 from sweep.record.describe import group_choices, hyperparameters, run_name
 from sweep.record.folder import RunFolder, to_yaml, write_atomic
@@ -59,7 +60,7 @@ def write_start(
         if isinstance(config.data.get("path"), str):
             config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
         write_checked(run.overrides, to_yaml(config.overrides or []))
-        write_checked(run.config, to_yaml(asdict(config)))  # from here on it can be resumed
+        write_checked(run.config, stored_text(config))  # from here on it can be resumed
         if member is None and (diff := uncommitted_diff()):
             write_atomic(run.diff, diff)
     tags = {**provenance_tags(config.overrides), **group_choices(config)}
@@ -79,6 +80,12 @@ def write_start(
         parent=parent,
         **({} if data is None else {"dataset": data}),
     )
+
+
+def stored_text(config: Config) -> str:
+    """Return the config as a file keeps it, without the password of its store."""
+    tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
+    return to_yaml(asdict(replace(config, tracking=tracking)))
 
 
 def stored_config(run: RunFolder, own: Config) -> Config:

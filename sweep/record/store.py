@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from sweep.config import Tracking, literal
 from sweep.errors import ConfigError, Damaged
 from sweep.links import absolute
+from sweep.passwords import is_hidden, without_password
 from sweep.record import journal
 from sweep.record.checked import load_checked
 from sweep.record.folder import RunFolder
@@ -64,12 +65,14 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
     if not uri:
         return own_store(output_dir)
     key = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+    if is_hidden(uri):
+        raise ConfigError(key, f"'{uri}' lacks its password; write it in place of ***")
     if "://" not in uri and not uri.startswith("databricks"):
         try:
             remedy = f"write {sqlite_url(absolute(uri) / 'mlflow.db')}"
         except ValueError:
             remedy = "write sqlite:///path/mlflow.db"
-        raise ConfigError(key, f"'{uri}' is no URI that MLflow 3 takes; {remedy}")
+        raise ConfigError(key, f"'{without_password(uri)}' is no URI that MLflow 3 takes; {remedy}")
     if file := re.fullmatch(r"sqlite:///([^/?#%].*)", uri):
         uri = f"sqlite:///{absolute(file[1])}"  # else it would mean another file elsewhere
     _check_scheme(key, uri)
@@ -137,10 +140,6 @@ def _recorded_tracking(run: RunFolder, is_needed: bool) -> Tracking:
     tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), known))
     assert isinstance(tracking, Tracking)
     return tracking
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", uri)
 
 
 def output_dir_of(run: RunFolder) -> Path | None:

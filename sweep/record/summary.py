@@ -4,11 +4,11 @@ import shlex
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from sweep.console import Console
+from sweep.passwords import without_password
 from sweep.record.folder import RunFolder
-from sweep.record.store import without_password
 
 if TYPE_CHECKING:
     from sweep.trial import Outcome
@@ -29,12 +29,12 @@ def print_summary(outcome: "Outcome") -> None:
     table.add_row("time", f"{outcome.train_s:.1f} s of training")
     console = Console(soft_wrap=True)
     console.print(table)
-    console.print(f"Run folder:    {outcome.folder}", highlight=False, markup=False)
+    console.print(f"Run folder:    {outcome.folder}")
     if outcome.mirrored and outcome.tracking_uri is not None:
-        console.print(where_to_look("runs", outcome.tracking_uri), highlight=False, markup=False)
+        console.print(where_to_look("runs", outcome.tracking_uri))
     elif outcome.mirrored:
         drawn = "; the run folder has the curves in curves.png" if RunFolder(outcome.folder).curves.exists() else ""
-        console.print(f"Tracking is off{drawn}.", highlight=False, markup=False)
+        console.print(f"Tracking is off{drawn}.")
 
 
 def where_to_look(what: str, uri: str) -> str:

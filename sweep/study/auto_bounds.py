@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import inf
+from typing import Any
 
 import optuna
 
@@ -20,6 +22,7 @@ from sweep.study.storage import open_storage
 from sweep.train.lr_range import Suggestion, suggest
 
 STARTS = "bounds"  # user attribute of the study
+_RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")
 _AROUND = 5.0  # times below and above what the seeds say
 _NOT_OF_A_TEST = (
     "scheduler",
@@ -51,7 +54,25 @@ def stored_starts(settings: StudySettings, name: str, folder: StudyFolder, uid: 
         raise ConfigError(
             "bounds", f"study '{name}' was begun without it; leave it out, or set another hydra.sweeper.study_name"
         )
+    if STARTS in attributes and not _are_starts(attributes[STARTS]):
+        problem = f"what study '{name}' has stored of its tests is not as it was written; choose another"
+        raise ConfigError("bounds", f"{problem} hydra.sweeper.study_name")
     return attributes.get(STARTS)
+
+
+def _are_starts(stored: Any) -> bool:
+    """Whether `tested_starts` can have returned that. The storage may be somebody else's, with texts to be resolved."""
+    if not isinstance(stored, dict) or not all(isinstance(found, dict) for found in stored.values()):
+        return False
+    return all(key in _RATES and _are_bounds(bounds) for found in stored.values() for key, bounds in found.items())
+
+
+def _are_bounds(bounds: Any) -> bool:
+    if not isinstance(bounds, dict) or set(bounds) != {"value", "low", "high"}:
+        return False
+    if not all(type(bound) in (int, float) and 0 < bound < inf for bound in bounds.values()):
+        return False
+    return bounds["low"] <= bounds["high"]
 
 
 def tested_starts(space: Space) -> Starts:

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,12 @@ from sweep.config import Config, is_auto, validate
 from sweep.errors import ConfigError, Interrupted, StudyFailed
 from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
-from sweep.record.folder import StudyFolder, to_yaml
+from sweep.record.folder import StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import first, status
 from sweep.record.ownership import refuse_existing
-from sweep.record.store import Store, tracking_store, without_password
+from sweep.record.start import stored_text
+from sweep.record.store import Store, tracking_store
 from sweep.signals import interrupts_kept_from_children, stopping_signals
 from sweep.study.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.study.auto_bounds import STARTS, covers, stored_starts, tested_starts
@@ -364,16 +365,14 @@ class Controller:
         )
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
-        text = to_yaml(asdict(config))
-        return Recording(study, self.folder, facts, text, self._store, self._output_dir, self._follower)
+        return Recording(study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._follower)
 
     def _all_arguments(self) -> list[str]:
-        """Of the command line that goes on with this study; without passwords, since MLflow shows it."""
+        """Of the command line that goes on with this study."""
         # by -m, with absolute paths, and once
         told_otherwise = ("hydra.mode=", "hydra.searchpath=", "hydra.sweeper.retry_failed=")
         own = [o for o in self._hydra_overrides if not o.startswith(told_otherwise)]
-        given = ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
-        return [without_password(argument) for argument in given]
+        return ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
 
     @contextlib.contextmanager
     def _signals(self, worker: Worker) -> Iterator[None]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from sweep.config import Config, validate
+from sweep.console import Console
 from sweep.prepare import check_data, prepared
 from sweep.signals import StopRequest
 from sweep.study.ranges import in_words, short
@@ -26,23 +26,23 @@ _QUICK_S = 5.0  # an epoch this short is timed again, warm
 
 def dry_run(worker: Worker, base: DictConfig) -> None:
     """Prints the space and sampled configurations, builds each, times an epoch. Raises ConfigError for what fails."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
     space = worker.space
-    console.print(f"study {worker.name}: {worker.n_trials} trials, nothing is stored\n", markup=False)
+    console.print(f"study {worker.name}: {worker.n_trials} trials, nothing is stored\n")
     console.print(_space_table(space, base))
     configurations = worker.rehearse(range(min(_N_SAMPLES, worker.n_trials)))
     console.print(f"{len(configurations)} configurations it might try:")
     load, epoch_s = space.splits.load, 0.0
     for configuration in configurations:
         config = space.splits.fit(validate(space.compose(configuration)))
-        console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)), markup=False)
+        console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)))
         data = load(config)
         check_data(data, config)
         with prepared(config, data) as fit:
             if configuration is configurations[0]:
                 epoch_s = _epoch_s(fit)
     console.print("each composes and builds\n")
-    console.print(_estimate(worker, validate(base), epoch_s), markup=False)
+    console.print(_estimate(worker, validate(base), epoch_s))
 
 
 def _space_table(space: Space, base: DictConfig) -> Table:

@@ -11,11 +11,12 @@ from typing import Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweep.console import Console
 from sweep.record.folder import StudyFolder
 from sweep.record.provenance import again_command, report_command
 from sweep.record.summary import where_to_look
@@ -44,7 +45,7 @@ class Watch:
         self._seen = {t.number for t in trials_of(study) if t.state.is_finished()}
         self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
-        self._console = Console(stderr=live, soft_wrap=not live, highlight=False)
+        self._console = Console(stderr=live, soft_wrap=not live)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -84,10 +85,10 @@ class Watch:
         for trial in trials:
             if (told := trial.user_attrs.get(PACKING, "")) not in self._noted:
                 self._noted.add(told)
-                self._console.print(f"trial {trial.number} {told}", markup=False)
+                self._console.print(f"trial {trial.number} {told}")
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
             if (self._live is None and self._lines) or trial.state == TrialState.FAIL:  # which stays above the table
-                self._console.print(_line(trial, n_done, self._n_trials), markup=False)
+                self._console.print(_line(trial, n_done, self._n_trials))
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)
 
@@ -121,10 +122,10 @@ class Watch:
 
 def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None) -> None:
     """Counts, the best configuration, how to train it again, and how to see all in MLflow."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
 
     def say(text: str) -> None:
-        console.print(text, markup=False)
+        console.print(text)
 
     trials = trials_of(study)
     say("")

@@ -15,12 +15,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.errors import ConfigError, Damaged
 from sweep.links import is_inside
+from sweep.passwords import without_password
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
 from sweep.study.identity import IDENTITY
 from sweep.study.results import config_values
 from sweep.study.storage import open_to_read
-from sweep.study.url import database_url, kind, shown, told_in_one_line
+from sweep.study.url import database_url, kind, told_in_one_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
 
@@ -78,7 +79,7 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
         names = [known.study_name for known in opened.get_all_studies()]
         if name not in names:
             raise ConfigError(
-                KEY, f"'{shown(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
+                KEY, f"'{without_password(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
             )
         study = optuna.load_study(study_name=name, storage=opened)
         refuse_lost_trials(study, folder, KEY)  # whatever is wrong shows here

@@ -21,6 +21,7 @@ from sweep.record.store import Store, recorded_uri
 from sweep.study.attempts import renumbered, trials_of
 from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
+from sweep.terminal import styled
 
 
 class Recording:
@@ -104,4 +105,4 @@ class Recording:
 def _show_left(n_left: int) -> None:
     if sys.stderr.isatty():
         text = f"MLflow: {n_left} runs to send" if n_left > 1 else ""
-        print(f"\r{text:<40}\r", end="", file=sys.stderr, flush=True)
+        print(f"\r{text:<40}\r", end="", file=styled(sys.stderr), flush=True)

@@ -64,7 +64,7 @@ class Report:
         A picture that cannot be drawn costs a warning. Raises OSError if there is no writing to the folder.
         """
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(page, to_html(self._document()), durable=False)
+        write_atomic(page, to_html(self._document()), durable=False, to_be_shown=True)
         pictures = page.parent / self._folder.plots.name
         pictures.mkdir(exist_ok=True)
         found = {name: one for name, one in zip(self._names, self._importances, strict=True) if one}

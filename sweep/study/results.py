@@ -86,7 +86,7 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
         key, _, value = override.lstrip("+").partition("=")
         if key in known:
             options[key] = value
-        elif not override.startswith(("~", "hydra.")):  # a file cannot take a key away
+        elif not override.startswith(("~", "hydra.", "tracking.")):  # a file takes no key away, nor says where to
             values[key] = value
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]

@@ -18,10 +18,11 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBSt
 from optuna.storages.journal import JournalRedisBackend
 
 from sweep.errors import ConfigError
+from sweep.passwords import without_password
 from sweep.record.folder import StudyFolder
 from sweep.study.journal_file import JournalFile, flocked
 from sweep.study.lock import ServerLock
-from sweep.study.url import KEY, PATIENCE_S, connect_args, database_url, kind, shown, told_in_one_line
+from sweep.study.url import KEY, PATIENCE_S, connect_args, database_url, kind, told_in_one_line
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -127,7 +128,9 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
         there = sqlalchemy.inspect(connection).get_table_names()
         for table in ("version_info", "alembic_version"):  # Optuna would add the row that it misses in them
             if table not in there or connection.execute(sqlalchemy.text(f"SELECT 1 FROM {table}")).first() is None:
-                raise ConfigError(KEY, f"'{shown(str(url))}' is no storage of Optuna's; name that of the study")
+                raise ConfigError(
+                    KEY, f"'{without_password(str(url))}' is no storage of Optuna's; name that of the study"
+                )
     return get_storage(
         RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options, skip_table_creation=True)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError, DamagedLine, one_line
-from sweep.record.store import without_password
+from sweep.passwords import is_hidden, without_password
 
 if TYPE_CHECKING:
     import sqlalchemy  # 0.2 s, which a study in a file does without
@@ -34,7 +34,7 @@ def kind(url: str | None) -> str | None:
     """The URL's scheme without a driver; None for a path."""
     scheme = re.match(r"(\w{2,})(\+\w+)?:", url or "")
     if scheme and scheme[1] not in _INSTALL:
-        raise ConfigError(KEY, f"'{shown(str(url))}' is of no known kind; choose {_KINDS}")
+        raise ConfigError(KEY, f"'{without_password(str(url))}' is of no known kind; choose {_KINDS}")
     return scheme[1] if scheme else None
 
 
@@ -46,6 +46,8 @@ def without_driver(uri: str) -> str:
 @contextmanager
 def told_in_one_line(url: str | None) -> Iterator[None]:
     """Of what the storage at `url` raises; None is the file below `output_dir`."""
+    if is_hidden(url or ""):
+        raise ConfigError(KEY, f"'{url}' lacks its password; write it in place of ***")
     try:
         yield
     except DamagedLine as error:
@@ -72,12 +74,7 @@ def told_in_one_line(url: str | None) -> Iterator[None]:
             problem = f"did not answer within {PATIENCE_S} s"
         if isinstance(cause, ImportError):
             problem = f"needs a package: {one_line(cause)}; {_INSTALL[kind(url) or 'sqlite']}"
-        raise ConfigError(KEY, f"'{shown(url)}' {problem}") from error
-
-
-def shown(url: str) -> str:
-    """Without passwords, be they in the query or not quoted as they should."""
-    return without_password(re.sub(r"://([^:/@]*):.*@", r"://\1:***@", re.sub(r"(password=)[^&]*", r"\1***", url)))
+        raise ConfigError(KEY, f"'{without_password(url)}' {problem}") from error
 
 
 def recorded_url(url: str | None) -> str | None:
@@ -86,14 +83,14 @@ def recorded_url(url: str | None) -> str | None:
         return None
     if kind(url) is None:
         return str(Path(url).absolute())
-    return shown(str(database_url(url))) if kind(url) == "sqlite" else shown(url)
+    return without_password(str(database_url(url))) if kind(url) == "sqlite" else without_password(url)
 
 
 def database_url(url: str) -> "sqlalchemy.URL":
     import sqlalchemy
 
     if url.partition("?")[0].count("@") > 1:
-        raise ConfigError(KEY, f"'{shown(url)}' has more than one @; write those of the password as %40")
+        raise ConfigError(KEY, f"'{without_password(url)}' has more than one @; write those of the password as %40")
     parsed = sqlalchemy.make_url(url)
     if parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
