@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from sweep.config import literal
+
 
 def spelled(value: Any) -> str:
     """A value in Hydra's grammar, which reads it as the same value. What `${...}` in a text means is left open."""
@@ -41,11 +43,26 @@ def option(group: str, name: str) -> str:
     return f"{group}={spelled(name)}"
 
 
+def setting(key: str, value: Any) -> str:
+    """The override that sets a key to a value; a text in it is itself, whatever `${...}` it holds."""
+    return f"{key}={spelled(literal(value))}"
+
+
+def word(text: object) -> str:
+    """One word of a command for a shell."""
+    return shlex.quote(str(text))
+
+
+def program(*words: object) -> str:
+    """A command for a shell."""
+    return shlex.join(map(str, words))
+
+
 def command(module: str, *arguments: object) -> str:
     """`python -m MODULE ARGUMENTS` for a shell."""
-    return shlex.join(["python", "-m", module, *map(str, arguments)])
+    return program("python", "-m", module, *arguments)
 
 
 def with_variable(name: str, value: str, command: str) -> str:
     """The command with an environment variable of its own, for a shell."""
-    return f"{name}={shlex.quote(value)} {command}"
+    return f"{name}={word(value)} {command}"
