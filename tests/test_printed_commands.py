@@ -135,7 +135,7 @@ def test_the_commands_of_a_run_that_was_stopped_and_not_sent(cwd: Path) -> None:
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.create_experiment("debug", str(cwd / "artifacts"))
     client.delete_experiment(experiment)
-    sent = ("trainer.epochs=300", setting("tracking.uri", f"sqlite:///{store}"))
+    sent = ("trainer.epochs=100", setting("tracking.uri", f"sqlite:///{store}"))
     runs = cwd / OUT / "runs"
     before = {*runs.glob("*")}
     with quick_start(cwd, *given(option("optimizer", SECOND), *sent)) as process:
@@ -167,7 +167,7 @@ def test_a_run_that_lies_elsewhere_asks_for_its_output_dir(cwd: Path) -> None:
     """As it does once its folder is moved. What is printed is to be added to the command."""
     folder = cwd / "it's, here"
     own = given("tracking=off", setting("hydra.run.dir", str(folder)))
-    with quick_start(cwd, *own, "trainer.epochs=300") as process:
+    with quick_start(cwd, *own, "trainer.epochs=100") as process:
         wait_until((folder / "checkpoint.pt").exists, process)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
