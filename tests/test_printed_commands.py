@@ -136,17 +136,18 @@ def test_the_commands_of_a_run_that_was_stopped_and_not_sent(cwd: Path) -> None:
     experiment = client.create_experiment("debug", str(cwd / "artifacts"))
     client.delete_experiment(experiment)
     sent = ("trainer.epochs=100", setting("tracking.uri", f"sqlite:///{store}"))
-    runs = cwd / OUT / "runs"
-    before = {*runs.glob("*")}
-    with quick_start(cwd, *given(option("optimizer", SECOND), *sent)) as process:
-        wait_until(lambda: [path for path in runs.glob("*/checkpoint.pt") if path.parent not in before], process)
+    out_dir = f"{OUT}, stopped"
+    own = (option("optimizer", SECOND), *sent, setting("output_dir", out_dir))
+    runs = cwd / out_dir / "runs"
+    with quick_start(cwd, *given(*own)) as process:
+        wait_until(lambda: [*runs.glob("*/checkpoint.pt")], process)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert process.returncode == 130
     resume, sync = after("go on with:", out), after("later:", out)
     assert resume.startswith("MLFLOW_TRACKING_URI=")
-    (folder,) = {*runs.glob("*")} - before
-    taken = quick(cwd, *given(option("optimizer", SECOND), *sent, setting("hydra.run.dir", str(folder))))
+    (folder,) = runs.iterdir()
+    taken = quick(cwd, *given(*own, setting("hydra.run.dir", str(folder))))
     assert resume.endswith(after("continue it with:", error_line(taken)))
     client.restore_experiment(experiment)
     assert "best val/loss" in works(cwd, resume)

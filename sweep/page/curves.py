@@ -93,7 +93,7 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
             )
             if band.n_seeds > 1:
                 axes.fill_between(band.steps, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
-        fit_scale(axes, np.concatenate([end for band in of_trials.values() for end in (band.low, band.high)]))
+        fit_scale(axes, [end for band in of_trials.values() for ends in (band.low, band.high) for end in ends])
         axes.set(ylabel=metric, xlabel="epoch")
         count_in_whole_numbers(axes)
         axes.grid(alpha=0.25)
