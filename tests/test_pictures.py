@@ -96,7 +96,11 @@ def check_readable(figure: "Figure") -> None:
     figure.canvas.draw()
     for axes in figure.axes:
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            ticks = [tick for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]
+            ticks = [
+                tick
+                for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+                if min(limits) <= tick.get_loc() <= max(limits)
+            ]
             shown = [tick.label1.get_text() for tick in ticks if tick.label1.get_text()]
             assert len(shown) == len(set(shown))
         for line in axes.get_lines():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,7 +55,8 @@ def typed(cwd: Path, line: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of `python -m`."""
     uri, m, module, *words = heard(cwd, line)
     assert m == "-m"
-    return quick(cwd, *words, module=module, **({"MLFLOW_TRACKING_URI": uri} if uri else {}))
+    changes: Any = {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    return quick(cwd, *words, module=module, **changes)
 
 
 def works(cwd: Path, line: str) -> str:

@@ -86,7 +86,8 @@ def _slices(shown: optuna.Study, name: str) -> Any:
     from matplotlib.ticker import LogLocator, MaxNLocator
     from optuna.visualization import matplotlib as plots
 
-    panels = np.atleast_1d(plots.plot_slice(shown, target_name=name))
+    drawn: Any = plots.plot_slice(shown, target_name=name)
+    panels = np.atleast_1d(drawn)
     for axes in panels:
         fit_scale(axes, _values(shown, 0), factor=_DECADE)
         axes.set_xlabel(tail(axes.get_xlabel(), 32))
