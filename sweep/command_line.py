@@ -1,18 +1,26 @@
 """What every command needs of the shell that it was started from."""
 
+import argparse
 import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, one_line
 from sweep.terminal import SafeRecord, SafeStream
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError for arguments that it cannot take, so that they are one line as all other mistakes are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("command line", f"{one_line(ValueError(message))}; --help says what there is")
 
 
 def check_command_line(arguments: Sequence[str]) -> None:

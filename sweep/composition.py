@@ -1,6 +1,5 @@
 """Composing a config, and saying what is wrong with one in a single line."""
 
-import json
 import re
 import traceback
 import warnings
@@ -18,6 +17,7 @@ from yaml import YAMLError
 
 from sweep.config import COMPONENTS, CONF_DIR, keys_of, register, with_origin
 from sweep.errors import ConfigError, one_line
+from sweep.spelling import setting
 
 _UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")
 _OF_NO_PACKAGE = re.compile(
@@ -73,15 +73,14 @@ def unavailable_refused() -> Iterator[None]:
 def _searchpath(folder: Path) -> str:
     if not folder.is_dir():  # Hydra would only warn
         raise ConfigError("config_dir", f"no folder '{folder}'")
-    quoted = str(folder).replace('"', r"\"")
-    return f'hydra.searchpath=["file://{quoted}"]'
+    return setting("hydra.searchpath", [f"file://{folder}"])
 
 
 def searchpath_overrides(hydra_node: Any) -> list[str]:
     """The user's own folders of options as an override, so that the recorded command finds them from anywhere."""
     sources = [s for s in hydra_node.runtime.config_sources if "command-line" in s.provider]
-    quoted = [json.dumps(f"{s.schema}://{s.path}", ensure_ascii=False) for s in sources]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+    folders = [f"{s.schema}://{s.path}" for s in sources]
+    return [setting("hydra.searchpath", folders)] if folders else []
 
 
 def given_overrides(hydra_node: Any) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep import collector
-from sweep.command_line import check_command_line, secure_streams
+from sweep.command_line import Parser, check_command_line, secure_streams
 from sweep.config import require_begun_study
 from sweep.errors import ConfigError, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"error: study: cannot be read ({one_line(error)})", file=sys.stderr)
+        return 2
     finally:
         collector.resume()
     if told:
@@ -54,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sweep.report", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m sweep.report", description=__doc__)
     parser.add_argument("study", help="the study's name: that of its folder below <output_dir>/studies")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where studies are (default: outputs)")
     parser.add_argument(

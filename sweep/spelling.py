@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from sweep.config import literal
 from sweep.passwords import without_password
 
 
@@ -43,11 +44,26 @@ def option(group: str, name: str) -> str:
     return f"{group}={spelled(name)}"
 
 
+def setting(key: str, value: Any) -> str:
+    """The override that sets a key to a value; a text in it is itself, whatever `${...}` it holds."""
+    return f"{key}={spelled(literal(value))}"
+
+
+def word(text: object) -> str:
+    """One word of a command for a shell, without a password."""
+    return shlex.quote(without_password(str(text)))
+
+
+def program(*words: object) -> str:
+    """A command for a shell, without passwords."""
+    return " ".join(map(word, words))
+
+
 def command(module: str, *arguments: object) -> str:
     """`python -m MODULE ARGUMENTS` for a shell, without passwords."""
-    return shlex.join(["python", "-m", module, *(without_password(str(argument)) for argument in arguments)])
+    return program("python", "-m", module, *arguments)
 
 
 def with_variable(name: str, value: str, command: str) -> str:
     """The command with an environment variable of its own, for a shell, without a password."""
-    return f"{name}={shlex.quote(without_password(value))} {command}"
+    return f"{name}={word(value)} {command}"

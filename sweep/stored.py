@@ -1,7 +1,6 @@
 """What output folders say of configurations, read back. The folder may come from somebody else, so it decides neither
 where results go nor what is read from the environment."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from sweep.errors import ConfigError
+from sweep.spelling import setting, word
 
 _SEARCHPATH = "hydra.searchpath"
 _OF_THE_COMMAND = ("output_dir", "tracking", "resume", "from_study")  # what only the user's own command may say
@@ -41,8 +41,7 @@ def _require_folders(override: str, given: Sequence[str], key: str) -> None:
     """Raise ConfigError for a folder of options that is not on the command: its files may say anything."""
     own = {folder for o in given if o.startswith(f"{_SEARCHPATH}=") for folder in _folders(o)}
     if missing := [folder for folder in _folders(override) if folder not in own]:
-        folders = ",".join(json.dumps(folder, ensure_ascii=False) for folder in missing)
-        problem = f"its options come from another folder; if you trust that, add  '{_SEARCHPATH}=[{folders}]'"
+        problem = f"its options come from another folder; if you trust that, add  {word(setting(_SEARCHPATH, missing))}"
         raise ConfigError(key, problem)
 
 

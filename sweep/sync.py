@@ -1,12 +1,12 @@
 """`python -m sweep.sync OUTPUT_DIR`: sends MLflow what it lacks of the runs below a folder, each row once."""
 
-import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.command_line import check_command_line, secure_streams
+from sweep.command_line import Parser, check_command_line, secure_streams
 from sweep.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
 from sweep.passwords import without_password
@@ -23,17 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     secure_streams()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
+        given = _parser().parse_args(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    parser = argparse.ArgumentParser(prog="python -m sweep.sync", description=__doc__)
-    parser.add_argument(
-        "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
-    )
-    parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
-    given = parser.parse_args(arguments)
     output_dir = absolute(given.output_dir)
-    if not output_dir.is_dir():
+    if not os.path.isdir(output_dir):  # pathlib's raises OSError for a name that is too long
         print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
@@ -53,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(not isinstance(error, Damaged) for error in refused):
         return 2
     return 0 if n_sent == n_tracked else 1
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m sweep.sync", description=__doc__)
+    parser.add_argument(
+        "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
+    )
+    parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
+    return parser
 
 
 def _check_begun(run: RunFolder) -> None:

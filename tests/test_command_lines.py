@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import environment, error_line, quick
 
+from sweep import report, sync
+
 quickly = functools.partial(quick, torch=False)
 
 ODD = {
@@ -39,6 +41,12 @@ ODD = {
     "study: texts for bounds": (["-m", "optimizer.lr=interval(a,b)"], "optimizer.lr"),
     "study: bounds the other way round": (["-m", "optimizer.lr=interval(1,0)"], "optimizer.lr"),
     "study: no database": (["-m", "hydra.sweeper.storage=nope://"], "hydra.sweeper.storage"),
+    "study: a database in no folder": (["-m", "hydra.sweeper.storage=sqlite:///nope/x.db"], "hydra.sweeper.storage"),
+    "study: a file in no folder": (["-m", "hydra.sweeper.storage=nope/x.log"], "hydra.sweeper.storage"),
+    "study: no number": (["-m", "hydra.sweeper.timeout=nan"], "hydra.sweeper.timeout"),
+    "study: infinitely many": (["-m", "hydra.sweeper.n_trials=1e999"], "hydra.sweeper.n_trials"),
+    "study: a text to enqueue": (["-m", "hydra.sweeper.enqueue=1"], "hydra.sweeper.enqueue"),
+    "study: a dict to optimise": (["-m", "hydra.sweeper.objective={a:1}"], "hydra.sweeper.objective"),
 }
 
 
@@ -49,6 +57,7 @@ def test_an_odd_command_line_is_one_line_that_names_its_key(odd: str, tmp_path: 
     assert error_line(done).startswith(f"error: {key}: ")
     assert done.returncode == 2
     assert list(tmp_path.glob("outputs/*/*")) == []  # no folder either
+    assert not (tmp_path / "nope").exists()
 
 
 FILES = {
@@ -155,6 +164,33 @@ def test_the_other_commands_too(module: str, arguments: list[str], key: str, tmp
     done = quickly(tmp_path, *arguments, module=f"sweep.{module}")
     assert error_line(done).startswith(f"error: {key}: ")
     assert done.returncode == 2
+
+
+_ARGUMENTS = st.one_of(
+    st.sampled_from(
+        ["", "x" * 300, "x" * 5000, "../x", "/nope", ".", "/dev/null", "--nope", "--uri", "--storage", "-o"]
+    ),
+    st.sampled_from(["--trials", "--output-dir", "1e3", "9" * 5000, "~nope", "\0", "\ud800", "é", "nope://x", "--"]),
+    st.text(st.characters(exclude_characters="\n/"), max_size=4).filter(lambda text: not text.startswith("-h")),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.lists(_ARGUMENTS, min_size=1, max_size=4))
+def test_neither_does_one_of_sync_or_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawn: list[str]
+):
+    """In a folder without a run."""
+    monkeypatch.chdir(tmp_path)
+    for module in (sync, report):
+        status, told = module.main(drawn), capsys.readouterr()
+        assert list(tmp_path.iterdir()) == []
+        if status == 0:  # there is nothing to be sent
+            assert told.out.startswith("0 of 0 tracked runs")
+            continue
+        assert status == 2
+        assert told.err.startswith("error: ")
+        assert told.err.count("\n") == 1
 
 
 def test_folders_are_named_after_the_options_that_were_trained(tmp_path: Path):

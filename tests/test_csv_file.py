@@ -157,7 +157,7 @@ def test_a_file_written_in_another_way_is_read_by_the_override_that_the_error_pr
 def test_commas_before_decimals_get_the_whole_override(refusal):
     told = refusal("a;y\n1,5;1\n2,5;2\n", read={"sep": ";", "encoding": "latin-1"})
     assert """line 2, column 'a' is '1,5'""" in told
-    assert """set 'data.read={sep: ";", decimal: ",", encoding: "latin-1"}'""" in told
+    assert """set 'data.read={sep:";",decimal:",",encoding:latin-1}'""" in told
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,28 @@
 """A picture that cannot be drawn decides about nothing else; see sweep/record/plot.py."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 from processes import mlflow_runs, only_run, quick, run
 
+from sweep.page.curves import Band, draw_bands
 from sweep.record import journal
-from sweep.record.folder import StudyFolder
+from sweep.record.folder import RunFolder, StudyFolder
+from sweep.record.journal import Journal
+from sweep.record.plot import draw_curves
+from sweep.study.plots import draw_plots
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from test_trial import Trial
 
 SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1")
@@ -63,3 +73,88 @@ def test_a_study_whose_plots_cannot_be_drawn_ends_well(tmp_path: Path) -> None:
     assert done.stderr.startswith("warning: cannot draw the study's plots (")
     assert journal.status(folder.run.journal) == "FINISHED"
     assert "Train it again" in done.stdout
+
+
+# Extreme values
+
+
+STEPS = np.arange(1, 21)
+VALUES = {
+    "decades": np.geomspace(1e12, 1e-12, 20),
+    "equal": np.full(20, 1e12),
+    "close": 1e12 + np.arange(20.0),
+    "tiny": np.linspace(1e-12, 2e-12, 20),
+    "of both signs": np.linspace(-1e12, 1e12, 20),
+    "zero": np.zeros(20),
+    "one": np.array([3e-12]),
+    "none": np.empty(0),
+}
+
+
+def check_readable(figure: "Figure") -> None:
+    """The labels of an axis differ, and all points within its limits; lines of one point have a marker."""
+    figure.canvas.draw()
+    for axes in figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            ticks = [
+                tick
+                for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+                if min(limits) <= tick.get_loc() <= max(limits)
+            ]
+            shown = [tick.label1.get_text() for tick in ticks if tick.label1.get_text()]
+            assert len(shown) == len(set(shown))
+        for line in axes.get_lines():
+            x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+            assert line.get_marker() not in ("", "None") or len(x) != 1
+            low, high = axes.get_ylim()
+            assert ((y >= low) & (y <= high)).all()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
+    """Every figure that is written as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures: list[Figure] = []
+    write = FigureCanvasAgg.print_png
+
+    @functools.wraps(write)  # matplotlib looks at what it takes
+    def noted(canvas: FigureCanvasAgg, *args: Any, **kwargs: Any) -> None:
+        figures.append(canvas.figure)
+        write(canvas, *args, **kwargs)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", noted)
+    return figures
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_curves_are_readable(values: str, tmp_path: Path, drawn: "list[Figure]") -> None:
+    folder = RunFolder(tmp_path)
+    losses = VALUES[values].tolist()
+    with Journal(folder.journal) as record:
+        curves = {"train/loss": losses, "val/loss": [2 * loss for loss in losses], "lr": losses}
+        record.metrics(STEPS[: len(losses)].tolist(), curves)
+    draw_curves(folder.journal, folder.curves)
+    check_readable(drawn[-1])
+
+
+@pytest.mark.parametrize("values", [name for name in VALUES if name != "none"])
+def test_bands_of_a_report_are_readable(values: str, tmp_path: Path, drawn: "list[Figure]") -> None:
+    y = VALUES[values]
+    band = Band(STEPS[: len(y)], y, y, y, 1)
+    draw_bands({"val/loss": {"trial 1": band}}, tmp_path / "x.png", 50)
+    check_readable(drawn[-1])
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_plots_of_a_study_are_readable(values: str, tmp_path: Path, drawn: "list[Figure]") -> None:
+    long = "a-very-long-name-of-an-option-" * 3
+    ranges = {"lr": FloatDistribution(1e-12, 1e12, log=True), "kind": CategoricalDistribution(["a", long])}
+    study = optuna.create_study()
+    for n, value in enumerate(VALUES[values]):
+        params = {"lr": 10.0 ** (n - 10), "kind": ("a", long)[n % 2]}
+        study.add_trial(create_trial(value=value, params=params, distributions=ranges))
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    assert len(draw_plots(study, tmp_path / "plots", 50)) == (2 if len(VALUES[values]) > 1 else 0)
+    for figure in drawn:
+        check_readable(figure)

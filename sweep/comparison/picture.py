@@ -10,7 +10,7 @@ import numpy as np
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Run
 from sweep.comparison.studies import Plan
-from sweep.record.plot import import_matplotlib, load_matplotlib
+from sweep.record.plot import count_in_whole_numbers, dot, fit_scale, import_matplotlib, load_matplotlib
 
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7")
 _PANELS = 4
@@ -68,8 +68,8 @@ def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colou
     axes.set_yticks(range(len(ordered)), [s.name for s in ordered])
     axes.set(xlabel=plan.compare.metric, title=_titled("fresh seeds, IQM and 95 % interval", task))
     finite = np.concatenate([s.score.costs[np.isfinite(s.score.costs)] for s in ordered] or [np.empty(0)])
-    if len(finite) and (judgement.sign * finite > 0).all():
-        axes.set_xscale("log")
+    fit_scale(axes, judgement.sign * finite, "x")
+    if axes.get_xscale() == "log":
         axes.tick_params(axis="x", which="minor", labelsize=7)
     if any(s.untuned for s in ordered):
         _legend(axes)
@@ -79,15 +79,14 @@ def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) ->
     sign = 1.0 if plan.settings.direction[0] == "minimize" else -1.0
     for s in task.standings:
         budget = s.budget
-        marker = "o" if len(budget.k) == 1 else ""  # a line of one point is invisible
-        axes.plot(budget.k, sign * budget.values, marker=marker, color=colours[s.name], label=s.name)
+        axes.plot(budget.k, sign * budget.values, marker=dot(budget.k), color=colours[s.name], label=s.name)
         if budget.interval:
             axes.fill_between(budget.k, sign * budget.low, sign * budget.high, color=colours[s.name], alpha=0.15)
     expected = any(s.budget.interval for s in task.standings)
     title = "expected best of tuning" if expected else "best of tuning so far"
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    count_in_whole_numbers(axes)
     axes.set(xlabel="trials", ylabel=f"best {plan.settings.objective[0]}", title=_titled(title, task))
-    _log_if_positive(axes)
+    _fit_to_lines(axes)
     _legend(axes)
 
 
@@ -97,13 +96,13 @@ def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
         losses = _padded([run for run in s.entry.runs if run is not None])
         epochs = np.arange(1, losses.shape[1] + 1)
         low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75], axis=0)
-        axes.plot(epochs, middle, marker="o" if len(epochs) == 1 else "", color=colours[s.name], label=s.name)
+        axes.plot(epochs, middle, marker=dot(epochs), color=colours[s.name], label=s.name)
         axes.fill_between(epochs, low, high, color=colours[s.name], alpha=0.15)
     if math.isfinite(task.target):
         axes.axhline(task.target, color="black", linewidth=0.8, linestyle="--", label="target")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    count_in_whole_numbers(axes)
     axes.set(xlabel="epoch", ylabel="val/loss", title=_titled("fresh seeds, median and middle half", task))
-    _log_if_positive(axes)
+    _fit_to_lines(axes)
     _legend(axes)
 
 
@@ -130,11 +129,11 @@ def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> 
             axes.plot(rates, values, ".", color=colours[s.name], alpha=0.6, markersize=5, label=s.name)
             shown += values
     if shown:
-        axes.set_xscale("log")
+        fit_scale(axes, np.concatenate([line.get_xdata() for line in axes.get_lines()]), "x")
     axes.set(
         xlabel="learning rate, the highest", ylabel=plan.settings.objective[0], title=_titled("tuning trials", task)
     )
-    _log_if_positive(axes)
+    _fit_to_lines(axes)
     if shown:
         best_last = plan.settings.direction[0] != "minimize"
         axes.set_ylim(*_limits(shown, axes.get_yscale() == "log", best_last))
@@ -161,10 +160,9 @@ def _limits(values: Sequence[float], is_log: bool, best_last: bool) -> tuple[flo
     return (10**low, 10**high) if is_log else (low, high)
 
 
-def _log_if_positive(axes: Any) -> None:
+def _fit_to_lines(axes: Any) -> None:
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
-    if drawn and all((values[np.isfinite(values)] > 0).all() for values in drawn):
-        axes.set_yscale("log")
+    fit_scale(axes, np.concatenate([*drawn, []]))
 
 
 def _legend(axes: Any) -> None:

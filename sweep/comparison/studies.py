@@ -19,7 +19,7 @@ from sweep.record.folder import to_yaml
 from sweep.record.follow import Follower
 from sweep.record.ownership import refuse_existing
 from sweep.seeds import derive_seed
-from sweep.spelling import command, option
+from sweep.spelling import command, option, setting
 from sweep.study.composer import override
 from sweep.study.controller import Controller
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
@@ -194,7 +194,7 @@ def _study(
     shared = [argument for argument in plan.field.shared if _key(argument) not in taken]
     everything = [*shared, *_options(contender, task), *arguments]
     who = "--".join(filter(None, [contender.name, task, part]))
-    name = f"hydra.sweeper.study_name={_shortened(plan.name)}--{_shortened(who)}"
+    name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
     config = _composed(plan.context, plan.master, [name, *own], everything)
     return Controller(plan.context, config, settings_of(config), everything, plan.follower)
 

@@ -3,7 +3,6 @@
 import codecs
 import csv
 import re
-import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
+from sweep.spelling import setting, word
 from sweep.terminal import escaped_line
 
 if TYPE_CHECKING:
@@ -92,16 +92,8 @@ class Dialect:
         """The words of a command line that set this dialect with `changes`."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__} | changes
         kept = {key: value for key, value in values.items() if value != self.__dataclass_fields__[key].default}
-        written = [f"{key}: {_in_hydras_words(value)}" for key, value in kept.items()]
-        return shlex.quote(f"{_KEY}={{{', '.join(written)}}}")
-
-
-def _in_hydras_words(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{','.join(map(_in_hydras_words, value))}]"
-    if isinstance(value, int):
-        return str(value)
-    return '"\\t"' if value == "\t" else "'\"'" if value == '"' else f'"{value}"'
+        written = {key: "\\t" if value == "\t" else value for key, value in kept.items()}
+        return word(setting(_KEY, written))
 
 
 def _check_encoding(name: object) -> None:

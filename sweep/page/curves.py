@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sweep.page.figure import COLOURS, Figure, axis
 from sweep.record.journal import Curve
-from sweep.record.plot import load_matplotlib
+from sweep.record.plot import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 
 _MOST_POINTS = 400  # of a curve on the page
 _ROW_PX = 210
@@ -89,11 +89,13 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
                 color=colours[label],
                 linewidth=1.4,
                 label=label,
-                marker="o" if len(band.steps) == 1 else "",
+                marker=dot(band.steps),
             )
             if band.n_seeds > 1:
                 axes.fill_between(band.steps, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
-        axes.set(ylabel=metric, xlabel="epoch", yscale="log" if _is_positive(of_trials.values()) else "linear")
+        fit_scale(axes, [end for band in of_trials.values() for ends in (band.low, band.high) for end in ends])
+        axes.set(ylabel=metric, xlabel="epoch")
+        count_in_whole_numbers(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize="small", ncols=3)
@@ -104,10 +106,6 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
 def _colours(bands: Bands) -> dict[str, str]:
     labels = dict.fromkeys(label for of_trials in bands.values() for label in of_trials)
     return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
-
-
-def _is_positive(bands: Any) -> bool:
-    return all((band.low > 0).all() for band in bands)
 
 
 def _thinned(band: Band) -> Band:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.record.folder import to_yaml, write_atomic
-from sweep.record.plot import load_matplotlib
+from sweep.record.plot import dot, load_matplotlib
 
 if TYPE_CHECKING:
     from sweep.train.lr_range import Interval, Ramp, Suggestion
@@ -58,7 +58,7 @@ def draw(folder: RangeFolder, title: str, ramps: "Sequence[Ramp]", suggestion: "
     for ramp in ramps:
         axes.plot(ramp.lrs, ramp.averages, color=_LOSS, linewidth=0.7, alpha=0.35)
     lrs, mean = _mean(ramps)
-    axes.plot(lrs, mean, color=_LOSS, linewidth=2.2, label="averaged loss, mean over seeds")
+    axes.plot(lrs, mean, color=_LOSS, linewidth=2.2, marker=dot(lrs), label="averaged loss, mean over seeds")
     if suggestion is not None:
         _show(axes, suggestion)
     lowest = min(min(ramp.averages) for ramp in ramps)

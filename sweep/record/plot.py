@@ -2,9 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sweep.config import direction_of
 from sweep.errors import one_line
@@ -12,6 +15,7 @@ from sweep.record.folder import RunFolder
 from sweep.record.journal import Curve, curves, first
 
 _COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
+_MANY_DECADES = 1e6  # between learning rates, whose schedules are told by their shape
 
 
 def drawing_problem(draw: Callable[[], object]) -> str | None:
@@ -51,6 +55,28 @@ def load_matplotlib():
     return Figure, FigureCanvasAgg
 
 
+def spans(values: Any, factor: float) -> bool:
+    """Whether finite values, at least one, are positive and the highest is `factor` times the lowest or more."""
+    found = np.asarray(values, float)
+    found = found[np.isfinite(found)]
+    return len(found) > 0 and bool(found.min() > 0) and bool(found.max() >= factor * found.min())
+
+
+def fit_scale(axes: Any, values: Any, side: str = "y", factor: float = 5.0) -> None:
+    """Make an axis logarithmic where that shows more. Within less than a decade its ticks would have no labels."""
+    axes.set(**{f"{side}scale": "log" if spans(values, factor) else "linear"})
+
+
+def count_in_whole_numbers(axes: Any) -> None:
+    """Have the ticks below an axis of epochs, steps or trials be whole numbers."""
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def dot(steps: Sequence[float]) -> str:
+    """The marker of a curve: a line of one point would be invisible."""
+    return "o" if len(steps) == 1 else ""
+
+
 def ensure_curves(folder: RunFolder) -> None:
     """Draws the run's curves unless that has been done since its journal last grew."""
     if not folder.curves.exists() or folder.curves.stat().st_mtime_ns < folder.journal.stat().st_mtime_ns:
@@ -67,7 +93,7 @@ def draw_curves(journal: Path, picture: Path) -> None:
     losses, rates = figure.subplots(2, 1, height_ratios=[2, 1])
     for name in ("train/loss", "val/loss"):
         if name in found:
-            losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6)
+            losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6, marker=dot(found[name].steps))
     monitor = start.get("params", {}).get("trainer.monitor", "val/loss")
     if monitor in found and "val/loss" in found:
         values = found[monitor].values
@@ -77,15 +103,16 @@ def draw_curves(journal: Path, picture: Path) -> None:
         height = found[shown].values[found[shown].steps == epoch]
         losses.plot(epoch, height, "o", color=_COLOURS[shown], label=f"best{name}: {value:.4g} at epoch {epoch}")
     losses.set(ylabel="loss", xlabel="epoch", title=start.get("name", ""))
-    if any((found[n].values > 0).all() for n in ("train/loss", "val/loss") if n in found):
-        losses.set_yscale("log")
+    fit_scale(losses, np.concatenate([line.get_ydata() for line in losses.get_lines()] or [[]]))
     if losses.get_legend_handles_labels()[0]:
         losses.legend(frameon=False)
     rate: Curve | None = found.get("step/lr", found.get("lr"))
     if rate is not None:
-        rates.plot(*rate, color=_COLOURS["lr"], linewidth=1.2)
+        rates.plot(*rate, color=_COLOURS["lr"], linewidth=1.2, marker=dot(rate.steps))
+        fit_scale(rates, rate.values, factor=_MANY_DECADES)
     rates.set(ylabel="learning rate", xlabel="step" if "step/lr" in found else "epoch")
     for axes in (losses, rates):
+        count_in_whole_numbers(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     tmp = picture.with_name(picture.name + ".tmp")

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.config import Config, literal
+from sweep.config import Config
 from sweep.record.git import git
 from sweep.record.store import Store
-from sweep.spelling import command, spelled, with_variable
+from sweep.spelling import command, setting, with_variable
 
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
@@ -57,7 +57,7 @@ def rerun_command(overrides: Sequence[str]) -> str:
 def resume_command(folder: Path, store: Store | None = None) -> str:
     """The command that continues the run in `folder`, quoted for Hydra and for the shell, and so that it is sent on to
     `store`."""
-    return _with_store(rerun_command([f"resume={_path(folder)}"]), store)
+    return _with_store(rerun_command([setting("resume", str(folder))]), store)
 
 
 def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -> str:
@@ -67,8 +67,8 @@ def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -
     """
     usual = output_dir == Path(Config.output_dir).absolute()
     folders = [override for override in overrides if override.startswith("hydra.searchpath=")]
-    place = [] if usual else [f"output_dir={_path(output_dir)}"]
-    return rerun_command([f"from_study={spelled(literal(study))}", *place, *folders])
+    place = [] if usual else [setting("output_dir", str(output_dir))]
+    return rerun_command([setting("from_study", study), *place, *folders])
 
 
 def report_command(study: str, output_dir: Path, storage: str | None = None) -> str:
@@ -93,11 +93,6 @@ def _with_store(words: str, store: Store | None) -> str:
     if store is None or store.is_in_outputs or store.uri in known or store.uri is None:
         return words
     return with_variable("MLFLOW_TRACKING_URI", store.uri, words)
-
-
-def _path(folder: Path) -> str:
-    """The path as a value of Hydra's, whatever it holds."""
-    return spelled(literal(str(folder)))
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from sweep.passwords import is_hidden, without_password
 from sweep.record import journal
 from sweep.record.checked import load_checked
 from sweep.record.folder import RunFolder
+from sweep.spelling import setting, word
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
 _SCHEMES = ("http", "https", *_DATABASES, "databricks")
@@ -162,7 +162,7 @@ def belongs_to(run: RunFolder, own: Path) -> Path:
     if recorded in (own, around):
         return recorded
     problem = f"'{run.path}' names '{recorded}' as its own, which it does not lie in; if you trust that, add "
-    raise ConfigError("output_dir", f"{problem}output_dir={shlex.quote(str(recorded))}")
+    raise ConfigError("output_dir", f"{problem}{word(setting('output_dir', str(recorded)))}")
 
 
 def output_dir_around(run: Path) -> Path | None:

@@ -1,6 +1,5 @@
 """The closing words of a run."""
 
-import shlex
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,6 +8,7 @@ from rich.table import Table
 from sweep.console import Console
 from sweep.passwords import without_password
 from sweep.record.folder import RunFolder
+from sweep.spelling import program
 
 if TYPE_CHECKING:
     from sweep.trial import Outcome
@@ -42,4 +42,4 @@ def where_to_look(what: str, uri: str) -> str:
     uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return f"Compare {what} at {uri}"
-    return f"Compare {what}:  mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return f"Compare {what}:  {program('mlflow', 'ui', '--backend-store-uri', uri)}"

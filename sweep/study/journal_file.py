@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +149,12 @@ def _is_sealed(line: bytes, crc: int) -> bool:
 def flocked(path: Path, flags: int, kind: int) -> Iterator[int]:
     """The opened file's descriptor, while locked. Raises ConfigError where it cannot be opened."""
     try:
-        if flags & os.O_CREAT:
-            with suppress(FileExistsError):  # by a file; that is told below
-                path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, flags, 0o644)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:  # it was there before
             raise ConfigError("study", f"'{path}' is gone: it was removed while the study used it") from error
+        if isinstance(error, FileNotFoundError):
+            raise ConfigError(KEY, f"there is no folder '{path.parent}'; make it, or name another file") from error
         raise ConfigError(KEY, f"cannot open '{path}': {error.strerror}") from error
     try:
         fcntl.flock(file, kind)

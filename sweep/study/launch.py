@@ -12,9 +12,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sweep import collector
-from sweep.config import literal
 from sweep.errors import ConfigError, DiskFull, one_line
-from sweep.spelling import spelled
+from sweep.spelling import setting
 from sweep.study.ledger import Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.outage import Patience
@@ -80,7 +79,7 @@ class Crew:
         job = [
             *worker.space.composer.fixed,
             *worker.space.composer.options(worker.space.first_groups()),
-            f"hydra.sweep.dir={spelled(literal(str(worker.folder.path)))}",
+            setting("hydra.sweep.dir", str(worker.folder.path)),
             f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",
             "hydra/job_logging=worker",

@@ -10,9 +10,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from sweep.record.plot import import_matplotlib, load_matplotlib
+from sweep.record.plot import count_in_whole_numbers, fit_scale, import_matplotlib, load_matplotlib
 from sweep.study.figures import tail
 from sweep.study.reading import as_shown, has_value, objective_names
+
+_DECADE = 10.0
 
 
 def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
@@ -25,14 +27,13 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from optuna.visualization import matplotlib as plots
 
     shown, names = as_shown(study), objective_names(study)
     kinds: dict[str, Callable[[], Any]] = {"history": lambda: _history(study, names[0])}
     if len(names) > 1:
-        kinds = {"pareto_front": lambda: plots.plot_pareto_front(shown, target_names=names)} if len(names) <= 3 else {}
+        kinds = {"pareto_front": lambda: _front(shown, names)} if len(names) <= 3 else {}
     elif any(t.params for t in trials):
-        kinds["slices"] = lambda: plots.plot_slice(shown, target_name=names[0])
+        kinds["slices"] = lambda: _slices(shown, names[0])
     folder.mkdir(exist_ok=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it has opinions on texts that are numbers
     with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna sets a style for good
@@ -70,10 +71,50 @@ def _history(study: optuna.Study, name: str) -> Any:
 
     axes = plots.plot_optimization_history(study, target_name=name)
     pruned = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.PRUNED and t.values]
-    x, y = [t.number for t in pruned], [t.values[0] for t in pruned]
-    axes.scatter(x, y, s=18, facecolors="none", edgecolors="grey", label="pruned")
+    if pruned:
+        x, y = [t.number for t in pruned], [t.values[0] for t in pruned]
+        axes.scatter(x, y, s=18, facecolors="none", edgecolors="grey", label="pruned")
+    fit_scale(axes, _values(study, 0), factor=_DECADE)
+    count_in_whole_numbers(axes)
     axes.legend()
     return axes
+
+
+def _slices(shown: optuna.Study, name: str) -> Any:
+    """With few and short labels, since the panels are narrow."""
+    from matplotlib.category import StrCategoryFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator
+    from optuna.visualization import matplotlib as plots
+
+    drawn: Any = plots.plot_slice(shown, target_name=name)
+    panels = np.atleast_1d(drawn)
+    for axes in panels:
+        fit_scale(axes, _values(shown, 0), factor=_DECADE)
+        axes.set_xlabel(tail(axes.get_xlabel(), 32))
+        locator, formatter = axes.xaxis.get_major_locator(), axes.xaxis.get_major_formatter()
+        if isinstance(formatter, StrCategoryFormatter):
+            places = axes.get_xticks()
+            texts = [tail(text, 10) for text in formatter.format_ticks(places)]
+            axes.set_xticks(places, texts, rotation=20, ha="right")
+        elif isinstance(locator, LogLocator):
+            locator.set_params(numticks=4)
+        elif isinstance(locator, MaxNLocator):
+            locator.set_params(nbins=3)
+    return panels
+
+
+def _front(shown: optuna.Study, names: list[str]) -> Any:
+    from optuna.visualization import matplotlib as plots
+
+    axes = plots.plot_pareto_front(shown, target_names=names)
+    if len(names) == 2:  # in three dimensions matplotlib has no logarithmic axes
+        for objective, side in enumerate("xy"):
+            fit_scale(axes, _values(shown, objective), side, _DECADE)
+    return axes
+
+
+def _values(study: optuna.Study, objective: int) -> list[float]:
+    return [t.values[objective] for t in study.get_trials(deepcopy=False) if t.values]
 
 
 def _make_plain(figure: Any) -> None:

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import optuna
@@ -18,6 +17,7 @@ from sweep.links import is_inside
 from sweep.passwords import without_password
 from sweep.record.folder import StudyFolder
 from sweep.record.journal import first
+from sweep.spelling import word
 from sweep.study.identity import IDENTITY
 from sweep.study.results import config_values
 from sweep.study.storage import open_to_read
@@ -38,7 +38,7 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
     if storage is None and recorded is not None and not is_own_storage(recorded, folder):
         told = " with its password" if "***" in recorded else ""
         raise ConfigError(
-            KEY, f"the study's record names {recorded}; if you trust that, give it{told}: --storage {quote(recorded)}"
+            KEY, f"the study's record names {recorded}; if you trust that, give it{told}: --storage {word(recorded)}"
         )
     try:
         return _open(folder, storage or recorded or str(folder.storage))

@@ -35,6 +35,8 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
     """
     where = str(folder.storage) if url is None else url
     with told_in_one_line(url):
+        if url is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
         match kind(url):
             case None:
                 return _journal(Path(where).absolute())
