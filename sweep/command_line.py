@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sweep.errors import ConfigError, one_line
-from sweep.terminal import SafeRecord, SafeStream
+from sweep.terminal import SafeRecord
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -41,8 +41,8 @@ def secure_streams() -> None:
     """Keep this process, and those that it starts, from failing because of a standard stream.
 
     A stream that is closed becomes /dev/null, so that no file gets its number and then what is printed. What nobody
-    reads any more is dropped, and a character that the encoding lacks is written with a backslash. So are characters
-    that a terminal would act on, in logs too; passwords in URIs are not written.
+    reads any more is dropped, and a character that the encoding lacks is written with a backslash. In lines of the
+    log so are characters that a terminal would act on, and passwords in URIs are left out.
     """
     logging.setLogRecordFactory(SafeRecord)
     for number in range(3):
@@ -64,16 +64,16 @@ def secure_streams() -> None:
             setattr(sys, f"__{name}__", secured)
 
 
-def _secured(stream: io.TextIOWrapper | None, number: int) -> SafeStream:
+def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
     """The stream with that number, as it is but for what `secure_streams` says."""
     raw = _Dropping(number, "w", closefd=False)
     if stream is None:
-        return SafeStream(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-    if isinstance(stream, SafeStream):
+        return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    if isinstance(getattr(stream.buffer, "raw", stream.buffer), _Dropping):
         return stream
     with suppress(OSError):
         stream.flush()
-    return SafeStream(
+    return io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does for -u
         stream.encoding,
         "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors,

@@ -8,7 +8,7 @@ from rich import console
 from rich.segment import Segment
 from rich.text import Text
 
-from sweep.terminal import escaped, safe, styled
+from sweep.terminal import escaped, safe
 
 
 class Console(console.Console):
@@ -16,7 +16,7 @@ class Console(console.Console):
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
         stream = sys.stderr if stderr else sys.stdout
-        super().__init__(**{"file": styled(stream), "markup": False, "emoji": False, "highlight": False, **options})
+        super().__init__(**{"file": stream, "markup": False, "emoji": False, "highlight": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(safe(text), **options)

@@ -22,6 +22,7 @@ from sweep.record.plot import drawing_problem
 from sweep.record.provenance import rerun_command
 from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
+from sweep.terminal import say
 
 if TYPE_CHECKING:
     from sweep.train.lr_range import Ramp, Suggestion
@@ -49,7 +50,7 @@ def lr_range(cfg: DictConfig) -> None:
             if cfg[key] is not None:
                 raise ConfigError(key, problem)
         config = validate(with_origin(cfg, job.runtime.choices, overrides))
-        ramps = range_test(config, say=print)
+        ramps = range_test(config, say=say)
     name = _name(config)
     suggestion = _written(folder, name, config, ramps)
     commands = _commands(lr_keys(config.scheduler), suggestion, overrides)

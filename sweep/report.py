@@ -18,6 +18,7 @@ from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, output_dir_of, recorded_store
+from sweep.terminal import say
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -45,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if follower is not None and store is not None:
                 told = _send(folder, follower, store)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return error.exit_status
     except OSError as error:
-        print(f"error: study: cannot be read ({one_line(error)})", file=sys.stderr)
+        say(f"error: study: cannot be read ({one_line(error)})", err=True)
         return 2
     finally:
         collector.resume()
     if told:
-        print(told)
+        say(told)
     return 0
 
 
@@ -127,9 +128,9 @@ def _write(folder: StudyFolder, study: Any, trials: Sequence[int] | None, page: 
         pictures = report.write(page)
     except OSError as error:
         raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
-    print(f"Page:      {page}")
+    say(f"Page:      {page}")
     if pictures:
-        print(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
+        say(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
 
 
 def _refuse_foreign(page: Path, folder: StudyFolder) -> None:

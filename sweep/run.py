@@ -26,6 +26,7 @@ from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.guard import LOGGING_CLASSES, check_hydra, guard_hydra
 from sweep.record.folder import RunFolder
 from sweep.record.ownership import JobFolder, note_directories, require_unused
+from sweep.terminal import say
 
 if TYPE_CHECKING:
     from sweep.record.follow import Follower
@@ -132,8 +133,8 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         if told is None:
             raise
         if show_tracebacks:
-            traceback.print_exc()
-        print(f"error: {told}", file=sys.stderr)
+            say(traceback.format_exc(), err=True)
+        say(f"error: {told}", err=True)
         sys.exit(told.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)

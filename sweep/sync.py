@@ -13,6 +13,7 @@ from sweep.passwords import without_password
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
 from sweep.record.store import Store, output_dir_around, output_dir_of, recorded_store
+from sweep.terminal import say
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
@@ -25,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return error.exit_status
     output_dir = absolute(given.output_dir)
     if not os.path.isdir(output_dir):  # pathlib's raises OSError for a name that is too long
-        print(f"error: output_dir: no folder '{output_dir}'", file=sys.stderr)
+        say(f"error: output_dir: no folder '{output_dir}'", err=True)
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
     tracked: list[tuple[RunFolder, Store]] = []
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tracked.append((run, store))
         except ConfigError as error:
             refused.append(error)
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", err=True)
     n_sent, n_tracked = sum(_sync_all(tracked)), len(tracked) + len(refused)
-    print(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow")
+    say(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow")
     if any(not isinstance(error, Damaged) for error in refused):
         return 2
     return 0 if n_sent == n_tracked else 1
@@ -107,21 +108,21 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
             yield True
         except Damaged as error:
-            print(f"error: {error}; what can be read of the run is sent", file=sys.stderr)
+            say(f"error: {error}; what can be read of the run is sent", err=True)
             yield False
         except Busy:
-            print(f"{run.path}: another process is sending it", file=sys.stderr)
+            say(f"{run.path}: another process is sending it", err=True)
             yield False
         except DeletedInStore as error:
             if str(error) not in shown:
-                print(f"{run.path}: {error}", file=sys.stderr)
+                say(f"{run.path}: {error}", err=True)
             shown.add(str(error))
             yield False
         except FAILURES as error:
-            print(f"{run.path}: {one_line(error)}", file=sys.stderr)
+            say(f"{run.path}: {one_line(error)}", err=True)
             if not _answers(mirrors.get(store)):
                 down.add(store)
-                print(f"{without_password(store.uri or '')} does not answer; its other runs wait", file=sys.stderr)
+                say(f"{without_password(store.uri or '')} does not answer; its other runs wait", err=True)
             yield False
 
 

@@ -1,8 +1,8 @@
 """What a terminal is given: texts of others are shown and not obeyed, and passwords are not shown."""
 
-import io
 import logging
 import re
+import sys
 import traceback
 from typing import Any
 
@@ -27,34 +27,9 @@ def safe(text: str) -> str:
     return escaped(without_passwords(text))
 
 
-class SafeStream(io.TextIOWrapper):
-    """A standard stream that writes texts as `safe` returns them; `styled` is for those that are safe already."""
-
-    def write(self, text: str, /) -> int:
-        super().write(safe(text))
-        return len(text)
-
-    @property
-    def styled(self) -> "_Styled":
-        return _Styled(self)
-
-
-class _Styled:
-    """The same stream for what draws: colours, and moves of the cursor."""
-
-    def __init__(self, stream: SafeStream) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return io.TextIOWrapper.write(self._stream, text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def styled(stream: Any) -> Any:
-    """Return what draws on a stream, which may be one that is none of ours."""
-    return getattr(stream, "styled", stream)
+def say(text: object = "", *, err: bool = False, flush: bool = False) -> None:
+    """Print a text as `safe` returns it, on standard output or, with `err`, on standard error."""
+    print(safe(str(text)), file=sys.stderr if err else sys.stdout, flush=flush)
 
 
 class SafeRecord(logging.LogRecord):

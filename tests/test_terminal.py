@@ -1,6 +1,5 @@
 """Texts of others, in names, files and records, are shown in a terminal and do nothing in it."""
 
-import io
 import logging
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 from sweep.console import Console
 from sweep.record.folder import RunFolder
 from sweep.record.journal import Journal
-from sweep.terminal import SafeRecord, SafeStream, escaped
+from sweep.terminal import SafeRecord, escaped, say
 
 ODD = "odd\x1b]0;t\x07\x1b[2J\u202e\x9b2J\r!"
 SHOWN = r"odd\x1b]0;t\x07\x1b[2J\u202e\x9b2J\r!"
@@ -24,21 +23,42 @@ def test_each_character_that_a_terminal_acts_on_is_escaped() -> None:
     assert escaped("täb\tand line\n, \u200d and \u00a0, 日本") == "täb\tand line\n, \u200d and \u00a0, 日本"
 
 
-def test_what_draws_on_a_safe_stream_colours_it_and_texts_do_not() -> None:
-    raw = io.BytesIO()
-    stream = SafeStream(raw, "utf-8")
-    print(ODD, file=stream)
-    console = Console(file=stream.styled, force_terminal=True, color_system="standard", width=200)
+def test_a_console_colours_what_it_draws_and_obeys_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=True, color_system="standard", width=200)
     table = Table(title="[link=http://x]\x1b[2J")
     table.add_row(ODD, style="red")
     console.print(table, ODD)
-    stream.flush()
-    written = raw.getvalue().decode()
+    say(ODD)
+    say(ODD, err=True)
+    written, errors = capsys.readouterr()
     assert written.count(SHOWN) == 3
+    assert errors == f"{SHOWN}\n"
     assert r"[link=http://x]\x1b[2J" in written
     assert "\x1b[31m" in written, "its own"
     plain = re.sub(r"\x1b\[[\d;]*m", "", written)
     assert escaped(plain) == plain
+
+
+def test_what_a_model_of_the_users_own_prints_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(_COLOURFUL)
+    model = ("model._target_=mine.Colourful", "~model.widths", "~model.activation", "~model.dropout")
+    done = quick(tmp_path, *_SMALL, *model, PYTHONPATH=str(tmp_path), SWEEP_TARGETS="mine.*")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[32mgreen\x1b[0m" in done.stdout
+    assert "\x1b[A50 %" in done.stderr
+
+
+_COLOURFUL = """
+import sys
+from torch import nn
+
+
+class Colourful(nn.Linear):
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        print("\x1b[32mgreen\x1b[0m")
+        print("\x1b[A50 %", end="", file=sys.stderr)
+"""
 
 
 def test_a_traceback_in_a_log_is_escaped_and_holds_no_password() -> None:

@@ -22,6 +22,7 @@ from sweep.study.objective import check_objectives
 from sweep.study.ranges import in_words
 from sweep.study.settings import StudySettings
 from sweep.study.tried import Tried, range_of
+from sweep.terminal import say
 
 
 class NothingToCompare(SweepError):
@@ -52,7 +53,7 @@ class Comparison:
         try:
             entries = self._worked(tunings)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on with it", flush=True)
+            say("stopped; the same command goes on with it", flush=True)
             raise
         finally:
             for follower in self._followers.values():
@@ -104,13 +105,13 @@ class Comparison:
 
     def _announce(self, adjustments: Iterable[str]) -> None:
         plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""
-        print(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
-        print(
+        say(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
+        say(
             f"each is tuned {times}with {plan.n_trials} trials of {plan.config.trainer.epochs} epochs, then trained on "
             f"{plan.compare.n_seeds} fresh seeds; so are its defaults"
         )
         for line in adjustments:
-            print(line)
+            say(line)
 
     def _tuned(self, contender: Contender, task: str, tuning: Controller) -> Entry:
         plan = self._plan
@@ -180,14 +181,14 @@ class Comparison:
                 study.run()
             except StudyFailed as error:
                 entry.problem = f"{error.reason} ({error.folder})"
-                print(f"{who}: fails, and is left out: {entry.problem}", flush=True)
+                say(f"{who}: fails, and is left out: {entry.problem}", flush=True)
                 return None
             trials = study.tried()
         if trials is None:
             raise NothingToCompare(f"study {study.name} is not complete; the same command goes on with it")
         n_complete = sum(t.state == "complete" for t in trials)
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
-        print(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})", flush=True)
+        say(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})", flush=True)
         return trials
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from sweep.comparison.studies import Plan
 from sweep.record.folder import to_yaml, write_atomic
 from sweep.record.plot import drawing_problem
 from sweep.study.samplers import is_uniform
-from sweep.terminal import escaped
+from sweep.terminal import escaped, say
 
 _IN_TERMINAL = 3  # tables of a task
 
@@ -40,20 +39,20 @@ def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
     write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
     write_atomic(plan.folder / "comparison.md", escaped(_markdown(plan, judgement)))
     if (problem := drawing_problem(lambda: draw(plan, judgement, plan.folder / "comparison.png"))) is not None:
-        print(f"warning: cannot draw the comparison ({problem})", file=sys.stderr)
+        say(f"warning: cannot draw the comparison ({problem})", err=True)
     _print(plan, judgement)
 
 
 def _print(plan: Plan, judgement: Judgement) -> None:
     for task in judgement.tasks:
         for table in words.tables(task, judgement, plan)[:_IN_TERMINAL]:
-            print(f"\n{words.aligned(table)}")
-    print()
+            say(f"\n{words.aligned(table)}")
+    say()
     for task in judgement.tasks:
-        print(words.verdict(task, judgement, plan))
+        say(words.verdict(task, judgement, plan))
     for warning in words.warnings(judgement, plan):
-        print(f"warning: {warning}")
-    print(f"\nComparison folder:  {plan.folder}")
+        say(f"warning: {warning}")
+    say(f"\nComparison folder:  {plan.folder}")
 
 
 def _markdown(plan: Plan, judgement: Judgement) -> str:

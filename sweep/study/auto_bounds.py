@@ -19,6 +19,7 @@ from sweep.study.ranges import short
 from sweep.study.settings import StudySettings
 from sweep.study.space import Space
 from sweep.study.storage import open_storage
+from sweep.terminal import say
 from sweep.train.lr_range import Suggestion, suggest
 
 STARTS = "bounds"  # user attribute of the study
@@ -93,7 +94,7 @@ def tested_starts(space: Space) -> Starts:
                     "bounds", f"auto finds no learning rates{told} ({error}); leave it out, and give ranges yourself"
                 ) from error
         starts[chosen(groups)] = _starts(suggestions[what], keys)
-        print(_line(groups, starts[chosen(groups)]), flush=True)
+        say(_line(groups, starts[chosen(groups)]), flush=True)
     if not starts:
         raise ConfigError("bounds", "auto finds no learning rate among what is searched; leave it out")
     return starts

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from sweep.errors import ConfigError
 from sweep.spelling import option
 from sweep.study.plain import PlainConfig
 from sweep.study.variants import Kind, Variants
+from sweep.terminal import say
 
 _MANY, _LONG_S = 25, 5.0  # choices composed between two lines on progress; seconds before the first
 
@@ -128,7 +128,7 @@ class Composer:
         if n == 0:
             self._began = now
         elif n % _MANY == 0 and now - self._began > _LONG_S:
-            print(f"composing the options: {n} done in {now - self._began:.0f} s", file=sys.stderr, flush=True)
+            say(f"composing the options: {n} done in {now - self._began:.0f} s", err=True, flush=True)
 
     def options(self, groups: Mapping[str, str]) -> list[str]:
         """The overrides that choose them."""

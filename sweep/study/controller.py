@@ -53,6 +53,7 @@ from sweep.study.storage import open_storage
 from sweep.study.tried import Tried, tried
 from sweep.study.url import recorded_url, without_driver
 from sweep.study.worker import Worker
+from sweep.terminal import say
 
 _UID = "uid"  # user attribute of the study, as is IDENTITY
 _MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
@@ -104,9 +105,9 @@ class Controller:
         worker = self.check()
         if alone := self._follower is None:
             for line in self.adjustments():
-                print(line)
+                say(line)
             if self._settings.starves_its_sampler:
-                print(_STARVES)
+                say(_STARVES)
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
 
@@ -352,11 +353,11 @@ class Controller:
         where = os.path.relpath(self.folder.path)
         n_done = sum(t.state.is_finished() for t in before[:n_trials])
         if n_done:
-            print(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
+            say(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
         else:
-            print(f"study {self.name}: {n_trials} trials; in {where}")
+            say(f"study {self.name}: {n_trials} trials; in {where}")
         if again and self._settings.retry_failed:
-            print(f"failed trials that are trained again: {', '.join(map(str, again))}")
+            say(f"failed trials that are trained again: {', '.join(map(str, again))}")
 
     def _recording(self, study: optuna.Study, worker: Worker) -> Recording:
         config = self._config

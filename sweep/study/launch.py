@@ -1,7 +1,6 @@
 """Workers in the hands of Hydra's launcher: started, awaited, and started again when the launcher loses them."""
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from sweep.study.ledger import Ledger
 from sweep.study.lock import StudyLock
 from sweep.study.outage import Patience
 from sweep.study.worker import Worker
+from sweep.terminal import say
 
 _POLL_S = 0.2
 _MOST_LOST_LAUNCHES = 3  # in a row, without a trial finished between them
@@ -72,7 +72,7 @@ class Crew:
             if n_lost > max(_MOST_LOST_LAUNCHES, self._worker.settings.max_retries):
                 raise lost or RuntimeError("the launcher's workers end without running a trial")
             if lost is not None:
-                print(f"warning: workers were lost ({one_line(lost, 120)}); launching them again", file=sys.stderr)
+                say(f"warning: workers were lost ({one_line(lost, 120)}); launching them again", err=True)
 
     def _jobs(self) -> list[list[str]]:
         worker = self._worker

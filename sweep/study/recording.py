@@ -21,7 +21,7 @@ from sweep.record.store import Store, recorded_uri
 from sweep.study.attempts import renumbered, trials_of
 from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
-from sweep.terminal import styled
+from sweep.terminal import safe, say
 
 
 class Recording:
@@ -62,13 +62,13 @@ class Recording:
         if self._shared is None:  # else there is a picture of all of them
             problem = drawing_problem(lambda: draw_plots(renumbered(self._study), self._folder.plots))
             if problem is not None:
-                print(f"warning: cannot draw the study's plots ({problem})", file=sys.stderr)
+                say(f"warning: cannot draw the study's plots ({problem})", err=True)
         self._record.end(status, self._folder)
         if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
-            print(
+            say(
                 f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
                 f"{sync_command(self._output_dir, self._store)}",
-                file=sys.stderr,
+                err=True,
             )
 
     def close(self) -> None:
@@ -105,4 +105,4 @@ class Recording:
 def _show_left(n_left: int) -> None:
     if sys.stderr.isatty():
         text = f"MLflow: {n_left} runs to send" if n_left > 1 else ""
-        print(f"\r{text:<40}\r", end="", file=styled(sys.stderr), flush=True)
+        print(f"\r{safe(text):<40}\r", end="", file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """The page of a study, and pictures for papers: what was tried, what came of it, and how to have it again."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.ranges import short
 from sweep.study.reading import as_shown, has_value, objective_names, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.terminal import say
 
 _N_CURVES = 5  # trials whose curves are shown where none are chosen
 _DPI = 200  # of pictures for papers
@@ -73,7 +73,7 @@ class Report:
         def draw(what: str, picture: Callable[[], Sequence[str]]) -> None:
             problem = drawing_problem(lambda: names.extend(picture()))
             if problem is not None:
-                print(f"warning: cannot draw the {what} ({problem})", file=sys.stderr)
+                say(f"warning: cannot draw the {what} ({problem})", err=True)
 
         draw("history and slices", lambda: draw_plots(self._study, pictures, dpi=_DPI))
         if self._bands:
