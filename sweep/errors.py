@@ -81,6 +81,10 @@ class DamagedJournal(Damaged):
         return DamagedJournal(path, line, reason, remedy)
 
 
+class Unsent(SweepError):
+    """A study went well, but MLflow cannot be told all of it: a record is damaged."""
+
+
 class DeletedInStore(SweepError):
     """MLflow's users deleted what a run would be written to. The line ends with the command that brings it back."""
 

@@ -143,6 +143,8 @@ class Controller:
             raise StudyFailed(self.name, failure.number, told, self.folder.trial(failure.number).path)
         if self._stopped_by is not None:
             raise Interrupted(self._stopped_by)
+        if recording.damage is not None:
+            raise recording.damage
         best = best_trials(study)
         return best[0].value if best and len(study.directions) == 1 else None
 
