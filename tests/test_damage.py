@@ -8,7 +8,7 @@ import pytest
 from processes import error_line, quick
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from damage import STUDY, Campaign
+from damage import ALLOWED, STUDY, Campaign
 
 N_DRAWN = {"run": 8, "study": 8, "comparison": 2}  # a comparison takes four seconds
 KNOWN = {  # damage that once went unseen, by kind: file, damage, command
@@ -16,7 +16,7 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
         ("runs/done/journal.jsonl", "cut at 0.8", "unsent"),
         ("runs/done/overrides.yaml", "emptied", "lost"),
         ("runs/stopped/journal.jsonl", "a line of garbage", "unsent"),
-        ("runs/stopped/checkpoint.pt", "a bit flipped", "resume=stopped"),
+        ("runs/stopped/checkpoint.pt", "a bit flipped", "resume"),
     ],
     "study": [
         ("studies/s/optuna.log", "cut at 0.5", "study"),
@@ -36,8 +36,8 @@ def test_a_damaged_file_is_named_or_without_effect(kind: str, tmp_path: Path) ->
         file = drawn.choice(campaign.files())
         tried.append((file, drawn.choice([*campaign.damages(file)]), drawn.choice([*campaign.kind.commands])))
     outcomes = {case: campaign.outcome(case[0], campaign.damages(case[0])[case[1]], case[2]) for case in tried}
-    assert {case: outcome for case, outcome in outcomes.items() if outcome not in ("right", "refused")} == {}
-    assert {"right", "refused"} == set(outcomes.values())
+    assert {case: outcome for case, outcome in outcomes.items() if outcome not in ALLOWED} == {}
+    assert {"right", "refused"} <= set(outcomes.values())
 
 
 def test_a_trial_is_continued_by_its_study_alone(tmp_path: Path) -> None:

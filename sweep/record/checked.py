@@ -18,14 +18,23 @@ _MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the 
 _HEAD = len(_MARK) + 64 + 1  # bytes, with the digest in hexadecimal and the end of the line
 
 
-def write_checked(path: Path, text: str, durable: bool = True) -> None:
-    """Replace `path` as `write_atomic` does, with the digest of `text` in front."""
-    write_atomic(path, f"{_head(text.encode()).decode()}{text}", durable)
+OF_AN_OPTION = "# @package _global_\n"  # Hydra reads it in the first line alone
 
 
-def read_checked(path: Path, key: str, remedy: str) -> str:
-    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError."""
+def write_checked(path: Path, text: str, durable: bool = True, first: str = "") -> None:
+    """Replace `path` as `write_atomic` does, with the digest of `text` in front, and before that the line `first`."""
+    write_atomic(path, f"{first}{_head(text.encode()).decode()}{text}", durable)
+
+
+def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
+    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError.
+
+    first: the line before the digest, as in `write_checked`.
+    """
     data = path.read_bytes()
+    if not data.startswith(first.encode()):
+        raise Damaged(key, path, "its first line is not as it was written", remedy)
+    data = data[len(first.encode()) :]
     head, body = data[:_HEAD], data[_HEAD:]
     same = sum(a == b for a, b in zip(data, _MARK, strict=False))
     if not data.strip() or (same > min(len(data), len(_MARK)) // 2 and head != _head(body)):
@@ -52,8 +61,8 @@ def damage_of(path: Path) -> Damaged | None:
     """What is wrong with a file of a run or a study, as far as it has a checksum."""
     key, remedy = "output_dir", "put back a copy of it"
     try:
-        if path.suffix == ".yaml" and path.parent.name != "experiment":  # an option, which Hydra reads
-            read_checked(path, key, remedy)
+        if path.suffix == ".yaml":
+            read_checked(path, key, remedy, OF_AN_OPTION if path.parent.name == "experiment" else "")
         elif path.suffix == ".pt":
             check_archive(path)
     except Damaged as damage:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
-from sweep.errors import ConfigError, Interrupted, StudyFailed
+from sweep.errors import ConfigError, Damaged, Interrupted, StudyFailed
 from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.record.folder import StudyFolder, to_yaml
@@ -311,6 +311,10 @@ class Controller:
             parent = (first(run.journal, "start") or {}).get("parent")
             if parent is None:  # trained by itself, which an earlier version allowed
                 continue
+            start = first(self.folder.run.journal, "start")
+            if uid is None and self._settings.storage is None and start is not None and start.get("storage") is None:
+                remedy = "restore it from a copy, or choose another name for the study"
+                raise Damaged("hydra.sweeper.study_name", self.folder.storage, "the study is not in it", remedy)
             if parent["uid"] != uid:
                 raise ConfigError(
                     "hydra.sweeper.study_name",

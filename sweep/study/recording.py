@@ -15,7 +15,7 @@ from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal, whole_size
 from sweep.record.plot import drawing_problem
-from sweep.record.portions import forget_offsets
+from sweep.record.portions import forget_offsets, most_sent
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_uri
 from sweep.record.study_mirror import Damage
@@ -89,14 +89,14 @@ class Recording:
             self._stack.enter_context(run.lock())
         except Busy:
             return
-        is_new = whole_size(run.journal) == 0
+        is_shorter = whole_size(run.journal) < most_sent(run)  # what was lost is recorded again, from the storage
         try:
             journal = self._stack.enter_context(Journal(run.journal))
         except DamagedJournal as error:  # all of it is in the study's storage, too
             raise error.with_remedy(
                 "move it away and give the same command again: it writes the study's own record anew"
             ) from error
-        if is_new:
+        if is_shorter:
             forget_offsets(run)
         if self._shared is None:
             self._follower = Follower(self._output_dir / "mirror.log")
