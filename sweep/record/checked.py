@@ -15,7 +15,7 @@ from sweep.errors import Damaged, one_line
 from sweep.record.folder import from_yaml, write_atomic
 
 _MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the rest: "
-_HEAD = len(_MARK) + 64 + 1  # bytes, with the digest in hexadecimal and the end of the line
+_DIGEST_BYTES = 64 + 1  # in hexadecimal, with the end of the line
 
 
 OF_AN_OPTION = "# @package _global_\n"  # Hydra reads it in the first line alone
@@ -31,16 +31,15 @@ def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
 
     first: the line before the digest, as in `write_checked`.
     """
-    data = path.read_bytes()
-    if not data.startswith(first.encode()):
-        raise Damaged(key, path, "its first line is not as it was written", remedy)
-    data = data[len(first.encode()) :]
-    head, body = data[:_HEAD], data[_HEAD:]
-    same = sum(a == b for a, b in zip(data, _MARK, strict=False))
-    if not data.strip() or (same > min(len(data), len(_MARK)) // 2 and head != _head(body)):
+    data, mark = path.read_bytes(), first.encode() + _MARK
+    n_head = len(mark) + _DIGEST_BYTES
+    head, body = data[:n_head], data[n_head:]
+    is_whole = head == first.encode() + _head(body)
+    same = sum(a == b for a, b in zip(data, mark, strict=False))
+    if not data.strip() or (same > min(len(data), len(mark)) // 2 and not is_whole):
         raise Damaged(key, path, "it is empty" if not data.strip() else "it is not as it was written", remedy)
     try:
-        return (body if head == _head(body) else data).decode()
+        return (body if is_whole else data).decode()
     except UnicodeDecodeError as error:
         raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
 
