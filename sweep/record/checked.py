@@ -5,12 +5,12 @@ of it is there: damage to the line itself must not make the file pass for an old
 """
 
 import hashlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sweep.durable import check_archive
 from sweep.errors import Damaged, one_line
 from sweep.record.folder import from_yaml, write_atomic
 
@@ -69,16 +69,6 @@ def damage_of(path: Path) -> Damaged | None:
     except Exception as error:  # zipfile trips over damage in any way
         return Damaged(key, path, one_line(error, 120), remedy)
     return None
-
-
-def check_archive(path: Path) -> None:
-    """Raise some exception for a file of torch.save's that is not as it was.
-
-    It has a checksum of every record, which torch.load ignores. Reading them takes 1 ms a MiB.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (record := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {record} is wrong")
 
 
 def _head(body: bytes) -> bytes:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweep.durable import fsync
+from sweep.durable import check_archive, fsync
 from sweep.errors import ConfigError, Damaged, one_line
-from sweep.record.checked import check_archive
 
 FORMAT = 1
 
