@@ -25,7 +25,7 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
         ("studies/s/best.yaml", "cut at 0.5", "from_study"),
         ("studies/s/trials/1/journal.jsonl", "a line of garbage", "study"),
     ],
-    "comparison": [],
+    "comparison": [("studies/c--sgd--defaults-2/optuna.log", "cut at 0.05", "compare")],
 }
 
 

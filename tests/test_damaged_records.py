@@ -149,9 +149,7 @@ def test_a_damaged_artifact_is_named_and_not_sent(study: Study, outputs: Path, s
     assert [path.read_bytes() for path in outputs.rglob(f"artifacts/{run.overrides.name}")] == [whole]
 
 
-@pytest.mark.parametrize(
-    "damage", ["another store", "flipped", "torn", "another run", "empty", "other values", "a list"]
-)
+@pytest.mark.parametrize("damage", ["flipped", "torn", "another run", "empty", "other values", "a list"])
 def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
     damage: str, study: Study, outputs: Path, synced: Callable[[], Synced]
 ) -> None:
@@ -162,7 +160,6 @@ def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
     offset = str(known["offset"])
     state.write_text(
         {
-            "another store": text.replace(store, f"{int(store, 16) ^ 1:016x}"),
             "flipped": text.replace(offset, str(int(offset) ^ 1)),
             "torn": text[: len(text) // 2],
             "another run": json.dumps({store: known | {"run_id": "0" * 32}}),

@@ -42,7 +42,7 @@ class Sent:
 
     def save(self, durable: bool = True) -> None:
         state = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
-        self._stores[self._store] = {**state, "check": _check(self._store, state)}
+        self._stores[self._store] = {**state, "check": _check(state)}
         write_atomic(self._path, json.dumps(self._stores), durable)
 
 
@@ -59,20 +59,19 @@ def _stores(path: Path) -> tuple[dict[str, Any], bool]:
         stores = None
     if not isinstance(stores, dict):
         return {}, True
-    whole = {store: known for store, known in stores.items() if _is_whole(store, known)}
+    whole = {store: known for store, known in stores.items() if _is_whole(known)}
     return whole, len(whole) < len(stores)
 
 
-def _is_whole(store: str, state: Any) -> bool:
-    """Earlier versions wrote no `check`, or one that left the store out, and the first of them no `attempted`."""
+def _is_whole(state: Any) -> bool:
+    """Earlier versions wrote no `check`, and the first of them no `attempted`."""
     if not isinstance(state, dict) or not {"run_id", "offset"} <= set(state) <= {*_STATE, "check"}:
         return False
-    plain = {key: state.get(key) for key in _STATE}
-    return state.get("check") in (None, _check(store, plain), zlib.crc32(json.dumps(plain).encode()))
+    return "check" not in state or state["check"] == _check({key: state.get(key) for key in _STATE})
 
 
-def _check(store: str, state: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps([store, state]).encode())
+def _check(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode())
 
 
 def most_sent(folder: RunFolder) -> int:

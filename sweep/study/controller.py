@@ -281,6 +281,7 @@ class Controller:
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
                     raise ConfigError("hydra.sweeper.study_name", f"'{self.name}' was not begun here; choose another")
+                self._refuse_trials_of_another(None)
                 self._store_facts(study, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)

@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Any]:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler trips over a foreign file in any way
-        raise Damaged("resume", path, one_line(error, 120), remedy, "damaged or no checkpoint") from error
+        raise Damaged("resume", path, one_line(error, 120), remedy) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError("resume", f"'{path}' is no checkpoint of this version of sweep; start a new run")
     return state
