@@ -5,6 +5,9 @@
 Tracking is on, in a local store. Allowed are the numbers that the undamaged files give, one by one, in the terminal, in
 every file that the command writes and in MLflow; or an exit status other than 0 and one line that names the file. Never
 a traceback, and never "all are in MLflow" when the store lacks something. tests/test_damage.py has the short form.
+
+All of it is about 2,400 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
+lr_range writes, which only must not be lost.
 """
 
 import argparse
@@ -356,6 +359,8 @@ def run(name: str, share: float, place: Path) -> Counter[str]:
         outcome = campaign.outcome(file, content, command)
         tried.add((file, what))
         counted[outcome if outcome in ALLOWED else "wrong"] += 1
+        if counted.total() % 100 == 0:
+            print(f"{name}: {counted.total()} commands so far: {dict(counted)}", flush=True)
         if outcome not in ALLOWED:
             print(f"{file}, {what}, {command}: {outcome}", flush=True)
     print(f"{name}: {len(tried)} damages, {counted.total()} commands: {dict(counted)}", flush=True)
