@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sweep import collector
 from sweep.command_line import check_command_line, secure_streams
 from sweep.config import require_begun_study
-from sweep.errors import ConfigError, one_line
+from sweep.errors import ConfigError, DamagedJournal, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.record import journal
 from sweep.record.folder import Busy, StudyFolder
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = StudyFolder(output_dir / "studies" / given.study)
         require_begun_study(output_dir, given.study)
         refuse_links_in(folder.path, "study")
-        journal.check(folder.run.journal)
+        _check_record(folder)
         page = folder.report if given.page is None else absolute(given.page)
         store, told = _store_of(folder) if page == folder.report else (None, "")
         with _follower(folder, store) as follower:
@@ -50,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if told:
         print(told)
     return 0
+
+
+def _check_record(folder: StudyFolder) -> None:
+    """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
+    from sweep.record.attempt import require_not_ended
+
+    record = folder.run.journal
+    journal.check(record)
+    if record.exists() and journal.first(record, "start") is None:
+        raise DamagedJournal(record, None, "it has no start", "run the study's command again, which writes it anew")
+    if not folder.run.is_running() and journal.status(record) is None:
+        require_not_ended(folder.run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,8 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
     "study": [
         ("studies/s/optuna.log", "cut at 0.5", "study"),
         ("studies/s/optuna.log", "cut at 0.99", "report"),
+        ("studies/s/journal.jsonl", "cut at 0.3", "report"),
+        ("studies/s/journal.jsonl", "cut at 0.99", "report"),
         ("studies/s/experiment/best.yaml", "emptied", "unsent"),
         ("studies/s/best.yaml", "cut at 0.5", "from_study"),
         ("studies/s/trials/1/journal.jsonl", "a line of garbage", "study"),

@@ -105,16 +105,19 @@ class Mirror:
 
     def _push_once(self, folder: RunFolder) -> bool:
         sent = self._sent_of(folder)
-        damage: list[Damaged] = []
+        damage: list[DamagedJournal] = []
+        artifacts: list[Damaged] = []
         for portion, offset in portions(journal.read(folder.journal, sent.offset, damage), sent.offset):
             if sent.run_id is None and portion.start is None:
                 raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
             created = sent.run_id is None and self._find_or_create(folder, sent, portion)
-            damage += self._send(folder, sent, portion, created)
-            sent.offset = sent.offset if damage else offset  # what is behind a damaged line is sent each time anew
+            artifacts += self._send(folder, sent, portion, created)
+            sent.offset = (
+                sent.offset if damage or artifacts else offset
+            )  # what is behind a damaged line is sent each time anew
             sent.save()
-        if damage:
-            raise damage[0]
+        for problem in (*damage, *artifacts):
+            raise problem
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
     def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
