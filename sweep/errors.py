@@ -46,41 +46,34 @@ class BeingTrained(ConfigError):
 
 
 class Damaged(ConfigError):
-    """A file that is read back is not as it was written. remedy: what is still usable, and what to do."""
+    """A file that is read back is not as it was written. remedy: what is still usable, and what to do. line: the first
+    damaged one, from 1, where it is known."""
 
-    def __init__(self, key: str, path: object, reason: str, remedy: str, what: str = "damaged") -> None:
-        super().__init__(key, f"'{path}' is {what} ({reason}); {remedy}")
-        self.args = (key, path, reason, remedy, what)  # so that it survives pickling
-
-
-class DamagedLine(Damaged):
-    """As Damaged, of a line of a file, from 1."""
-
-    def __init__(self, key: str, path: object, line: int, remedy: str) -> None:
-        super().__init__(key, path, "", remedy)
-        self.problem = f"line {line} of '{path}' is damaged; {remedy}"
-        self.args = (key, path, line, remedy)
-        self.path, self.line, self.remedy = path, line, remedy
+    def __init__(self, key: str, path: object, reason: str, remedy: str, line: int | None = None) -> None:
+        where = f"'{path}'" if line is None else f"line {line} of '{path}'"
+        super().__init__(key, f"{where} is damaged ({reason}); {remedy}")
+        self.args = (key, path, reason, remedy, line)  # so that it survives pickling
+        self.path, self.reason, self.remedy, self.line = path, reason, remedy, line
 
 
 class DamagedJournal(Damaged):
-    """A journal is not as it was written. line: the first damaged one, from 1; None if lines are missing at its end."""
+    """A journal is not as it was written. line: None if lines are missing at its end."""
 
     exit_status = 1
 
     def __init__(
         self, path: object, line: int | None, reason: str, remedy: str = "put back a copy of the file"
     ) -> None:
-        super().__init__("journal", path, reason, remedy)
-        if line is not None:
-            self.problem = f"line {line} of {self.problem}"
+        super().__init__("journal", path, reason, remedy, line)
         self.args = (path, line, reason, remedy)
-        self.line = line
 
     def with_remedy(self, remedy: str) -> "DamagedJournal":
         """The same, for one who knows what else can be done."""
-        path, line, reason, _ = self.args
-        return DamagedJournal(path, line, reason, remedy)
+        return DamagedJournal(self.path, self.line, self.reason, remedy)
+
+
+class Unsent(SweepError):
+    """A study went well, but MLflow cannot be told all of it: a record is damaged."""
 
 
 class DeletedInStore(SweepError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import collector
 from sweep.command_line import Parser, check_command_line, secure_streams
 from sweep.config import require_begun_study
-from sweep.errors import ConfigError, one_line
+from sweep.errors import ConfigError, DamagedJournal, one_line
 from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.passwords import without_password
 from sweep.record import journal
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = StudyFolder(output_dir / "studies" / given.study)
         require_begun_study(output_dir, given.study)
         refuse_links_in(folder.path, "study")
-        journal.check(folder.run.journal)
+        _check_record(folder)
         page = folder.report if given.page is None else absolute(given.page)
         study = _study(folder, given.storage)  # before anything is made: its storage may be mistyped
         store, told = _store_of(folder) if page == folder.report else (None, "")
@@ -56,6 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if told:
         say(told)
     return 0
+
+
+def _check_record(folder: StudyFolder) -> None:
+    """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
+    from sweep.record.attempt import require_not_ended
+
+    record = folder.run.journal
+    journal.check(record)
+    if record.exists() and journal.first(record, "start") is None:
+        raise DamagedJournal(record, None, "it has no start", "run the study's command again, which writes it anew")
+    if not folder.run.is_running() and journal.status(record) is None:
+        require_not_ended(folder.run)
 
 
 def _parser() -> Parser:

@@ -50,13 +50,18 @@ def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: s
 
 
 def quick(
-    cwd: Path, *overrides: str, torch: bool = True, module: str = "sweep.run", **changes: str
+    cwd: Path,
+    *overrides: str,
+    torch: bool = True,
+    tracked: bool = False,
+    module: str = "sweep.run",
+    **changes: str,
 ) -> subprocess.CompletedProcess[str]:
     """Like `run`, forked from a process that has the imports behind it; see zygote.py.
 
-    torch: whether that is among them. A command that never needs it is faster without.
+    torch, tracked: whether that and MLflow are among them. A command that never needs torch is faster without.
     """
-    with _zygote(torch).start(cwd, overrides, environment(**changes), module) as command:
+    with _zygote(torch, tracked).start(cwd, overrides, environment(**changes), module) as command:
         out, err = command.communicate(_PATIENCE_S)
     assert command.returncode is not None
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
@@ -77,8 +82,8 @@ def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -
 
 
 @functools.cache
-def _zygote(torch: bool) -> Zygote:
-    zygote = Zygote(environment(), light=not torch)
+def _zygote(torch: bool, tracked: bool = False) -> Zygote:
+    zygote = Zygote(environment(), light=not torch, tracked=tracked)
     atexit.register(zygote.close)
     return zygote
 

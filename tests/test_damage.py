@@ -1,5 +1,6 @@
 """The short form of campaigns/damage.py; and a study's trial is continued by its study alone."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -7,34 +8,45 @@ import pytest
 from processes import error_line, quick
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from damage import STUDY, damages, make_study, problem, result
+from damage import ALLOWED, STUDY, Campaign
 
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cwd = tmp_path_factory.mktemp("damage")
-    make_study(cwd)
-    return cwd
-
-
-CASES = {
-    "half a storage": ("optuna.log", "cut at 0.5", "study"),
-    "flipped bits in it": ("optuna.log", "ten bits flipped", "report"),
-    "a line of it doubled": ("optuna.log", "a line doubled", "study"),
-    "half a best configuration": ("best.yaml", "cut at 0.5", "from_study"),
-    "flipped bits in that": ("best.yaml", "ten bits flipped", "from_study"),
+N_DRAWN = {"run": 2, "study": 1, "comparison": 0}
+KNOWN = {  # damage that once went unseen, by kind: file, damage, command
+    "run": [
+        ("runs/done/journal.jsonl", "cut at 0.8", "unsent"),
+        ("runs/done/overrides.yaml", "emptied", "lost"),
+        ("runs/stopped/journal.jsonl", "a line of garbage", "unsent"),
+        ("runs/stopped/checkpoint.pt", "a bit flipped", "resume"),
+    ],
+    "study": [
+        ("studies/s/optuna.log", "cut at 0.5", "study"),
+        ("studies/s/optuna.log", "cut at 0.99", "report"),
+        ("studies/s/journal.jsonl", "cut at 0.3", "report"),
+        ("studies/s/journal.jsonl", "cut at 0.99", "report"),
+        ("studies/s/experiment/best.yaml", "emptied", "unsent"),
+        ("studies/s/best.yaml", "cut at 0.5", "from_study"),
+        ("studies/s/trials/1/journal.jsonl", "a line of garbage", "study"),
+    ],
+    "comparison": [("studies/c--sgd--defaults-2/optuna.log", "cut at 0.05", "compare")],
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_damaged_file_is_refused_or_without_effect(case, original):
-    file, what, command = CASES[case]
-    content = dict(damages((original / "outputs" / "studies" / "s" / file).read_bytes()))[what]
-    assert problem(original, file, content, command, result(original, command)[1]) is None
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_damaged_file_is_named_or_without_effect(kind: str, tmp_path: Path) -> None:
+    campaign = Campaign(kind, tmp_path)
+    drawn = random.Random(kind)
+    tried = list(KNOWN[kind])
+    for _ in range(N_DRAWN[kind]):
+        file = drawn.choice(campaign.files())
+        tried.append((file, drawn.choice([*campaign.damages(file)]), drawn.choice([*campaign.kind.commands])))
+    outcomes = {case: campaign.outcome(case[0], campaign.damages(case[0])[case[1]], case[2]) for case in tried}
+    assert {case: outcome for case, outcome in outcomes.items() if outcome not in ALLOWED} == {}
+    assert "refused" in outcomes.values()
 
 
-def test_a_trial_is_continued_by_its_study_alone(original):
-    done = quick(original, "resume=outputs/studies/s/trials/0", torch=False)
+def test_a_trial_is_continued_by_its_study_alone(tmp_path: Path) -> None:
+    assert quick(tmp_path, *STUDY, "tracking=off").returncode == 0
+    done = quick(tmp_path, "resume=outputs/studies/s/trials/0", torch=False)
     line = error_line(done)
     assert line.startswith("error: resume: ")
     assert "belongs to a study, which goes on with:  python -m sweep.run -m " in line

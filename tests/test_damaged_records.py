@@ -15,10 +15,12 @@ from sweep import Outcome, compose, report, run_trial, sync
 from sweep.comparison.runs import read_run
 from sweep.config import validate
 from sweep.errors import DamagedJournal
+from sweep.record.checked import write_checked
 from sweep.record.folder import RunFolder
+from sweep.record.journal import Journal
 from sweep.record.mlflow import Mirror
 from sweep.record.start import stored_config
-from sweep.record.study_mirror import StudyMirror
+from sweep.record.study_mirror import Damage, StudyMirror
 
 GARBAGE = b"\x00\xff garbage\n"
 Synced = tuple[int, str, str]
@@ -29,11 +31,12 @@ def with_garbage(run: RunFolder, line: int) -> None:
     run.journal.write_bytes(b"".join([*lines[: line - 1], GARBAGE, *lines[line - 1 :]]))
 
 
-def with_flipped_bit(run: RunFolder, number: bytes) -> None:
-    """In the last digit of the number, where it stands first."""
-    data = run.journal.read_bytes()
+def with_flipped_bit(run: RunFolder, number: bytes, file: Path | None = None) -> None:
+    """In the last digit of the number, where it stands first. file: the journal by default."""
+    file = file or run.journal
+    data = file.read_bytes()
     place = data.index(number) + len(number) - 1
-    run.journal.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
 @pytest.fixture
@@ -112,6 +115,40 @@ def test_a_journal_without_its_start_is_named(study: Study, outputs: Path, synce
         assert f"'{run.journal}' is damaged" in complaint
 
 
+def test_a_record_that_lost_its_end_is_not_all_there(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
+    ended, own = study.folder.trial(0), study.folder.run
+    ended.best.write_bytes(b"is written right before the end")
+    study.folder.results.write_text("so is this")
+    for run in (ended, own):
+        whole = run.journal.read_bytes()
+        run.journal.write_bytes(whole[: whole.rindex(b'{"kind": "end"') + 20])
+        status, said, complaint = synced()
+        assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
+        assert f"'{run.journal}' is damaged (it has no end" in complaint
+        shutil.copy(empty_store(), outputs / "mlflow.db")
+        for state in outputs.rglob("mlflow.json"):
+            state.unlink()
+        run.journal.write_bytes(whole)
+    assert synced()[:2] == (0, f"4 of 4 tracked runs below {outputs} are in MLflow\n")
+
+
+def test_a_damaged_artifact_is_named_and_not_sent(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
+    run = study.folder.trial(1)
+    write_checked(run.overrides, "- seed=1\n")
+    whole = run.overrides.read_bytes()
+    with_flipped_bit(run, b"=1", run.overrides)
+    with Journal(run.journal) as record:
+        record.event("end", status="FINISHED", steps=[], values={}, tags={}, artifacts=[run.overrides.name])
+    for _ in range(2):
+        status, said, complaint = synced()
+        assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
+        assert complaint.startswith(f"error: output_dir: '{run.overrides}' is damaged")
+        assert not list(outputs.rglob(f"artifacts/{run.overrides.name}"))
+    run.overrides.write_bytes(whole)
+    assert synced()[0] == 0
+    assert [path.read_bytes() for path in outputs.rglob(f"artifacts/{run.overrides.name}")] == [whole]
+
+
 @pytest.mark.parametrize("damage", ["flipped", "torn", "another run", "empty", "other values", "a list"])
 def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
     damage: str, study: Study, outputs: Path, synced: Callable[[], Synced]
@@ -140,7 +177,7 @@ def test_the_helper_of_a_study_says_which_line_is_damaged_and_sends_the_rest(stu
     mirror = Mirror(embedded(outputs))
     with_garbage(study.folder.trial(1), 4)
     problem = StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None)
-    assert problem is not None
+    assert isinstance(problem, Damage)
     assert problem.startswith(f"journal: line 4 of '{study.folder.trial(1).journal}' is damaged")
     assert run_of(study.folder.path, f"sqlite:///{outputs}/mlflow.db").info.status == "FINISHED"
 

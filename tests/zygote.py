@@ -5,12 +5,18 @@ line of sweep/run.py to the interpreter's end; only the modules below are there 
 so cost nothing. For tests of what a command does. One of how it starts, what it imports, or how it takes a signal uses
 `processes.run`.
 
+One that has MLflow among its modules forks the helper that mirrors (sweep/record/follow.py) from the command, too, and
+keeps what Hydra composes (0.25 s each, 29 times for a comparison) for the next command in the same folder.
+
 The file is both sides: `Zygote` for the tests, and as a program the process that forks. It reads a line of JSON for
 each command, and answers with lines: "started PID", and some time later "ended PID STATUS".
 """
 
+import hashlib
+import importlib
 import json
 import os
+import pickle
 import runpy
 import select
 import signal
@@ -20,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 _LIGHT = (
     *("sweep.composition", "sweep.config", "sweep.build", "sweep.record.folder", "sweep.study.sweeper"),
@@ -29,6 +35,10 @@ _LIGHT = (
 _HEAVY = (
     *(*_LIGHT, "sweep.trial", "sweep.train.loop", "sweep.record.summary", "sweep.study.again", "sweep.study.plots"),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
+)
+_TRACKED = (
+    *(*_HEAVY, "sweep.record.mlflow", "mlflow.store.tracking.sqlalchemy_store", "sweep.record.follow"),
+    *("sweep.study.report", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.picture"),
 )
 _PATIENCE_S = 120.0
 
@@ -73,12 +83,13 @@ class Command:
 
 
 class Zygote:
-    """light: has no torch. environment: of the process that forks; each command has one of its own."""
+    """light: has no torch. tracked: has MLflow. environment: of the process that forks; each command has its own."""
 
-    def __init__(self, environment: Mapping[str, str], *, light: bool = False) -> None:
-        modules = _LIGHT if light else _HEAVY
+    def __init__(self, environment: Mapping[str, str], *, light: bool = False, tracked: bool = False) -> None:
+        modules = _LIGHT if light else _TRACKED if tracked else _HEAVY
+        self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *modules],
+            [sys.executable, __file__, self._folder.name, *modules],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,7 +97,6 @@ class Zygote:
         )
         self._statuses: dict[int, int] = {}  # of commands that have ended, by process
         self._unread = b""
-        self._folder = tempfile.TemporaryDirectory()
         self._n_started = 0
         assert self._answer(_PATIENCE_S) == "ready"
 
@@ -196,12 +206,65 @@ def _become(command: dict[str, Any], import_path: list[str]) -> None:
     sys.argv[1:] = command["arguments"]
 
 
+def _remember_compositions(folder: Path) -> None:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    compose = ConfigLoaderImpl._load_configuration_impl
+
+    def remembering(self: ConfigLoaderImpl, **asked: Any) -> Any:
+        said = {key: value for key, value in asked.items() if key != "parsed_overrides"}
+        if asked.get("activate_config_repository"):  # the command's own, of which Hydra keeps more
+            return compose(self, **asked)
+        file = folder / hashlib.sha256(repr((os.getcwd(), said)).encode()).hexdigest()
+        if file.exists():
+            return pickle.loads(file.read_bytes())
+        config = compose(self, **asked)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_bytes(pickle.dumps(config))
+        part.rename(file)
+        return config
+
+    setattr(ConfigLoaderImpl, "_load_configuration_impl", remembering)  # noqa: B010  # it has fewer words than the real one
+
+
+class _Forking:
+    """What sweep/record/follow.py uses of the module subprocess, for a helper that is forked and so has its imports."""
+
+    PIPE = subprocess.PIPE
+
+    class Popen:
+        def __init__(self, command: Sequence[str], *, stderr: IO[bytes], **_: object) -> None:
+            of_helper, to_helper = os.pipe()
+            of_command, to_command = os.pipe()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.pid = os.fork()
+            if self.pid == 0:
+                os.setsid()
+                for number, file in enumerate((of_helper, to_command, stderr.fileno())):
+                    os.dup2(file, number)
+                os.closerange(3, 256)
+                sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+                status = 1
+                try:
+                    importlib.import_module(command[-1]).main()
+                    status = 0
+                finally:
+                    sys.stdout.flush()
+                    os._exit(status)
+            os.close(of_helper)
+            os.close(to_command)
+            self.stdin, self.stdout = os.fdopen(to_helper, "w"), os.fdopen(of_command)
+
+        def wait(self) -> None:
+            os.waitpid(self.pid, 0)
+
+
 def main() -> None:
     import gc
-    import importlib
 
     import_path = [path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    for module in sys.argv[1:]:
+    for module in sys.argv[2:]:
         importlib.import_module(module)
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.plugins import Plugins
@@ -209,7 +272,10 @@ def main() -> None:
     Plugins.instance()  # imports them
     OverridesParser.create().parse_overrides(["a=[1,b]", "+c.d='e'"])  # the parser builds its tables as it goes
     assert ("torch" in sys.modules) == ("torch._dynamo" in sys.argv)
-    assert "mlflow" not in sys.modules
+    assert ("mlflow" in sys.modules) == ("sweep.record.mlflow" in sys.argv)
+    if "mlflow" in sys.modules:
+        setattr(importlib.import_module("sweep.record.follow"), "subprocess", _Forking)  # noqa: B010
+        _remember_compositions(Path(sys.argv[1]))
     gc.freeze()
     command = _serve()
     if command is not None:

@@ -15,7 +15,7 @@ from sweep.comparison.contenders import Contender
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config import validate
-from sweep.errors import ConfigError, Damaged, StudyFailed, SweepError
+from sweep.errors import ConfigError, StudyFailed, SweepError
 from sweep.record.follow import Follower
 from sweep.study.controller import Controller
 from sweep.study.objective import check_objectives
@@ -156,13 +156,12 @@ class Comparison:
             return
         try:
             study = studies.untuned(plan, entry.contender, entry.task, tuning)
-            entry.studies.append(study.name)
-            trials = self._finished(own, study, "defaults trained")
-        except Damaged:
-            raise
+            study.check()
         except ConfigError as error:
             entry.untuned_problem = str(error)
             return
+        entry.studies.append(study.name)
+        trials = self._finished(own, study, "defaults trained")
         entry.untuned_problem = own.problem
         if trials is not None:
             by_seed: dict[int, Run | None] = {

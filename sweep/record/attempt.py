@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweep.config import Config
-from sweep.errors import BeingTrained, Damaged
+from sweep.errors import BeingTrained, ConfigError, Damaged, DamagedJournal
 from sweep.record import journal as journals
 from sweep.record.ending import write_end
-from sweep.record.folder import Busy, RunFolder
+from sweep.record.folder import Busy, RunFolder, StudyFolder
 from sweep.record.journal import Journal
 from sweep.record.recorder import Recorder, Report
 from sweep.record.start import Membership, write_start
@@ -107,7 +107,30 @@ def saved_state(run: RunFolder) -> dict[str, Any] | None:
     if not run.checkpoint.exists():
         return None
     state = checkpoint.load(run.checkpoint)
-    recorded = journals.curves(run.journal).get("val/loss")
-    if state["epoch"] > (0 if recorded is None else len(recorded.steps)):
+    if _lacks_epochs(run, state):
         raise Damaged("resume", run.journal, "it lacks epochs that the checkpoint has", "start a new run")
     return state
+
+
+def require_not_ended(run: RunFolder) -> None:
+    """Raises DamagedJournal if a record without an end has lost it, as other files of the run or the study show."""
+    remedy = "put back a copy of it, or go on with the run"
+    is_over = run.best.exists() or (
+        StudyFolder(run.path).results.exists() and journals.first(run.journal, "end") is None
+    )
+    if is_over:
+        raise DamagedJournal(run.journal, None, "it has no end, though the run came to one", remedy)
+    state: dict[str, Any] = {"epoch": 0}
+    if run.checkpoint.exists():
+        from sweep.train import checkpoint
+
+        with suppress(ConfigError):  # the checkpoint is none of the record
+            state = checkpoint.load(run.checkpoint)
+    if _lacks_epochs(run, state):
+        raise DamagedJournal(run.journal, None, "it lacks epochs that the checkpoint has")
+
+
+def _lacks_epochs(run: RunFolder, state: Mapping[str, Any]) -> bool:
+    """Whether the record is shorter than the checkpoint, which is always the younger one."""
+    recorded = journals.curves(run.journal).get("val/loss")
+    return state["epoch"] > (0 if recorded is None else len(recorded.steps))

@@ -10,27 +10,36 @@ from typing import Any
 
 import yaml
 
-from sweep.errors import Damaged
+from sweep.durable import check_archive
+from sweep.errors import Damaged, one_line
 from sweep.record.folder import from_yaml, write_atomic
 
 _MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the rest: "
-_HEAD = len(_MARK) + 64 + 1  # bytes, with the digest in hexadecimal and the end of the line
+_DIGEST_BYTES = 64 + 1  # in hexadecimal, with the end of the line
 
 
-def write_checked(path: Path, text: str, durable: bool = True) -> None:
-    """Replace `path` as `write_atomic` does, with the digest of `text` in front."""
-    write_atomic(path, f"{_head(text.encode()).decode()}{text}", durable)
+OF_AN_OPTION = "# @package _global_\n"  # Hydra reads it in the first line alone
 
 
-def read_checked(path: Path, key: str, remedy: str) -> str:
-    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError."""
-    data = path.read_bytes()
-    head, body = data[:_HEAD], data[_HEAD:]
-    same = sum(a == b for a, b in zip(data, _MARK, strict=False))
-    if not data.strip() or (same > min(len(data), len(_MARK)) // 2 and head != _head(body)):
+def write_checked(path: Path, text: str, durable: bool = True, first: str = "") -> None:
+    """Replace `path` as `write_atomic` does, with the digest of `text` in front, and before that the line `first`."""
+    write_atomic(path, f"{first}{_head(text.encode()).decode()}{text}", durable)
+
+
+def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
+    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError.
+
+    first: the line before the digest, as in `write_checked`.
+    """
+    data, mark = path.read_bytes(), first.encode() + _MARK
+    n_head = len(mark) + _DIGEST_BYTES
+    head, body = data[:n_head], data[n_head:]
+    is_whole = head == first.encode() + _head(body)
+    same = sum(a == b for a, b in zip(data, mark, strict=False))
+    if not data.strip() or (same > min(len(data), len(mark)) // 2 and not is_whole):
         raise Damaged(key, path, "it is empty" if not data.strip() else "it is not as it was written", remedy)
     try:
-        return (body if head == _head(body) else data).decode()
+        return (body if is_whole else data).decode()
     except UnicodeDecodeError as error:
         raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
 
@@ -45,6 +54,21 @@ def load_checked(path: Path, key: str, remedy: str, kind: type = dict) -> Any:
     if not isinstance(found, kind):
         raise Damaged(key, path, f"it holds no {kind.__name__}", remedy)
     return found
+
+
+def damage_of(path: Path) -> Damaged | None:
+    """What is wrong with a file of a run or a study, as far as it has a checksum."""
+    key, remedy = "output_dir", "put back a copy of it"
+    try:
+        if path.suffix == ".yaml":
+            read_checked(path, key, remedy, OF_AN_OPTION if path.parent.name == "experiment" else "")
+        elif path.suffix == ".pt":
+            check_archive(path)
+    except Damaged as damage:
+        return damage
+    except Exception as error:  # zipfile trips over damage in any way
+        return Damaged(key, path, one_line(error, 120), remedy)
+    return None
 
 
 def _head(body: bytes) -> bytes:

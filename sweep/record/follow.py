@@ -3,8 +3,9 @@
 In a process of its own, MLflow costs the training loop neither its import (2 s) nor the interpreter lock. Both sides
 speak lines of JSON. In comes {"follow": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "follow_study"
 for a study's folder and all trials in it, and later {"finish": FOLDER}; out goes {"finished": FOLDER, "problem": TEXT
-or null}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for a run whose curves could not be drawn, and now and
-then {"finishing": FOLDER, "left": RUNS} for a study. When its standard input closes, it sends what is left and ends.
+or null, "damaged": whether the problem is a damaged record}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for
+a run whose curves could not be drawn, and now and then {"finishing": FOLDER, "left": RUNS} for a study. When its
+standard input closes, it sends what is left and ends.
 """
 
 import json
@@ -25,7 +26,7 @@ from sweep.record import journal
 from sweep.record.folder import RunFolder, StudyFolder
 from sweep.record.plot import drawing_problem, ensure_curves, load_matplotlib
 from sweep.record.store import Store
-from sweep.record.study_mirror import PUSH_EVERY_S, RETRY_EVERY_S, StudyMirror, attempt
+from sweep.record.study_mirror import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyMirror, attempt
 
 if TYPE_CHECKING:
     from sweep.record.mlflow import Mirror
@@ -96,7 +97,7 @@ class Follower:
             elif answer.get("finishing") == str(path):
                 undrawn(answer["undrawn"])
             if answer.get("finished") == str(path):
-                return answer["problem"]
+                return Damage(answer["problem"]) if answer["damaged"] else answer["problem"]
             if "ended" in answer:
                 return f"the mirror process ended early, see {self._log}"
 
@@ -146,7 +147,8 @@ class _Helper:
                 break
             if "finish" in message:
                 name = message["finish"]
-                self._answer({"finished": name, "problem": self._finish(name)})
+                problem = self._finish(name)
+                self._answer({"finished": name, "problem": problem, "damaged": isinstance(problem, Damage)})
             else:
                 uri, root = message["store"]
                 self._follow(message, Store(uri, None if root is None else Path(root)))

@@ -34,11 +34,13 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import append_to_uri_path
 
-from sweep.errors import DamagedJournal, DeletedInStore
+from sweep.errors import Damaged, DamagedJournal, DeletedInStore
 from sweep.links import is_inside
 from sweep.passwords import without_password
 from sweep.record import journal
+from sweep.record.attempt import require_not_ended
 from sweep.record.bulk import Changed, Gone, Tables, WholeRun
+from sweep.record.checked import damage_of
 from sweep.record.folder import Busy, RunFolder
 from sweep.record.plot import drawing_problem, ensure_curves
 from sweep.record.portions import Portion, Sent, artifact_files, artifact_names, most_sent, portions
@@ -105,15 +107,18 @@ class Mirror:
     def _push_once(self, folder: RunFolder) -> bool:
         sent = self._sent_of(folder)
         damage: list[DamagedJournal] = []
+        artifacts: list[Damaged] = []
         for portion, offset in portions(journal.read(folder.journal, sent.offset, damage), sent.offset):
             if sent.run_id is None and portion.start is None:
                 raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
             created = sent.run_id is None and self._find_or_create(folder, sent, portion)
-            self._send(folder, sent, portion, created)
-            sent.offset = sent.offset if damage else offset  # what is behind a damaged line is sent each time anew
+            artifacts += self._send(folder, sent, portion, created)
+            sent.offset = (
+                sent.offset if damage or artifacts else offset
+            )  # what is behind a damaged line is sent each time anew
             sent.save()
-        if damage:
-            raise damage[0]
+        for problem in (*damage, *artifacts):
+            raise problem
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
     def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
@@ -237,6 +242,8 @@ class Mirror:
         assert portion.start is not None
         if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
             return None
+        if any(damage_of(artifact) for artifact, _ in artifact_files(folder, end)):
+            return None
         start, parent = portion.start, self._parent(folder, portion.start)
         experiment = self._experiment(start["experiment"])
         location = self._location(experiment)
@@ -284,10 +291,14 @@ class Mirror:
         return self.n_lost == 0 or self._has(sent.run_id, journal.uid(folder.journal) or "")
 
     def abandon(self, folder: RunFolder) -> None:
-        """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed."""
+        """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed.
+
+        Raises DamagedJournal if the trial did not die: then its record has lost its end.
+        """
         run_id = self._sent_of(folder).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
             self._client.set_terminated(run_id, "KILLED")
+            require_not_ended(folder)
 
     def _sent_of(self, folder: RunFolder) -> Sent:
         sent = Sent(folder, self._store)
@@ -425,8 +436,9 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _send(self, folder: RunFolder, sent: Sent, portion: Portion, created: bool) -> None:
-        """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries."""
+    def _send(self, folder: RunFolder, sent: Sent, portion: Portion, created: bool) -> list[Damaged]:
+        """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries. The artifacts that are
+        damaged, and so not sent."""
         run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
         params = portion.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
@@ -438,14 +450,17 @@ class Mirror:
             self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
         if is_first and portion.start is not None and portion.start.get("dataset"):
             self._client.log_inputs(run_id, [_dataset_input(portion.start["dataset"])])
+        damage: list[Damaged] = []
         if portion.end is not None:
-            self._send_artifacts(folder, run_id, portion.end)
+            damage = self._send_artifacts(folder, run_id, portion.end)
             self._client.set_terminated(run_id, portion.end["status"], portion.end["time"])
         elif portion.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
+        return damage
 
-    def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> None:
-        """The files and folders that the record names, where they exist, under their paths below the trial's folder."""
+    def _send_artifacts(self, folder: RunFolder, run_id: str, end: journal.Record) -> list[Damaged]:
+        """The files and folders that the record names, where they exist, under their paths below the trial's folder;
+        but for those that are damaged, which are returned."""
         if folder.curves.name in artifact_names(folder, end):
             problem = drawing_problem(lambda: ensure_curves(folder))
             if problem is not None:
@@ -459,8 +474,11 @@ class Mirror:
                 _set_artifact_uri(self._own_database, run_id, uri)
             for artifact, above in files:
                 self._check_place(uri, artifact, above)
+        damage = {artifact: problem for artifact, _ in files if (problem := damage_of(artifact)) is not None}
         for artifact, above in files:
-            self._client.log_artifact(run_id, str(artifact), above)
+            if artifact not in damage:
+                self._client.log_artifact(run_id, str(artifact), above)
+        return list(damage.values())
 
 
 class _Whole(NamedTuple):

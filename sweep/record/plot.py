@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sized
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def count_in_whole_numbers(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def dot(steps: Sequence[float]) -> str:
+def dot(steps: Sized) -> str:
     """The marker of a curve: a line of one point would be invisible."""
     return "o" if len(steps) == 1 else ""
 

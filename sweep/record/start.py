@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config import Config, literal, require_run, validate
 from sweep.errors import ConfigError, Damaged, DamagedJournal, one_line
 from sweep.passwords import without_password
-from sweep.record.checked import load_checked, write_checked
+from sweep.record.checked import load_checked, read_checked, write_checked
 from sweep.record.describe import group_choices, hyperparameters, run_name
 from sweep.record.folder import RunFolder, to_yaml, write_atomic
 from sweep.record.journal import Journal, first, status
@@ -101,6 +101,8 @@ def stored_config(run: RunFolder, own: Config) -> Config:
     if ending == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     plain = dict(load_checked(run.config, "resume", _ANEW))
+    if run.overrides.exists():  # which MLflow gets
+        read_checked(run.overrides, "resume", _ANEW)
     plain |= {"resume": None, "from_study": None, "output_dir": own.output_dir}
     tracking = plain.get("tracking")
     known = tracking if isinstance(tracking, dict) else asdict(own.tracking)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import one_line
+from sweep.errors import Damaged, one_line
 from sweep.record import journal
 from sweep.record.folder import Busy, RunFolder, StudyFolder
 
@@ -23,6 +23,12 @@ _SETTLING_NS = 2_000_000_000  # a folder's time of modification may stand still 
 _BUSY = "another process is sending it"
 
 
+class Damage(str):
+    """A problem in one line: a record is damaged, which waiting does not mend."""
+
+    __slots__ = ()
+
+
 def attempt(action: Callable[[], Any], known: str | None = None) -> str | None:
     """What went wrong, in one line; the log has the rest. Whatever it is, a mirror must not fail a trial.
 
@@ -32,6 +38,8 @@ def attempt(action: Callable[[], Any], known: str | None = None) -> str | None:
         action()
     except Busy:
         return _BUSY
+    except Damaged as error:
+        return Damage(error)
     except Exception as error:
         problem = one_line(error)
         if problem != known:
@@ -181,7 +189,10 @@ class StudyMirror:
             problems += self._send_all([self._own], lambda n_left: None)
         if not problems:
             return None
-        return problems[0] if self._down or len(problems) == 1 else f"{len(problems)} of its runs: {problems[0]}"
+        problems.sort(key=lambda problem: not isinstance(problem, Damage))
+        if self._down or len(problems) == 1:
+            return problems[0]
+        return type(problems[0])(f"{len(problems)} of its runs: {problems[0]}")
 
     def _send_whole(
         self, tracked: Sequence[_Tracked], progress: Callable[[int], None], is_called: Callable[[], bool]

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.composition import config_error, searchpath_overrides
 from sweep.config import Config, is_auto, validate
-from sweep.errors import ConfigError, Interrupted, StudyFailed
+from sweep.errors import ConfigError, Damaged, Interrupted, StudyFailed
 from sweep.links import absolute, refuse_links_at, refuse_links_in
 from sweep.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.record.folder import StudyFolder
@@ -145,6 +145,8 @@ class Controller:
             raise StudyFailed(self.name, failure.number, told, self.folder.trial(failure.number).path)
         if self._stopped_by is not None:
             raise Interrupted(self._stopped_by)
+        if recording.damage is not None:
+            raise recording.damage
         best = best_trials(study)
         return best[0].value if best and len(study.directions) == 1 else None
 
@@ -281,6 +283,7 @@ class Controller:
             if _UID not in study.user_attrs:  # new, or its command was killed just then
                 if study.get_trials(deepcopy=False):
                     raise ConfigError("hydra.sweeper.study_name", f"'{self.name}' was not begun here; choose another")
+                self._refuse_trials_of_another(None)
                 self._store_facts(study, facts)
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
@@ -311,6 +314,10 @@ class Controller:
             parent = (first(run.journal, "start") or {}).get("parent")
             if parent is None:  # trained by itself, which an earlier version allowed
                 continue
+            start = first(self.folder.run.journal, "start")
+            if uid is None and self._settings.storage is None and start is not None and start.get("storage") is None:
+                remedy = "restore it from a copy, or choose another name for the study"
+                raise Damaged("hydra.sweeper.study_name", self.folder.storage, "the study is not in it", remedy)
             if parent["uid"] != uid:
                 raise ConfigError(
                     "hydra.sweeper.study_name",

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend
 
 from sweep.durable import fsync
-from sweep.errors import ConfigError, DamagedLine
+from sweep.errors import ConfigError, Damaged
 from sweep.study.url import KEY
 
 _BEGINNING = b'{"op_code":'  # of every line of a journal
@@ -87,9 +87,9 @@ class JournalFile(BaseJournalBackend):
             raise ConfigError(KEY, f"'{self._path}' is no journal of Optuna's; name another file")
         raise self._damaged(number)
 
-    def _damaged(self, number: int) -> DamagedLine:
+    def _damaged(self, number: int) -> Damaged:
         remedy = "restore the file from a copy; if that line was added to it, delete the line to go on with the others"
-        return DamagedLine(KEY, self._path, number, remedy)
+        return Damaged(KEY, self._path, "it is not as it was written", remedy, number)
 
     def _check_torn(self, torn: bytes, number: int, crc: int) -> None:
         """A crash leaves a part of the last line, never all of it with another end."""

@@ -16,16 +16,17 @@ from sweep.errors import ConfigError, Damaged
 from sweep.links import is_inside
 from sweep.passwords import without_password
 from sweep.record.folder import StudyFolder
-from sweep.record.journal import first
+from sweep.record.journal import first, read
 from sweep.spelling import word
 from sweep.study.identity import IDENTITY
-from sweep.study.results import config_values
+from sweep.study.results import STATES, config_values
 from sweep.study.storage import open_to_read
 from sweep.study.url import database_url, kind, told_in_one_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
 
 KEY = "storage"
+_WITH_VALUE = [STATES[state] for state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
@@ -62,12 +63,26 @@ def is_own_storage(url: str, folder: StudyFolder) -> bool:
 
 
 def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hydra.sweeper.study_name") -> None:
-    """Raise Damaged if trials have begun in the folder that the storage does not have: then part of it is lost."""
+    """Raise Damaged if the storage lacks trials that have begun, or ended, by the study's own folder and record."""
     begun = [int(name) for run in folder.runs() if (name := run.path.relative_to(folder.trials).parts[0]).isdigit()]
     trials = study.get_trials(deepcopy=False)  # after the folders, which are younger
+    reason = None
     if max(begun, default=-1) >= len(trials):
         reason = f"it has {len(trials)} trials, and trial {max(begun)} has begun"
+    n_ended = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+    if (n_recorded := _n_recorded(folder)) > n_ended:
+        reason = f"{n_ended} trials have a value, and there were {n_recorded}"
+    if reason is not None:
         raise Damaged(key, folder.storage, reason, "restore it from a copy, or choose another name for the study")
+
+
+def _n_recorded(folder: StudyFolder) -> int:
+    """How many trials had come to a value, by the study's record, when a command on it ended."""
+    ends = [record for record, _ in read(folder.run.journal, damage=[]) if record["kind"] == "end"]
+    counted = [end["values"] for end in ends if isinstance(end.get("values"), dict)]
+    return max(
+        (int(sum(sum(values.get(f"trials/{word}", [])) for word in _WITH_VALUE)) for values in counted), default=0
+    )
 
 
 def _open(folder: StudyFolder, url: str) -> optuna.Study:

@@ -9,15 +9,16 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from sweep.errors import DamagedJournal
+from sweep.errors import DamagedJournal, Unsent
 from sweep.record.checked import write_checked
 from sweep.record.folder import Busy, StudyFolder
 from sweep.record.follow import Follower
 from sweep.record.journal import Journal, whole_size
 from sweep.record.plot import drawing_problem
-from sweep.record.portions import forget_offsets
+from sweep.record.portions import forget_offsets, most_sent
 from sweep.record.provenance import sync_command
 from sweep.record.store import Store, recorded_uri
+from sweep.record.study_mirror import Damage
 from sweep.study.attempts import renumbered, trials_of
 from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
@@ -46,6 +47,7 @@ class Recording:
         self._stack = ExitStack()
         self._record: StudyRecord | None = None
         self._follower: Follower | None = None
+        self.damage: Unsent | None = None
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Records the trials that are finished, if this command keeps the record."""
@@ -55,7 +57,10 @@ class Recording:
             self._record.update(trials)
 
     def end(self, status: str, timeout_s: float) -> None:
-        """Records how the command ended, and waits for MLflow; what that lacks then costs a warning."""
+        """Records how the command ended, and waits for MLflow; what that lacks then costs a warning.
+
+        `damage` then says so if a record is damaged, so that MLflow will not have all of it later either.
+        """
         self.update(trials_of(self._study))
         if self._record is None or self._follower is None:
             return
@@ -64,10 +69,14 @@ class Recording:
             if problem is not None:
                 say(f"warning: cannot draw the study's plots ({problem})", err=True)
         self._record.end(status, self._folder)
-        if problem := self._follower.finish_study(self._folder, timeout_s, _show_left):
+        problem, later = self._follower.finish_study(self._folder, timeout_s, _show_left), ""
+        if problem is not None:
+            later = sync_command(self._output_dir, self._store)
+        if isinstance(problem, Damage):
+            self.damage = Unsent(f"MLflow lacks some of the study: {problem}; then:  {later}")
+        elif problem is not None:
             say(
-                f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  "
-                f"{sync_command(self._output_dir, self._store)}",
+                f"warning: MLflow lacks some of the study ({problem}). Nothing is lost; later:  {later}",
                 err=True,
             )
 
@@ -81,14 +90,14 @@ class Recording:
             self._stack.enter_context(run.lock())
         except Busy:
             return
-        is_new = whole_size(run.journal) == 0
+        is_shorter = whole_size(run.journal) < most_sent(run)  # what was lost is recorded again, from the storage
         try:
             journal = self._stack.enter_context(Journal(run.journal))
         except DamagedJournal as error:  # all of it is in the study's storage, too
             raise error.with_remedy(
                 "move it away and give the same command again: it writes the study's own record anew"
             ) from error
-        if is_new:
+        if is_shorter:
             forget_offsets(run)
         if self._shared is None:
             self._follower = Follower(self._output_dir / "mirror.log")

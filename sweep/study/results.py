@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.record.checked import load_checked, write_checked
-from sweep.record.folder import StudyFolder, to_yaml, write_atomic
+from sweep.record.checked import OF_AN_OPTION, load_checked, write_checked
+from sweep.record.folder import StudyFolder, to_yaml
 from sweep.record.journal import Journal
 from sweep.record.provenance import provenance_tags
 from sweep.study.attempts import numbered, trials_of
@@ -52,7 +52,8 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
     folder.option.parent.mkdir(exist_ok=True)
-    write_atomic(folder.option, _option(f"{study.study_name}: trial {best[0].number}", overrides, space))
+    text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)
+    write_checked(folder.option, text, first=OF_AN_OPTION)
 
 
 def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _composed(trial: FrozenTrial, space: Space) -> list[str]:
 
 
 def _option(what: str, overrides: Sequence[str], space: Space) -> str:
-    """The configuration as a file for the group `experiment`."""
+    """The configuration as a file for the group `experiment`, but for the first line."""
     options, values = dict[str, str](), dict[str, str]()
     known = space.composer.base(space.first_groups()).choices
     for override in overrides:
@@ -93,7 +94,7 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
     node = OmegaConf.create({"defaults": defaults} if defaults else {})
     for key, value in values.items():
         OmegaConf.update(node, key, space.composer.plain(key, value), force_add=True)
-    return f"# @package _global_\n# The best of study {what}\n{OmegaConf.to_yaml(node)}"
+    return f"# The best of study {what}\n{OmegaConf.to_yaml(node)}"
 
 
 class StudyRecord:

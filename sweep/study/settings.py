@@ -31,6 +31,7 @@ _COMPLETE_ONLY = (
 )
 NO_PRUNER = "optuna.pruners.NopPruner"
 _N_TRIALS = 32  # where the command line does not say
+_MOST_SEEDS = 1000  # of one configuration
 
 
 @dataclass(kw_only=True)
@@ -67,6 +68,7 @@ class StudySettings:
         if self.direction is None:
             self.direction = [direction_of(name) for name in self.objective]
         self.direction = _texts("direction", self.direction)
+        _require(self.seeds <= _MOST_SEEDS, "seeds", f"must be <= {_MOST_SEEDS}, got {self.seeds}")
         for name in ("n_trials", "n_jobs", "seeds"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError, DamagedLine, one_line
+from sweep.errors import ConfigError, Damaged, one_line
 from sweep.passwords import is_hidden, without_password
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def told_in_one_line(url: str | None) -> Iterator[None]:
         raise ConfigError(KEY, f"'{url}' lacks its password; write it in place of ***")
     try:
         yield
-    except DamagedLine as error:
-        if url is None:
-            raise DamagedLine(_STUDY, error.path, error.line, f"{error.remedy}, or choose another name") from error
+    except Damaged as error:
+        if url is None and error.line is not None:
+            remedy = f"{error.remedy}, or choose another name"
+            raise Damaged(_STUDY, error.path, error.reason, remedy, error.line) from error
         raise
     except ConfigError as error:
         if url is None:
