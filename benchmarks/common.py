@@ -40,7 +40,7 @@ def at_least(name: str, value: float, bound: float, unit: str = "x") -> bool:
 
 def print_setting() -> None:
     """Machine and versions, for RESULTS.md."""
-    from sweep.record.provenance import provenance_tags
+    from sweep.tracking.provenance import provenance_tags
 
     tags = provenance_tags([])
     versions = ", ".join(f"{k.removeprefix('version.')} {v}" for k, v in tags.items() if k.startswith("version."))

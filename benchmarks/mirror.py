@@ -20,11 +20,11 @@ from pathlib import Path
 
 from common import print_setting, print_verdict
 
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-from sweep.record.study_mirror import StudyMirror
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
+from sweep.tracking.study_upload import StudyMirror
 
 TRAIN = [sys.executable, "-m", "sweep.run", "-m", "hydra/sweeper=study", "hydra.sweeper.n_trials=1", "data.n=400"]
 BOUND_MS = 5

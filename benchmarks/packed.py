@@ -28,13 +28,13 @@ from common import at_least, print_setting, print_verdict
 from studies import MULTIRUN, quietly, run_study
 
 from sweep import compose
-from sweep.config import Config, validate
-from sweep.prepare import Data, load_data, new_model, new_schedule, prepared
-from sweep.signals import StopRequest
-from sweep.train.loop import Fit
-from sweep.train.packed import Pack, Slot
-from sweep.train.rules import rule_of
-from sweep.train.runtime import keep_freed_memory
+from sweep.config.schema import Config, validate
+from sweep.training.loop import Fit
+from sweep.training.packed.pack import Pack, Slot
+from sweep.training.packed.rules import rule_of
+from sweep.training.runtime import keep_freed_memory
+from sweep.trial.prepare import Data, load_data, new_model, new_schedule, prepared
+from sweep.utils.signals import StopRequest
 
 RIVALS = Path(__file__).parent / "rivals"
 BOUNDS = ["scheduler.base_lr=tag(log,interval(1e-5,1e-3))", "scheduler.max_lr=tag(log,interval(1e-3,1e-1))"]

@@ -20,15 +20,15 @@ from common import print_setting, print_verdict
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.config import Tracking
-from sweep.record.folder import StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
-from sweep.record.store import tracking_store
+from sweep.config.schema import Tracking
+from sweep.execution.queue import STOPPED
+from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY
-from sweep.study.ledger import STOPPED
 from sweep.study.results import StudyRecord
-from sweep.study.storage import open_storage
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import tracking_store
 
 NAME = "large"
 

@@ -17,11 +17,12 @@ import torch
 from common import print_setting, print_verdict
 from torch import nn
 
-from sweep import build, compose, run_trial
-from sweep.config import validate
+from sweep import compose, run_trial
+from sweep.config.schema import validate
 from sweep.data.split import divide
-from sweep.train.evaluate import loss_function
-from sweep.train.tensors import to_device
+from sweep.training.evaluate import loss_function
+from sweep.training.tensors import to_device
+from sweep.trial import build
 
 BOUND = 1.05
 CASES = {

@@ -7,22 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweep.composition import compose as compose
+    from sweep.config.composition import compose as compose
     from sweep.data import Samples as Samples
-    from sweep.errors import ConfigError as ConfigError
-    from sweep.errors import Diverged as Diverged
-    from sweep.trial import Outcome as Outcome
-    from sweep.trial import run_trial as run_trial
+    from sweep.trial.run import Outcome as Outcome
+    from sweep.trial.run import run_trial as run_trial
+    from sweep.utils.errors import ConfigError as ConfigError
+    from sweep.utils.errors import Diverged as Diverged
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "compose": "sweep.composition",
+    "compose": "sweep.config.composition",
     "Samples": "sweep.data",
-    "ConfigError": "sweep.errors",
-    "Diverged": "sweep.errors",
-    "Outcome": "sweep.trial",
-    "run_trial": "sweep.trial",
+    "ConfigError": "sweep.utils.errors",
+    "Diverged": "sweep.utils.errors",
+    "Outcome": "sweep.trial.run",
+    "run_trial": "sweep.trial.run",
 }
 
 __all__ = ["ConfigError", "Diverged", "Outcome", "Samples", "compose", "run_trial"]

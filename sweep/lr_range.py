@@ -11,21 +11,21 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from sweep.composition import given_overrides
-from sweep.config import Config, validate, with_origin
-from sweep.console import Console
-from sweep.errors import ConfigError, SweepError
-from sweep.record.describe import group_choices
-from sweep.record.lr_range import RangeFolder, draw, write_losses, write_result
-from sweep.record.ownership import refuse_existing
-from sweep.record.plot import drawing_problem
-from sweep.record.provenance import rerun_command
+from sweep.config.composition import given_overrides
+from sweep.config.schema import Config, validate, with_origin
 from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
-from sweep.terminal import say
+from sweep.tracking.curves_picture import drawing_problem
+from sweep.tracking.description import group_choices
+from sweep.tracking.ownership import refuse_existing
+from sweep.tracking.provenance import rerun_command
+from sweep.trial.range_test_record import RangeFolder, draw, write_losses, write_result
+from sweep.utils.console import Console
+from sweep.utils.errors import ConfigError, SweepError
+from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.train.lr_range import Ramp, Suggestion
+    from sweep.training.range_test import Ramp, Suggestion
 
 log = logging.getLogger("sweep")
 
@@ -38,7 +38,7 @@ _NOT_OF_A_TEST = {
 
 def lr_range(cfg: DictConfig) -> None:
     """One Hydra job: a range test of the config. Raises ConfigError, or TrainingFailed for a model that fails."""
-    from sweep.range_test import lr_keys, range_test
+    from sweep.trial.range_test import lr_keys, range_test
 
     job = HydraConfig.get()
     overrides = given_overrides(job)
@@ -65,7 +65,7 @@ def main() -> None:
 
 def _written(folder: RangeFolder, name: str, config: Config, ramps: "Sequence[Ramp]") -> "Suggestion":
     """The suggestion, and the losses and their picture written. Raises ConfigError for ramps that say nothing."""
-    from sweep.train.lr_range import suggest
+    from sweep.training.range_test import suggest
 
     def drawn(suggestion: "Suggestion | None") -> bool:
         problem = drawing_problem(lambda: draw(folder, name, begun, suggestion))
@@ -108,7 +108,7 @@ def _write_result(folder: RangeFolder, keys: Sequence[str], suggestion: "Suggest
 
 
 def _print(folder: RangeFolder, name: str, config: Config, suggestion: "Suggestion", commands: dict[str, str]) -> None:
-    from sweep.range_test import lr_keys
+    from sweep.trial.range_test import lr_keys
 
     settings = config.lr_range
     table = Table(title=f"{name}: {_ramps(config, suggestion)}", box=box.SIMPLE_HEAD, show_header=False)

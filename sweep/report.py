@@ -8,20 +8,20 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep import collector
-from sweep.command_line import Parser, check_command_line, secure_streams
-from sweep.config import require_begun_study
-from sweep.errors import ConfigError, DamagedJournal, one_line
-from sweep.links import absolute, refuse_links_at, refuse_links_in
-from sweep.passwords import without_password
-from sweep.record import journal
-from sweep.record.folder import Busy, StudyFolder
-from sweep.record.provenance import sync_command
-from sweep.record.store import Store, output_dir_of, recorded_store
-from sweep.terminal import say
+from sweep.config.schema import require_begun_study
+from sweep.tracking import journal
+from sweep.tracking.folders import Busy, StudyFolder
+from sweep.tracking.provenance import sync_command
+from sweep.tracking.store import Store, output_dir_of, recorded_store
+from sweep.utils import gc_control
+from sweep.utils.command_line import Parser, check_command_line, secure_streams
+from sweep.utils.errors import ConfigError, DamagedJournal, one_line
+from sweep.utils.passwords import without_password
+from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
+from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.record.follow import Follower
+    from sweep.tracking.upload_process import Follower
 
 _PATIENCE_S = 60.0  # with MLflow
 
@@ -29,7 +29,7 @@ _PATIENCE_S = 60.0  # with MLflow
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 the page is written, whether or not MLflow has it; 1 damaged; 2 no such study, trial or place."""
     secure_streams()
-    collector.pause()
+    gc_control.pause()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: study: cannot be read ({one_line(error)})", err=True)
         return 2
     finally:
-        collector.resume()
+        gc_control.resume()
     if told:
         say(told)
     return 0
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_record(folder: StudyFolder) -> None:
     """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
-    from sweep.record.attempt import require_not_ended
+    from sweep.tracking.attempt import require_not_ended
 
     record = folder.run.journal
     journal.check(record)
@@ -113,7 +113,7 @@ def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | 
     """The helper that sends, which imports MLflow while the page is made."""
     if store is None:
         return nullcontext()
-    from sweep.record.follow import Follower
+    from sweep.tracking.upload_process import Follower
 
     try:
         follower = Follower(folder.path.parent.parent / "mirror.log")
@@ -130,7 +130,7 @@ def _study(folder: StudyFolder, storage: str | None) -> Any:
 
 
 def _write(folder: StudyFolder, study: Any, trials: Sequence[int] | None, page: Path) -> None:
-    from sweep.study.report import Report
+    from sweep.reporting.study_page import Report
 
     report = Report(study, folder, trials)
     if page.is_dir():
@@ -147,8 +147,8 @@ def _write(folder: StudyFolder, study: Any, trials: Sequence[int] | None, page: 
 
 def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
     """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
-    from sweep.page.document import is_page
-    from sweep.study.report import PICTURES
+    from sweep.figures.page import is_page
+    from sweep.reporting.study_page import PICTURES
 
     try:
         if page.is_file() and not is_page(page):
@@ -163,7 +163,7 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
 
 def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:
     """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
-    from sweep.record.addition import add_artifacts
+    from sweep.tracking.addition import add_artifacts
 
     try:
         add_artifacts(folder.run, [folder.report.name, folder.plots.name])

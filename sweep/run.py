@@ -18,18 +18,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweep import collector
-from sweep.command_line import check_command_line, secure_streams
-from sweep.composition import config_error, given_overrides, task_overrides, unavailable_refused
-from sweep.config import CONF_DIR, is_auto, register, with_origin
-from sweep.errors import DISK_FULL, ConfigError, Interrupted, SweepError
-from sweep.guard import LOGGING_CLASSES, check_hydra, guard_hydra
-from sweep.record.folder import RunFolder
-from sweep.record.ownership import JobFolder, note_directories, require_unused
-from sweep.terminal import say
+from sweep.config.composition import config_error, given_overrides, task_overrides, unavailable_refused
+from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
+from sweep.config.schema import CONF_DIR, is_auto, register, with_origin
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.ownership import JobFolder, note_directories, require_unused
+from sweep.utils import gc_control
+from sweep.utils.command_line import check_command_line, secure_streams
+from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
+from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.record.follow import Follower
+    from sweep.tracking.upload_process import Follower
 
 log = logging.getLogger("sweep")
 
@@ -38,8 +38,8 @@ guard_hydra()  # here, so that it holds in the processes of launchers too, which
 
 def run(cfg: DictConfig) -> float:
     """One Hydra job: trains the trial and returns the best of what it monitors, which is what sweepers optimise."""
-    from sweep.record.summary import print_summary
-    from sweep.trial import run_trial
+    from sweep.trial.run import run_trial
+    from sweep.trial.summary import print_summary
 
     job = HydraConfig.get()
     with failures_told(job):
@@ -64,7 +64,7 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     if cfg.resume is not None:
         _refuse_changes(overrides)
     if cfg.from_study is not None:
-        from sweep.study.again import best_config
+        from sweep.study.best_config import best_config
 
         cfg = best_config(cfg.output_dir, cfg.from_study, given_overrides(job))
     else:
@@ -112,7 +112,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n.
     """
     secure_streams()
-    collector.pause()
+    gc_control.pause()
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
@@ -141,7 +141,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     except KeyboardInterrupt:  # a second Ctrl-C in training
         sys.exit(130)
     finally:
-        collector.set_aside()  # or the interpreter's last collection would take 0.6 s
+        gc_control.set_aside()  # or the interpreter's last collection would take 0.6 s
 
 
 class _WithoutHydrasLine:
@@ -178,7 +178,7 @@ def _refuse_rerun(arguments: Sequence[str]) -> None:
 @functools.cache
 def _follower(output_dir: Path) -> "Follower":
     """One helper for all trials of this process, in a sweep too."""
-    from sweep.record.follow import Follower
+    from sweep.tracking.upload_process import Follower
 
     follower = Follower(output_dir / "mirror.log")
     atexit.register(follower.close)

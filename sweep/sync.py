@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.command_line import Parser, check_command_line, secure_streams
-from sweep.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
-from sweep.links import absolute, is_inside, refuse_links_at, refuse_links_in
-from sweep.passwords import without_password
-from sweep.record import journal
-from sweep.record.folder import Busy, RunFolder, StudyFolder
-from sweep.record.store import Store, output_dir_around, output_dir_of, recorded_store
-from sweep.terminal import say
+from sweep.tracking import journal
+from sweep.tracking.folders import Busy, RunFolder, StudyFolder
+from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store
+from sweep.utils.command_line import Parser, check_command_line, secure_streams
+from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
+from sweep.utils.passwords import without_password
+from sweep.utils.paths import absolute, is_inside, refuse_links_at, refuse_links_in
+from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.record.mlflow import Mirror
+    from sweep.tracking.mlflow_client import Mirror
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
     """Whether its store has all of a run now, for each run."""
     if not tracked:
         return
-    from sweep.record.mlflow import FAILURES, Mirror
+    from sweep.tracking.mlflow_client import FAILURES, Mirror
 
     mirrors: dict[Store, Mirror] = {}
     down: set[Store] = set()
@@ -127,7 +127,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
 
 
 def _answers(mirror: "Mirror | None") -> bool:
-    from sweep.record.mlflow import FAILURES
+    from sweep.tracking.mlflow_client import FAILURES
 
     if mirror is None:
         return False

@@ -18,11 +18,11 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from sweep.config import Config
-    from sweep.record.follow import Follower
-    from sweep.record.recorder import Report
-    from sweep.train.loop import Fit
-    from sweep.trial import Outcome
+    from sweep.config.schema import Config
+    from sweep.tracking.recorder import Report
+    from sweep.tracking.upload_process import Follower
+    from sweep.training.loop import Fit
+    from sweep.trial.run import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is known to be, at once
@@ -98,14 +98,14 @@ def make_fit(
 
     make_model: makes another model than the config says.
     """
-    from sweep import build
-    from sweep.config import direction_of
+    from sweep.config.schema import direction_of
     from sweep.data.split import divide
-    from sweep.train.evaluate import loss_function
-    from sweep.train.loop import Fit
-    from sweep.train.runtime import pick_device, seed_generators
-    from sweep.train.schedule import Schedule
-    from sweep.train.tensors import to_device
+    from sweep.training.evaluate import loss_function
+    from sweep.training.loop import Fit
+    from sweep.training.runtime import pick_device, seed_generators
+    from sweep.training.schedule import Schedule
+    from sweep.training.tensors import to_device
+    from sweep.trial import build
 
     config = _config((*base, *overrides))
     trainer = config.trainer
@@ -138,7 +138,7 @@ def make_fit(
 @functools.cache
 def _config(overrides: tuple[str, ...]) -> "Config":
     from sweep import compose
-    from sweep.config import validate
+    from sweep.config.schema import validate
 
     return validate(compose(overrides))
 
@@ -166,7 +166,7 @@ class Heard:
 @pytest.fixture(scope="session")
 def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Follower]":
     """One helper process for all trials that run inside the test process."""
-    from sweep.record.follow import Follower
+    from sweep.tracking.upload_process import Follower
 
     follower = Follower(tmp_path_factory.mktemp("follower") / "mirror.log")
     yield follower

@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from zygote import Command, Zygote
 
-from sweep.record import journal
-from sweep.record.folder import RunFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
 
 RUN = (sys.executable, "-m", "sweep.run")
 _OWN = (
@@ -158,7 +158,7 @@ def wait_for_helper(cwd: Path) -> None:
 
 def _is_helper(process: Path, cwd: Path) -> bool:
     try:
-        return process.joinpath("cwd").readlink() == cwd and b"sweep.record.follow" in (
+        return process.joinpath("cwd").readlink() == cwd and b"sweep.tracking.upload_process" in (
             process.joinpath("cmdline").read_bytes()
         )
     except OSError:  # it has just ended

@@ -13,7 +13,7 @@ from browser import PHONE, ROOT, Tab, chromium, compare, draw_metrics, expand, m
 from PIL import Image
 from playwright.sync_api import Browser
 
-from sweep.record.folder import StudyFolder
+from sweep.tracking.folders import StudyFolder
 
 IMAGES = ROOT / "docs" / "images"
 WINDOW = (1400, 640)

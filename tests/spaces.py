@@ -10,9 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweep.config import CONF_DIR, register
-from sweep.study.composer import Starts
-from sweep.study.space import Space, make_space
+from sweep.config.schema import CONF_DIR, register
+from sweep.search.composer import Starts
+from sweep.search.space import Space, make_space
 
 
 @contextmanager

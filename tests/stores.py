@@ -20,10 +20,10 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from processes import empty_store
 
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.store import Store
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.store import Store
 
 Rows = dict[str, list[tuple[Any, ...]]]
 
@@ -203,10 +203,10 @@ import os, signal, sys
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each process
 import sqlalchemy
-from sweep.record.bulk import Tables
-from sweep.record.folder import StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking.mlflow_bulk import Tables
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
 
 outputs, steps = Path(sys.argv[1]), sys.argv[2].split()
 

@@ -12,9 +12,9 @@ from browser import CHROMIUM, DESKTOP, Tab, chromium
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from sweep.page.curves import Band, curves_figure
-from sweep.page.document import Document, Section, Table, to_html
-from sweep.study import figures
+from sweep.figures.curves import Band, curves_figure
+from sweep.figures.page import Document, Section, Table, to_html
+from sweep.reporting import study_figures
 from sweep.study.reading import as_shown
 
 if TYPE_CHECKING:
@@ -42,17 +42,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown, name = study(), "val/loss"
     mean = np.linspace(2, 1, 8)
     band = Band(np.arange(1, 9), mean, mean, mean, 1)
-    parallel = figures.parallel(shown, 0, name)
+    parallel = study_figures.parallel(shown, 0, name)
     assert parallel is not None
     pairs = [(f"model.layers.{i}.attention.projection.initial_scale_of_weights", f"{i / 7:.4g}") for i in range(60)]
     keys = [f"model.layers.{i}.scale" for i in range(60)]
     sections = [
         Section("Best", "A note.", commands=[("python -m sweep.run " + "a=1 " * 60, "Again:")], tables=[Table(pairs)]),
-        Section("History", figures=[figures.history(shown, 0, name)]),
+        Section("History", figures=[study_figures.history(shown, 0, name)]),
         Section("Curves", figures=[curves_figure({name: {"trial 1": band}})]),
-        Section("Importances", figures=[figures.importances({LONG: 0.7, "lr": 0.3}, 0, name)]),
+        Section("Importances", figures=[study_figures.importances({LONG: 0.7, "lr": 0.3}, 0, name)]),
         Section("Parallel coordinates", figures=[parallel]),
-        Section("Slices", figures=figures.slices(shown, 0, name), grid=True),
+        Section("Slices", figures=study_figures.slices(shown, 0, name), grid=True),
         Section("Trials", tables=[Table([["0.123"] * 60] * 3, keys)]),
         Section("Ends", texts=[("Trial 2 failed", "a line of a traceback " * 40)]),
     ]

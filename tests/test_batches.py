@@ -1,4 +1,4 @@
-"""sweep/study/batches.py: batches larger than the training split are taken out of the space, and it is said."""
+"""sweep/search/batches.py: batches larger than the training split are taken out of the space, and it is said."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from processes import error_line, quick
 from spaces import ranges_of, space_of
 
-from sweep.errors import ConfigError
-from sweep.study.batches import cut
-from sweep.study.ranges import contains
-from sweep.trial import Outcome
+from sweep.search.batches import cut
+from sweep.search.ranges import contains
+from sweep.trial.run import Outcome
+from sweep.utils.errors import ConfigError
 
 TINY = ("data.n=20", "split.seed=3", "model.widths=[4]", "tracking=off", "trainer.epochs=2")  # 14 samples to train on
 SMALL = ("data.n=60", *TINY[1:])  # 42

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sweep import ConfigError, Samples, build
-from sweep.config import CONF_DIR
+from sweep import ConfigError, Samples
+from sweep.config.schema import CONF_DIR
 from sweep.models import MLP
+from sweep.trial import build
 
 OPTIMIZERS = sorted(path.stem for path in (CONF_DIR / "optimizer").glob("*.yaml"))
 ROWS = Samples(name="rows", task="regression", x=np.eye(6)[:, :3], y=np.arange(12.0).reshape(6, 2))

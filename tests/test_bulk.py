@@ -1,4 +1,4 @@
-"""sweep/record/bulk.py: what is written straight to MLflow's tables is what its client writes, and as safely."""
+"""sweep/tracking/mlflow_bulk.py writes to MLflow's tables what its client writes, and as safely."""
 
 import math
 import shutil
@@ -12,12 +12,12 @@ from processes import go_at_once
 from sqlalchemy.exc import OperationalError
 from stores import Study, assert_mirrored, embedded, endings_of_killed, rows
 
-from sweep.record.bulk import Tables
-from sweep.record.folder import StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-from sweep.record.study_mirror import StudyMirror
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_bulk import Tables
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
+from sweep.tracking.study_upload import StudyMirror
 
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "input_tags", "datasets")
 ARTIFACTS_OF = {4: ["plots"], 5: ["plots"]}  # of some trials
@@ -319,11 +319,11 @@ _SEND_AT_ONCE = """
 import logging
 import sys
 from pathlib import Path
-from sweep.record.bulk import Tables
-from sweep.record.folder import StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-from sweep.record.study_mirror import StudyMirror
+from sweep.tracking.mlflow_bulk import Tables
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
+from sweep.tracking.study_upload import StudyMirror
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
 mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))

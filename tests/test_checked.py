@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.errors import Damaged
-from sweep.record.checked import load_checked, read_checked, write_checked
-from sweep.record.folder import RunFolder
-from sweep.record.portions import Sent
-from sweep.train import checkpoint
+from sweep.tracking.chunks import Sent
+from sweep.tracking.folders import RunFolder
+from sweep.training import checkpoint
+from sweep.utils.checked_file import load_checked, read_checked, write_checked
+from sweep.utils.errors import Damaged
 
 TEXT = "seed: 0\nname: Zoë\nlist:\n- 1e-3\n"
 

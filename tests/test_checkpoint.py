@@ -1,4 +1,4 @@
-"""sweep/train/checkpoint.py: a checkpoint is whole or not there, and never runs what is in it."""
+"""sweep/training/checkpoint.py: a checkpoint is whole or not there, and never runs what is in it."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ from conftest import Heard, make_fit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweep.errors import ConfigError
-from sweep.signals import StopRequest
-from sweep.train import checkpoint
+from sweep.training import checkpoint
+from sweep.utils.errors import ConfigError
+from sweep.utils.signals import StopRequest
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_crash_before_the_rename_leaves_the_old_checkpoint(path: Path, monkeyp
 _FULL_DISK = """
 import errno, resource, signal, sys, torch
 from pathlib import Path
-from sweep.train import checkpoint
+from sweep.training import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:

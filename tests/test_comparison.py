@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from processes import error_line, make_store, mlflow_runs, quick, quick_start, wait_for_helper, wait_until
 
-from sweep.record import journal
-from sweep.record.folder import StudyFolder
+from sweep.tracking import journal
+from sweep.tracking.folders import StudyFolder
 
 MODULE = "sweep.compare"
 SMALL = ("experiment=debug", "trainer.batch_size=16", "scheduler=constant", "compare.name=c")

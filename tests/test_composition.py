@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from sweep import ConfigError, compose
-from sweep.config import CONF_DIR, validate
+from sweep.config.schema import CONF_DIR, validate
 
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))]
@@ -260,7 +260,7 @@ def command(cwd: Path, *arguments: str) -> "tuple[int, str, str, set[str]]":
 def test_what_needs_no_training_loads_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[str], status: int):
     returncode, _, said, modules = command(tmp_path, *arguments)
     assert returncode == status, said
-    assert {"hydra", "sweep.config"} <= modules
+    assert {"hydra", "sweep.config.schema"} <= modules
     assert not {"torch", "mlflow", "optuna", "pandas", "sklearn"} & modules
 
 

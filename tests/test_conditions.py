@@ -1,8 +1,8 @@
-"""sweep/study/conditions.py: what a condition may say, and that nothing else of it is run."""
+"""sweep/search/conditions.py: what a condition may say, and that nothing else of it is run."""
 
 import pytest
 
-from sweep.study.conditions import NoCondition, holds
+from sweep.search.conditions import NoCondition, holds
 
 CONFIG = {"a": {"lr": 0.1, "widths": [8, 16], "name": "mlp"}, "n": 3}
 

@@ -13,14 +13,14 @@ from stores import Study, embedded, points, recorded, run_of
 
 from sweep import Outcome, compose, report, run_trial, sync
 from sweep.comparison.runs import read_run
-from sweep.config import validate
-from sweep.errors import DamagedJournal
-from sweep.record.checked import write_checked
-from sweep.record.folder import RunFolder
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
-from sweep.record.start import stored_config
-from sweep.record.study_mirror import Damage, StudyMirror
+from sweep.config.schema import validate
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.start import stored_config
+from sweep.tracking.study_upload import Damage, StudyMirror
+from sweep.utils.checked_file import write_checked
+from sweep.utils.errors import DamagedJournal
 
 GARBAGE = b"\x00\xff garbage\n"
 Synced = tuple[int, str, str]

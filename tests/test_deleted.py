@@ -16,12 +16,12 @@ from sqlalchemy.exc import OperationalError
 from stores import Study, assert_mirrored, embedded, rows, run_of
 
 from sweep import sync
-from sweep.errors import DeletedInStore
-from sweep.record.bulk import Tables, WholeRun
-from sweep.record.folder import RunFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
-from sweep.record.study_mirror import StudyMirror
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_bulk import Tables, WholeRun
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
+from sweep.tracking.study_upload import StudyMirror
+from sweep.utils.errors import DeletedInStore
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""sweep/train/evaluate.py: metrics against numpy and scikit-learn."""
+"""sweep/training/evaluate.py: metrics against numpy and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_
 from torch import Tensor
 from torch.nn import functional
 
-from sweep.config import Split
+from sweep.config.schema import Split
 from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
-from sweep.errors import ConfigError
-from sweep.train.evaluate import evaluate, is_finite, loss_function, noise_floor, predict
-from sweep.train.evaluate import test as measured
-from sweep.train.tensors import TensorData, TensorSplit, to_device
+from sweep.training.evaluate import evaluate, is_finite, loss_function, noise_floor, predict
+from sweep.training.evaluate import test as measured
+from sweep.training.tensors import TensorData, TensorSplit, to_device
+from sweep.utils.errors import ConfigError
 
 
 def data_of(split: TensorSplit, y_std: Tensor) -> TensorData:

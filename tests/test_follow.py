@@ -1,4 +1,4 @@
-"""sweep/record/follow.py on studies: real helper processes mirror what other processes write."""
+"""sweep/tracking/upload_process.py on studies: real helper processes mirror what other processes write."""
 
 import sqlite3
 import subprocess
@@ -13,10 +13,10 @@ from conftest import wait_until
 from stores import Server, Study, assert_mirrored, embedded, points, run_of, runs_of
 
 from sweep import sync
-from sweep.record.folder import RunFolder
-from sweep.record.follow import Follower
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
+from sweep.tracking.upload_process import Follower
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +165,9 @@ def test_a_study_whose_store_stays_down_says_so(tmp_path: Path, follower: Follow
 _CONTROLLER = """
 import os, signal, sys
 from pathlib import Path
-from sweep.record.folder import StudyFolder
-from sweep.record.follow import Follower
-from sweep.record.store import Store
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.upload_process import Follower
+from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
 Follower(outputs / "mirror.log").follow_study(

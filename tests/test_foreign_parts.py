@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, SequentialLR
 
-from sweep import ConfigError, Diverged, Samples, build, compose, run_trial
-from sweep.signals import StopRequest
-from sweep.train.loop import Fit
-from sweep.train.schedule import Schedule
+from sweep import ConfigError, Diverged, Samples, compose, run_trial
+from sweep.training.loop import Fit
+from sweep.training.schedule import Schedule
+from sweep.trial import build
+from sweep.utils.signals import StopRequest
 
 DEBUG = ("experiment=debug", "tracking=off")  # 2 epochs of 46 samples, in batches of 64 or fewer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sweep.record.git import git
-from sweep.record.provenance import uncommitted_diff
+from sweep.tracking.git import git
+from sweep.tracking.provenance import uncommitted_diff
 
 Git = Callable[..., None]
 

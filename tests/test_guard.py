@@ -1,4 +1,4 @@
-"""sweep/guard.py: the text of a config must not run programs, nor write outside its run's folder."""
+"""sweep/config/guard.py: the text of a config must not run programs, nor write outside its run's folder."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from processes import quick
 
 from sweep import ConfigError, compose
-from sweep.guard import guard_hydra
+from sweep.config.guard import guard_hydra
 
 COMMANDS = (
     ("sweep.run",),

@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 from stores import Study
 
 from sweep import ConfigError, compose, report, run_trial, sync
-from sweep.config import Tracking
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store, own_store, store_of, tracking_store
-from sweep.stored import stored_overrides
-from sweep.study.auto_bounds import STARTS, stored_starts
-from sweep.study.settings import StudySettings
-from sweep.study.storage import open_storage
+from sweep.config.schema import Tracking
+from sweep.config.stored_overrides import stored_overrides
+from sweep.search.auto_bounds import STARTS, stored_starts
+from sweep.search.settings import StudySettings
+from sweep.storage.storage import open_storage
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store, own_store, store_of, tracking_store
 
 SECRET = "hush-7b2c"
 
@@ -103,7 +103,7 @@ def _study_with_best(output_dir: Path, *overrides: str) -> None:
 def test_from_study_tells_a_strangers_server_nothing(
     tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweep.study.again import best_config
+    from sweep.study.best_config import best_config
 
     monkeypatch.setenv("SECRET", SECRET)
     _study_with_best(tmp_path / "a", f"tracking.uri={listener.url}", "seed=3")

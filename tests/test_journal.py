@@ -1,4 +1,4 @@
-"""sweep/record/journal.py: what was appended stays, whatever happens to the process or to the disk."""
+"""sweep/tracking/journal.py: what was appended stays, whatever happens to the process or to the disk."""
 
 import json
 import math
@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweep.errors import DamagedJournal
-from sweep.record import journal
-from sweep.record.journal import Journal
+from sweep.tracking import journal
+from sweep.tracking.journal import Journal
+from sweep.utils.errors import DamagedJournal
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_steps_recorded_before_a_crash_stand_once(path: Path) -> None:
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from sweep.record.journal import Journal
+from sweep.tracking.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_100, 5_100))
 journal = Journal(Path(sys.argv[1]))

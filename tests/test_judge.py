@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from spaces import hydra_of_its_own
 
-from sweep.comparison import picture, words
+from sweep.comparison import plot, words
 from sweep.comparison.contenders import Contender, Field, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
-from sweep.config import Compare
-from sweep.errors import ConfigError
-from sweep.study.tried import Range, Tried
+from sweep.config.schema import Compare
+from sweep.study.trial_result import Range, Tried
+from sweep.utils.errors import ConfigError
 
 N = 8
 LR = {"optimizer.lr": Range(1e-4, 1e-1, True, None)}
@@ -228,14 +228,14 @@ def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
     limits: list[tuple[float, float]] = []
-    rates = picture._rates
+    rates = plot._rates
 
     def watched(axes: Any, *arguments: Any) -> None:
         rates(axes, *arguments)
         limits.append(axes.get_ylim())
 
-    monkeypatch.setattr(picture, "_rates", watched)
-    picture.draw(plan, judgement, tmp_path / "c.png")
+    monkeypatch.setattr(plot, "_rates", watched)
+    plot.draw(plan, judgement, tmp_path / "c.png")
     ((low, high),) = limits
     assert np.isfinite([low, high]).all()
     assert low < min(values), "the best lie inside"
@@ -248,7 +248,7 @@ def test_a_picture_of_no_contender_is_drawn_without_a_warning(tmp_path: Path) ->
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     field = SimpleNamespace(contenders=[Contender("a", {})])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
-    picture.draw(plan, judgement, tmp_path / "c.png")
+    plot.draw(plan, judgement, tmp_path / "c.png")
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -262,4 +262,4 @@ def test_where_every_tuning_trial_diverged_there_is_no_number(learns: bool, tmp_
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     field = SimpleNamespace(contenders=[one.contender for one in made])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field, n_trials=5)
-    picture.draw(plan, judgement, tmp_path / "c.png")
+    plot.draw(plan, judgement, tmp_path / "c.png")

@@ -1,4 +1,4 @@
-"""sweep/study/ledger.py: every trial is run by one worker at a time, and none is lost with its worker."""
+"""sweep/execution/queue.py: every trial is run by one worker at a time, and none is lost with its worker."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.record.folder import StudyFolder
-from sweep.study.ledger import BEAT, OWNER, PROBLEM, REACHED, RETRIES, Ledger
-from sweep.study.lock import StudyLock
-from sweep.study.storage import open_storage
+from sweep.execution.queue import BEAT, OWNER, PROBLEM, REACHED, RETRIES, Ledger
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage
+from sweep.tracking.folders import StudyFolder
 
 N_TRIALS = 4
 
@@ -53,10 +53,10 @@ def finish(folder: StudyFolder, number: int) -> None:
 
 _CLAIM_AND_HANG = """
 import sys, time
-from sweep.record.folder import StudyFolder
-from sweep.study.ledger import Ledger
-from sweep.study.lock import StudyLock
-from sweep.study.storage import open_storage
+from sweep.tracking.folders import StudyFolder
+from sweep.execution.queue import Ledger
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage
 
 folder, worker = StudyFolder(sys.argv[1]), sys.argv[2]
 storage = open_storage(None, folder)

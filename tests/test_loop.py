@@ -1,4 +1,4 @@
-"""sweep/train/loop.py and tensors.py: which numbers a trial comes to, and that stopping it does not change them."""
+"""sweep/training/loop.py and tensors.py: which numbers a trial comes to, and that stopping it does not change them."""
 
 import copy
 import functools
@@ -18,11 +18,11 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR
 from torch.testing import assert_close
 
-from sweep.errors import Diverged, Interrupted, TrainingFailed
-from sweep.signals import StopRequest
-from sweep.train import checkpoint, tensors
-from sweep.train.loop import Fit
-from sweep.train.tensors import TensorSplit, batches, epoch_order
+from sweep.training import checkpoint, tensors
+from sweep.training.loop import Fit
+from sweep.training.tensors import TensorSplit, batches, epoch_order
+from sweep.utils.errors import Diverged, Interrupted, TrainingFailed
+from sweep.utils.signals import StopRequest
 
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
 

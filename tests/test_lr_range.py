@@ -12,11 +12,11 @@ import yaml
 from processes import error_line, quick
 
 from sweep import compose
-from sweep.config import Config, validate
-from sweep.errors import ConfigError
-from sweep.prepare import load_data
-from sweep.range_test import range_test
-from sweep.train.lr_range import Ramp, suggest
+from sweep.config.schema import Config, validate
+from sweep.training.range_test import Ramp, suggest
+from sweep.trial.prepare import load_data
+from sweep.trial.range_test import range_test
+from sweep.utils.errors import ConfigError
 
 SMALL = ("data.n=200", "model.widths=[8]", "trainer.batch_size=32", "trainer.epochs=2", "tracking=off")
 QUICK = (*SMALL, "lr_range.n_updates=80", "lr_range.n_seeds=3")

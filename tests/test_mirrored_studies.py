@@ -1,4 +1,4 @@
-"""sweep/record/mlflow.py and sync.py on studies: one parent, one child for each trial, in whatever order and case."""
+"""Studies in MLflow (tracking/mlflow_client.py, sync.py): one parent, a child for each trial, in any order and case."""
 
 import shutil
 import signal
@@ -12,9 +12,9 @@ from processes import go_at_once
 from stores import Study, assert_mirrored, embedded, endings_of_killed, points, recorded, rows, run_of
 
 from sweep import sync
-from sweep.record.folder import RunFolder
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_client import Mirror
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +190,9 @@ def test_sync_gives_up_a_store_that_is_down_at_once(tmp_path: Path, capsys: pyte
 _PUSH_AT_ONCE = """
 import sys
 from pathlib import Path
-from sweep.record.folder import Busy, StudyFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking.folders import Busy, StudyFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
 mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
@@ -246,8 +246,8 @@ _KILLED_IN_MAKING = """
 import os, signal, sys
 from pathlib import Path
 import sqlalchemy
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
 
 outputs, left = Path(sys.argv[1]), int(sys.argv[2])
 

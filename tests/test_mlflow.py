@@ -1,4 +1,4 @@
-"""sweep/record/mlflow.py, follow.py and sync.py against real stores: all of a run arrives, once."""
+"""sweep/tracking/mlflow_client.py, follow.py and sync.py against real stores: all of a run arrives, once."""
 
 import json
 import math
@@ -22,12 +22,12 @@ from processes import go_at_once
 from stores import Server, points, recorded, rows, run_of, runs_of
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
-from sweep.record import journal
-from sweep.record.folder import Busy, RunFolder
-from sweep.record.follow import Follower
-from sweep.record.journal import Journal
-from sweep.record.mlflow import Mirror, _batches
-from sweep.record.store import Store
+from sweep.tracking import journal
+from sweep.tracking.folders import Busy, RunFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.mlflow_client import Mirror, _batches
+from sweep.tracking.store import Store
+from sweep.tracking.upload_process import Follower
 
 Trial = Callable[..., Outcome]
 
@@ -404,9 +404,9 @@ _OPEN_AND_PUSH = """
 import sys
 import uuid
 from pathlib import Path
-from sweep.record.folder import RunFolder
-from sweep.record.mlflow import Mirror
-from sweep.record.store import Store
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
 print("ready", flush=True)

@@ -14,12 +14,12 @@ from processes import error_line, quick, recorded
 from test_packed import pack_of, slot_of, together
 
 from sweep import ConfigError, Outcome, compose, run_trial
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.signals import StopRequest
 from sweep.study.identity import IDENTITY
-from sweep.train import checkpoint
-from sweep.train.loop import Fit
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.training import checkpoint
+from sweep.training.loop import Fit
+from sweep.utils.signals import StopRequest
 
 DIGITS = ("data=digits", "split.max_samples=150", "trainer.batch_size=16", "model.widths=[8]", "tracking=off")
 # Here the accuracy is best at epoch 5, the loss at epoch 7.

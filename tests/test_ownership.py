@@ -6,9 +6,9 @@ import pytest
 from processes import error_line, quick
 
 from sweep import compose, run_trial
-from sweep.errors import ConfigError
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.ownership import refuse_existing
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.ownership import refuse_existing
+from sweep.utils.errors import ConfigError
 
 DEBUG = ("experiment=debug", "tracking=off")
 

@@ -1,4 +1,4 @@
-"""sweep/train/packed.py: a trial in a pack comes to what it comes to alone."""
+"""sweep/training/packed/pack.py: a trial in a pack comes to what it comes to alone."""
 
 import copy
 import re
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
-from sweep.errors import ConfigError, Diverged, Pruned
-from sweep.signals import StopRequest
-from sweep.train import checkpoint, packed
-from sweep.train.loop import Fit
-from sweep.train.packed import Pack, Slot
-from sweep.train.rules import rule_of
-from sweep.train.stacked import Unpackable
-from sweep.train.tensors import TensorData, TensorSplit
+from sweep.training import checkpoint
+from sweep.training.loop import Fit
+from sweep.training.packed import pack
+from sweep.training.packed.pack import Pack, Slot
+from sweep.training.packed.parameters import Unpackable
+from sweep.training.packed.rules import rule_of
+from sweep.training.tensors import TensorData, TensorSplit
+from sweep.utils.errors import ConfigError, Diverged, Pruned
+from sweep.utils.signals import StopRequest
 
 RULES = {
     "sgd": ("optimizer=sgd",),
@@ -555,7 +556,7 @@ def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
 def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import _inductor  # it takes a second to load
 
-    monkeypatch.setattr(packed, "_BLOCK", {"cpu": 3})  # four rows are a block of three and one of one
+    monkeypatch.setattr(pack, "_BLOCK", {"cpu": 3})  # four rows are a block of three and one of one
     small = ("data.n=50", "split.val=0.24", "split.test=0.26", "trainer.batch_size=4", "model.widths=[4]")
     overrides = [
         (*small, f"trainer.epochs={n}", f"seed={n}", "scheduler=constant", f"optimizer.lr={0.01 * n}")
@@ -593,7 +594,7 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
 
 
 def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_BLOCK", {})  # as on a GPU, where all rows are one block
+    monkeypatch.setattr(pack, "_BLOCK", {})  # as on a GPU, where all rows are one block
     fits = [make_fit(f"seed={i}") for i in range(2)]
     (good, heard), (bad, _) = [slot_of(fit) for fit in fits]
 

@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import error_line, quick, recorded, run, start, wait_for_helper, wait_until
 
 from sweep import compose, run_trial
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.train import checkpoint
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.training import checkpoint
 
 SMALL = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=4", "hydra.sweeper.study_name=s")
 AS_DRAWN = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none")

@@ -1,4 +1,4 @@
-"""sweep/page/, sweep/study/reading.py and figures.py: what is shown, before a browser draws it."""
+"""sweep/figures/, sweep/study/reading.py and reporting/: what is shown, before a browser draws it."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from PIL import Image
 
-from sweep.page.curves import Band, curves_figure, draw_bands, over_seeds
-from sweep.page.document import Document, Section, Table, to_html
-from sweep.page.figure import Figure
-from sweep.record.journal import Curve
-from sweep.study import figures
-from sweep.study.plots import draw_importances
+from sweep.figures.curves import Band, curves_figure, draw_bands, over_seeds
+from sweep.figures.figure import Figure
+from sweep.figures.page import Document, Section, Table, to_html
+from sweep.reporting import study_figures
+from sweep.study.pictures import draw_importances
 from sweep.study.reading import as_shown
+from sweep.tracking.journal import Curve
 
 LR = {"sgd": FloatDistribution(1e-2, 1.0, log=True), "adam": FloatDistribution(1e-4, 1e-1, log=True)}
 
@@ -47,7 +47,7 @@ def test_a_parameter_whose_range_depends_on_an_option_is_shown_as_one_with_a_ran
     shown = as_shown(study_of(*map(trial, range(6))))
     assert [t.params["lr"] for t in shown.trials] == [0.02 + n / 1000 for n in range(6)]
     assert {repr(t.distributions["lr"]) for t in shown.trials} == {repr(FloatDistribution(1e-4, 1.0, log=True))}
-    assert figures.searched_keys(shown) == ["optimizer", "lr", "width"]
+    assert study_figures.searched_keys(shown) == ["optimizer", "lr", "width"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_pruned_trials_count_with_what_they_reached_and_all_keep_their_numbers()
 
 def test_the_history_keeps_pruned_trials_apart_from_the_best_so_far():
     study = study_of(trial(0), trial(1, TrialState.PRUNED, 0.5), trial(2, TrialState.FAIL), trial(3, value=0.7))
-    drawn = {trace["name"]: trace for trace in figures.history(study, 0, "val/loss").data}
+    drawn = {trace["name"]: trace for trace in study_figures.history(study, 0, "val/loss").data}
     assert (drawn["pruned"]["x"], drawn["pruned"]["y"]) == ([1], [0.5])
     assert (list(drawn["complete"]["x"]), list(drawn["complete"]["y"])) == ([0, 3], [1.0, 0.7])
     best = dict(zip(drawn["best so far"]["x"], drawn["best so far"]["y"], strict=True))
@@ -88,19 +88,19 @@ def test_the_history_keeps_pruned_trials_apart_from_the_best_so_far():
 
 
 def test_importances_name_what_matters_and_need_enough_trials():
-    few = as_shown(study_of(*map(trial, range(figures.FEWEST_FOR_IMPORTANCES - 1))))
-    assert figures.importances_of(few, 0) == {}
+    few = as_shown(study_of(*map(trial, range(study_figures.FEWEST_FOR_IMPORTANCES - 1))))
+    assert study_figures.importances_of(few, 0) == {}
     many = as_shown(study_of(*map(trial, range(60))))  # the value is the width, and the learning rate goes with it
-    found = figures.importances_of(many, 0)
+    found = study_figures.importances_of(many, 0)
     assert sum(found.values()) == pytest.approx(1)
     assert list(found)[-1] == "optimizer"
-    drawn = figures.importances(found, 0, "val/loss").data[0]
+    drawn = study_figures.importances(found, 0, "val/loss").data[0]
     assert drawn["y"][0] == "optimizer"  # bars grow from below
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_the_best_trials_are_drawn_last_and_reddest_in_parallel_coordinates(direction):
-    figure = figures.parallel(as_shown(study_of(*map(trial, range(8)), directions=(direction,))), 0, "val/loss")
+    figure = study_figures.parallel(as_shown(study_of(*map(trial, range(8)), directions=(direction,))), 0, "val/loss")
     assert figure is not None
     (trace,) = figure.data
     value, optimizer, lr, _ = trace["dimensions"]
@@ -113,7 +113,7 @@ def test_the_best_trials_are_drawn_last_and_reddest_in_parallel_coordinates(dire
 def test_trials_without_a_parameter_stand_below_the_others_in_parallel_coordinates():
     momentum = FloatDistribution(0.5, 1.0)
     with_it = create_trial(value=1.0, params={"momentum": 0.5}, distributions={"momentum": momentum})
-    figure = figures.parallel(as_shown(study_of(with_it, with_it, create_trial(value=2.0))), 0, "val/loss")
+    figure = study_figures.parallel(as_shown(study_of(with_it, with_it, create_trial(value=2.0))), 0, "val/loss")
     assert figure is not None
     dimension = figure.data[0]["dimensions"][1]
     assert dimension["ticktext"][0] == "none"
@@ -126,10 +126,10 @@ def test_a_study_of_two_objectives_has_a_front_and_slices_for_each():
         plain = trial(number)
         study.add_trial(create_trial(values=[number, number], params=plain.params, distributions=plain.distributions))
     shown = as_shown(study)
-    front = figures.pareto(shown, ["val/loss", "val/accuracy"])
+    front = study_figures.pareto(shown, ["val/loss", "val/accuracy"])
     assert front is not None
     assert sum(len(trace["x"]) for trace in front.data) == 4
-    assert [figure.layout["yaxis"]["title"]["text"] for figure in figures.slices(shown, 1, "val/accuracy")] == (
+    assert [figure.layout["yaxis"]["title"]["text"] for figure in study_figures.slices(shown, 1, "val/accuracy")] == (
         ["val/accuracy"] * 3
     )
 

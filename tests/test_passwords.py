@@ -8,13 +8,13 @@ import pytest
 from processes import quick
 
 from sweep import ConfigError, compose
-from sweep.config import Config, Tracking, validate
-from sweep.passwords import without_password, without_passwords
-from sweep.record.folder import RunFolder
-from sweep.record.journal import Journal
-from sweep.record.start import stored_config, stored_text
-from sweep.record.store import Store, recorded_store, recorded_uri, store_of, tracking_store
-from sweep.study.storage import open_storage
+from sweep.config.schema import Config, Tracking, validate
+from sweep.storage.storage import open_storage
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.start import stored_config, stored_text
+from sweep.tracking.store import Store, recorded_store, recorded_uri, store_of, tracking_store
+from sweep.utils.passwords import without_password, without_passwords
 
 SECRET = "hush-7b2c"
 _SMALL = ("experiment=debug", "data.n=96", "trainer.batch_size=16", "trainer.epochs=1")

@@ -1,4 +1,4 @@
-"""A picture that cannot be drawn decides about nothing else; see sweep/record/plot.py."""
+"""A picture that cannot be drawn decides about nothing else; see sweep/tracking/curves_picture.py."""
 
 import functools
 import os
@@ -14,12 +14,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from processes import mlflow_runs, only_run, quick, run
 
-from sweep.page.curves import Band, draw_bands
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.plot import draw_curves
-from sweep.study.plots import draw_plots
+from sweep.figures.curves import Band, draw_bands
+from sweep.study.pictures import draw_plots
+from sweep.tracking import journal
+from sweep.tracking.curves_picture import draw_curves
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1")
 INLINE = "module://matplotlib_inline.backend_inline"  # as a notebook sets it for all that it starts; not installed here
 
 _LOADED = """
-from sweep.record.plot import load_matplotlib
+from sweep.tracking.curves_picture import load_matplotlib
 load_matplotlib()
 import matplotlib, optuna.visualization, os
 print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))

@@ -14,8 +14,8 @@ import yaml
 from mlflow import MlflowClient
 from processes import empty_store, environment, error_line, quick, quick_start, wait_until
 
-from sweep.record.folder import StudyFolder
-from sweep.spelling import option, setting
+from sweep.config.overrides import option, setting
+from sweep.tracking.folders import StudyFolder
 
 OUT = 'my out\'s "1", größe=$HOME'
 CONF = "conf 'a', \"b\" \\ $HOME"

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 
-from sweep import build
-from sweep.config import register
-from sweep.study.pruners import PatientPruner
+from sweep.config.schema import register
+from sweep.search.pruners import PatientPruner
+from sweep.trial import build
 
 OPTIONS = Path(build.__file__).parents[1] / "conf" / "hydra" / "sweeper" / "pruner"
 EPOCHS = 60

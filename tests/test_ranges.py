@@ -1,4 +1,4 @@
-"""sweep/study/ranges.py: a range as a person writes and reads it."""
+"""sweep/search/ranges.py: a range as a person writes and reads it."""
 
 import math
 from decimal import Decimal
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.errors import ConfigError
-from sweep.study.ranges import contains, distribution_of, grid_of, in_words, n_values, on_step, parse_override
+from sweep.search.ranges import contains, distribution_of, grid_of, in_words, n_values, on_step, parse_override
+from sweep.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""sweep/record/recorder.py: which points of a trial's progress are kept."""
+"""sweep/tracking/recorder.py: which points of a trial's progress are kept."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweep.record import journal
-from sweep.record.journal import Journal
-from sweep.record.recorder import Recorder
+from sweep.tracking import journal
+from sweep.tracking.journal import Journal
+from sweep.tracking.recorder import Recorder
 
 
 @pytest.fixture

@@ -35,13 +35,13 @@ from processes import client, make_store, mlflow_runs, quick, run
 from stores import Study
 
 from sweep import report
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.journal import Journal
+from sweep.execution.queue import PROBLEM, STOPPED
+from sweep.reporting.study_page import Report
+from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY
-from sweep.study.ledger import PROBLEM, STOPPED
-from sweep.study.report import Report
-from sweep.study.storage import open_storage
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -243,7 +243,7 @@ def test_a_study_that_runs_is_reported_and_its_record_left_to_it(tmp_path: Path,
 
 
 def test_the_study_of_a_command_that_was_killed_stays_killed(tmp_path: Path):
-    from sweep.record.addition import add_artifacts
+    from sweep.tracking.addition import add_artifacts
 
     study = Study(tmp_path, "s")
     add_artifacts(study.folder.run, ["report.html"])
@@ -440,7 +440,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no backend")
 
-    monkeypatch.setattr("sweep.study.report.draw_plots", fail)
+    monkeypatch.setattr("sweep.reporting.study_page.draw_plots", fail)
     page = tmp_path / "page.html"
     assert report.main(["evil", "--output-dir", str(evil.path.parent.parent), "-o", str(page)]) == 0
     shown = capsys.readouterr()

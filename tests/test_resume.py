@@ -25,11 +25,11 @@ from processes import (
     wait_for_helper,
 )
 
-from sweep.composition import compose
-from sweep.config import validate
-from sweep.record import journal
-from sweep.record.folder import RunFolder, to_yaml
-from sweep.record.start import stored_config
+from sweep.config.composition import compose
+from sweep.config.schema import validate
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, to_yaml
+from sweep.tracking.start import stored_config
 
 N_EPOCHS = 200
 SMALL = ("experiment=debug", "model.widths=[8]", "model.dropout=0.1", f"trainer.epochs={N_EPOCHS}")

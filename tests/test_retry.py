@@ -9,8 +9,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import quick, recorded
 
-from sweep.record.folder import StudyFolder
-from sweep.study.attempts import numbered, renumbered, retry, trials_of
+from sweep.execution.attempts import numbered, renumbered, retry, trials_of
+from sweep.tracking.folders import StudyFolder
 
 BROKEN = """
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""sweep/train/rules.py: a stacked update is torch's own, trial by trial."""
+"""sweep/training/packed/rules.py: a stacked update is torch's own, trial by trial."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torch.testing import assert_close
 
-from sweep.errors import TrainingFailed
-from sweep.train.rules import Rule, Table, rule_of
+from sweep.training.packed.rules import Rule, Table, rule_of
+from sweep.utils.errors import TrainingFailed
 
 N_WEIGHTS = 5
 EPOCHS = (5, 4, 3)  # updates of each; the table is worked out anew for every one

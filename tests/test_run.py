@@ -31,8 +31,8 @@ from processes import (
     wait_for_helper,
 )
 
-from sweep.record import journal
-from sweep.record.folder import RunFolder
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
 
 DEBUG = "experiment=debug"  # 64 samples, 2 epochs of 3 updates
 UNTRACKED = (DEBUG, "tracking=off")

@@ -1,12 +1,12 @@
-"""sweep/train/runtime.py: whether a model fits its data, and how many threads it gets."""
+"""sweep/training/runtime.py: whether a model fits its data, and how many threads it gets."""
 
 import pytest
 import torch
 from torch import nn
 
-from sweep.errors import ConfigError
 from sweep.models import MLP
-from sweep.train.runtime import check_model, pick_device, reproducible, set_threads
+from sweep.training.runtime import check_model, pick_device, reproducible, set_threads
+from sweep.utils.errors import ConfigError
 
 BATCH = torch.zeros(16, 3)
 

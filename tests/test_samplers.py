@@ -1,4 +1,4 @@
-"""sweep/study/samplers.py: what a trial tries depends on the study's seed and the trial's number alone."""
+"""sweep/search/samplers.py: what a trial tries depends on the study's seed and the trial's number alone."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from spaces import space_of
 
-from sweep.errors import ConfigError
-from sweep.study.known import known_params
-from sweep.study.samplers import QuasiRandom, draw, make_sampler, shuffled
-from sweep.study.settings import StudySettings, sampler_node
-from sweep.study.space import Space
+from sweep.search.initial_trials import known_params
+from sweep.search.samplers import QuasiRandom, draw, make_sampler, shuffled
+from sweep.search.settings import StudySettings, sampler_node
+from sweep.search.space import Space
+from sweep.utils.errors import ConfigError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RANDOM = {"_target_": "optuna.samplers.RandomSampler"}

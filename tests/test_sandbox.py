@@ -20,10 +20,10 @@ from test_hostile import Listener
 from zygote import Zygote
 
 from sweep import compose
-from sweep.config import validate
-from sweep.record.folder import RunFolder, StudyFolder
-from sweep.record.journal import Journal
-from sweep.record.start import stored_text
+from sweep.config.schema import validate
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.start import stored_text
 
 SECRET = "hush-7b2c"
 _HOOKS = Path(__file__).parent / "sandbox"

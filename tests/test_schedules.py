@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from sweep import ConfigError, build
-from sweep.config import CONF_DIR, LrBounds
-from sweep.errors import TrainingFailed
+from sweep import ConfigError
+from sweep.config.schema import CONF_DIR, LrBounds
 from sweep.schedules import n_steps
-from sweep.train.schedule import Row, Schedule
+from sweep.training.schedule import Row, Schedule
+from sweep.trial import build
+from sweep.utils.errors import TrainingFailed
 
 OPTIONS = sorted(path.stem for path in (CONF_DIR / "scheduler").glob("*.yaml"))
 ADAM = {"_target_": "torch.optim.Adam", "lr": 1e-2}

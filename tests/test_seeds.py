@@ -12,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import quick, recorded, start, wait_until
 
 from sweep import compose, run_trial
-from sweep.record import journal
-from sweep.record.folder import StudyFolder
-from sweep.study.means import Means
-from sweep.train.runtime import Turn
-from sweep.trial import train_by_epochs
+from sweep.execution.replicates import Means
+from sweep.tracking import journal
+from sweep.tracking.folders import StudyFolder
+from sweep.training.runtime import Turn
+from sweep.trial.run import train_by_epochs
 
 N_SEEDS, EPOCHS = 3, 12
 RUNGS = (1, 2, 4, 8)  # a twelfth of the epochs, a sixth, a third and two thirds

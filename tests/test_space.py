@@ -1,4 +1,4 @@
-"""sweep/study/space.py: what a study searches."""
+"""sweep/search/space.py: what a study searches."""
 
 import functools
 import random
@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from spaces import ranges_of, space_of
 
-from sweep.composition import compose
-from sweep.config import Config, validate
-from sweep.errors import ConfigError
-from sweep.study.ranges import alike, grid_of
-from sweep.study.space import Space
+from sweep.config.composition import compose
+from sweep.config.schema import Config, validate
+from sweep.search.ranges import alike, grid_of
+from sweep.search.space import Space
+from sweep.utils.errors import ConfigError
 
 DEFAULT = {
     "scheduler.base_lr": FloatDistribution(1e-5, 1e-3, log=True),

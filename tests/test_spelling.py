@@ -1,4 +1,4 @@
-"""sweep/spelling.py: what is printed may be pasted into a shell, whatever the names are."""
+"""sweep/config/overrides.py: what is printed may be pasted into a shell, whatever the names are."""
 
 import shlex
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.composition import compose
-from sweep.record.provenance import again_command, report_command, resume_command, sync_command
-from sweep.record.store import Store
-from sweep.record.summary import where_to_look
-from sweep.spelling import spelled
-from sweep.study.ranges import distribution_of, options_of, parse_override
+from sweep.config.composition import compose
+from sweep.config.overrides import spelled
+from sweep.search.ranges import distribution_of, options_of, parse_override
+from sweep.tracking.provenance import again_command, report_command, resume_command, sync_command
+from sweep.tracking.store import Store
+from sweep.trial.summary import where_to_look
 
 ODD = [
     "a b",

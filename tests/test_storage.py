@@ -1,4 +1,4 @@
-"""sweep/study/storage.py: what a study's processes wrote stays, whatever happens to them; its lock is held by one."""
+"""sweep/storage/storage.py: what a study's processes wrote stays, whatever happens to them; its lock is held by one."""
 
 import json
 import os
@@ -30,11 +30,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.errors import ConfigError
-from sweep.record.folder import StudyFolder
-from sweep.study.journal_file import JournalFile
-from sweep.study.lock import StudyLock
-from sweep.study.storage import open_storage, open_to_read
+from sweep.storage.journal_file import JournalFile
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage, open_to_read
+from sweep.tracking.folders import StudyFolder
+from sweep.utils.errors import ConfigError
 
 _TIMEOUT_S = 100
 
@@ -96,9 +96,9 @@ def finished(storage: BaseStorage) -> dict[int, float]:
 _BEGIN_TOGETHER = """
 import sys
 import optuna
-from sweep.record.folder import StudyFolder
-from sweep.study.lock import StudyLock
-from sweep.study.storage import open_storage
+from sweep.tracking.folders import StudyFolder
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 url, folder = sys.argv[1] or None, StudyFolder(sys.argv[2])
 print("ready", flush=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from processes import RUN, environment, only_run
 
-from sweep.record import journal
-from sweep.record.folder import StudyFolder
+from sweep.tracking import journal
+from sweep.tracking.folders import StudyFolder
 
 SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1", "tracking=off")
 
 _SECURED = """
 import os, subprocess, sys
-from sweep.command_line import secure_streams
+from sweep.utils.command_line import secure_streams
 secure_streams()
 secure_streams()
 for stream in (sys.stdout, sys.stderr):

@@ -37,11 +37,11 @@ from processes import (
     wait_until,
 )
 
-from sweep.composition import compose
-from sweep.record import journal
-from sweep.record.folder import RunFolder, StudyFolder, from_yaml
-from sweep.study.again import best_config
-from sweep.train import checkpoint
+from sweep.config.composition import compose
+from sweep.study.best_config import best_config
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, StudyFolder, from_yaml
+from sweep.training import checkpoint
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"

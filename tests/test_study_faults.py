@@ -18,8 +18,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run, wait_until
 
-from sweep.record import journal
-from sweep.record.folder import StudyFolder
+from sweep.tracking import journal
+from sweep.tracking.folders import StudyFolder
 
 
 def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""sweep/targets.py: what a config may call."""
+"""sweep/config/targets.py: what a config may call."""
 
 import sys
 from collections.abc import Iterator
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep import ConfigError, targets
-from sweep.targets import check_targets, is_allowed
+from sweep import ConfigError
+from sweep.config import targets
+from sweep.config.targets import check_targets, is_allowed
 
 
 def refusal(target: str) -> ConfigError:

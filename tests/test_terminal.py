@@ -8,10 +8,10 @@ import pytest
 from processes import quick
 from rich.table import Table
 
-from sweep.console import Console
-from sweep.record.folder import RunFolder
-from sweep.record.journal import Journal
-from sweep.terminal import SafeRecord, escaped, say
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.journal import Journal
+from sweep.utils.console import Console
+from sweep.utils.terminal import SafeRecord, escaped, say
 
 ODD = "odd\x1b]0;t\x07\x1b[2J\u202e\x9b2J\r!"
 SHOWN = r"odd\x1b]0;t\x07\x1b[2J\u202e\x9b2J\r!"

@@ -6,10 +6,10 @@ from conftest import make_fit
 from torch import Tensor
 from torch.func import vmap
 
-from sweep.train.rules import rule_of
-from sweep.train.stacked import Layout
-from sweep.train.traced import Traced
-from sweep.train.update import Update
+from sweep.training.packed.parameters import Layout
+from sweep.training.packed.rules import rule_of
+from sweep.training.packed.tracing import Traced
+from sweep.training.packed.update import Update
 
 
 def drawn(layout: Layout, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:

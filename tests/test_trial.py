@@ -1,4 +1,4 @@
-"""sweep/trial.py: a trial as a library call, what it returns, records and leaves as it was."""
+"""sweep/trial/run.py: a trial as a library call, what it returns, records and leaves as it was."""
 
 import gc
 import os
@@ -16,13 +16,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch.nn import functional
 
-from sweep import ConfigError, Diverged, Outcome, collector, compose, run_trial
-from sweep.errors import Interrupted, TrainingFailed
-from sweep.record import journal
-from sweep.record.folder import RunFolder
-from sweep.record.follow import Follower
-from sweep.record.journal import Curve
-from sweep.train import checkpoint
+from sweep import ConfigError, Diverged, Outcome, compose, run_trial
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.journal import Curve
+from sweep.tracking.upload_process import Follower
+from sweep.training import checkpoint
+from sweep.utils import gc_control
+from sweep.utils.errors import Interrupted, TrainingFailed
 
 Trial = Callable[..., Outcome]
 DROPOUT = "model.dropout=0.3"  # so that the generators' states count
@@ -56,7 +57,7 @@ def test_an_outcome_says_what_came_out_and_where_it_is(small_trial: Trial, tmp_p
 def test_a_command_collects_garbage_while_it_trains_and_a_program_as_it_likes(
     small_trial: Trial, is_a_commands: bool
 ) -> None:
-    pause, collects = collector.pause if is_a_commands else gc.disable, []
+    pause, collects = gc_control.pause if is_a_commands else gc.disable, []
     pause()
     try:
         small_trial(report=lambda epoch, metrics: collects.append(gc.isenabled()))

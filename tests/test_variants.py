@@ -1,4 +1,4 @@
-"""sweep/study/variants.py: options composed without Hydra are composed as Hydra does it."""
+"""sweep/search/variants.py: options composed without Hydra are composed as Hydra does it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import Container, OmegaConf
 from spaces import master_of
 
-from sweep.config import CONF_DIR, register
-from sweep.errors import ConfigError
-from sweep.study.composer import Composer
-from sweep.study.space import Space, make_space
+from sweep.config.schema import CONF_DIR, register
+from sweep.search.composer import Composer
+from sweep.search.space import Space, make_space
+from sweep.utils.errors import ConfigError
 
 PLAIN = "_target_: sweep.models.MLP\nwidths: [{n}]\ndropout: 0.0\nactivation: ${{trainer.loss}}\n"
 OPTIONS = {
@@ -126,8 +126,8 @@ def test_many_options_are_looked_at_with_one_composition(folder: Path, asked: li
 def test_composing_many_options_shows_how_far_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweep.study.composer._MANY", 3)
-    monkeypatch.setattr("sweep.study.composer._LONG_S", -1.0)
+    monkeypatch.setattr("sweep.search.composer._MANY", 3)
+    monkeypatch.setattr("sweep.search.composer._LONG_S", -1.0)
     space = space_with(folder, f"model={','.join(f'm{n}' for n in range(8))}")
     for n in range(8):
         space.composer.base({"model": f"m{n}"})

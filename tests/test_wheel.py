@@ -39,7 +39,7 @@ def test_the_wheel_has_every_module_and_option_the_command_and_the_mark_of_a_typ
     assert "conf/optimizer/adam.yaml" in options
     assert {f"sweep/{option}" for option in options} <= names
     assert "sweep/py.typed" in names
-    assert {f"sweep/page/page.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {f"sweep/figures/page.{kind}" for kind in ("html", "css", "js")} <= names
     modules = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "sweep").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
@@ -64,7 +64,7 @@ def test_an_installed_wheel_runs_from_any_directory_with_its_own_options(install
 
 
 def test_an_installed_wheel_has_its_module_below_the_target(installed, tmp_path):
-    code = "import sweep, sweep.config; print(sweep.__file__); print(sweep.config.CONF_DIR)"
+    code = "import sweep, sweep.config.schema; print(sweep.__file__); print(sweep.config.schema.CONF_DIR)"
     done = run(tmp_path, "-c", code, command=(sys.executable,), PYTHONPATH=str(installed))
     module, conf = done.stdout.splitlines()
     assert Path(module) == installed / "sweep" / "__init__.py"

@@ -5,8 +5,8 @@ line of sweep/run.py to the interpreter's end; only the modules below are there 
 so cost nothing. For tests of what a command does. One of how it starts, what it imports, or how it takes a signal uses
 `processes.run`.
 
-One that has MLflow among its modules forks the helper that mirrors (sweep/record/follow.py) from the command, too, and
-keeps what Hydra composes (0.25 s each, 29 times for a comparison) for the next command in the same folder.
+One that has MLflow among its modules forks the upload process (sweep/tracking/upload_process.py) from the command, too,
+and keeps what Hydra composes (0.25 s each, 29 times for a comparison) for the next command in the same folder.
 
 The file is both sides: `Zygote` for the tests, and as a program the process that forks. It reads a line of JSON for
 each command, and answers with lines: "started PID", and some time later "ended PID STATUS".
@@ -29,16 +29,34 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 _LIGHT = (
-    *("sweep.composition", "sweep.config", "sweep.build", "sweep.record.folder", "sweep.study.sweeper"),
-    *("sweep.study.controller", "sweep.study.dry_run"),
+    *(
+        "sweep.config.composition",
+        "sweep.config.schema",
+        "sweep.trial.build",
+        "sweep.tracking.folders",
+        "sweep.study.sweeper",
+    ),
+    *("sweep.study.runner", "sweep.study.dry_run"),
 )
 _HEAVY = (
-    *(*_LIGHT, "sweep.trial", "sweep.train.loop", "sweep.record.summary", "sweep.study.again", "sweep.study.plots"),
+    *(
+        *_LIGHT,
+        "sweep.trial.run",
+        "sweep.training.loop",
+        "sweep.trial.summary",
+        "sweep.study.best_config",
+        "sweep.study.pictures",
+    ),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
 )
 _TRACKED = (
-    *(*_HEAVY, "sweep.record.mlflow", "mlflow.store.tracking.sqlalchemy_store", "sweep.record.follow"),
-    *("sweep.study.report", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.picture"),
+    *(
+        *_HEAVY,
+        "sweep.tracking.mlflow_client",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "sweep.tracking.upload_process",
+    ),
+    *("sweep.reporting.study_page", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.plot"),
 )
 _PATIENCE_S = 120.0
 
@@ -228,7 +246,7 @@ def _remember_compositions(folder: Path) -> None:
 
 
 class _Forking:
-    """What sweep/record/follow.py uses of the module subprocess, for a helper that is forked and so has its imports."""
+    """What upload_process.py uses of the module subprocess, for a process that is forked and so has its imports."""
 
     PIPE = subprocess.PIPE
 
@@ -272,9 +290,9 @@ def main() -> None:
     Plugins.instance()  # imports them
     OverridesParser.create().parse_overrides(["a=[1,b]", "+c.d='e'"])  # the parser builds its tables as it goes
     assert ("torch" in sys.modules) == ("torch._dynamo" in sys.argv)
-    assert ("mlflow" in sys.modules) == ("sweep.record.mlflow" in sys.argv)
+    assert ("mlflow" in sys.modules) == ("sweep.tracking.mlflow_client" in sys.argv)
     if "mlflow" in sys.modules:
-        setattr(importlib.import_module("sweep.record.follow"), "subprocess", _Forking)  # noqa: B010
+        setattr(importlib.import_module("sweep.tracking.upload_process"), "subprocess", _Forking)  # noqa: B010
         _remember_compositions(Path(sys.argv[1]))
     gc.freeze()
     command = _serve()

@@ -1,1 +1,4 @@
-"""Comparing contenders: tuned alike, trained on the same fresh seeds, tested."""
+"""Contenders that are tuned alike and tested against each other; a client of studies.
+
+In: the options to compare. Out: statistics, a verdict, a table and a picture.
+"""

@@ -14,15 +14,15 @@ from sweep.comparison import studies
 from sweep.comparison.contenders import Contender
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
-from sweep.config import validate
-from sweep.errors import ConfigError, StudyFailed, SweepError
-from sweep.record.follow import Follower
-from sweep.study.controller import Controller
-from sweep.study.objective import check_objectives
-from sweep.study.ranges import in_words
-from sweep.study.settings import StudySettings
-from sweep.study.tried import Tried, range_of
-from sweep.terminal import say
+from sweep.config.schema import validate
+from sweep.execution.objective import check_objectives
+from sweep.search.ranges import in_words
+from sweep.search.settings import StudySettings
+from sweep.study.runner import Controller
+from sweep.study.trial_result import Tried, range_of
+from sweep.tracking.upload_process import Follower
+from sweep.utils.errors import ConfigError, StudyFailed, SweepError
+from sweep.utils.terminal import say
 
 
 class NothingToCompare(SweepError):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Glob, Override
 
-from sweep.errors import ConfigError
-from sweep.study.ranges import distribution_of, options_of, parse_override
-from sweep.study.space import read_command_line
+from sweep.search.ranges import distribution_of, options_of, parse_override
+from sweep.search.space import read_command_line
+from sweep.utils.errors import ConfigError
 
 TASK = "data"  # the group whose options are tasks, and not contenders
 _ORDER = ("optimizer", "scheduler", "model")  # of a contender's name

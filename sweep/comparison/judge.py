@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sweep.comparison import statistics
 from sweep.comparison.runs import Entry, Run, costs
 from sweep.comparison.statistics import Interval, Pair
-from sweep.seeds import derive_seed
-from sweep.study.tried import Range, Tried
+from sweep.study.trial_result import Range, Tried
+from sweep.utils.seeds import derive_seed
 
 Array = NDArray[np.float64]
 _CLOSE = 0.1  # of the best value: as good, to the eye

@@ -9,10 +9,10 @@ from sweep.comparison import words
 from sweep.comparison.judge import Judgement, Score, judge
 from sweep.comparison.runs import Entry
 from sweep.comparison.studies import Plan
-from sweep.record.folder import to_yaml, write_atomic
-from sweep.record.plot import drawing_problem
-from sweep.study.samplers import is_uniform
-from sweep.terminal import escaped, say
+from sweep.search.samplers import is_uniform
+from sweep.tracking.curves_picture import drawing_problem
+from sweep.tracking.folders import to_yaml, write_atomic
+from sweep.utils.terminal import escaped, say
 
 _IN_TERMINAL = 3  # tables of a task
 
@@ -22,7 +22,7 @@ def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
 
     direction: in which the metric gets better.
     """
-    from sweep.comparison.picture import draw
+    from sweep.comparison.plot import draw
 
     compare, learns = plan.compare, not is_uniform(plan.settings.sampler)
     judgement = judge(

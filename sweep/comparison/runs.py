@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
-from sweep.errors import DamagedJournal
-from sweep.record import journal
-from sweep.record.folder import RunFolder
-from sweep.study.tried import Range, Tried
+from sweep.study.trial_result import Range, Tried
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
+from sweep.utils.errors import DamagedJournal
 
 Array = NDArray[np.float64]
 

@@ -10,22 +10,22 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, Contender, Field, read_field
-from sweep.composition import config_error, searchpath_overrides
-from sweep.config import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
-from sweep.errors import ConfigError
-from sweep.links import absolute, refuse_links_in
-from sweep.prepare import BATCH_SIZE
-from sweep.record.folder import to_yaml
-from sweep.record.follow import Follower
-from sweep.record.ownership import refuse_existing
-from sweep.seeds import derive_seed
-from sweep.spelling import command, option, setting
-from sweep.study.composer import override
-from sweep.study.controller import Controller
+from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.overrides import command, option, setting
+from sweep.config.schema import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
+from sweep.search.composer import override
+from sweep.search.samplers import is_grid, is_uniform
+from sweep.search.settings import StudySettings, settings_of
+from sweep.search.space import make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
-from sweep.study.samplers import is_grid, is_uniform
-from sweep.study.settings import StudySettings, settings_of
-from sweep.study.space import make_space
+from sweep.study.runner import Controller
+from sweep.tracking.folders import to_yaml
+from sweep.tracking.ownership import refuse_existing
+from sweep.tracking.upload_process import Follower
+from sweep.trial.prepare import BATCH_SIZE
+from sweep.utils.errors import ConfigError
+from sweep.utils.paths import absolute, refuse_links_in
+from sweep.utils.seeds import derive_seed
 
 _N_TRIALS, _N_TRIALS_ONCE = 8, 32  # of a tuning, where the command line does not say
 _GROUPS = ("hydra/sweeper/sampler", "hydra/sweeper/pruner")

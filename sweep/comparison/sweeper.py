@@ -1,6 +1,6 @@
 """`hydra/sweeper=compare`: the Hydra plugin behind `python -m sweep.compare`. Light to import, for `--help`."""
 
-from sweep.study.settings import settings_of
+from sweep.search.settings import settings_of
 from sweep.study.sweeper import StudySweeper
 
 

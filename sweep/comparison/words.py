@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sweep.comparison.judge import Budget, Duel, Judgement, Score, Standing, TaskResult
 from sweep.comparison.studies import Plan
-from sweep.study.ranges import short
+from sweep.search.ranges import short
 
 _COLUMNS_OF_BUDGET = 6
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError
-from sweep.spelling import setting, word
-from sweep.terminal import escaped_line
+from sweep.config.overrides import setting, word
+from sweep.utils.errors import ConfigError
+from sweep.utils.terminal import escaped_line
 
 if TYPE_CHECKING:
     import pandas as pd

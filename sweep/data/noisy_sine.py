@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sweep.data.samples import Samples
-from sweep.errors import ConfigError
+from sweep.utils.errors import ConfigError
 
 
 def noisy_sine(

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sweep.errors import ConfigError
+from sweep.utils.errors import ConfigError
 
 TaskName = Literal["regression", "classification"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.config import Split
+from sweep.config.schema import Split
 from sweep.data.samples import Samples
-from sweep.errors import ConfigError
+from sweep.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

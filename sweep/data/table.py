@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sweep.data.csv_file import CsvFile, Dialect, shown
 from sweep.data.samples import Samples, TaskName
-from sweep.errors import ConfigError, one_line
+from sweep.utils.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,1 +1,4 @@
-"""Studies: the only door to Optuna."""
+"""One study from beginning to end: begun or resumed, run by its workers, shown, recorded.
+
+In: the settings and the space of a command. Out: the study's folder, its storage, and a parent run in MLflow.
+"""

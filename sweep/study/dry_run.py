@@ -9,16 +9,16 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from sweep.config import Config, validate
-from sweep.console import Console
-from sweep.prepare import check_data, prepared
-from sweep.signals import StopRequest
-from sweep.study.ranges import in_words, short
-from sweep.study.space import Configuration, Space
-from sweep.study.worker import Worker
+from sweep.config.schema import Config, validate
+from sweep.execution.worker import Worker
+from sweep.search.ranges import in_words, short
+from sweep.search.space import Configuration, Space
+from sweep.trial.prepare import check_data, prepared
+from sweep.utils.console import Console
+from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
-    from sweep.train.loop import Fit
+    from sweep.training.loop import Fit
 
 _N_SAMPLES = 5
 _QUICK_S = 5.0  # an epoch this short is timed again, warm

@@ -8,11 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sweep.config import folder_name
-from sweep.errors import ConfigError
-from sweep.study.ranges import in_words
-from sweep.study.settings import StudySettings
-from sweep.study.space import Space
+from sweep.config.schema import folder_name
+from sweep.search.ranges import in_words
+from sweep.search.settings import StudySettings
+from sweep.search.space import Space
+from sweep.utils.errors import ConfigError
 
 IDENTITY = "identity"  # user attribute of a study that has the facts below
 

@@ -16,18 +16,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweep.console import Console
-from sweep.record.folder import StudyFolder
-from sweep.record.provenance import again_command, report_command
-from sweep.record.summary import where_to_look
-from sweep.study.again import stored_best
-from sweep.study.attempts import failed, trials_of
+from sweep.execution.attempts import failed, trials_of
+from sweep.execution.queue import PACKING, PROBLEM, STOPPED, is_complete
+from sweep.search.ranges import short
+from sweep.study.best_config import stored_best
 from sweep.study.identity import only_one_seed
-from sweep.study.ledger import PACKING, PROBLEM, STOPPED, is_complete
-from sweep.study.ranges import short
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.provenance import again_command, report_command
+from sweep.trial.summary import where_to_look
+from sweep.utils.console import Console
 
 _POLL_S = 0.5
 _MOST_ROWS = 16

@@ -12,16 +12,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.errors import ConfigError, Damaged
-from sweep.links import is_inside
-from sweep.passwords import without_password
-from sweep.record.folder import StudyFolder
-from sweep.record.journal import first, read
-from sweep.spelling import word
+from sweep.config.overrides import word
+from sweep.storage.storage import open_to_read
+from sweep.storage.url import database_url, kind, told_in_one_line
 from sweep.study.identity import IDENTITY
 from sweep.study.results import STATES, config_values
-from sweep.study.storage import open_to_read
-from sweep.study.url import database_url, kind, told_in_one_line
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.journal import first, read
+from sweep.utils.errors import ConfigError, Damaged
+from sweep.utils.passwords import without_password
+from sweep.utils.paths import is_inside
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
 

@@ -9,20 +9,20 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from sweep.errors import DamagedJournal, Unsent
-from sweep.record.checked import write_checked
-from sweep.record.folder import Busy, StudyFolder
-from sweep.record.follow import Follower
-from sweep.record.journal import Journal, whole_size
-from sweep.record.plot import drawing_problem
-from sweep.record.portions import forget_offsets, most_sent
-from sweep.record.provenance import sync_command
-from sweep.record.store import Store, recorded_uri
-from sweep.record.study_mirror import Damage
-from sweep.study.attempts import renumbered, trials_of
-from sweep.study.plots import draw_plots
+from sweep.execution.attempts import renumbered, trials_of
+from sweep.study.pictures import draw_plots
 from sweep.study.results import StudyRecord
-from sweep.terminal import safe, say
+from sweep.tracking.chunks import forget_offsets, most_sent
+from sweep.tracking.curves_picture import drawing_problem
+from sweep.tracking.folders import Busy, StudyFolder
+from sweep.tracking.journal import Journal, whole_size
+from sweep.tracking.provenance import sync_command
+from sweep.tracking.store import Store, recorded_uri
+from sweep.tracking.study_upload import Damage
+from sweep.tracking.upload_process import Follower
+from sweep.utils.checked_file import write_checked
+from sweep.utils.errors import DamagedJournal, Unsent
+from sweep.utils.terminal import safe, say
 
 
 class Recording:

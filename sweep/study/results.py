@@ -8,14 +8,14 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.record.checked import OF_AN_OPTION, load_checked, write_checked
-from sweep.record.folder import StudyFolder, to_yaml
-from sweep.record.journal import Journal
-from sweep.record.provenance import provenance_tags
-from sweep.study.attempts import numbered, trials_of
-from sweep.study.ranges import in_words
-from sweep.study.settings import StudySettings
-from sweep.study.space import Space
+from sweep.execution.attempts import numbered, trials_of
+from sweep.search.ranges import in_words
+from sweep.search.settings import StudySettings
+from sweep.search.space import Space
+from sweep.tracking.folders import StudyFolder, to_yaml
+from sweep.tracking.journal import Journal
+from sweep.tracking.provenance import provenance_tags
+from sweep.utils.checked_file import OF_AN_OPTION, load_checked, write_checked
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

@@ -6,9 +6,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sweep.config import register
-from sweep.errors import ConfigError
-from sweep.study.settings import settings_of
+from sweep.config.schema import register
+from sweep.search.settings import settings_of
+from sweep.utils.errors import ConfigError
 
 register()  # a launcher's fresh process loads this module, and with it what the config refers to
 
@@ -29,6 +29,6 @@ class StudySweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         settings = settings_of(self.config)
-        from sweep.study.controller import Controller
+        from sweep.study.runner import Controller
 
         return Controller(self.hydra_context, self.config, settings, arguments).run()

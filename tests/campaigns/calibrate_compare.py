@@ -26,11 +26,11 @@ from sweep import compose
 from sweep.comparison.contenders import Contender
 from sweep.comparison.judge import judge
 from sweep.comparison.runs import Entry, Run, choose
-from sweep.config import MOST_SEEDS, Config, validate
-from sweep.packing import Packer
-from sweep.prepare import RememberedData
-from sweep.study.tried import Tried
-from sweep.train.packed import Slot
+from sweep.config.schema import MOST_SEEDS, Config, validate
+from sweep.study.trial_result import Tried
+from sweep.training.packed.pack import Slot
+from sweep.trial.pack_scheduler import Packer
+from sweep.trial.prepare import RememberedData
 
 LEVEL = 0.05
 EPOCHS, HANDICAP = 12, 6

@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from processes import make_store, quick
 
 from sweep import compose, run_trial
-from sweep.errors import Interrupted
-from sweep.record import journal
-from sweep.record.mlflow import UID_TAG
-from sweep.study.journal_file import JournalFile
+from sweep.storage.journal_file import JournalFile
+from sweep.tracking import journal
+from sweep.tracking.mlflow_client import UID_TAG
+from sweep.utils.errors import Interrupted
 
 SMALL = ("experiment=debug", "model.widths=[4]")
 N_EPOCHS, STOPPED_AFTER = 6, 3

@@ -23,8 +23,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 from mlflow import MlflowClient
 
 from sweep import compose, run_trial
-from sweep.record import journal
-from sweep.record.folder import RunFolder
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
 
 N_EPOCHS = 150
 CHOICES = {

@@ -26,8 +26,8 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.record.folder import StudyFolder
-from sweep.study.journal_file import JournalFile
+from sweep.storage.journal_file import JournalFile
+from sweep.tracking.folders import StudyFolder
 
 NAME = "hunted"
 N_TRIALS, N_WORKERS = 24, 4
@@ -125,7 +125,7 @@ def victims(controller: int) -> list[tuple[int, str]]:
         except (OSError, ValueError, IndexError):
             continue
         if parent == controller:
-            kind = "mirror" if b"sweep.record.follow" in command else "worker"
+            kind = "mirror" if b"sweep.tracking.upload_process" in command else "worker"
             if b"resource_tracker" not in command:
                 found.append((int(process.name), kind))
     return found

@@ -1,0 +1,69 @@
+"""Overrides and commands as a person would type them: quoted for Hydra, then for the shell.
+
+Every command that is printed or recorded is spelled here, so that it can be pasted into a shell as it stands.
+"""
+
+import re
+import shlex
+from functools import lru_cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from sweep.config.schema import literal
+from sweep.utils.passwords import without_password
+
+
+def spelled(value: Any) -> str:
+    """A value in Hydra's grammar, which reads it as the same value. What `${...}` in a text means is left open."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    """The text itself where Hydra reads it as that text, as it does not read `1e3`, `null` or `a,b`."""
+    if re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text):
+        try:
+            if OverridesParser.create().parse_override(f"key={text}").value() == text:
+                return text
+        except HydraException:
+            pass
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def option(group: str, name: str) -> str:
+    """The override that chooses an option of a group."""
+    return f"{group}={spelled(name)}"
+
+
+def setting(key: str, value: Any) -> str:
+    """The override that sets a key to a value; a text in it is itself, whatever `${...}` it holds."""
+    return f"{key}={spelled(literal(value))}"
+
+
+def word(text: object) -> str:
+    """One word of a command for a shell, without a password."""
+    return shlex.quote(without_password(str(text)))
+
+
+def program(*words: object) -> str:
+    """A command for a shell, without passwords."""
+    return " ".join(map(word, words))
+
+
+def command(module: str, *arguments: object) -> str:
+    """`python -m MODULE ARGUMENTS` for a shell, without passwords."""
+    return program("python", "-m", module, *arguments)
+
+
+def with_variable(name: str, value: str, command: str) -> str:
+    """The command with an environment variable of its own, for a shell, without a password."""
+    return f"{name}={word(value)} {command}"

@@ -1,0 +1,66 @@
+"""What a config may call: ours, PyTorch's, and what the user has vouched for. Nothing is imported to find out."""
+
+import functools
+import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from sweep.utils.errors import ConfigError
+
+_BUILT_IN_TARGETS = ("sweep.data.*", "sweep.models.*", "sweep.schedules.*", "torch.optim.*", "torch.nn.*")
+
+
+def allowed_targets() -> tuple[str, ...]:
+    """Patterns of the targets that a config may call: ours, PyTorch's, and those the user has vouched for.
+
+    A user vouches for a package by an entry point in the group `sweep.targets` (its value is the pattern's module,
+    as in `mypkg = "mypkg"`) or by the environment variable SWEEP_TARGETS=mypkg.*,other.Model. A config cannot.
+    """
+    return (*_BUILT_IN_TARGETS, *_entry_point_targets(), *_environment_targets())
+
+
+def is_allowed(target: str) -> bool:
+    """Whether a config may call `target`, a dotted path."""
+    return any(
+        target.startswith(pattern[:-1]) if pattern.endswith(".*") else target == pattern
+        for pattern in allowed_targets()
+    )
+
+
+def check_targets(key: str, node: Any) -> None:
+    """Raises ConfigError for the first target in the node, at any depth, that it may not call."""
+    for path, target in _targets(key, node):
+        if not str(target).strip():
+            raise ConfigError(f"{path}._target_", "is empty; write a dotted path such as torch.optim.Adam")
+        if not is_allowed(str(target)):
+            vouch = f"SWEEP_TARGETS={str(target).partition('.')[0]}.*"
+            raise ConfigError(f"{path}._target_", f"'{target}' is not an allowed target; if you trust it, set {vouch}")
+
+
+@functools.cache
+def _entry_point_targets() -> tuple[str, ...]:
+    return tuple(f"{point.value}.*" for point in entry_points(group="sweep.targets"))
+
+
+def _environment_targets() -> tuple[str, ...]:
+    patterns = tuple(p.strip() for p in os.environ.get("SWEEP_TARGETS", "").split(",") if p.strip())
+    for pattern in patterns:
+        if "*" in pattern.removesuffix(".*") or pattern == ".*":
+            raise ConfigError(
+                "SWEEP_TARGETS", f"'{pattern}' is no pattern; write a dotted path, or mypkg.* for a package"
+            )
+    return patterns
+
+
+def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node["_target_"]
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
+    else:
+        return
+    for name, child in children:
+        yield from _targets(f"{key}.{name}", child)

@@ -1,0 +1,63 @@
+"""What a study optimises: values read from the journals of a trial's runs, so that they survive their process."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from sweep.search.settings import StudySettings
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
+from sweep.trial.prepare import Data, metric_names
+from sweep.utils.errors import ConfigError
+
+_WORST = {"minimize": math.inf, "maximize": -math.inf}
+_BETTER = {"minimize": min, "maximize": max}
+
+
+def check_objectives(settings: StudySettings, data: Data) -> None:
+    """Raises ConfigError for an objective that trials on such data do not have."""
+    samples = data.samples
+    known = [*metric_names(data), "train/loss", "time/train_s", "model/n_weights"]
+    if samples.noise is not None:
+        known += ["test/noise_ratio", "test/excess"]
+    for name in settings.objective:
+        if name not in known:
+            raise ConfigError(
+                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose of: {', '.join(known)}"
+            )
+
+
+def best_of(values: Sequence[float], direction: str) -> float:
+    return _BETTER[direction](values, default=_WORST[direction])
+
+
+def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) -> list[float]:
+    """Each objective of a finished run: of a curve its best value over the epochs, otherwise what the run ended with.
+
+    Raises ConfigError for a name that the run recorded nothing under, ValueError for one that is no finite number.
+    """
+    curves: dict[str, list[float]] = {}
+    ended: Mapping[str, Sequence[float]] = {}
+    for record, _ in journal.read(run.journal):
+        if record["kind"] == "metrics":
+            for name, column in record["values"].items():
+                curves.setdefault(name, []).extend(column)
+        elif record["kind"] == "end" and record["values"]:
+            ended = record["values"]
+    values = []
+    for name, direction in zip(names, directions, strict=True):
+        if name in curves:
+            values.append(best_of(curves[name], direction))
+        elif name in ended:
+            values.append(ended[name][0])
+        else:
+            known = ", ".join(sorted({*curves, *ended}))
+            raise ConfigError("hydra.sweeper.objective", f"a trial has no '{name}'; it has: {known}")
+        if not math.isfinite(values[-1]):
+            raise ValueError(f"{name} is {values[-1]}")
+    return values
+
+
+def mean_values(runs: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over replicates of each objective."""
+    return [fmean(column) for column in zip(*runs, strict=True)]

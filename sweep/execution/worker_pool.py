@@ -1,0 +1,104 @@
+"""Workers in the hands of Hydra's launcher: started, awaited, and started again when the launcher loses them."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from sweep.config.overrides import setting
+from sweep.execution.queue import Ledger
+from sweep.execution.worker import Worker
+from sweep.storage.lock import StudyLock
+from sweep.storage.retry import Patience
+from sweep.utils import gc_control
+from sweep.utils.errors import ConfigError, DiskFull, one_line
+from sweep.utils.terminal import say
+
+_POLL_S = 0.2
+_MOST_LOST_LAUNCHES = 3  # in a row, without a trial finished between them
+
+
+class Crew:
+    """The workers of one command. is_over: whether the study is complete or has to stop."""
+
+    def __init__(
+        self,
+        context: HydraContext,
+        master: DictConfig,
+        study: optuna.Study,
+        worker: Worker,
+        is_over: Callable[[], bool],
+    ) -> None:
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=worker, config=master
+        )
+        self._study, self._worker, self._is_over = study, worker, is_over
+        settings = worker.settings
+        lock = StudyLock(settings.storage, worker.folder)
+        self._ledger = Ledger(study._storage, worker.name, worker.folder, lock, "controller", settings.max_retries)
+        self._patiently = Patience(settings.storage)
+
+    def work(self) -> int | None:
+        """Until the study is over. Returns the number of the signal that stopped a worker, if one did."""
+        first_job = itertools.count(0, self._worker.settings.n_jobs)
+        n_lost = 0
+        if self._worker.settings.n_jobs > 1:  # a worker that is alone is this process
+            gc_control.resume()
+        while True:
+            n_before = self._n_finished()
+            lost: Exception | None = None
+            try:
+                returns = self._launcher.launch(self._jobs(), initial_job_idx=next(first_job))
+                signals = [r.return_value for r in returns if r.return_value is not None]
+                if signals:
+                    return signals[0]
+            except (ConfigError, DiskFull):
+                raise
+            except Exception as error:
+                if not self._locks():
+                    raise ConfigError("hydra/launcher", f"cannot start workers: {one_line(error)}") from error
+                lost = error
+            self._await_workers()
+            while not self._patiently(self._is_over) and not self._patiently(self._has_work):
+                time.sleep(_POLL_S)  # other commands have the last trials
+            if self._patiently(self._is_over):
+                return None
+            n_lost = n_lost + 1 if self._n_finished() == n_before else 0
+            if n_lost > max(_MOST_LOST_LAUNCHES, self._worker.settings.max_retries):
+                raise lost or RuntimeError("the launcher's workers end without running a trial")
+            if lost is not None:
+                say(f"warning: workers were lost ({one_line(lost, 120)}); launching them again", err=True)
+
+    def _jobs(self) -> list[list[str]]:
+        worker = self._worker
+        job = [
+            *worker.space.composer.fixed,
+            *worker.space.composer.options(worker.space.first_groups()),
+            setting("hydra.sweep.dir", str(worker.folder.path)),
+            f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=worker",
+        ]
+        return [job] * min(worker.settings.n_jobs, max(1, worker.n_trials - self._n_finished()))
+
+    def _await_workers(self) -> None:
+        """Some launchers return while workers of theirs are still running."""
+        mine = self._locks()
+        while any(self._worker.folder.worker_lives(lock.stem) for lock in mine):
+            time.sleep(_POLL_S)
+
+    def _locks(self) -> list[Path]:
+        """Of the workers that have begun, dead or alive."""
+        return list(self._worker.folder.workers.glob(f"{self._worker.launch}-*.lock"))
+
+    def _has_work(self) -> bool:
+        return self._ledger.has_work(self._worker.n_trials)
+
+    def _n_finished(self) -> int:
+        trials = self._patiently(lambda: self._study.get_trials(deepcopy=False))
+        return sum(t.state.is_finished() for t in trials)

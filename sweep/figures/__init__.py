@@ -1,0 +1,1 @@
+"""Figures and pages from plain data; knows neither runs nor studies."""

@@ -1,1 +1,0 @@
-"""Pages and pictures to be read without network; they know nothing of studies."""

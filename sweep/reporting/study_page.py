@@ -1,0 +1,311 @@
+"""The page of a study, and pictures for papers: what was tried, what came of it, and how to have it again."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sweep.execution.attempts import renumbered
+from sweep.execution.queue import PROBLEM, STOPPED
+from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
+from sweep.figures.page import Document, Section, Table, to_html
+from sweep.reporting import study_figures
+from sweep.search.ranges import short
+from sweep.study.best_config import stored_best
+from sweep.study.identity import only_one_seed
+from sweep.study.pictures import draw_importances, draw_plots
+from sweep.study.reading import as_shown, has_value, objective_names, snapshot
+from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.tracking import journal
+from sweep.tracking.curves_picture import drawing_problem, import_matplotlib
+from sweep.tracking.folders import RunFolder, StudyFolder, write_atomic
+from sweep.tracking.provenance import again_command, rerun_command
+from sweep.utils.errors import ConfigError, DamagedJournal
+from sweep.utils.terminal import say
+
+_N_CURVES = 5  # trials whose curves are shown where none are chosen
+_DPI = 200  # of pictures for papers
+_N_ROWS = 12  # of the table of trials
+_N_FAILURES = 20
+PICTURES = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")  # all there may be
+
+
+class Report:
+    """A study's page. trials: whose curves are shown; None for the best. Raises ConfigError for what is not there."""
+
+    def __init__(self, study: optuna.Study, folder: StudyFolder, trials: Sequence[int] | None) -> None:
+        # One moment for all tiles, figures and tables, while others may add trials.
+        study = renumbered(snapshot(study))
+        import_matplotlib()  # Optuna loads it with its figures for plotly, too
+        self._study, self._folder = study, folder
+        self._trials = study.get_trials(deepcopy=False)
+        name = study.study_name
+        if not any(t.state.is_finished() for t in self._trials):
+            raise ConfigError("study", f"'{name}' has no finished trial yet; run it, then report")
+        for number in trials or ():
+            if not 0 <= number < len(self._trials):
+                raise ConfigError("trials", f"'{name}' has no trial {number}, only 0 to {len(self._trials) - 1}")
+        self._best = best_trials(study)
+        self._ranked = _ranked(study, self._trials, self._best)
+        self._shown = as_shown(study)
+        self._importances = [study_figures.importances_of(self._shown, i) for i in range(len(study.directions))]
+        self._start = journal_start(folder.run)
+        self._names = objective_names(study)
+        chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else dict.fromkeys(trials)
+        self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
+
+    def write(self, page: Path) -> list[str]:
+        """Write the page, and the pictures in `plots` beside it; return their names.
+
+        A picture that cannot be drawn costs a warning. Raises OSError if there is no writing to the folder.
+        """
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(page, to_html(self._document()), durable=False, to_be_shown=True)
+        pictures = page.parent / self._folder.plots.name
+        pictures.mkdir(exist_ok=True)
+        found = {name: one for name, one in zip(self._names, self._importances, strict=True) if one}
+        names: list[str] = []
+
+        def draw(what: str, picture: Callable[[], Sequence[str]]) -> None:
+            problem = drawing_problem(lambda: names.extend(picture()))
+            if problem is not None:
+                say(f"warning: cannot draw the {what} ({problem})", err=True)
+
+        draw("history and slices", lambda: draw_plots(self._study, pictures, dpi=_DPI))
+        if self._bands:
+            draw("curves", lambda: [draw_bands(self._bands, pictures / "curves.png", _DPI)])
+        if found:
+            draw("importances", lambda: [draw_importances(found, pictures / "importances.png", _DPI)])
+        return names
+
+    def _document(self) -> Document:
+        told = counts(self._trials)
+        sections = [self._best_section(), *self._figure_sections(), self._trials_section(), self._endings(told)]
+        return Document(
+            title=self._study.study_name,
+            subtitle=f"A study of {', '.join(self._objectives())}, {self._span()}",
+            facts=self._facts(told),
+            sections=[section for section in (*sections, self._environment()) if section is not None],
+            footer=f"Made by python -m sweep.report on {_date(time.time())}; figures by plotly.js (MIT licence).",
+        )
+
+    def _objectives(self) -> list[str]:
+        directions = [direction.name.lower() + "d" for direction in self._study.directions]
+        return [f"{name} ({direction})" for name, direction in zip(self._names, directions, strict=True)]
+
+    def _span(self) -> str:
+        began = [t.datetime_start.timestamp() for t in self._trials if t.datetime_start]
+        return f"begun {_date(min(began))}" if began else "not begun"
+
+    def _facts(self, told: Mapping[str, int]) -> list[tuple[str, str]]:
+        facts = [(f"{n}", word) for word, n in told.items() if n or word == "complete"]
+        n_open = len(self._trials) - sum(told.values())
+        if n_open:
+            facts.append((f"{n_open}", "running or waiting"))
+        if self._best and len(self._names) == 1:
+            best = self._best[0]
+            facts.insert(0, (short(best.values[0]), f"best {self._names[0]}, trial {best.number}"))
+        elif self._best:
+            facts.insert(0, (str(len(self._best)), "on the Pareto front"))
+        ends = [t.datetime_complete.timestamp() for t in self._trials if t.datetime_complete]
+        begins = [t.datetime_start.timestamp() for t in self._trials if t.datetime_start]
+        return [*facts, (_duration(max(ends) - min(begins)), "from first start to last end")]
+
+    def _best_section(self) -> Section:
+        if not self._best:
+            note = "No trial is complete, so there is no best one."
+            return Section("Best configuration", note)
+        best, output_dir = self._best[0], self._folder.path.parent.parent
+        values = {name: short(value) for name, value in zip(self._names, best.values, strict=True)}
+        rows = values | {key: short(value) for key, value in config_values(best).items()}
+        note = (
+            f"Trial {best.number}." if len(self._best) == 1 else f"Trial {best.number}, the first of the Pareto front."
+        )
+        stored = self._stored_best()
+        if stored.get("trial") != best.number:
+            note += " The command that trains it is here once the study's own command has ended."
+            return Section("Best configuration", note, tables=[Table(list(rows.items()))])
+        if told := only_one_seed(self._study.user_attrs):
+            note += f" Training it again {told}."
+        overrides = [str(override) for override in stored["overrides"]]
+        again = again_command(self._study.study_name, output_dir, overrides)
+        commands = [(again, "Train it again, where the study is:")]
+        commands.append((rerun_command(overrides), "The same without the study's folder:"))
+        return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])
+
+    def _stored_best(self) -> Mapping[str, Any]:
+        if not self._folder.best.exists():
+            return {}
+        return stored_best(self._folder, "study")
+
+    def _figure_sections(self) -> Iterator[Section]:
+        shown, names = self._shown, self._names
+        is_any = any(map(has_value, self._trials))
+        if is_any and (front := study_figures.pareto(shown, names)) is not None:
+            yield Section("Pareto front", "", [front])
+        if is_any:
+            drawn = [study_figures.history(self._study, i, name) for i, name in enumerate(names)]
+            note = "A pruned trial stands at the best value that it had reached." if self._has_pruned() else ""
+            yield Section("History", note, drawn, grid=len(drawn) > 1)
+        if self._bands:
+            seeds = max(band.n_seeds for of_trials in self._bands.values() for band in of_trials.values())
+            note = f"Mean over {seeds} seeds, within a band from the lowest to the highest." if seeds > 1 else ""
+            yield Section("Curves", note or "A click on a trial hides it.", [curves_figure(self._bands)])
+        if not is_any or not study_figures.searched_keys(shown):
+            return
+        yield self._importances_section()
+        drawn = [figure for i, name in enumerate(names) if (figure := study_figures.parallel(shown, i, name))]
+        note = "The better, the redder. Drag along an axis to keep only the trials in that range."
+        if drawn:
+            yield Section("Parallel coordinates", note, drawn)
+        note = f"{', '.join(names)} against each parameter, pruned trials included; the stronger the colour, the later."
+        drawn = [figure for i, name in enumerate(names) for figure in study_figures.slices(shown, i, name)]
+        yield Section("Slices", note, drawn, grid=True)
+
+    def _importances_section(self) -> Section:
+        drawn = [
+            study_figures.importances(found, i, self._names[i]) for i, found in enumerate(self._importances) if found
+        ]
+        note = "How unevenly the best tenth of the trials is spread over each range (PED-ANOVA)."
+        if not drawn:
+            note = f"They need at least {study_figures.FEWEST_FOR_IMPORTANCES} trials with a value."
+        return Section("Importances", note, drawn, grid=len(drawn) > 1)
+
+    def _has_pruned(self) -> bool:
+        return any(t.state == TrialState.PRUNED for t in self._trials)
+
+    def _trials_section(self) -> Section | None:
+        if not self._ranked:
+            return None
+        keys = study_figures.searched_keys(self._shown)
+        rows = []
+        for trial in self._ranked[:_N_ROWS]:
+            params = config_values(trial)
+            cells = [short(params[key]) if key in params else "" for key in keys]
+            rows.append([str(trial.number), *map(short, trial.values), STATES[trial.state], *cells])
+        return Section("Best trials", tables=[Table(rows, ["trial", *self._names, "state", *keys])])
+
+    def _endings(self, told: Mapping[str, int]) -> Section:
+        """How trials ended, and what the failed ones said."""
+        ended = Counter(_ending(t) for t in self._trials if t.state.is_finished())
+        rows = [(ending, f"{n} of {sum(told.values())}") for ending, n in ended.most_common()]
+        failed = [t for t in self._trials if t.state == TrialState.FAIL]
+        texts = []
+        for trial in failed[:_N_FAILURES]:
+            problem = trial.user_attrs.get(PROBLEM, "no reason recorded")
+            texts.append((f"Trial {trial.number} failed: {problem}", _traceback(self._folder, trial.number) or problem))
+        note = f"The first {_N_FAILURES} of {len(failed)} failures are told." if len(failed) > _N_FAILURES else ""
+        return Section("How trials ended", note, tables=[Table(rows)], texts=texts)
+
+    def _environment(self) -> Section:
+        tags = self._start.get("tags", {})
+        rows = [(name, tags[tag]) for tag, name in _TAGS.items() if tag in tags]
+        rows += [(tag.removeprefix("version."), told) for tag, told in tags.items() if tag.startswith("version.")]
+        if "git.commit" in tags:
+            changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+            rows.append(("git commit", tags["git.commit"] + changed))
+        first = next((run for t in self._trials for run in _runs_of(self._folder, t.number)), None)
+        rows = [*_data_rows(first), *rows]
+        settings = self._start.get("params", {})
+        command = tags.get("command")
+        commands = [(command, "The study's command, which also goes on with it:")] if command else []
+        return Section(
+            "Study and environment", commands=commands, tables=[Table(list(map(_pair, settings.items()))), Table(rows)]
+        )
+
+
+_TAGS = {"python": "Python", "os": "operating system", "cpus": "CPUs", "host": "host"}
+
+
+def journal_start(run: RunFolder) -> journal.Record:
+    """The latest start in a run's journal; empty without one."""
+    start: journal.Record = {}
+    for record, _ in journal.read(run.journal):
+        if record["kind"] == "start":
+            start = record
+    return start
+
+
+def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials with a value, the best first, the complete before the pruned; of several objectives the front alone."""
+    if len(study.directions) > 1:
+        return list(best)
+    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    return sorted(filter(has_value, trials), key=lambda t: (t.state == TrialState.PRUNED, sign * t.values[0]))
+
+
+def _bands(
+    folder: StudyFolder, trials: Sequence[FrozenTrial], objectives: Sequence[str], best: Sequence[FrozenTrial]
+) -> Bands:
+    """Curves by epoch: the objectives that are such, the losses, the learning rate."""
+    bands: dict[str, dict[str, Band]] = {name: {} for name in (*objectives, "val/loss", "train/loss", "lr")}
+    for trial in trials:
+        told = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
+        label = f"trial {trial.number}{told}"
+        runs = _runs_of(folder, trial.number)
+        if trial.state == TrialState.COMPLETE:
+            _check_ended(runs)
+        found = [journal.curves(run.journal) for run in runs]
+        for metric, of_trials in bands.items():
+            curves = [curves[metric] for curves in found if metric in curves]
+            if curves and len((band := over_seeds(curves)).steps):
+                of_trials[label] = band
+    return {metric: of_trials for metric, of_trials in bands.items() if of_trials}
+
+
+def _check_ended(runs: Sequence[RunFolder]) -> None:
+    """Raises DamagedJournal for a record of a complete trial that lacks its end."""
+    for run in runs:
+        if journal.status(run.journal) is None:
+            raise DamagedJournal(run.journal, None, "the trial is complete, but its record has no end")
+
+
+def _runs_of(folder: StudyFolder, number: int) -> list[RunFolder]:
+    """A trial's run, or one for each of its seeds."""
+    path = folder.trial(number).path
+    paths = [path, *sorted(path.glob("seed-*"))]
+    return [RunFolder(one) for one in paths if (one / "journal.jsonl").exists()]
+
+
+def _traceback(folder: StudyFolder, number: int) -> str | None:
+    for run in _runs_of(folder, number):
+        if run.error.exists():
+            return run.error.read_text(encoding="utf-8", errors="replace")
+    return None
+
+
+def _ending(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.PRUNED:
+        stopped = trial.user_attrs.get(STOPPED)
+        return stopped or "diverged"
+    return STATES[trial.state]
+
+
+def _data_rows(run: RunFolder | None) -> list[tuple[str, str]]:
+    start = {} if run is None else journal_start(run)
+    dataset = start.get("dataset") or {}
+    rows = [("data", dataset["name"])] if dataset else []
+    profile = dataset.get("profile", {})
+    if "n_train" in profile:
+        rows.append(("samples", "{n_train} to train, {n_val} to validate, {n_test} to test".format(**profile)))
+    device = start.get("tags", {}).get("device")
+    return [*rows, ("device", device)] if device else rows
+
+
+def _pair(item: tuple[str, Any]) -> tuple[str, str]:
+    return item[0], str(item[1])
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

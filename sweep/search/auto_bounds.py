@@ -1,0 +1,143 @@
+"""`bounds=auto`: a study that searches learning rates around what range tests suggest (docs/lr_range.md)."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from math import inf
+from typing import Any
+
+import optuna
+
+from sweep.config.schema import Config, validate
+from sweep.search.composer import Starts, chosen
+from sweep.search.ranges import short
+from sweep.search.settings import StudySettings
+from sweep.search.space import Space
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage
+from sweep.tracking.folders import StudyFolder
+from sweep.training.range_test import Suggestion, suggest
+from sweep.trial.prepare import RememberedData
+from sweep.trial.range_test import lr_keys, range_test
+from sweep.utils.errors import ConfigError, SweepError
+from sweep.utils.terminal import say
+
+STARTS = "bounds"  # user attribute of the study
+_RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")
+_AROUND = 5.0  # times below and above what the seeds say
+_NOT_OF_A_TEST = (
+    "scheduler",
+    "lr_bounds",
+    "lr_search",
+    "search",
+    "where",
+    "bounds",
+    "choices",
+    "overrides",
+    "composed",
+)
+
+
+def stored_starts(settings: StudySettings, name: str, folder: StudyFolder, uid: str) -> Starts | None:
+    """What the tests suggested when the study was begun; None where there is no such study yet.
+
+    uid: the user attribute of a study that has begun. Raises ConfigError for one that was begun without `bounds=auto`.
+    """
+    nothing_yet = not folder.storage.exists() if settings.storage is None else settings.dry_run
+    if nothing_yet:
+        return None
+    storage = open_storage(settings.storage, folder)
+    with StudyLock(settings.storage, folder):
+        if name not in [study.study_name for study in storage.get_all_studies()]:
+            return None
+        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    if STARTS not in attributes and uid in attributes:
+        raise ConfigError(
+            "bounds", f"study '{name}' was begun without it; leave it out, or set another hydra.sweeper.study_name"
+        )
+    if STARTS in attributes and not _are_starts(attributes[STARTS]):
+        problem = f"what study '{name}' has stored of its tests is not as it was written; choose another"
+        raise ConfigError("bounds", f"{problem} hydra.sweeper.study_name")
+    return attributes.get(STARTS)
+
+
+def _are_starts(stored: Any) -> bool:
+    """Whether `tested_starts` can have returned that. The storage may be somebody else's, with texts to be resolved."""
+    if not isinstance(stored, dict) or not all(isinstance(found, dict) for found in stored.values()):
+        return False
+    return all(key in _RATES and _are_bounds(bounds) for found in stored.values() for key, bounds in found.items())
+
+
+def _are_bounds(bounds: Any) -> bool:
+    if not isinstance(bounds, dict) or set(bounds) != {"value", "low", "high"}:
+        return False
+    if not all(type(bound) in (int, float) and 0 < bound < inf for bound in bounds.values()):
+        return False
+    return bounds["low"] <= bounds["high"]
+
+
+def tested_starts(space: Space) -> Starts:
+    """What range tests suggest under each choice of options that searches learning rates, printed line by line.
+
+    Raises ConfigError where none does, or where a test suggests nothing.
+    """
+    load, suggestions, starts = RememberedData(), dict[str, Suggestion](), {}
+    for groups, keys in _searched(space):
+        config = validate(space.composer.compose(groups, {}))
+        what = _tested(config)
+        if what not in suggestions:
+            try:
+                suggestions[what] = suggest(range_test(config, load))
+            except SweepError as error:
+                told = f" with {' '.join(f'{g}={o}' for g, o in groups.items())}" if groups else ""
+                raise ConfigError(
+                    "bounds", f"auto finds no learning rates{told} ({error}); leave it out, and give ranges yourself"
+                ) from error
+        starts[chosen(groups)] = _starts(suggestions[what], keys)
+        say(_line(groups, starts[chosen(groups)]), flush=True)
+    if not starts:
+        raise ConfigError("bounds", "auto finds no learning rate among what is searched; leave it out")
+    return starts
+
+
+def covers(starts: Starts, space: Space) -> bool:
+    """Whether `starts` are for every learning rate that is searched, and for none that the options lack."""
+    if any(not set(keys) <= set(starts.get(chosen(groups), {})) for groups, keys in _searched(space)):
+        return False
+    bases = {chosen(groups): space.composer.base(groups) for groups in space.every_choice()}
+    return all(bases[choice].has(key) for choice, found in starts.items() if choice in bases for key in found)
+
+
+def _searched(space: Space) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Each choice of options, and the keys of learning rates whose ranges they declare."""
+    for groups in space.every_choice():
+        ranges = space.ranges(groups)
+        scheduler = space.composer.base(groups).config.scheduler
+        keys = [key for key in lr_keys(scheduler) if key in ranges and key not in space.swept]
+        if keys:
+            yield groups, keys
+
+
+def _tested(config: Config) -> str:
+    """All that the outcome of a range test rests on."""
+    plain = asdict(replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "lr"}))
+    return json.dumps({k: v for k, v in plain.items() if k not in _NOT_OF_A_TEST}, sort_keys=True, default=str)
+
+
+def _starts(suggestion: Suggestion, keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each key where the search starts, and its range: no `max_lr` beyond the rate at which the loss diverges."""
+    starts = {}
+    for key in keys:
+        interval = suggestion.of(key)
+        high = interval.high * _AROUND
+        if suggestion.diverged_lr is not None:
+            high = min(high, suggestion.diverged_lr.value)
+        low, high = (float(f"{bound:.2g}") for bound in (interval.low / _AROUND, max(high, interval.value)))
+        starts[key] = {"value": interval.value, "low": low, "high": high}
+    return starts
+
+
+def _line(groups: Mapping[str, str], starts: Mapping[str, Mapping[str, float]]) -> str:
+    where = [f"{group}={option}" for group, option in groups.items()]
+    told = [f"{key} {short(s['value'])} ({short(s['low'])} to {short(s['high'])})" for key, s in starts.items()]
+    return "  ".join(["bounds=auto:", *where, *told])

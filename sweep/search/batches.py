@@ -1,0 +1,75 @@
+"""Batch sizes that the data allow: a batch larger than the training split leaves the space of a study."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweep.config.schema import Config
+from sweep.search.ranges import in_words
+from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, with_fitting_batch
+
+
+class TrainingSplits:
+    """The sizes of training splits, by what a config says of its data. Pickles without the data."""
+
+    def __init__(self) -> None:
+        self.load = RememberedData()
+        self._sizes: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"load": RememberedData(), "_sizes": self._sizes}
+
+    def size(self, config: Config) -> int:
+        """Return the number of samples to train on. Raises ConfigError for data that cannot be loaded."""
+        key = json.dumps([config.data, asdict(config.split)], sort_keys=True, default=str)
+        if key not in self._sizes:
+            self._sizes[key] = len(self.load(config).splits.train.x)
+        return self._sizes[key]
+
+    def fit(self, config: Config) -> Config:
+        """Return the config as it would be trained. Raises ConfigError for a given batch size that is too large."""
+        n_train = self.size(config)
+        fitting = with_fitting_batch(config, n_train)
+        check_batch_size(fitting, n_train)
+        return fitting
+
+
+def depends_on(key: str) -> bool:
+    """Whether the key decides how many samples there are to train on."""
+    return key.startswith(("data.", "split."))
+
+
+def cut(distribution: BaseDistribution, n_train: int) -> BaseDistribution | None:
+    """Return the part of a range of batch sizes that a training split can fill; None if nothing is left."""
+    if isinstance(distribution, CategoricalDistribution):
+        fitting = [c for c in distribution.choices if not isinstance(c, int | float) or c <= n_train]
+        return CategoricalDistribution(fitting) if fitting else None
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, step = distribution.low, distribution.step
+    if distribution.high <= n_train:
+        return distribution
+    if low > n_train:
+        return None
+    if isinstance(distribution, IntDistribution):
+        high = int(low) + (n_train - int(low)) // int(step or 1) * int(step or 1)
+        return IntDistribution(int(low), high, log=distribution.log, step=int(step or 1))
+    high = float(n_train) if step is None else low + (n_train - low) // step * step
+    return FloatDistribution(low, high, log=distribution.log, step=step)
+
+
+def cut_in_words(distribution: BaseDistribution, left: BaseDistribution | None, n_train: int) -> str:
+    """Say in a line what the data leave of a range of batch sizes."""
+    reason = f"there are {n_train} samples to train on"
+    if left is None:
+        return f"{BATCH_SIZE}: is not searched, but {n_train}; {reason}, fewer than {in_words(distribution)}"
+    return f"{BATCH_SIZE}: {in_words(left)} instead of {in_words(distribution)}; {reason}"
+
+
+def largest(distribution: BaseDistribution, at_most: Any) -> Any:
+    """Return the largest batch size of the range that is not above `at_most`; None if there is none."""
+    left = cut(distribution, int(at_most))
+    if isinstance(left, CategoricalDistribution):
+        return max((c for c in left.choices if isinstance(c, int | float)), default=None)
+    return None if left is None else getattr(left, "high", None)

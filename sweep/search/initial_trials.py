@@ -1,0 +1,58 @@
+"""The first trials of a study, which are not sampled: the defaults, then what is enqueued."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweep.search.ranges import contains, in_words, on_step
+from sweep.search.settings import StudySettings
+from sweep.search.space import Space
+from sweep.utils.errors import ConfigError
+
+_KEY = "hydra.sweeper.enqueue"
+
+
+def known_params(settings: StudySettings, space: Space, groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Their parameters by Optuna's names; what one leaves out, the sampler completes. Raises ConfigError.
+
+    groups: the option of each sampled group where nothing says otherwise.
+    """
+    known = []
+    if settings.defaults_first:
+        defaults = space.defaults(groups)
+        known.append(defaults if _meets_conditions(space, defaults) else {})
+    return [*known, *(_enqueued(space, groups, item) for item in settings.enqueue)]
+
+
+def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = dict(groups)
+    for group, distribution in space.groups.items():
+        if group in item:
+            chosen[group] = str(item[group])
+            if chosen[group] not in distribution.choices:
+                raise ConfigError(
+                    _KEY, f"{group} = {chosen[group]} is not searched; choose of: {in_words(distribution)}"
+                )
+    ranges = space.ranges(chosen)
+    known: dict[str, Any] = dict(chosen)
+    for key, value in item.items():
+        if key in space.groups:
+            continue
+        if key not in ranges:
+            raise ConfigError(_KEY, f"'{key}' is not searched; choose of: {', '.join([*space.groups, *ranges])}")
+        name, distribution = ranges[key]
+        if not contains(distribution, value):
+            value = space.as_sampled(chosen, key, distribution, value)
+        if not contains(distribution, value):
+            raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {in_words(distribution)}")
+        known[name] = on_step(distribution, value)
+    if not _meets_conditions(space, known):
+        raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")
+    return known
+
+
+def _meets_conditions(space: Space, params: Mapping[str, Any]) -> bool:
+    try:
+        configuration = space.configuration(lambda name, distribution: params[name])
+    except KeyError:  # the sampler completes it
+        return True
+    return space.broken_condition(configuration) is None

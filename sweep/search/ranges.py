@@ -1,0 +1,182 @@
+"""Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from hydra._internal.grammar.utils import escape_special_characters
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
+from hydra.errors import HydraException
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweep.config.composition import config_error
+from sweep.utils.errors import ConfigError, one_line
+
+
+def parse_override(text: str, key: str) -> Override:
+    """Raises ConfigError, for `key`."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except Exception as error:
+        told = config_error(error, [text])
+        if told is None:
+            raise
+        raise ConfigError(key, told.problem) from error
+
+
+def short(value: object) -> str:
+    """A value as a person would write it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def in_words(distribution: BaseDistribution) -> str:
+    """A range as a person would write it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    step = f", step {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
+
+
+def distribution_of(key: str, override: Override) -> BaseDistribution:
+    """Raises ConfigError for what is no range."""
+    if not override.is_sweep_override():
+        raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
+    if isinstance(override.value(), Glob):
+        raise ConfigError(key, "has no options for a glob; list its values")
+    if override.is_choice_sweep():
+        _refuse_mixed(key, override)
+    try:
+        found = create_optuna_distribution_from_override(override)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
+    if override.is_choice_sweep():
+        sweep = override.value()
+        assert isinstance(sweep, ChoiceSweep)
+        texts = [text for text in sweep.list if isinstance(text, str)]
+        return CategoricalDistribution([_read_back(c) if c in texts else c for c in found.choices])
+    if isinstance(found, FloatDistribution) and found.step is not None and not _is_exact(found):
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
+    return found
+
+
+def _is_exact(distribution: FloatDistribution) -> bool:
+    """Whether Optuna finds each value on its step, of which it allows a deviation of 1e-8 steps."""
+    assert distribution.step is not None
+    return math.ulp(max(abs(distribution.low), abs(distribution.high))) < 1e-9 * distribution.step
+
+
+def _read_back(text: str) -> str:
+    """In quotes if Hydra, which reads a sampled text again, would take it for another, as it does what was escaped."""
+    if text == escape_special_characters(text):
+        return text
+    try:
+        again = OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        again = None
+    return text if again == text else QuotedString(text, Quote.double).with_quotes()
+
+
+def _refuse_mixed(key: str, override: Override) -> None:
+    """Numbers among texts are mostly a slip; null goes with anything."""
+    sweep = override.value()
+    assert isinstance(sweep, ChoiceSweep)
+    kinds = {_kind(value) for value in sweep.list if value is not None}
+    if len(kinds) > 1:
+        text = str(override.input_line).partition("=")[2]
+        raise ConfigError(key, f"mixes {' and '.join(sorted(kinds))} in {text}; give values of one kind")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "numbers"
+    return "lists" if isinstance(value, list | dict) else "texts"
+
+
+def options_of(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
+    """Of a config group, as names. Raises ConfigError for what is no choice of them."""
+    if not isinstance(distribution, CategoricalDistribution):
+        raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
+    options = [_name(key, option) for option in distribution.choices]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise ConfigError(key, f"names {twice[0]} twice; name each option once")
+    return CategoricalDistribution(options)
+
+
+def _name(key: str, option: object) -> str:
+    value = parse_override(f"{key}={option}", key).value()
+    return value if isinstance(value, str) else str(option)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same; true is not 1, within lists and dicts neither."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether the value lies in the range and on its step."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(alike(choice, value) for choice in distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return distribution._contains(float(value))
+
+
+def on_step(distribution: BaseDistribution, value: Any) -> Any:
+    """The value as Hydra's own range gives it: 0.3 where Optuna's samplers say 0.1 + 2 * 0.1 = 0.30000000000000004."""
+    if not isinstance(distribution, FloatDistribution) or distribution.step is None:
+        return value
+    return _nth(distribution, round((value - distribution.low) / distribution.step))
+
+
+def _nth(distribution: FloatDistribution, n: int) -> float:
+    """The value `n` steps above the lowest, by the decimal arithmetic of Hydra's ranges."""
+    return float(Decimal(str(distribution.low)) + n * Decimal(str(distribution.step)))
+
+
+def first_of(distribution: BaseDistribution) -> Any:
+    """The lowest value, or the first choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low
+
+
+def n_values(distribution: BaseDistribution) -> float:
+    """How many there are; infinite where the range is continuous."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return 1
+    if distribution.step is None or distribution.log:
+        return math.inf
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
+    """All values. Raises ConfigError where they cannot be listed."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.single():
+        return [distribution.low]
+    if distribution.step is None or distribution.log:
+        raise ConfigError(
+            key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
+        )
+    n = round((distribution.high - distribution.low) / distribution.step) + 1
+    if isinstance(distribution, FloatDistribution):
+        return [_nth(distribution, i) for i in range(n)]
+    return [distribution.low + i * distribution.step for i in range(n)]

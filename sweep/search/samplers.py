@@ -1,0 +1,166 @@
+"""Samplers whose proposals depend on the study's seed and the trial's number alone, so that a study resumes exactly.
+
+A new sampler is made for each trial, with a seed of its own: nothing of it has to survive between processes. What it
+learns from is in the storage.
+"""
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+
+from sweep.search.ranges import first_of
+from sweep.search.space import Configuration, Space
+from sweep.trial import build
+from sweep.utils.errors import ConfigError
+from sweep.utils.seeds import derive_seed
+
+_RANDOM = "optuna.samplers.RandomSampler"
+_GRID = "optuna.samplers.GridSampler"
+_QMC = "optuna.samplers.QMCSampler"
+_TPE = "optuna.samplers.TPESampler"
+_MOST_REPEATS = 100  # a small space has few others
+_QMC_DIMENSIONS = 64  # a scrambled point depends on how many there are
+
+
+def is_grid(node: Mapping[str, Any]) -> bool:
+    return node.get("_target_") == _GRID
+
+
+def is_uniform(node: Mapping[str, Any]) -> bool:
+    """Whether the sampler learns nothing, and takes any point of the space as soon as any other."""
+    return node.get("_target_") in (_RANDOM, _QMC)
+
+
+def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+    """Every configuration of a finite space once, in an order of the seed's own; the known ones, as far as they are
+    known, first."""
+    left = list(space.everything())
+    random.Random(derive_seed(seed, "order")).shuffle(left)
+    first = []
+    for params in known:
+        match = next((c for c in left if params.items() <= c.params.items()), None)
+        if match is not None:
+            left.remove(match)
+            first.append(match)
+    return first + left
+
+
+def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) -> BaseSampler:
+    """The sampler of trial `number`; not for a grid, which has nothing to sample. Raises ConfigError."""
+    target = node["_target_"]
+    arguments = {**node, "seed": derive_seed(seed, f"trial/{number}") % 2**32}
+    if target == _TPE and space.groups:
+        arguments = {"group": True, **arguments}  # parameters that go together are modelled together
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = build.sampler(arguments)
+    if target == _QMC:
+        return QuasiRandom(number, seed, **{k: v for k, v in node.items() if k in ("qmc_type", "scramble")})
+    return made
+
+
+def draw(
+    study: optuna.Study,
+    trial: FrozenTrial,
+    sampler: BaseSampler,
+    space: Space,
+    known: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]] = (),
+) -> Configuration:
+    """A configuration that meets the study's conditions.
+
+    known: parameters that are settled already. tried: parameters that need not be tried again, if any others are found;
+    the second point of a Sobol sequence, for example, is the middle, where defaults often lie. What an earlier attempt
+    at this trial stored stays.
+    """
+    settled = {**known, **trial.params}
+    study = optuna.pruners._filter_study(study, trial)  # as Optuna's own trials do: hyperband's brackets learn alone
+    sampler.before_trial(study, trial)
+    together = sampler.infer_relative_search_space(study, trial)
+    sampled: dict[str, Any] = {}
+
+    def again() -> None:
+        sampled.clear()
+        sampled.update(sampler.sample_relative(study, trial, together))
+
+    def suggest(name: str, distribution: BaseDistribution) -> Any:
+        if name in settled:
+            return settled[name]
+        if distribution.single():
+            return first_of(distribution)
+        if name in sampled and together[name] == distribution:
+            return sampled[name]
+        return sampler.sample_independent(study, trial, name, distribution)
+
+    again()
+    configuration = space.accepted(suggest, again)
+    for _ in range(_MOST_REPEATS):
+        if configuration.params not in tried:
+            break
+        again()
+        configuration = space.accepted(suggest, again)
+    return configuration
+
+
+class QuasiRandom(BaseSampler):
+    """The `number`-th point of a Sobol or Halton sequence, one coordinate for each parameter in the order of asking.
+
+    Optuna's QMCSampler counts its points in the storage, so that a worker that dies loses some. A point that breaks a
+    condition gives way to random ones.
+    """
+
+    def __init__(self, number: int, seed: int, qmc_type: str = "sobol", scramble: bool = False) -> None:
+        from scipy.stats import qmc
+
+        if qmc_type not in ("sobol", "halton"):
+            raise ConfigError("hydra.sweeper.sampler.qmc_type", f"'{qmc_type}' is unknown; choose sobol or halton")
+        engine = qmc.Sobol if qmc_type == "sobol" else qmc.Halton
+        points = engine(_QMC_DIMENSIONS, scramble=scramble, rng=seed)
+        if number:
+            points.fast_forward(number)
+        self._point = points.random(1)[0].tolist()
+        self._random = RandomSampler(derive_seed(seed, f"trial/{number}") % 2**32)
+        self._attempts = 0
+        self._n_asked = 0
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self._attempts += 1
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if self._attempts > 1:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        if self._n_asked == _QMC_DIMENSIONS:
+            raise ConfigError(
+                "hydra/sweeper/sampler", f"qmc takes at most {_QMC_DIMENSIONS} parameters; choose another"
+            )
+        self._n_asked += 1
+        return _at(self._point[self._n_asked - 1], param_distribution)
+
+
+def _at(u: float, distribution: BaseDistribution) -> Any:
+    """The value a share `u` in [0, 1) of the way through the distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(u * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if isinstance(distribution, IntDistribution) and distribution.log:
+        return min(high, int(low * ((high + 1) / low) ** u))
+    if distribution.log:
+        return low * (high / low) ** u
+    if step is not None:
+        return low + step * int(u * (round((high - low) / step) + 1))
+    return low + u * (high - low)

@@ -1,0 +1,170 @@
+"""What `hydra.sweeper` says of a study, checked before Optuna is loaded."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.config.schema import CURVES, METRICS, direction_of
+from sweep.utils.errors import ConfigError, one_line
+
+DIRECTIONS = ("minimize", "maximize")
+OBJECTIVES = (
+    *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", *(n for of in METRICS.values() for n in of))),
+    *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),
+)
+_SAMPLER = "hydra.sweeper.sampler."
+_UNKNOWN = object()
+_CMAES = "optuna.samplers.CmaEsSampler"  # learns from complete trials alone unless it is asked to consider pruned ones
+_COMPLETE_ONLY = (
+    _CMAES,
+    "optuna.samplers.GPSampler",
+    "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaii_sampler",
+    "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaiii_sampler",
+    "optuna.samplers.NSGAIISampler",
+    "optuna.samplers.NSGAIIISampler",
+)
+NO_PRUNER = "optuna.pruners.NopPruner"
+_N_TRIALS = 32  # where the command line does not say
+_MOST_SEEDS = 1000  # of one configuration
+
+
+@dataclass(kw_only=True)
+class StudySettings:
+    """The keys of conf/hydra/sweeper/study.yaml, which says what each means.
+
+    `objective` and `direction` are lists of one length; `sampler` and `pruner` are `_target_` nodes.
+    """
+
+    study_name: str | None = None
+    storage: str | None = None
+    n_trials: int | None = None
+    timeout: float | None = None
+    n_jobs: int = 1
+    pack: Any = 1
+    objective: Any = "val/loss"
+    direction: Any = None
+    seeds: int = 1
+    enqueue: list[Any] = field(default_factory=list)
+    defaults_first: bool = True
+    max_failure_rate: float = 0.5
+    max_retries: int = 3
+    retry_failed: bool = False
+    accept_changes: bool = False
+    dry_run: bool = False
+    sampler: Any = None
+    pruner: Any = None
+
+    def __post_init__(self) -> None:
+        self.objective = _texts("objective", self.objective)
+        for name in self.objective:
+            _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose of: {', '.join(OBJECTIVES)}")
+        _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
+        if self.direction is None:
+            self.direction = [direction_of(name) for name in self.objective]
+        self.direction = _texts("direction", self.direction)
+        _require(self.seeds <= _MOST_SEEDS, "seeds", f"must be <= {_MOST_SEEDS}, got {self.seeds}")
+        for name in ("n_trials", "n_jobs", "seeds"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
+        told = f"must be a number >= 1 or auto, got {self.pack!r}"
+        _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", told)
+        _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
+        _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
+        _require(
+            0 <= self.max_failure_rate <= 1, "max_failure_rate", f"must be between 0 and 1, got {self.max_failure_rate}"
+        )
+        for direction in self.direction:
+            _require(direction in DIRECTIONS, "direction", f"'{direction}' is unknown; choose minimize or maximize")
+        _require(
+            len(self.direction) == len(self.objective),
+            "direction",
+            f"names {len(self.direction)} directions for {len(self.objective)} objectives; give one for each",
+        )
+        for item in self.enqueue:
+            _require(isinstance(item, dict) and bool(item), "enqueue", f"must list {{key: value}}, got {item!r}")
+
+    @classmethod
+    def of(cls, node: dict[str, Any]) -> "StudySettings":
+        """Raises ConfigError for a key or a value that does not fit."""
+        try:
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"hydra.sweeper.{getattr(error, 'full_key', None) or ''}", one_line(error)) from error
+        assert isinstance(settings, cls)
+        return settings
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be stopped early: Optuna's pruners know one objective only, and it has to be a curve."""
+        return len(self.objective) == 1 and self.objective[0].startswith(("val/", "train/"))
+
+    @property
+    def starves_its_sampler(self) -> bool:
+        """Whether the pruner leaves few trials to a sampler that learns from complete ones alone."""
+        target = self.sampler["_target_"]
+        considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
+        return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers
+
+    def total(self, n_configurations: float, is_grid: bool) -> int:
+        """How many trials the study is to have; a space of which no configuration is tried twice may have fewer."""
+        wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
+        return int(min(wanted, n_configurations))
+
+
+def settings_of(config: DictConfig) -> StudySettings:
+    """The settings under `hydra.sweeper` of a composed config. Raises ConfigError."""
+    resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    assert isinstance(resolved, dict)
+    node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    for name in ("sampler", "pruner"):
+        told = f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
+        _require(isinstance(node.get(name) or {}, dict), name, told)
+    overrides = list(config.hydra.overrides.hydra)
+    sampler = sampler_node(node["sampler"] or {}, overrides)
+    pruner = dict(node["pruner"] or {})
+    is_named = any(o.lstrip("+").startswith("hydra.sweeper.pruner.") for o in overrides)
+    if pruner.pop("by_sampler", False) and sampler["_target_"] in _COMPLETE_ONLY and not is_named:
+        pruner = {"_target_": NO_PRUNER}
+    if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
+        sampler = {"consider_pruned_trials": True, **sampler}
+    return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def implied_monitor(objective: Any) -> str | None:
+    """Return what trials monitor where `trainer.monitor` is not set: the first objective, if it is a curve.
+
+    None where that is the validation loss, which they follow anyway. objective: as the config has it.
+    """
+    first = objective if isinstance(objective, str) else objective[0]
+    return first if first in CURVES and first != "val/loss" else None
+
+
+def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The sampler's node without what hydra-optuna-sweeper's own config defaults to, so that Optuna's defaults hold.
+
+    Its TPE, for example, says multivariate: false. What `overrides`, of Hydra's keys, name is kept.
+    """
+    named = {o.lstrip("+").partition("=")[0].removeprefix(_SAMPLER) for o in overrides if _SAMPLER in o}
+    defaults: dict[str, Any] = {}
+    for config in vars(hydra_optuna_sweeper).values():
+        if dataclasses.is_dataclass(config) and getattr(config, "_target_", None) == node.get("_target_"):
+            defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    kept = {key: value for key, value in node.items() if key in named or value != defaults.get(key, _UNKNOWN)}
+    return {"_target_": node.get("_target_"), **kept}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    _require(bool(texts) and all(isinstance(t, str) for t in texts), name, f"must be a name or a list, got {value!r}")
+    return texts
+
+
+def _require(holds: bool, name: str, problem: str) -> None:
+    if not holds:
+        raise ConfigError(f"hydra.sweeper.{name}", problem)

@@ -1,0 +1,362 @@
+"""What a study searches: options of config groups, and ranges of values that may depend on those options.
+
+A parameter's name in Optuna is its config key. Where its range depends on sampled groups, their options stand behind
+it, as in `scheduler.max_lr[sgd]`, so that a sampler does not take two meanings for one.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.types import Glob, Override
+from omegaconf import DictConfig, Node, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from sweep.config.composition import config_error
+from sweep.config.schema import Config, validate
+from sweep.search.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
+from sweep.search.composer import Composer, Starts
+from sweep.search.conditions import NoCondition, holds
+from sweep.search.ranges import (
+    alike,
+    contains,
+    distribution_of,
+    first_of,
+    grid_of,
+    in_words,
+    n_values,
+    on_step,
+    options_of,
+    parse_override,
+)
+from sweep.search.settings import implied_monitor
+from sweep.trial.prepare import BATCH_SIZE
+from sweep.utils.errors import ConfigError, one_line
+
+_MOST_DRAWS = 1000
+_LONGEST_SHOWN = 100  # characters of a condition
+_NOT_A_TRIALS = re.compile(
+    r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
+)
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+class Configuration(NamedTuple):
+    """One point of the space. groups: option by group; values: by config key; params: both, by Optuna's names."""
+
+    groups: dict[str, str]
+    values: dict[str, Any]
+    params: dict[str, Any]
+
+
+Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> value
+
+
+@dataclass
+class Space:
+    """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own;
+    under options that do not have the key there is no such parameter, unless the command line adds it with `+`.
+
+    fixed: keys that the command line sets, which leave the space. splits: sizes of training splits, to which the batch
+    sizes are cut.
+    """
+
+    composer: Composer
+    groups: dict[str, CategoricalDistribution]
+    swept: dict[str, BaseDistribution]
+    fixed: frozenset[str]
+    splits: TrainingSplits = field(default_factory=TrainingSplits)
+
+    def __post_init__(self) -> None:
+        self._cuts: dict[str, None] = {}
+        self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
+        self._declared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
+        self._depends: dict[str, list[str]] = {}
+        self._combinations: list[dict[str, str]] = []
+        self._of_options: dict[tuple[str, ...], Config] = {}
+
+    def ranges(self, groups: Mapping[str, str]) -> dict[str, tuple[str, BaseDistribution]]:
+        """Name and distribution of each searched key under those options. Raises ConfigError for what is no range."""
+        chosen = tuple(groups.values())
+        if chosen not in self._named:
+            found = self._found(groups)
+            self.combinations()
+            self._named[chosen] = {
+                key: (_name(key, [groups[g] for g in self._depends.get(key, self.groups)]), distribution)
+                for key, distribution in found.items()
+            }
+        return self._named[chosen]
+
+    def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
+        """The distribution of each parameter, by Optuna's names."""
+        return {**self.groups, **dict(self.ranges(configuration.groups).values())}
+
+    def configuration(self, suggest: Suggest) -> Configuration:
+        """Asks for the options first, and then for what is searched under them."""
+        groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
+        named = self.ranges(groups)
+        values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
+        return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
+
+    def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
+        """A configuration that meets the conditions of `where`; `again` is called before each further attempt."""
+        broken = None
+        for _ in range(_MOST_DRAWS):
+            configuration = self.configuration(suggest)
+            broken = self.broken_condition(configuration)
+            if broken is None:
+                return configuration
+            again()
+        if broken == BATCH_SIZE:
+            raise ConfigError(BATCH_SIZE, f"no configuration of {_MOST_DRAWS} has enough samples to train on; lower it")
+        raise ConfigError(f"where.{broken}", f"no configuration of {_MOST_DRAWS} met it; change it, or the ranges")
+
+    def compose(self, configuration: Configuration) -> DictConfig:
+        return self.composer.compose(configuration.groups, configuration.values)
+
+    def of_options(self, groups: Mapping[str, str]) -> Config:
+        """The config with those options and no searched value set, checked. Raises ConfigError."""
+        chosen = tuple(groups.values())
+        if chosen not in self._of_options:
+            self._of_options[chosen] = validate(self.composer.compose(groups, {}))
+        return self._of_options[chosen]
+
+    def broken_condition(self, configuration: Configuration) -> str | None:
+        """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none.
+
+        Where the training split's size is searched too, `trainer.batch_size` names the condition that a batch fits.
+        """
+        if BATCH_SIZE in configuration.values and any(map(depends_on, configuration.values)):
+            config = self.composer.validated(configuration.groups, configuration.values)
+            if config.trainer.batch_size > self.splits.size(config):
+                return BATCH_SIZE
+        if not self.composer.base(configuration.groups).config.where:
+            return None
+        config = self.composer.readable(configuration.groups, configuration.values)
+        for name, condition in config["where"].items():
+            if condition is None:
+                continue
+            try:
+                if not holds(str(condition), config):
+                    return str(name)
+            except NoCondition as error:
+                told = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
+                raise ConfigError(f"where.{name}", f"cannot judge '{told}': {error}") from error
+        return None
+
+    def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:
+        """What the composed config has for each searched parameter, by Optuna's names, where that is in its range."""
+        config = self.composer.base(groups).config
+        found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
+        for key, (name, distribution) in self.ranges(groups).items():
+            if not self.composer.base(groups).has(key):
+                continue
+            value = OmegaConf.select(config, key)
+            if key == BATCH_SIZE and isinstance(value, int) and value > self._n_train(groups):
+                value = largest(distribution, self._n_train(groups))
+            value = self.as_sampled(groups, key, distribution, value)
+            if contains(distribution, value):
+                found[name] = on_step(distribution, value)
+        return found
+
+    def as_sampled(self, groups: Mapping[str, str], key: str, distribution: BaseDistribution, value: Any) -> Any:
+        """The choice that stands for a value of the config: lists and null, for example, are sampled as texts."""
+        if not isinstance(distribution, CategoricalDistribution):
+            return value
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for choice in distribution.choices:
+            meant = self.composer.plain(key, choice)
+            if "${" in str(choice):
+                config = self.composer.readable(groups, {key: choice})
+                meant = OmegaConf.select(OmegaConf.create(dict(config)), key)
+            if alike(meant, value):
+                return choice
+        return value
+
+    def everything(self) -> Iterator[Configuration]:
+        """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
+        for groups in self.every_choice():
+            named = self.ranges(groups)
+            grids = [grid_of(key, distribution) for key, (_, distribution) in named.items()]
+            for point in itertools.product(*grids):
+                params = dict(zip((name for name, _ in named.values()), point, strict=True))
+                configuration = Configuration(groups, dict(zip(named, point, strict=True)), {**groups, **params})
+                if self.broken_condition(configuration) is None:
+                    yield configuration
+
+    def size(self) -> float:
+        """How many configurations there are, conditions aside; infinite where a range is continuous."""
+        if math.inf in map(n_values, self.named_ranges().values()):  # told without composing every choice of options
+            return math.inf
+        return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
+
+    def every_choice(self) -> Iterator[dict[str, str]]:
+        """Each combination of options of the sampled groups."""
+        for options in itertools.product(*(d.choices for d in self.groups.values())):
+            yield dict(zip(self.groups, map(str, options), strict=True))
+
+    def first_groups(self) -> dict[str, str]:
+        """The first option of each sampled group."""
+        return {name: str(distribution.choices[0]) for name, distribution in self.groups.items()}
+
+    def each_group_alone(self) -> list[dict[str, str]]:
+        """The first options, and every other option of one group beside the first of the others."""
+        first = self.first_groups()
+        others = [first | {name: str(o)} for name, d in self.groups.items() for o in d.choices[1:]]
+        return [first, *others]
+
+    def combinations(self) -> list[dict[str, str]]:
+        """Choices of options among which every searched key occurs with every range that it can have."""
+        if not self._combinations:
+            self._explore()
+        return self._combinations
+
+    def named_ranges(self) -> dict[str, BaseDistribution]:
+        """Every parameter of the space, by Optuna's names, the groups first."""
+        named: dict[str, BaseDistribution] = dict(self.groups)
+        for groups in self.combinations():
+            named |= dict(self.ranges(groups).values())
+        return named
+
+    def _explore(self) -> None:
+        """Finds the groups that each key's range depends on: around options that have the key, one group is varied."""
+        todo = self.each_group_alone()
+        for pivot in todo:  # which grows meanwhile
+            new = [key for key in self._found(pivot) if key not in self._depends]
+            if not new:
+                continue
+            for key in new:
+                self._depends[key] = []
+            for group, distribution in self.groups.items():
+                variants = [pivot | {group: str(option)} for option in distribution.choices]
+                todo += [groups for groups in variants if groups not in todo]
+                found = [self._found(groups) for groups in variants]
+                for key in new:
+                    if any(one.get(key) != found[0].get(key) for one in found):
+                        self._depends[key].append(group)
+        self._combinations = todo
+        for key, distribution in self.swept.items():
+            if key not in self._depends:  # no option has it: Hydra says so
+                self.composer.refuse_unknown(self.first_groups(), key, first_of(distribution))
+
+    def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
+        """Distribution of each searched key under those options."""
+        chosen = tuple(groups.values())
+        if chosen not in self._declared:
+            self._declared[chosen] = self._read(groups)
+        return self._declared[chosen]
+
+    def _read(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
+        base = self.composer.base(groups)
+        config = base.config
+        try:
+            search = OmegaConf.to_container(config.search, resolve=True)
+        except Exception as error:
+            raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
+        assert isinstance(search, dict)
+        found = {}
+        for key, text in (search | base.searched).items():
+            if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
+                found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
+        prefixes = self.composer.prefixes
+        found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
+        if BATCH_SIZE in found and not any(map(depends_on, found)):
+            self._cut_batch_size(found, groups)
+        return found
+
+    def _cut_batch_size(self, found: dict[str, BaseDistribution], groups: Mapping[str, str]) -> None:
+        """Takes out of `found` the batches that the training split cannot fill. Raises ConfigError if none is left of
+        those that the command line gives."""
+        whole, n_train = found[BATCH_SIZE], self._n_train(groups)
+        left = cut(whole, n_train)
+        if left == whole:
+            return
+        if left is not None:
+            found[BATCH_SIZE] = left
+        elif BATCH_SIZE in self.swept:
+            raise ConfigError(
+                BATCH_SIZE,
+                f"searches {in_words(whole)}, but there are {n_train} samples to train on; give smaller ones",
+            )
+        else:
+            del found[BATCH_SIZE]
+        self._cuts[cut_in_words(whole, left, n_train)] = None
+
+    def _n_train(self, groups: Mapping[str, str]) -> int:
+        return self.splits.size(self.of_options(groups))
+
+    def cuts(self) -> list[str]:
+        """Say in a line each what the data make impossible."""
+        for groups in self.combinations():
+            keys = self.ranges(groups)
+            if BATCH_SIZE in keys and any(map(depends_on, keys)):
+                self._cuts[f"{BATCH_SIZE}: a batch larger than the training split of its own trial is not tried"] = None
+        return [*self._cuts]
+
+    def _is_fixed(self, key: str, config: DictConfig) -> bool:
+        """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
+        if key in self.fixed:
+            return True
+        node: Any = config
+        for part in key.split("."):
+            node = node._get_node(part) if isinstance(node, DictConfig) and isinstance(node._value(), dict) else None
+        text = node._value() if isinstance(node, Node) else None  # not resolved
+        reference = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
+        return reference is not None and reference[1] in self.fixed
+
+
+def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The sweeps among the overrides, and the others as they were given. Raises ConfigError."""
+    parsed = [parse_override(argument, argument.partition("=")[0]) for argument in arguments]
+    sweeps = [o for o in parsed if o.is_sweep_override()]
+    return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+
+
+def make_space(
+    loader: Any,
+    master: DictConfig,
+    arguments: Sequence[str],
+    starts: Starts | None = None,
+    splits: TrainingSplits | None = None,
+) -> Space:
+    """The space of `arguments`, the overrides of the command line. Raises ConfigError.
+
+    starts: learning rates to search around, where `bounds=auto` has found them; that is the study's business, and no
+    trial's. splits: those whose sizes are known already.
+    """
+    sweeps, plain = read_command_line(arguments)
+    plain = [o for o in plain if not o.lstrip("+").startswith("bounds=")]
+    groups: dict[str, CategoricalDistribution] = {}
+    swept: dict[str, BaseDistribution] = {}
+    prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
+    for override in sweeps:
+        key = override.key_or_group
+        if override.package is not None:
+            raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave that out")
+        if override.is_value_path:
+            raise ConfigError(key, "cannot be searched alone; search the whole list, as in key=[1,2],[3,4]")
+        if _NOT_A_TRIALS.match(key):
+            raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
+        options = loader.get_group_options(key)
+        value = override.value()
+        if isinstance(value, Glob):
+            if not options:
+                raise ConfigError(key, "has no options for a glob; list its values")
+            if not (matching := value.filter(options)):
+                raise ConfigError(key, f"has no option that matches; choose of: {', '.join(options)}")
+            groups[key] = CategoricalDistribution(matching)
+        elif options:
+            groups[key] = options_of(key, distribution_of(key, override))
+        else:
+            swept[key] = distribution_of(key, override)
+    fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
+    monitor = implied_monitor(OmegaConf.select(master, "hydra.sweeper.objective", default="val/loss"))
+    composer = Composer(loader, master, plain, prefixes, starts or {}, monitor)
+    return Space(composer, groups, swept, fixed, splits or TrainingSplits())
+
+
+def _name(key: str, options: Sequence[str]) -> str:
+    return f"{key}[{','.join(options)}]" if options else key

@@ -1,0 +1,145 @@
+"""Where a study is kept: a file in its folder, or what `hydra.sweeper.storage` names."""
+
+import fcntl
+import importlib
+import os
+import socket
+import sqlite3
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalRedisBackend
+
+from sweep.storage.journal_file import JournalFile, flocked
+from sweep.storage.lock import ServerLock
+from sweep.storage.url import KEY, PATIENCE_S, connect_args, database_url, kind, told_in_one_line
+from sweep.tracking.folders import StudyFolder
+from sweep.utils.errors import ConfigError
+from sweep.utils.passwords import without_password
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+
+def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
+    """The storage at `url`, by default the file in the study's folder, made where there is none yet.
+
+    Raises ConfigError, without passwords, where it cannot be used; a server has 10 s to answer.
+    """
+    where = str(folder.storage) if url is None else url
+    with told_in_one_line(url):
+        if url is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        match kind(url):
+            case None:
+                return _journal(Path(where).absolute())
+            case "redis" | "rediss":
+                return _redis(where)
+            case "grpc":
+                return _grpc(where)
+            case _:
+                return _database(database_url(where))
+
+
+def open_to_read(url: str) -> BaseStorage:
+    """Open the storage at `url` without writing to it: it makes no file, no table and no row.
+
+    Raises ConfigError as `open_storage` does, and where there is no storage of Optuna's.
+    """
+    with told_in_one_line(url):
+        match kind(url):
+            case None:
+                return JournalStorage(JournalFile(Path(url).absolute(), read_only=True))
+            case "redis" | "rediss":
+                return _redis(url)
+            case "grpc":
+                return _grpc(url)
+            case _:
+                return _database_to_read(database_url(url))
+
+
+def _journal(path: Path) -> BaseStorage:
+    if path.suffix in (".db", ".sqlite", ".sqlite3"):
+        raise ConfigError(KEY, f"'{path}' would become a journal; for SQLite write sqlite:///{path}")
+    return JournalStorage(JournalFile(path))
+
+
+def _redis(url: str) -> BaseStorage:
+    redis = importlib.import_module("redis")
+    limits = {"socket_connect_timeout": PATIENCE_S, "socket_timeout": PATIENCE_S}
+    with closing(redis.Redis.from_url(url, **limits)) as client:
+        client.ping()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return JournalStorage(JournalRedisBackend(url))
+
+
+def _grpc(url: str) -> BaseStorage:
+    host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
+    if not (host and port.isdigit()):
+        raise ConfigError(KEY, f"'{url}' names no server; write grpc://host:port")
+    socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()  # fails in fewer words than gRPC
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = GrpcStorageProxy(host=host, port=int(port))
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(storage.get_all_studies).result(PATIENCE_S)
+        except BaseException:
+            storage.close()  # ends the call, which knows no deadline
+            raise
+    return storage
+
+
+def _database(url: "sqlalchemy.URL") -> BaseStorage:
+    import sqlalchemy
+
+    is_file = url.get_backend_name() == "sqlite"
+    options: dict[str, Any] = {"connect_args": connect_args(url)}
+    if not is_file:
+        options["pool_pre_ping"] = True  # the server may restart meanwhile
+    if url.get_driver_name() in ("pymysql", "mysqldb"):  # they wait for the server's greeting without end
+        limits = {**options["connect_args"], "read_timeout": PATIENCE_S}
+        sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=limits).connect().close()
+    with _creation_lock(url):
+        storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
+        if is_file:
+            with storage.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # who reads does not hold up who writes
+    return get_storage(storage)  # reads finished trials once
+
+
+def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
+    import sqlalchemy
+
+    options: dict[str, Any] = {"connect_args": connect_args(url)}
+    if url.get_backend_name() == "sqlite":
+        uri = f"file:{quote(str(url.database))}?mode=ro"
+        options = {"creator": partial(sqlite3.connect, uri, uri=True, timeout=60, check_same_thread=False)}
+    elif url.get_backend_name() == "postgresql":
+        options["execution_options"] = {"postgresql_readonly": True}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **options)
+    with engine.connect() as connection:
+        there = sqlalchemy.inspect(connection).get_table_names()
+        for table in ("version_info", "alembic_version"):  # Optuna would add the row that it misses in them
+            if table not in there or connection.execute(sqlalchemy.text(f"SELECT 1 FROM {table}")).first() is None:
+                raise ConfigError(
+                    KEY, f"'{without_password(str(url))}' is no storage of Optuna's; name that of the study"
+                )
+    return get_storage(
+        RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options, skip_table_creation=True)
+    )
+
+
+def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
+    """Of two processes that create the tables of a database at once, one would fail."""
+    if url.get_backend_name() == "sqlite":
+        return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+    return ServerLock(url, "sweep: creation of tables", keep=False)

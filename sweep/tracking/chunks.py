@@ -1,0 +1,152 @@
+"""A journal as MLflow is told of it, in portions, and how much of it a store has. Imports no MLflow."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder, write_atomic
+
+_MAX_VALUES = 1000  # metric values in a portion, but for its last record
+_MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
+_MAX_TAG_LENGTH = 8000
+_STATE = ("run_id", "offset", "attempted")  # of a trial's run in a store
+
+_FOLDERS = {"experiment": ".yaml", "plots": ".png"}  # and the kind of the files in them
+_ARTIFACTS = (
+    *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "curves.png", "uncommitted.diff"),
+    *("optimization_results.yaml", "best.yaml", "report.html", *_FOLDERS),
+)
+
+Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
+
+
+class Sent:
+    """What `mlflow.json` says of a trial's run in one store.
+
+    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
+    a run though `run_id` is None.
+    """
+
+    def __init__(self, folder: RunFolder, store: str) -> None:
+        self._path, self._store = folder.mirror_state, store
+        self._stores, is_damaged = _stores(self._path)
+        known = self._stores.get(store, {})
+        self.run_id: str | None = known.get("run_id")
+        self.offset: int = known.get("offset", 0) if self.run_id else 0
+        self.attempted: bool = known.get("attempted", is_damaged)
+
+    def save(self, durable: bool = True) -> None:
+        state = {"run_id": self.run_id, "offset": self.offset, "attempted": self.attempted}
+        self._stores[self._store] = {**state, "check": _check(state)}
+        write_atomic(self._path, json.dumps(self._stores), durable)
+
+
+def _stores(path: Path) -> tuple[dict[str, Any], bool]:
+    """What the file says of each store, and whether some of it is damaged: then a store may have what it does not say.
+
+    Damaged states are left out; the stores are asked instead.
+    """
+    try:
+        stores = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, False
+    except (OSError, ValueError, RecursionError):
+        stores = None
+    if not isinstance(stores, dict):
+        return {}, True
+    whole = {store: known for store, known in stores.items() if _is_whole(known)}
+    return whole, len(whole) < len(stores)
+
+
+def _is_whole(state: Any) -> bool:
+    """Earlier versions wrote no `check`, and the first of them no `attempted`."""
+    if not isinstance(state, dict) or not {"run_id", "offset"} <= set(state) <= {*_STATE, "check"}:
+        return False
+    return "check" not in state or state["check"] == _check({key: state.get(key) for key in _STATE})
+
+
+def _check(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode())
+
+
+def most_sent(folder: RunFolder) -> int:
+    """The most bytes of the trial's journal that any store has got."""
+    return max((state["offset"] for state in _stores(folder.mirror_state)[0].values()), default=0)
+
+
+def forget_offsets(folder: RunFolder) -> None:
+    """Has all of the journal, which was begun anew, sent again to the runs that stores have of it."""
+    for store in _stores(folder.mirror_state)[0]:
+        sent = Sent(folder, store)
+        sent.offset, sent.attempted = 0, True
+        sent.save()
+
+
+class Portion:
+    """Consecutive records of a journal.
+
+    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
+    earlier one. points: without those that are not finite, which break MLflow's run page.
+    """
+
+    def __init__(self, records: list[journal.Record]) -> None:
+        starts = [record for record in records if record["kind"] == "start"]
+        self.start = starts[0] if starts else None
+        self.end = records[-1] if records[-1]["kind"] == "end" else None
+        params = starts[0]["params"] if starts else {}
+        self.params = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+        tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
+        self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}
+        self.points: list[Point] = [*chain.from_iterable(column for record in records for column in _points(record))]
+
+
+def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Portion, int]]:
+    """Records in portions that MLflow takes in one batch or little more, each with the offset behind it."""
+    portion: list[journal.Record] = []
+    n_values = 0
+    for record, offset in records:
+        portion.append(record)
+        n_values += len(record.get("steps", ())) * len(record.get("values", ()))
+        if n_values >= _MAX_VALUES:
+            yield Portion(portion), offset
+            portion, n_values = [], 0
+    if portion:
+        yield Portion(portion), offset
+
+
+def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
+    """Names of files and folders in the trial's folder; records of before 0.2 do not name them.
+
+    Only names that we write ourselves: the record may be somebody else's.
+    """
+    usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
+    named = end.get("artifacts", [path.name for path in usual])
+    return [name for name in named if name in _ARTIFACTS] if isinstance(named, list) else []
+
+
+def artifact_files(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
+    """The files that the record names, where they exist, each with the folder that it stands in below the trial's.
+
+    A link is not followed: it could lead to any file of the user's.
+    """
+    for name in artifact_names(folder, end):
+        path = folder.path / name
+        if path.is_symlink():
+            continue
+        if path.is_file():
+            yield path, None
+        elif path.is_dir() and (kind := _FOLDERS.get(name)):
+            for inner in sorted(path.glob(f"*{kind}")):
+                if inner.is_file() and not inner.is_symlink():
+                    yield inner, name
+
+
+def _points(record: journal.Record) -> Iterator[list[Point]]:
+    time, steps = record["time"], record.get("steps", ())
+    for key, column in record.get("values", {}).items():
+        yield [(key, value, time, step) for step, value in zip(steps, column, strict=True) if isfinite(value)]

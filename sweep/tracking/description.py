@@ -1,0 +1,81 @@
+"""How a trial presents itself: its name, params, tags and data set, as a tracking store shows them."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from sweep.config.schema import COMPONENTS, Config
+from sweep.data import Samples
+from sweep.data.split import Splits
+
+_SPLIT_PARAMS = ("seed", "val", "test", "normalize", "max_samples")
+_TRAINER_PARAMS = (
+    "epochs",
+    "batch_size",
+    "loss",
+    "precision",
+    "clip_norm",
+    "monitor",
+    "patience",
+    "min_delta",
+    "compile",
+    "seed",
+)
+
+
+def group_choices(config: Config) -> dict[str, str]:
+    """The option of each group; where the command line sets another target than the option's, or the config was not
+    composed, the last word of the target."""
+    own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
+    retargeted = [key for key in COMPONENTS if any(_sets(f"{key}._target_", o) for o in config.overrides or ())]
+    return own | {key: option for key, option in config.choices.items() if key not in retargeted}
+
+
+def run_name(config: Config) -> str:
+    """Such as adam-cyclic-mlp-noisy_sine-s0."""
+    choices = group_choices(config)
+    return "-".join([*(choices[key] for key in ("optimizer", "scheduler", "model", "data")), f"s{config.seed}"])
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What tells trials apart, by config key; what is not set is left out."""
+    params: dict[str, Any] = {"seed": config.seed}
+    params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
+    params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    for key in COMPONENTS:
+        params |= dict(_leaves(key, getattr(config, key)))
+    if "max_lr" in config.scheduler:  # such a schedule sets the learning rate; the optimizer's own plays no part
+        params.pop("optimizer.lr", None)
+    return {key: value for key, value in params.items() if value is not None}
+
+
+def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
+    """Name, content digest, source and profile, as MLflow's data sets have them."""
+    digest = hashlib.sha256(samples.x.tobytes() + samples.y.tobytes()).hexdigest()[:16]
+    return {
+        "name": samples.name,
+        "digest": digest,
+        "source": {"uri": samples.source or "generated"},
+        "profile": {
+            "task": samples.task,
+            "n_samples": len(samples.x),
+            "n_train": len(splits.train.x),
+            "n_val": len(splits.val.x),
+            "n_test": len(splits.test.x),
+            "in_shape": list(samples.in_shape),
+            "out_features": samples.out_features,
+        },
+    }
+
+
+def _sets(key: str, override: str) -> bool:
+    return override.lstrip("+").partition("=")[0] == key
+
+
+def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, child in node.items():
+        if name != "interval":
+            yield from _leaves(f"{key}.{name}", child)

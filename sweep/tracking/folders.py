@@ -1,0 +1,197 @@
+"""A trial's folder: the one place that knows the names of its files."""
+
+import fcntl
+import math
+import os
+import pickle
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweep.utils.fsync import fsync
+from sweep.utils.private import private
+
+
+class Busy(Exception):
+    """Another process holds the lock."""
+
+
+class RunFolder:
+    """Paths of everything in one trial's folder. The folder itself is made by `create`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"  # composed and resolved
+        self.overrides = self.path / "overrides.yaml"  # as given on the command line
+        self.journal = self.path / "journal.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"  # to resume from
+        self.best = self.path / "best.pt"  # weights of the best epoch
+        self.curves = self.path / "curves.png"
+        self.diff = self.path / "uncommitted.diff"
+        self.error = self.path / "error.txt"  # the traceback of a trial that failed
+        self.mirror_state = self.path / "mlflow.json"
+        self.log = self.path / "run.log"  # Hydra's, of a run that is a job of its own
+        self.lock_file = self.path / ".lock"
+        self._mirror_lock = self.path / ".mirror.lock"
+
+    @property
+    def written(self) -> list[Path]:
+        """Every file that a run writes, but for locks, whose content does not matter."""
+        files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
+        return [*files, self.error, self.mirror_state, self.log]
+
+    def create(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held while the trial runs, so that a dead trial can be told from a slow one. Raises Busy."""
+        return _locked(self.lock_file, patience_s=1.0)  # `is_running` takes it for a moment
+
+    def mirror_lock(self) -> AbstractContextManager[None]:
+        """Held while the journal is being mirrored, so that nothing is sent twice at once. Raises Busy."""
+        return _locked(self._mirror_lock)
+
+    def is_running(self) -> bool:
+        """Whether some process holds the trial's lock."""
+        return _is_locked(self.lock_file)
+
+
+class StudyFolder:
+    """Paths of everything in one study's folder: `<output_dir>/studies/<name>`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.run = RunFolder(path)  # the parent run's record: its journal, and what its mirror knows
+        self.storage = self.path / "optuna.log"  # the embedded storage
+        self.trials = self.path / "trials"
+        self.workers = self.path / "workers"  # logs of the workers, and the locks they hold while they live
+        self.results = self.path / "optimization_results.yaml"
+        self.best = self.path / "best.yaml"  # which trial it is, and the overrides that compose it
+        self.option = self.path / "experiment" / "best.yaml"  # the same as an option of the group `experiment`
+        self.plots = self.path / "plots"
+        self.report = self.path / "report.html"
+        self._lock = self.path / ".study.lock"
+
+    @property
+    def written(self) -> list[Path]:
+        """Every file and directory that a study writes, but for its storage and its lock."""
+        files = [self.run.config, self.run.journal, self.run.mirror_state, self.results, self.best, self.option]
+        return [*files, self.report, self.plots, self.trials, self.workers]
+
+    def trial(self, number: int, replicate: int | None = None) -> RunFolder:
+        """The folder of a trial or, where each is trained on several seeds, of one of its replicates, from 0."""
+        folder = self.trials / str(number)
+        return RunFolder(folder if replicate is None else folder / f"seed-{replicate}")
+
+    def set_aside(self, number: int, n_failed: int) -> None:
+        """Rename the folder of a trial whose `n_failed`-th attempt failed, so that it is trained again in a new one."""
+        aside = self.trials / f"{number}.failed-{n_failed}"  # as deep: its record names other folders relatively
+        if not aside.exists() and (self.trials / str(number)).exists():
+            os.rename(self.trials / str(number), aside)
+
+    def runs(self) -> list[RunFolder]:
+        """Every child run that has begun."""
+        begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]
+        return [RunFolder(journal.parent) for journal in begun]
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held for a moment by the one process that hands out trials or begins the study; waits for its turn."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return _locked(self._lock, patience_s=math.inf)
+
+    def worker_lock(self, worker: str) -> AbstractContextManager[None]:
+        """Held by a worker as long as it lives."""
+        self.workers.mkdir(parents=True, exist_ok=True)
+        return _locked(self.workers / f"{worker}.lock", patience_s=1.0)
+
+    def worker_lives(self, worker: str) -> bool | None:
+        """Whether a worker of this machine lives; None where its lock is not to be seen from here."""
+        path = self.workers / f"{worker}.lock"
+        return _is_locked(path) if path.exists() else None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with _locked(path):
+            return False
+    except Busy:
+        return True
+
+
+@contextmanager
+def _locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """An flock, which the kernel releases when the process dies."""
+    deadline = time.monotonic() + patience_s
+    with open(path, "a") as file:
+        if patience_s == math.inf:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        while patience_s < math.inf:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy(str(path)) from None
+                time.sleep(0.02)
+        yield
+
+
+def write_atomic(path: Path, text: str, durable: bool = True, to_be_shown: bool = False) -> None:
+    """Replaces `path`; a reader, or a crash, sees the old text or the new.
+
+    durable: whether that holds for a crash of the machine too, which costs a wait for the disk. to_be_shown: whether
+    others may read it; else it is the owner's alone, whatever it was before.
+    """
+    tmp = path.with_name(path.name + ".tmp")
+    with open(tmp, "w", encoding="utf-8", opener=None if to_be_shown else private) as file:
+        file.write(text)
+        file.flush()
+        if durable:
+            fsync(file.fileno())
+    os.replace(tmp, path)
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Quotes a text that OmegaConf would read as a number, such as 1e-3, which YAML 1.1 takes for a text."""
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads such a number as OmegaConf does."""
+
+
+for _kind in (_Dumper, _Loader):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def to_yaml(plain: Any) -> str:
+    """Lists and dicts as OmegaConf writes them, without making its nodes first (20 ms for a config).
+
+    Part by part, since most parts of the configs of a study are the same.
+    """
+    if isinstance(plain, dict) and plain:
+        return "".join(_part_to_yaml(pickle.dumps({key: part})) for key, part in plain.items())
+    return _to_yaml(plain)
+
+
+@lru_cache(maxsize=256)
+def _part_to_yaml(pickled: bytes) -> str:
+    return _to_yaml(pickle.loads(pickled))
+
+
+def _to_yaml(plain: Any) -> str:
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str) -> Any:
+    """The plain lists and dicts in what `to_yaml` wrote; a text stays as it is, whatever `${...}` it holds."""
+    return yaml.load(text, Loader=_Loader)

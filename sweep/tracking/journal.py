@@ -1,0 +1,312 @@
+"""The journal: a trial's append-only record, one JSON object a line, from which everything else is drawn.
+
+Kinds of lines: `start` (who the trial is; again when it is resumed), `metrics` (columns: ascending `steps`, and as many
+`values` of each metric), `end` (how it ended). `time` is in milliseconds since 1970.
+
+Each line ends with its own number, `line`, and the CRC-32 of all bytes before the key `crc`, so that a flipped bit, a
+lost line and a line that stands twice are found. Journals of before 0.3 have neither, and are still read.
+"""
+
+import bisect
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweep.utils.errors import DamagedJournal
+from sweep.utils.fsync import fsync
+from sweep.utils.private import private
+
+Record = dict[str, Any]
+_TAIL_BYTES = 4096
+_BEFORE_CRC, _BEHIND_CRC = b', "crc": "', b'"}\n'
+_CRC_DIGITS = 8
+
+
+class Curve(NamedTuple):
+    """One metric of a trial. steps: (n,) int64, ascending; values: (n,) float64."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    def tolist(self) -> tuple[list[int], list[float]]:
+        return self.steps.tolist(), self.values.tolist()
+
+
+class Journal:
+    """Appends records; each append survives a crash of this process, and `sync` one of the machine.
+
+    A torn last line, left by a crash, is cut off on opening. Rows that an earlier process already recorded are
+    skipped by `metrics`, so that epochs trained again after a crash stand once. Opening a journal that has a damaged
+    line raises DamagedJournal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._recorded: dict[str, int] = {}  # the last step, per key
+        self._n_lines = end = 0
+        for record, offset in read(path):
+            self._n_lines, end = self._n_lines + 1, offset
+            if record["kind"] == "metrics" and record["steps"]:
+                self._recorded.update(dict.fromkeys(record["values"], int(record["steps"][-1])))
+        self._file = private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        if os.fstat(self._file).st_size > end:
+            os.ftruncate(self._file, end)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Appends one record of the given kind."""
+        self._append({"kind": kind, "time": time.time_ns() // 1_000_000, **fields})
+
+    def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]], **fields: Any) -> None:
+        """Appends the values of each metric at the given steps, ascending. fields: `time`, if it was not now."""
+        n_known = bisect.bisect_right(steps, min(self._recorded.get(key, -1) for key in values))
+        if n_known < len(steps):
+            columns = {key: list(column[n_known:]) for key, column in values.items()}
+            self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
+
+    def sync(self) -> None:
+        fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _append(self, record: Record) -> None:
+        """All of the record or, when the disk is full, nothing."""
+        body = f'{json.dumps(record)[:-1]}, "line": {self._n_lines + 1}'.encode()
+        data = body + _BEFORE_CRC + _crc(body) + _BEHIND_CRC
+        size = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self._n_lines += 1
+
+
+def read(path: Path, offset: int = 0, damage: list[DamagedJournal] | None = None) -> Iterator[tuple[Record, int]]:
+    """Whole records from byte `offset` on, each with the offset behind it. A torn last line ends the reading.
+
+    Raises DamagedJournal at the first damaged line. With `damage`, it is appended there instead, and the records
+    behind the damaged line are read too.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115  # closed below; a missing file is an empty journal
+    except FileNotFoundError:
+        return
+    with file:
+        order = _Order()
+        if offset and (before := _line_before(file, offset)):
+            order.begin_behind(before)
+        file.seek(offset)
+        for line in file:
+            try:
+                record = order.checked(line)
+            except ValueError as error:
+                found = DamagedJournal(path, _n_lines_before(path, offset) + 1, str(error))
+                if damage is None:
+                    raise found from None
+                damage.append(found)
+                record = order.out_of_place
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            if record is not None:
+                yield record, offset
+
+
+class _Order:
+    """Checks lines one after another: each by its checksum, and its number by those before it.
+
+    out_of_place: after an error, the record if it is whole and only lines before it are missing.
+    """
+
+    def __init__(self) -> None:
+        self.out_of_place: Record | None = None
+        self._next: int | None = 1  # None: any
+        self._n_bad = 0  # damaged lines since the last good one; they may have had numbers, or not
+        self._is_numbered = False
+        self._before = b""
+
+    def begin_behind(self, line: bytes) -> None:
+        """Goes on behind a line from the middle of the file."""
+        self._next, self._before = None, line
+        try:
+            number = _parsed(line)[1]
+        except ValueError:
+            return
+        if number is not None:
+            self._next, self._is_numbered = number + 1, True
+
+    def checked(self, line: bytes) -> Record | None:
+        """The record of a line; None for a torn one. Raises ValueError for what is wrong with it."""
+        self.out_of_place = None
+        if not line.endswith(b"\n"):
+            if _is_whole(line[:-1] + b"\n"):
+                raise ValueError("its end is not as it was written")
+            return None
+        try:
+            record, number = _parsed(line)
+            if number is None and self._is_numbered:
+                raise ValueError("it has no checksum, unlike the lines before it")
+            if line == self._before or (number is not None and self._next is not None and number < self._next):
+                raise ValueError("it stands there twice")
+        except ValueError:
+            self._n_bad += 1
+            raise
+        expected, n_bad, self._before, self._n_bad = self._next, self._n_bad, line, 0
+        self._is_numbered = self._is_numbered or number is not None
+        if number is not None:
+            self._next = number + 1
+        elif expected is not None:
+            self._next = expected + 1
+        if number is not None and expected is not None and number > expected + n_bad:
+            self.out_of_place = record
+            raise ValueError("lines before it are missing")
+        return record
+
+
+def _parsed(line: bytes) -> tuple[Record, int | None]:
+    """The record in a finished line, and its number, None where it has none. Raises ValueError."""
+    body, before = line[:-_SUFFIX_BYTES], line[-_SUFFIX_BYTES : -_SUFFIX_BYTES + len(_BEFORE_CRC)]
+    is_signed = before == _BEFORE_CRC
+    if is_signed and line[-_SUFFIX_BYTES:] != _BEFORE_CRC + _crc(body) + _BEHIND_CRC:
+        raise ValueError("its checksum does not fit")
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("it is no record")
+    number = record.pop("line", None)
+    if not is_signed and (number is not None or "crc" in record):
+        raise ValueError("its checksum is missing")
+    record.pop("crc", None)
+    if not is_signed and not _is_record(record):
+        raise ValueError("it is no record")
+    return record, number
+
+
+_FIELDS = {
+    "start": {"time", "uid", "name", "experiment", "output_dir", "store", "params", "tags"},
+    "metrics": {"time", "steps", "values"},
+    "end": {"time", "status"},
+}
+
+
+def _is_record(record: Record) -> bool:
+    """Whether a line without a checksum has what its kind has."""
+    if not record.keys() >= _FIELDS.get(str(record.get("kind")), {""}):
+        return False
+    steps, values = record.get("steps", []), record.get("values", {})
+    return (
+        isinstance(steps, list)
+        and isinstance(values, dict)
+        and all(isinstance(column, list) and len(column) == len(steps) for column in values.values())
+    )
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return _parsed(line)[1] is not None
+    except ValueError:
+        return False
+
+
+def _crc(body: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(body)
+
+
+_SUFFIX_BYTES = len(_BEFORE_CRC) + _CRC_DIGITS + len(_BEHIND_CRC)
+
+
+def _line_before(file: IO[bytes], offset: int) -> bytes:
+    """The line that ends at that byte, or what stands there in its place."""
+    start, data = offset, b""
+    while start and data[:-1].count(b"\n") < 1:
+        block = min(start, _TAIL_BYTES)
+        start = file.seek(start - block)
+        data = file.read(block) + data
+    return data[data[:-1].rfind(b"\n") + 1 :]
+
+
+def _n_lines_before(path: Path, offset: int) -> int:
+    with open(path, "rb") as file:
+        return file.read(offset).count(b"\n")
+
+
+def curves(path: Path) -> dict[str, Curve]:
+    """Every metric in the journal, by name."""
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    for record, _ in read(path):
+        if record["kind"] == "metrics":
+            for key, column in record["values"].items():
+                steps, values = points.setdefault(key, ([], []))
+                steps += record["steps"]
+                values += column
+    return {key: Curve(np.array(steps, np.int64), np.array(values)) for key, (steps, values) in points.items()}
+
+
+def first(path: Path, kind: str) -> Record | None:
+    """The first record of that kind."""
+    return next((record for record, _ in read(path) if record["kind"] == kind), None)
+
+
+def uid(path: Path) -> str | None:
+    """The uid in the first start that can be read; None if there is none."""
+    return next((record.get("uid") for record, _ in read(path, damage=[]) if record["kind"] == "start"), None)
+
+
+def last(path: Path) -> Record | None:
+    """The last whole record, without reading those before it; None if there is none, or it is damaged."""
+    with open(path, "rb") as file:
+        end = _whole_bytes(file)
+        try:
+            return _parsed(_line_before(file, end))[0] if end else None
+        except ValueError:
+            return None
+
+
+def whole_size(path: Path) -> int:
+    """Bytes of the file, without a torn last line; 0 where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return _whole_bytes(file)
+    except FileNotFoundError:
+        return 0
+
+
+def _whole_bytes(file: IO[bytes]) -> int:
+    start = file.seek(0, os.SEEK_END)
+    while start:
+        block = min(start, _TAIL_BYTES)
+        start = file.seek(start - block)
+        if (found := file.read(block).rfind(b"\n")) >= 0:
+            return start + found + 1
+    return 0
+
+
+def status(path: Path) -> str | None:
+    """How the trial's last attempt ended: FINISHED, FAILED or KILLED; None while it runs, or since it died."""
+    last = None
+    for record, _ in read(path):
+        if record["kind"] in ("start", "end"):
+            last = record.get("status")
+    return last
+
+
+def check(path: Path) -> None:
+    """Raises DamagedJournal if a line of the journal is damaged. A torn last line, left by a crash, is not."""
+    for _ in read(path):
+        pass

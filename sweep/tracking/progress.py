@@ -1,0 +1,60 @@
+"""What a person sees while a trial trains: a live line in a terminal, a few log lines elsewhere."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("sweep")
+
+Show = Callable[[int, dict[str, float]], None]  # (epoch, metrics)
+_LOG_LINES = 10  # about so many a run
+_REFRESH_S = 0.5  # drawing costs 3 ms, an epoch may take 10
+
+
+@contextmanager
+def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
+    """Yields what to call after each epoch. `done` epochs came with a checkpoint; `live` is for a terminal."""
+    if live:
+        with _live(epochs, done) as show:
+            yield show
+    else:
+        every = max(1, epochs // _LOG_LINES)
+
+        def show_line(epoch: int, metrics: dict[str, float]) -> None:
+            if epoch % every == 0 or epoch == epochs:
+                log.info("epoch %d/%d  %s", epoch, epochs, _text(metrics))
+
+        yield show_line
+
+
+@contextmanager
+def _live(epochs: int, done: int) -> Iterator[Show]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sweep.utils.console import Console
+
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=epochs, completed=done)
+        next_refresh = 0.0
+
+        def show(epoch: int, metrics: dict[str, float]) -> None:
+            nonlocal next_refresh
+            now = time.monotonic()
+            if now >= next_refresh or epoch == epochs:
+                bar.update(task, completed=epoch, description=_text(metrics), refresh=True)
+                next_refresh = now + _REFRESH_S
+
+        yield show
+
+
+def _text(metrics: dict[str, float]) -> str:
+    return f"train {metrics['train/loss']:.4g}  val {metrics['val/loss']:.4g}  lr {metrics['lr']:.3g}"

@@ -1,0 +1,261 @@
+"""The helper's work on a study: mirrors its own run and those of its trials, which other processes train."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sweep.tracking import journal
+from sweep.tracking.folders import Busy, RunFolder, StudyFolder
+from sweep.utils.errors import Damaged, one_line
+
+if TYPE_CHECKING:
+    from sweep.tracking.mlflow_client import Mirror
+
+PUSH_EVERY_S = 1.0
+RETRY_EVERY_S = 5.0
+_PUSH_UNFINISHED_EVERY_S = 5.0  # trials; one that ends sooner is sent in one go, for half the price
+_RETRY_AT_LEAST_EVERY_S = 60.0
+_N_AT_ONCE = 100  # runs in a transaction, which other writers of a SQLite store wait for: 0.5 to 1 s
+_PATIENCE_S = 10.0  # with other processes that send the last of a study
+_SETTLING_NS = 2_000_000_000  # a folder's time of modification may stand still for less
+_BUSY = "another process is sending it"
+
+
+class Damage(str):
+    """A problem in one line: a record is damaged, which waiting does not mend."""
+
+    __slots__ = ()
+
+
+def attempt(action: Callable[[], Any], known: str | None = None) -> str | None:
+    """What went wrong, in one line; the log has the rest. Whatever it is, a mirror must not fail a trial.
+
+    known: a problem that the log has already.
+    """
+    try:
+        action()
+    except Busy:
+        return _BUSY
+    except Damaged as error:
+        return Damage(error)
+    except Exception as error:
+        problem = one_line(error)
+        if problem != known:
+            logging.getLogger(__name__).exception("cannot mirror")
+        return problem
+    return None
+
+
+class _Tracked:
+    """A run of a study, as far as the helper has looked at it.
+
+    size: bytes of its journal. n_sent: bytes when it was last pushed. due: when it may be pushed next. status: how it
+    ended, if it has. problem: why the last push failed. is_complete: all that it had by then is sent.
+    """
+
+    def __init__(self, run: RunFolder, due: float) -> None:
+        self.run = run
+        self.due = due
+        self.size = self.n_sent = 0
+        self.status: str | None = None
+        self.problem: str | None = None
+        self.is_complete = False
+        self._n_read = 0
+        self._retry_s = RETRY_EVERY_S
+
+    def look(self) -> None:
+        """Learns what is new in the journal. A run that has ended is due at once."""
+        try:
+            self.size = self.run.journal.stat().st_size
+        except FileNotFoundError:  # it has yet to begin, or was deleted
+            self.size = 0
+        before = self.status
+        if self.size > self._n_read:
+            attempt(self._read, known=self.problem)  # pushing it says what is wrong
+        if self.status is not None and before is None and self.problem is None:
+            self.due = 0.0
+
+    def _read(self) -> None:
+        record = journal.last(self.run.journal)  # metrics come after a start, and nothing after an end but a start
+        self._n_read = self.size
+        self.status = record["status"] if record is not None and record["kind"] == "end" else None
+
+    def has_news(self) -> bool:
+        return self.size not in (0, self.n_sent)
+
+    def is_settled(self) -> bool:
+        """Whether it is finished, and all of it is sent."""
+        return self.is_complete and self.status == "FINISHED"
+
+    def may_be_whole(self) -> bool:
+        """Whether it has ended, and no push of it was tried yet."""
+        return self.status is not None and self.n_sent == 0 and self.problem is None
+
+    def was_sent(self) -> None:
+        self.n_sent, self.is_complete, self.problem = self.size, True, None
+
+    def push(self, mirror: Callable[[], "Mirror"], last: bool = False) -> str | None:
+        """Sends what is new; what went wrong, in one line. last: marks a run whose process died without an end."""
+        size = self.size
+
+        def send() -> None:
+            self.is_complete = mirror().has_all(self.run) or mirror().push(self.run)
+            if last and (self.status is None or not self.is_complete):
+                mirror().abandon(self.run)
+            self.n_sent = size
+
+        problem = attempt(send, known=self.problem)
+        now = time.monotonic()
+        if problem is None:
+            self.due, self._retry_s = now + _PUSH_UNFINISHED_EVERY_S, RETRY_EVERY_S
+        elif problem == _BUSY:
+            self.due = now + PUSH_EVERY_S
+        else:
+            self.due, self._retry_s = now + self._retry_s, min(2 * self._retry_s, _RETRY_AT_LEAST_EVERY_S)
+        self.problem = problem
+        return problem
+
+
+class StudyMirror:
+    """Mirrors a study's own run and those of its trials, which other processes train."""
+
+    def __init__(self, folder: StudyFolder, mirror: Callable[[], "Mirror"]) -> None:
+        self._folder, self._mirror = folder, mirror
+        self._own = _Tracked(folder.run, due=0.0)
+        self._trials: dict[str, _Tracked] = {}  # by folder, like the next two
+        self._settled: set[str] = set()  # runs that need not be looked at again
+        self._listed: dict[str, int] = {}  # times of modification of trials whose runs have all begun
+        self._down: str | None = None  # why the store did not answer
+        self._next_try = 0.0
+        self._n_lost = 0  # the store's runs, when all runs were last looked at anew
+
+    def push_news(self, is_called: Callable[[], bool]) -> None:
+        """Sends what is new, until all is sent, the store is down, or the helper is called away."""
+        now = time.monotonic()
+        if now < self._next_try or (self._down and self._is_down()):
+            return
+        self._look_anew_if_lost()
+        for run in self._begun():
+            self._trials.setdefault(str(run.path), _Tracked(run, due=now + _PUSH_UNFINISHED_EVERY_S))
+        for tracked in self._trials.values():
+            tracked.look()
+        self._send_whole(list(self._trials.values()), lambda n_left: None, is_called)
+        failed_last = sorted(self._trials.items(), key=lambda item: item[1].problem is not None)
+        for path, tracked in (("", self._own), *failed_last):
+            if is_called():
+                return
+            if tracked is self._own:
+                tracked.look()
+            if tracked.has_news() and tracked.due <= now:
+                problem = tracked.push(self._mirror)
+                if problem not in (None, _BUSY) and self._is_down():
+                    return
+            if path and tracked.is_settled():
+                self._settled.add(path)
+                del self._trials[path]
+
+    def finish(self, progress: Callable[[int], None]) -> str | None:
+        """Sends all that is left, the study's own run last; what is in the way, in one line."""
+        self._down = None
+        problem = self._finish(progress)
+        return self._finish(progress) if self._look_anew_if_lost() else problem
+
+    def _look_anew_if_lost(self) -> bool:
+        """Takes no run for sent any more if the store has lost some, as after `mlflow gc`. Whether it has."""
+        before = self._n_lost
+        attempt(self._count_lost)
+        if self._n_lost == before:
+            return False
+        self._own = _Tracked(self._folder.run, due=0.0)
+        for known in (self._trials, self._settled, self._listed):
+            known.clear()
+        return True
+
+    def _count_lost(self) -> None:
+        self._n_lost = self._mirror().n_lost
+
+    def _finish(self, progress: Callable[[int], None]) -> str | None:
+        begun = {str(run.path): run for run in self._folder.runs()}
+        trials = [
+            self._trials.get(path, _Tracked(run, 0.0)) for path, run in begun.items() if path not in self._settled
+        ]
+        for tracked in trials:
+            tracked.look()
+        self._send_whole(trials, progress, lambda: False)
+        problems = self._send_all(trials, progress)
+        if not self._down:
+            problems += self._send_all([self._own], lambda n_left: None)
+        if not problems:
+            return None
+        problems.sort(key=lambda problem: not isinstance(problem, Damage))
+        if self._down or len(problems) == 1:
+            return problems[0]
+        return type(problems[0])(f"{len(problems)} of its runs: {problems[0]}")
+
+    def _send_whole(
+        self, tracked: Sequence[_Tracked], progress: Callable[[int], None], is_called: Callable[[], bool]
+    ) -> None:
+        """Sends those that have ended many at a time; those that cannot be sent so are left for the usual way."""
+        whole = [one for one in tracked if one.may_be_whole()]
+        for i in range(0, len(whole), _N_AT_ONCE):
+            if is_called():
+                return
+            progress(len(tracked) - i)
+            runs = {one.run: one for one in whole[i : i + _N_AT_ONCE]}
+            sent: set[RunFolder] = set()
+            attempt(lambda runs=runs, sent=sent: sent.update(self._mirror().push_whole([*runs])))
+            for run in sent:
+                runs[run].was_sent()
+
+    def _send_all(self, left: Sequence[_Tracked], progress: Callable[[int], None]) -> list[str]:
+        """Pushes each to its end, waiting for other processes that send; the problem of each that cannot be sent."""
+        problems: list[str] = []
+        next_progress, patience_ends = 0.0, time.monotonic() + _PATIENCE_S
+        while left:
+            busy: list[_Tracked] = []
+            for i, tracked in enumerate(left):
+                now = time.monotonic()
+                if now >= next_progress:
+                    progress(len(left) - i + len(busy))
+                    next_progress = now + 1.0
+                tracked.look()
+                if tracked.status is not None and tracked.is_complete and not tracked.has_news():
+                    continue
+                problem = tracked.push(self._mirror, last=True) if tracked.size else None
+                if problem == _BUSY:
+                    busy.append(tracked)
+                    continue
+                patience_ends = time.monotonic() + _PATIENCE_S
+                if problem is not None:
+                    problems.append(problem)
+                    if self._is_down():
+                        return problems
+            if busy and time.monotonic() >= patience_ends:
+                return problems + [_BUSY] * len(busy)
+            if busy:
+                time.sleep(0.1)
+            left = busy
+        return problems
+
+    def _is_down(self) -> bool:
+        """Whether the store does not answer, so that there is no use in trying other runs for a while."""
+        self._down = attempt(lambda: self._mirror().reach(), known=self._down)
+        self._next_try = time.monotonic() + RETRY_EVERY_S if self._down else 0.0
+        return self._down is not None
+
+    def _begun(self) -> Iterator[RunFolder]:
+        """Runs that have begun and are not settled. Of a finished trial, at most its folder is looked at."""
+        try:
+            trials = [entry for entry in os.scandir(self._folder.trials) if entry.path not in self._settled]
+        except FileNotFoundError:
+            return
+        for entry in trials:
+            if not entry.is_dir() or self._listed.get(entry.path) == (modified := entry.stat().st_mtime_ns):
+                continue
+            replicates = [RunFolder(inner.path) for inner in os.scandir(entry) if inner.is_dir()]
+            begun = [run for run in (RunFolder(entry.path), *replicates) if run.journal.exists()]
+            yield from (run for run in begun if str(run.path) not in self._settled)
+            if begun and len(begun) >= len(replicates) and modified < time.time_ns() - _SETTLING_NS:
+                self._listed[entry.path] = modified

@@ -1,0 +1,236 @@
+"""A helper process that draws and mirrors trials while they train: `python -m sweep.tracking.upload_process`.
+
+In a process of its own, MLflow costs the training loop neither its import (2 s) nor the interpreter lock. Both sides
+speak lines of JSON. In comes {"follow": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "follow_study"
+for a study's folder and all trials in it, and later {"finish": FOLDER}; out goes {"finished": FOLDER, "problem": TEXT
+or null, "damaged": whether the problem is a damaged record}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for
+a run whose curves could not be drawn, and now and then {"finishing": FOLDER, "left": RUNS} for a study. When its
+standard input closes, it sends what is left and ends.
+"""
+
+import json
+import logging
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from sweep.tracking import journal
+from sweep.tracking.curves_picture import drawing_problem, ensure_curves, load_matplotlib
+from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.store import Store
+from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyMirror, attempt
+from sweep.utils.command_line import secure_streams
+from sweep.utils.private import private
+
+if TYPE_CHECKING:
+    from sweep.tracking.mlflow_client import Mirror
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """The trial's side: starts the helper and speaks to it. A helper that dies costs the mirror, never the trial."""
+
+    def __init__(self, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with open(log, "ab", opener=private) as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sweep.tracking.upload_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the trial; the helper then sends what is left
+            )
+        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def follow(self, folder: RunFolder, store: Store) -> None:
+        """Mirrors the trial to the store from now on; without tracking it is only drawn."""
+        self._say({"follow": str(folder.path), "store": _spelled(store)})
+
+    def follow_study(self, folder: StudyFolder, store: Store) -> None:
+        """Mirrors the study and every trial in its folder, whichever process trains it, from now on."""
+        self._say({"follow_study": str(folder.path), "store": _spelled(store)})
+
+    def finish(
+        self, folder: RunFolder, timeout_s: float, undrawn: Callable[[str], None] = lambda problem: None
+    ) -> str | None:
+        """Wait until the trial is drawn and mirrored. Return in one line why it is not mirrored.
+
+        undrawn: called with the reason if the curves cannot be drawn, which does not keep the trial from being sent.
+        """
+        return self._finish(folder.path, timeout_s, undrawn=undrawn)
+
+    def finish_study(
+        self, folder: StudyFolder, timeout_s: float, progress: Callable[[int], None] = lambda n_left: None
+    ) -> str | None:
+        """Waits until all trials of the study and then the study itself are mirrored; otherwise what is in the way.
+
+        progress: called about once a second with the number of trials that are left, at most.
+        """
+        return self._finish(folder.path, timeout_s, progress=progress)
+
+    def _finish(
+        self,
+        path: Path,
+        timeout_s: float,
+        progress: Callable[[int], None] = lambda n_left: None,
+        undrawn: Callable[[str], None] = lambda problem: None,
+    ) -> str | None:
+        self._say({"finish": str(path)})
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return f"MLflow is not done after {timeout_s:g} s"
+            if answer.get("finishing") == str(path) and "left" in answer:
+                progress(answer["left"])
+            elif answer.get("finishing") == str(path):
+                undrawn(answer["undrawn"])
+            if answer.get("finished") == str(path):
+                return Damage(answer["problem"]) if answer["damaged"] else answer["problem"]
+            if "ended" in answer:
+                return f"the mirror process ended early, see {self._log}"
+
+    def close(self) -> None:
+        """Lets the helper finish what it has been given, and go."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone already
+            self._process.stdin.close()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            self._answers.put({"ended": True})
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(json.loads(line))
+        self._answers.put({"ended": True})
+        self._process.wait()  # leaves no zombie behind
+
+
+class _Helper:
+    """The helper's side."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        self._answer = answer
+        self._followed: dict[str, Store] = {}  # by folder
+        self._studies: dict[str, StudyMirror] = {}
+        self._mirrors: dict[Store, Mirror] = {}
+        self._next_push = 0.0
+
+    def run(self, messages: "queue.Queue[dict[str, Any] | None]") -> None:
+        """Until the other side hangs up, which `None` stands for."""
+        while True:
+            wait_s = max(0.0, self._next_push - time.monotonic()) if self._followed or self._studies else None
+            try:
+                message = messages.get(timeout=wait_s)
+            except queue.Empty:
+                self._push_all(lambda: not messages.empty())
+                continue
+            if message is None:
+                break
+            if "finish" in message:
+                name = message["finish"]
+                problem = self._finish(name)
+                self._answer({"finished": name, "problem": problem, "damaged": isinstance(problem, Damage)})
+            else:
+                uri, root = message["store"]
+                self._follow(message, Store(uri, None if root is None else Path(root)))
+        for name in [*self._followed, *self._studies]:
+            self._finish(name)
+
+    def _follow(self, message: dict[str, Any], store: Store) -> None:
+        """From now on; and loads what is slow to load while the trial trains."""
+        if store.uri:
+            attempt(lambda: self._mirror(store))
+        if "follow" in message:
+            self._followed[message["follow"]] = store
+            drawing_problem(load_matplotlib)
+        elif store.uri:
+            folder = StudyFolder(message["follow_study"])
+            self._studies[message["follow_study"]] = StudyMirror(folder, lambda: self._mirror(store))
+
+    def _push_all(self, is_called: Callable[[], bool]) -> None:
+        problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._followed.items()]
+        for study in self._studies.values():
+            attempt(lambda s=study: s.push_news(is_called))
+        self._next_push = time.monotonic() + (RETRY_EVERY_S if any(problems) else PUSH_EVERY_S)
+
+    def _finish(self, name: str) -> str | None:
+        study, store = self._studies.pop(name, None), self._followed.pop(name, None)
+        if study is not None:
+            return study.finish(lambda n_left: self._answer({"finishing": name, "left": n_left}))
+        run = RunFolder(name)
+        if store is None or journal.first(run.journal, "start") is None:
+            return None  # an untracked study, or the trial was refused before it started
+        if _has_curves(run) and (problem := drawing_problem(lambda: ensure_curves(run))) is not None:
+            log.warning("cannot draw %s: %s", run.curves, problem)
+            self._answer({"finishing": name, "undrawn": problem})
+        return attempt(lambda: self._push(name, store, last=True))
+
+    def _push(self, name: str, store: Store, last: bool = False) -> None:
+        run = RunFolder(name)
+        if store.uri and run.journal.exists():
+            self._mirror(store).push(run)
+            if last:
+                self._mirror(store).abandon(run)
+
+    def _mirror(self, store: Store) -> "Mirror":
+        if store not in self._mirrors:
+            from sweep.tracking.mlflow_client import Mirror
+
+            self._mirrors[store] = Mirror(store)
+        return self._mirrors[store]
+
+
+def _spelled(store: Store) -> list[str | None]:
+    return [store.uri, None if store.artifact_root is None else str(store.artifact_root)]
+
+
+def _has_curves(run: RunFolder) -> bool:
+    """Whether a trial has its curves drawn; its end may leave them out."""
+    ends = [record for record, _ in journal.read(run.journal) if record["kind"] == "end"]
+    return not ends or run.curves.name in ends[-1].get("artifacts", [run.curves.name])
+
+
+def main() -> None:
+    secure_streams()
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            messages.put(json.loads(line))
+        messages.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    answers: IO[str] = sys.stdout
+    sys.stdout = sys.stderr  # a library's print must not be taken for an answer
+
+    def answer(message: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # nobody waits for it any more
+            print(json.dumps(message), file=answers, flush=True)
+
+    _Helper(answer).run(messages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Training itself: torch only. Nothing here knows of Hydra, Optuna or MLflow."""

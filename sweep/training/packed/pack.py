@@ -1,0 +1,391 @@
+"""Many trials in one pass: `Pack.train_epoch` trains a stack of weights, each row a trial of its own.
+
+Rows differ in numbers only: weights, data order, dropout masks and hyperparameters. A trial takes a row at the start of
+an epoch and leaves it at the end of one.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from sweep.training.checkpoint import check_kinds, kinds, random_states
+from sweep.training.evaluate import LossFn, in_single_precision, measures
+from sweep.training.packed.parameters import Layout, MaskLike, Unpackable, draw_mask, dropout_p, rehearsed, with_masks
+from sweep.training.packed.rules import Rule
+from sweep.training.packed.update import Update
+from sweep.training.runtime import in_precision, reproducible, seed_generators
+from sweep.training.schedule import Row, Schedule
+from sweep.training.state import Course, Listener
+from sweep.training.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
+from sweep.utils.errors import ConfigError, Diverged, one_line
+from sweep.utils.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from sweep.config.schema import Trainer
+
+_EVAL_SAMPLES = {"cpu": 2**13}  # of all rows together, at a time: what stays in a core's cache
+_EVAL_SAMPLES_DEFAULT = 2**16
+_BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
+_FEWEST_ROWS = 2  # a compiled update takes no fewer
+
+
+T = TypeVar("T")
+
+
+class Slot(Course):
+    """One trial in a pack."""
+
+    def __init__(
+        self, *, schedule: Schedule, trainer: "Trainer", n_train: int, weights: Mapping[str, Tensor], rule: Rule
+    ) -> None:
+        """weights: the initial ones, as `state_dict` of the model."""
+        super().__init__(schedule, trainer, n_train)
+        self.weights = weights  # until it has its row
+        self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
+        self.scalars = dict(rule.scalars)
+        self.table: dict[str, np.ndarray] = {}  # the rule's coefficients for the epoch, (n_updates,) each
+        device = next(iter(weights.values())).device
+        draws_on = device if device.type == "cuda" else "cpu"  # as torch's own dropout does
+        self.random = torch.Generator(draws_on).manual_seed(
+            derive_seed(trainer.seed, "train")
+        )  # of dropout, as if alone
+        self.listener: Listener | None = None
+        self.saved_at = time.monotonic()
+
+    def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
+        """All that a checkpoint has of the trial, for the row that it is to take."""
+        self.schedule.load_state_dict(state["schedule"])
+        self.load_course_state(state)
+        self._load_random(state["random"])
+        self.weights = state["model"]
+        kept = state["optimizer"]["state"]  # by place; Adagrad keeps some of weights that are not trained, too
+        if kept:
+            self.moments = {
+                name: {place: of_one[name] for place, of_one in kept.items() if of_one.get(name) is not None}
+                for name in rule.state
+            }
+            self.scalars = rule.loaded(next(iter(kept.values())))
+
+    def _load_random(self, states: Mapping[str, Any]) -> None:
+        if self.random.device.type != "cuda":
+            self.random.set_state(states["torch"])
+        elif "cuda" in states:  # not in a checkpoint that was saved without a GPU
+            self.random.set_state(states["cuda"][self.random.device.index])
+
+    def random_states(self) -> dict[str, Any]:
+        """The states of all generators, as a checkpoint of the trial alone has them."""
+        with reproducible(self.random.device):
+            seed_generators(self.trainer.seed, "train")
+            states = random_states()
+        if self.random.device.type == "cuda":
+            states["cuda"][self.random.device.index] = self.random.get_state()
+        else:
+            states["torch"] = self.random.get_state()
+        return states
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The hyperparameters, and the optimizer's state as far as it is numbers."""
+        return {**self.schedule.optimizer.param_groups[0], **self.scalars}
+
+    def checkpoint_due(self) -> bool:
+        interval_s = self.trainer.checkpoint_interval_s
+        return interval_s == 0 or 0 < interval_s <= time.monotonic() - self.saved_at
+
+
+class Pack:
+    """Trials of one structure, side by side. Raises Unpackable for a model that cannot be stacked."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss_fn: LossFn,
+        data: TensorData,
+        trainer: "Trainer",
+        rule: Rule,
+    ) -> None:
+        """model: one of its kind, whose weights do not matter."""
+        self.loss_fn, self.data, self.rule = loss_fn, data, rule
+        self.device, self._trainer = data.train.x.device, trainer
+        self.slots: list[Slot] = []  # row by row
+        self._model = model
+        self._clips = trainer.clip_norm is not None
+        n_train, batch_size = len(data.train.x), trainer.batch_size
+        self._masks: dict[int, dict[str, MaskLike]] = {}  # by size of the batch; of the last one, too
+        used: set[str] = set()
+        for size in {batch_size, n_train % batch_size or batch_size}:
+            x, y = data.train.x[:size], data.train.y[:size]
+            self._masks[size], used = rehearsed(model, loss_fn, trainer.precision, x, y)
+        self._layout = Layout(model, used)
+        self._masked = with_masks(model, self._masks[batch_size])
+        size = self._layout.size
+        self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
+        self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
+        self._state = {name: torch.empty_like(self._weights) for name in rule.state}
+        self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
+        self._update = Update(self._masked, self._layout, loss_fn, rule, trainer)
+        self._refuse_unstackable()
+
+    def seat(self, slot: Slot) -> None:
+        """Gives a trial the next free row."""
+        row = len(self.slots)
+        n_rows = row + self._update.is_compiled  # of which one is behind the last, which may be alone in its block
+        if n_rows >= len(self._weights):
+            self._resize(max(_FEWEST_ROWS, 2 * n_rows, self._most_rows))
+        self.slots.append(slot)
+        weights, slot.weights = slot.weights, {}
+        self._weights[row] = self._layout.row(weights)
+        for name, fixed in self._fixed.items():
+            fixed[row] = weights[name]
+        for name, stacked in self._state.items():
+            if slot.moments.get(name):
+                stacked[row] = torch.cat([slot.moments[name][place].flatten() for place in self._layout.places])
+            else:
+                stacked[row] = self.rule.initial(name, slot.group)
+        slot.moments = {}
+
+    def leave(self, slot: Slot) -> None:
+        """Frees the trial's row, if it has one; the last one moves there."""
+        if slot not in self.slots:
+            return
+        row, last = self.slots.index(slot), len(self.slots) - 1
+        if row < last:
+            for stacked in (self._weights, *self._state.values(), *self._fixed.values()):
+                stacked[row] = stacked[last]
+            self.slots[row] = self.slots[last]
+        self.slots.pop()
+        if not self.slots:
+            self._resize(0)
+
+    def _resize(self, n_rows: int) -> None:
+        def resized(stacked: Tensor) -> Tensor:
+            made = stacked.new_zeros(n_rows, *stacked.shape[1:])
+            made[: len(self.slots)] = stacked[: len(self.slots)]
+            return made
+
+        weights = resized(self._weights)  # all of them, or none where memory is short
+        state = {name: resized(stacked) for name, stacked in self._state.items()}
+        fixed = {name: resized(stacked) for name, stacked in self._fixed.items()}
+        self._weights, self._state, self._fixed = weights, state, fixed
+        self._most_rows = max(self._most_rows, n_rows)
+
+    def train_epoch(self) -> dict[Slot, Exception | None]:
+        """One epoch of every trial, told to their listeners. Returns those that have come to their end.
+
+        With what ended them: None for one that is complete, Diverged, or what its listener raised.
+        """
+        ended: dict[Slot, Exception | None] = {}
+        for slot in [*self.slots]:
+            try:
+                if slot.is_over:  # it was when it was saved
+                    ended[slot] = None
+                else:
+                    slot.start_epoch()
+                    slot.table = self._table_of(slot)
+            except Exception as error:  # whatever a scheduler raises
+                ended[slot] = error
+            if slot in ended:
+                self.leave(slot)
+        losses = self._train()  # (n, n_updates)
+        for slot, values in zip(self.slots, losses, strict=True):
+            try:
+                slot.record(values)
+            except Diverged as diverged:
+                ended[slot] = diverged
+            assert slot.listener is not None
+            slot.tell_steps(slot.listener)
+        metrics_of = self.evaluate("val") if self.slots else []
+        for row, (slot, val) in enumerate(zip(self.slots, metrics_of, strict=True)):
+            if slot in ended:
+                continue
+            try:
+                metrics = slot.finish_epoch(val, lambda row=row: self.weights(row))
+                assert slot.listener is not None
+                slot.listener.epoch(slot.epoch, metrics)
+            except Exception as error:
+                ended[slot] = error
+            else:
+                if slot.is_over:
+                    ended[slot] = None
+        return ended
+
+    def _train(self) -> list[list[float]]:
+        """The updates of an epoch. Returns the loss of each, by row."""
+        size = _BLOCK.get(self.device.type, max(1, len(self.slots)))
+        self._masked.train()
+        losses = []
+        for first in range(0, len(self.slots), size):
+            losses += self._train_block(first, self.slots[first : first + size])
+        return losses
+
+    def _train_block(self, first: int, slots: list[Slot]) -> list[list[float]]:
+        """The same for these slots, in the rows from `first` on."""
+        width = max(len(slots), 2) if self._update.is_compiled else len(slots)  # a width of 1 would be compiled anew
+        rows = slice(first, first + width)
+        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in slots]
+        order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
+        kept = {"": self._weights[rows], **{name: stacked[rows] for name, stacked in self._state.items()}}
+        fixed = {name: stacked[rows].clone() for name, stacked in self._fixed.items()}
+        trained = {name: self._update.parts(stacked) for name, stacked in kept.items()}
+        losses = []
+        with torch.no_grad():
+            batches = stacked_batches(self.data.train, order, self._trainer.batch_size)
+            for columns, (x, y) in zip(self._table(slots, width), batches, strict=True):
+                masks = self._draw_masks(slots, x.shape[1], width)
+                of_rows, trained = self._update(trained, fixed | masks, x, y, columns)
+                losses.append(of_rows)
+            if self._update.is_compiled:
+                for name, stacked in kept.items():
+                    torch.cat(trained[name], dim=1, out=stacked)
+        return torch.stack(losses, dim=1)[: len(slots)].tolist()
+
+    def _table_of(self, slot: Slot) -> dict[str, np.ndarray]:
+        """The rule's coefficients for each update of the trial's epoch: (n_updates,) each."""
+        steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
+        table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
+        if self._clips:
+            table["clip_norm"] = np.full(len(steps), slot.trainer.clip_norm)
+        for name in slot.scalars:
+            slot.scalars[name] = float(table[name][-1])
+        return table
+
+    def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
+        """The same of several trials, update by update: (width, 1) each."""
+        tables = [slot.table for slot in slots]
+        names = list(tables[0])
+        stacked = np.stack(
+            [[table[name] for name in names] for table in _filled(tables, width)]
+        )  # (width, names, n_updates)
+        on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
+        return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> list[dict[str, float]]:
+        """Loss and metrics of every row, as `Fit.evaluate` has them."""
+        n = len(self.slots)
+        part: TensorSplit = getattr(self.data, split)
+        weights = self._layout.views(self._weights[:n])
+        fixed = {name: stacked[:n] for name, stacked in self._fixed.items()}
+        self._masked.eval()
+
+        def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
+            return self._update.outputs(weights | fixed, x)
+
+        chunks = part.x.split(max(1, _EVAL_SAMPLES.get(self.device.type, _EVAL_SAMPLES_DEFAULT) // n))
+        found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
+        found = in_single_precision(found)
+        metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)
+        columns = torch.stack([values.double() for values in metrics.values()], dim=1).tolist()
+        return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
+
+    def forward_of(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Outputs of a model by itself, in the precision of the trials."""
+        return lambda x: in_precision(self._trainer.precision, model, x)
+
+    @property
+    def batch_size(self) -> int:
+        return self._trainer.batch_size
+
+    def weights(self, row: int) -> dict[str, Tensor]:
+        """A copy of the trial's, as the model's `state_dict`."""
+        fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
+        return self._layout.state_dict(self._weights[row].clone(), fixed)
+
+    def load_state_dict(self, slot: Slot, state: dict[str, Any]) -> None:
+        """Has the slot take up a checkpoint that was saved between two epochs, by a pack or by a trial alone.
+
+        Raises ConfigError when it is of another model, optimizer or scheduler.
+        """
+        check_kinds(state, self._kinds(slot))
+        own, saved = ({name: list(w.shape) for name, w in s.items()} for s in (slot.weights, state["model"]))
+        if saved != own:
+            changed = next(name for name in own | saved if own.get(name) != saved.get(name))
+            problem = f"{changed} has the shape {saved.get(changed)}, not {own.get(changed)}"
+            raise ConfigError("resume", f"the checkpoint is of another model than the config ({problem})")
+        slot.load_state_dict(state, self.rule)
+
+    def _kinds(self, slot: Slot) -> dict[str, str]:
+        return kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler)
+
+    def state_dict(self, slot: Slot) -> dict[str, Any]:
+        """The trial's checkpoint, from which it also goes on alone."""
+        row = self.slots.index(slot)
+        moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
+        optimizer = slot.schedule.optimizer.state_dict()
+        scalars, names = self.rule.kept(slot.scalars)
+        scalars = {"step": float(slot.step), **scalars}
+        optimizer["state"] = {
+            place: {
+                **{name: torch.tensor(value) for name, value in scalars.items()},
+                **{name: moments[name][i] for name in names},
+            }
+            for i, place in enumerate(self._layout.places)
+            if slot.step
+        }
+        return {
+            "kinds": self._kinds(slot),
+            "model": self.weights(row),
+            "optimizer": optimizer,
+            "random": slot.random_states(),
+            **slot.course_state(),
+        }
+
+    def _draw_masks(self, slots: Sequence[Slot], batch_size: int, width: int) -> dict[str, Tensor]:
+        """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
+        drawn = {}
+        for name, like in self._masks[batch_size].items():
+            p = dropout_p(self._masked, name)
+            masks = [draw_mask(like, p, slot.random) for slot in slots]
+            drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
+        return drawn
+
+    @contextmanager
+    def rehearsal(self, width: int) -> Iterator[Callable[[], None]]:
+        """What updates so many copies of the model, as often as it is called, to see how long it takes."""
+        x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
+        row = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
+        extra = {name: fixed.expand(width, *fixed.shape) for name, fixed in self._layout.fixed.items()}
+        for name, like in self._masks[len(x)].items():
+            extra[f"{name}.mask"] = torch.ones(width, *like.shape, dtype=self._layout.dtype, device=self.device)
+        x, y = (part.expand(width, *part.shape) for part in (x, y))
+        w, state = row.repeat(width, 1), {name: row.new_ones(width, len(row)) for name in self.rule.state}
+        columns = defaultdict(lambda: row.new_ones(width, 1))
+        self._masked.train()
+
+        def update() -> None:
+            with torch.no_grad():
+                g, _ = self._update.gradients(w, extra, x, y)
+                self.rule.update(w, g, state, columns)
+
+        yield update
+
+    def _refuse_unstackable(self) -> None:
+        """Raises Unpackable if two rows cannot be updated together."""
+        try:
+            with self.rehearsal(2) as update:
+                update()
+        except Exception as error:  # whatever vmap, or the model under it, raises
+            raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
+
+
+def _filled(items: list[T], n: int) -> list[T]:
+    """With the first repeated in rows that no trial has."""
+    return items + items[:1] * (n - len(items))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """What the scheduler sets, (n_updates,) each; of the only parameter group."""
+    first = rows[0][0]
+    columns = {name: np.array([float(row[0][name]) for row in rows]) for name in first if name != "betas"}
+    if "betas" in first:  # the only ones that are several numbers, in the optimizers that there are rules for
+        for i, name in enumerate(("beta1", "beta2")):
+            columns[name] = np.array([float(row[0]["betas"][i]) for row in rows])
+    return columns

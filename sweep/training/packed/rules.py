@@ -1,0 +1,335 @@
+"""Optimizer rules for stacked weights: one update of many trials, each with hyperparameters of its own.
+
+Stacked tensors are (K, P): a trial a row, all its weights one after the other. A rule mirrors the update of its class
+in torch.optim, whose docstrings name the papers. What depends on numbers alone (schedules, bias corrections) is worked
+out for whole epochs in float64, as torch does, and reaches the update as columns of (K, 1).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from sweep.utils.errors import TrainingFailed
+
+Group = Mapping[str, Any]  # a parameter group of torch's optimizer
+Table = dict[str, NDArray[Any]]  # per coefficient: (n,), one value an update
+Columns = Mapping[str, Tensor]  # the same for one update of all trials: (K, 1) each
+
+
+class Rule(ABC):
+    """One kind of update. Trials whose rules are equal may share a pass: they differ in numbers only."""
+
+    made_by: ClassVar[tuple[type[Optimizer], ...]]
+    flags: ClassVar[tuple[str, ...]] = ("maximize",)  # of a parameter group, that change what is computed
+    optional: ClassVar[tuple[str, ...]] = ("weight_decay",)  # numbers that change it when they are 0
+    scalars: Mapping[str, float] = {}  # numbers in the state, by torch's names, as they begin
+
+    def __init__(self, group: Group, changing: Collection[str] = ()) -> None:
+        """changing: the hyperparameters that the schedule may set, perhaps to 0, perhaps from 0."""
+        self._changes = {name: name in changing for name in self.optional}
+        self._uses = {name: bool(group.get(name)) for name in self.flags}
+        self._uses |= {name: bool(group.get(name)) or changes for name, changes in self._changes.items()}
+        self._signs = (*self._uses.values(), *self._changes.values())
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._signs == other._signs  # pyright: ignore
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._signs))
+
+    @property
+    @abstractmethod
+    def state(self) -> tuple[str, ...]:
+        """Names of the stacked tensors that it keeps, as in torch's state."""
+
+    def initial(self, name: str, group: Group) -> float:
+        """What a tensor of the state is filled with at first."""
+        return 0.0
+
+    @abstractmethod
+    def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
+        """The coefficients of one trial's next updates, number `steps` (from 1).
+
+        group: the trial's, with the `scalars` as they are. scheduled: what the scheduler sets in these updates, in
+        place of the group's numbers; `betas` as `beta1` and `beta2`. Raises TrainingFailed for what torch cannot do.
+        """
+
+    @abstractmethod
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        """Changes weights `w` and `state` in place; `g`, their gradient, is not needed afterwards."""
+
+    def loaded(self, of_one: Mapping[str, Any]) -> dict[str, float]:
+        """Return the `scalars`, as torch's state of one weight has them."""
+        return {name: float(of_one[name]) for name in self.scalars}
+
+    def kept(self, scalars: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Return what torch's state has by now: the numbers, and the names of the tensors."""
+        return dict(scalars), self.state
+
+    def _prepared(self, w: Tensor, g: Tensor, c: Columns) -> Tensor:
+        """The gradient, with its sign and the weight decay that torch adds to it."""
+        if self._uses["maximize"]:
+            g = -g
+        return g.addcmul(w, c["weight_decay"]) if self._uses["weight_decay"] else g
+
+
+class _MomentumRule(Rule):
+    """What SGD and RMSprop share: a momentum buffer that an update with momentum 0 neither reads nor writes.
+
+    Where the momentum cannot change, all of that is settled by `uses`, and an update costs nothing for it.
+    """
+
+    optional = ("weight_decay", "momentum")
+
+    def __init__(self, group: Group, changing: Collection[str] = ()) -> None:
+        super().__init__(group, changing)
+        self.scalars = {"begun": 0.0} if self._changes["momentum"] else {}  # whether there is a buffer
+
+    def loaded(self, of_one: Mapping[str, Any]) -> dict[str, float]:
+        return {name: float(of_one.get("momentum_buffer") is not None) for name in self.scalars}
+
+    def kept(self, scalars: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
+        begun = scalars.get("begun", 1.0)
+        return {}, tuple(name for name in self.state if begun or name != "momentum_buffer")
+
+    def _buffered(self, buffer: Tensor, g: Tensor, c: Columns) -> Tensor:
+        """Return the momentum buffer, or `g` for those that have no momentum at this update."""
+        return torch.where(c["uses"] > 0, buffer, g) if self._changes["momentum"] else buffer
+
+
+class SGDRule(_MomentumRule):
+    made_by = (SGD,)
+    flags = ("maximize", "nesterov")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self._uses["momentum"] else ()
+
+    def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
+        found = _numbers(group, scheduled, steps, "lr", "weight_decay", "momentum", "dampening")
+        momentum, dampening = found["momentum"], found.pop("dampening")
+        if not self._changes["momentum"]:
+            return {**found, "decay": momentum, "kept": np.where(steps == 1, 1.0, 1 - dampening)}
+        uses = momentum != 0
+        n_used = np.cumsum(uses) + group["begun"]
+        kept = np.where(n_used == 1, 1.0, 1 - dampening)  # the buffer begins as the gradient itself
+        return {
+            **found,
+            "uses": uses * 1.0,
+            "decay": np.where(uses, momentum, 1.0),
+            "kept": np.where(uses, kept, 0.0),
+            "begun": (n_used > 0) * 1.0,
+        }
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        g = self._prepared(w, g, c)
+        if self._uses["momentum"]:
+            buffer = state["momentum_buffer"].mul_(c["decay"]).addcmul_(g, c["kept"])
+            g = g.addcmul(buffer, c["momentum"]) if self._uses["nesterov"] else self._buffered(buffer, g, c)
+        w.addcmul_(g, c["lr"], value=-1)
+
+
+class _MomentsRule(Rule):
+    """What Adam and its kin share: running means of the gradient and of its square."""
+
+    more: ClassVar[tuple[str, ...]] = ()  # numbers of its own
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
+        group = {**group, "beta1": group["betas"][0], "beta2": group["betas"][1]}
+        found = _numbers(group, scheduled, steps, "lr", "beta1", "beta2", "weight_decay", "eps", *self.more)
+        return {
+            "weight_decay": found["weight_decay"],
+            "shrink": 1 - found["lr"] * found["weight_decay"],
+            "eps": found["eps"],
+            "rest1": 1 - found["beta1"],
+            "beta2": found["beta2"],
+            "rest2": 1 - found["beta2"],
+            **self._steps(group, found, steps),
+        }
+
+    @abstractmethod
+    def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:
+        """found: lr, beta1, beta2 and `more`, (n,) each, one value an update."""
+
+    def _moments(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient with its decay, and both running means brought up to date."""
+        if self._uses["weight_decay"] and self._uses.get("decoupled_weight_decay"):
+            g = -g if self._uses["maximize"] else g
+            w.mul_(c["shrink"])
+        else:
+            g = self._prepared(w, g, c)
+        mean = state["exp_avg"].lerp_(g, c["rest1"])
+        square = state["exp_avg_sq"].mul_(c["beta2"]).addcmul_(g, g * c["rest2"])
+        return g, mean, square
+
+
+class AdamRule(_MomentsRule):
+    made_by = (Adam, AdamW)
+    flags = ("maximize", "amsgrad", "decoupled_weight_decay")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return (*super().state, "max_exp_avg_sq") if self._uses["amsgrad"] else super().state
+
+    def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:
+        lr, beta1, beta2 = (found[name] for name in ("lr", "beta1", "beta2"))
+        return {"size": lr / (1 - beta1**t), "correction": np.sqrt(1 - beta2**t)}
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        _, mean, square = self._moments(w, g, state, c)
+        if self._uses["amsgrad"]:
+            largest = state["max_exp_avg_sq"]
+            square = torch.maximum(largest, square, out=largest)
+        scale = square.sqrt().div_(c["correction"]).add_(c["eps"])
+        w.addcdiv_(mean * c["size"], scale, value=-1)
+
+
+class NAdamRule(_MomentsRule):
+    made_by = (NAdam,)
+    flags = ("maximize", "decoupled_weight_decay")
+    scalars: Mapping[str, float] = {"mu_product": 1.0}
+    more = ("momentum_decay",)
+
+    def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:
+        lr, beta1, beta2, decay = (found[name] for name in ("lr", "beta1", "beta2", "momentum_decay"))
+        mu = beta1 * (1 - 0.5 * 0.96 ** (t * decay))
+        mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * decay))
+        product = self._products(group, mu)
+        return {
+            "of_gradient": lr * (1 - mu) / (1 - product),
+            "of_mean": lr * mu_next / (1 - product * mu_next),
+            "correction2": 1 - beta2**t,
+            "mu_product": product,
+        }
+
+    @staticmethod
+    def _products(group: Group, mu: NDArray[Any]) -> NDArray[Any]:
+        """Running products of mu, in the precision that torch keeps them in."""
+        dtype = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+        return np.multiply.accumulate(np.array([group["mu_product"], *mu], dtype))[1:].astype(np.float64)
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        g, mean, square = self._moments(w, g, state, c)
+        scale = square.div(c["correction2"]).sqrt_().add_(c["eps"])
+        w.addcdiv_(g * c["of_gradient"], scale, value=-1)
+        w.addcdiv_(mean * c["of_mean"], scale, value=-1)
+
+
+class RAdamRule(_MomentsRule):
+    made_by = (RAdam,)
+    flags = ("maximize", "decoupled_weight_decay")
+
+    def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:
+        lr, beta1, beta2 = (found[name] for name in ("lr", "beta1", "beta2"))
+        correction2 = 1 - beta2**t
+        longest = 2 / (1 - beta2) - 1
+        length = longest - 2 * t * beta2**t / correction2
+        rectified = length > 5
+        with np.errstate(all="ignore"):  # where it is not rectified
+            ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            rectifier = np.sqrt(np.where(rectified, ratio, 0.0))
+        return {
+            "size": lr / (1 - beta1**t),
+            "rectifier": rectifier * np.sqrt(correction2),
+            "plain": 1.0 - rectified,
+        }
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        _, mean, square = self._moments(w, g, state, c)
+        adapted = torch.where(c["plain"] > 0, 1.0, c["rectifier"] / square.sqrt().add_(c["eps"]))
+        w.addcmul_(mean * c["size"], adapted, value=-1)
+
+
+class RMSpropRule(_MomentumRule):
+    made_by = (RMSprop,)
+    flags = ("maximize", "centered")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        names = {"square_avg": True, "momentum_buffer": self._uses["momentum"], "grad_avg": self._uses["centered"]}
+        return tuple(name for name, used in names.items() if used)
+
+    def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
+        found = _numbers(group, scheduled, steps, "lr", "weight_decay", "alpha", "eps", "momentum")
+        found["rest"] = 1 - found["alpha"]
+        if not self._changes["momentum"]:
+            return {**found, "decay": found["momentum"]}
+        uses = found["momentum"] > 0
+        begun = group["begun"] if steps[0] > 1 else float(uses[0])
+        if not begun and uses.any():
+            step = int(steps[uses.argmax()])
+            raise TrainingFailed("RMSprop has no momentum to begin with, and torch does not let it rise from 0", step)
+        return {
+            **found,
+            "uses": uses * 1.0,
+            "decay": np.where(uses, found["momentum"], 1.0),
+            "begun": np.full(len(steps), begun),
+        }
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        g = self._prepared(w, g, c)
+        square = state["square_avg"].mul_(c["alpha"]).addcmul_(g, g * c["rest"])
+        if self._uses["centered"]:
+            mean = state["grad_avg"].lerp_(g, c["rest"])
+            scale = square.addcmul(mean, mean, value=-1).sqrt_().add_(c["eps"])
+        else:
+            scale = square.sqrt().add_(c["eps"])
+        if self._changes["momentum"]:
+            step = g / scale
+            buffer = state["momentum_buffer"].mul_(c["decay"]).addcmul_(step, c["uses"])
+            w.addcmul_(self._buffered(buffer, step, c), c["lr"], value=-1)
+        elif self._uses["momentum"]:
+            w.addcmul_(state["momentum_buffer"].mul_(c["decay"]).addcdiv_(g, scale), c["lr"], value=-1)
+        else:
+            w.addcdiv_(g * c["lr"], scale, value=-1)
+
+
+class AdagradRule(Rule):
+    made_by = (Adagrad,)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("sum",)
+
+    def initial(self, name: str, group: Group) -> float:
+        return group["initial_accumulator_value"]
+
+    def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
+        found = _numbers(group, scheduled, steps, "lr", "lr_decay", "weight_decay", "eps")
+        return {**found, "lr": found["lr"] / (1 + (steps - 1) * found["lr_decay"])}
+
+    def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
+        g = self._prepared(w, g, c)
+        scale = state["sum"].addcmul_(g, g).sqrt().add_(c["eps"])
+        w.addcdiv_(g * c["lr"], scale, value=-1)
+
+
+_RULES = (SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule)
+
+
+def rule_of(optimizer: Optimizer, changing: Collection[str] = ()) -> Rule | None:
+    """The rule that updates as this optimizer does; None where there is none, or groups of parameters differ.
+
+    changing: the hyperparameters that the trial's schedule may set.
+    """
+    if len(optimizer.param_groups) != 1 or optimizer.param_groups[0].get("differentiable"):
+        return None
+    for rule in _RULES:
+        if type(optimizer) in rule.made_by:
+            return rule(optimizer.param_groups[0], changing)
+    return None
+
+
+def _numbers(group: Group, scheduled: Table, steps: NDArray[Any], *names: str) -> Table:
+    """Return each number in each update: what the scheduler sets, or what the group has."""
+    return {name: scheduled.get(name, np.full(len(steps), float(group[name]))) for name in names}

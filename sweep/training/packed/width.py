@@ -1,0 +1,82 @@
+"""How many trials to pack: measured, on the model and the machine at hand."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sweep.training.evaluate import LossFn
+from sweep.training.packed.pack import Pack
+from sweep.training.packed.parameters import Unpackable
+from sweep.training.runtime import is_out_of_memory
+
+_WIDTHS = {"cpu": (4, 16, 64)}
+_WIDTHS_DEFAULT = (16, 64, 256, 1024, 4096)
+_WORTH_IT = 1.1  # times as many updates a second
+_TOO_LONG_S = {"cpu": 0.02}  # an update that keeps a core busy for so long leaves a pack nothing to gain
+_MEMORY_TO_SPARE = 6  # of what a width takes, before one four times as large is tried
+_N_TIMED = 3
+
+
+def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, x: Tensor, y: Tensor) -> float:
+    """Seconds that an update takes a trial alone; x, y: one batch. Raises Unpackable where that leaves nothing to gain.
+
+    Changes the model's weights.
+    """
+
+    def update() -> None:
+        optimizer.zero_grad()
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+
+    model.train()
+    seconds = min(_timed(update, x.device))
+    if seconds > _TOO_LONG_S.get(x.device.type, float("inf")):
+        raise Unpackable(f"an update takes {seconds * 1e3:.0f} ms, and a pack of them would gain nothing")
+    return seconds
+
+
+def best_width(pack: Pack, alone_s: float, most: int) -> int:
+    """The width with the most updates a second, as far as memory allows; the smaller of two that hardly differ.
+
+    alone_s: as `refuse_large` has it. Raises Unpackable where trials are as fast alone.
+    """
+    best, best_rate = 1, 1 / alone_s
+    for width in _WIDTHS.get(pack.device.type, _WIDTHS_DEFAULT):
+        if best > 1 and width > most:
+            break
+        free = _free_bytes(pack.device)
+        try:
+            with pack.rehearsal(width) as update:
+                rate = width / min(_timed(update, pack.device))
+                taken = free - _free_bytes(pack.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        if rate > best_rate * _WORTH_IT:
+            best, best_rate = width, rate
+        if taken * _MEMORY_TO_SPARE > free:
+            break
+    if best == 1:
+        raise Unpackable("a pack of them is no faster")
+    return min(best, most)
+
+
+def _timed(update: Callable[[], None], device: torch.device) -> Iterator[float]:
+    for i in range(_N_TIMED + 1):
+        start = time.perf_counter()
+        update()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        if i:  # the first pays for what is allocated once
+            yield time.perf_counter() - start
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,356 @@
+"""From config nodes to live objects: the one door to Hydra's `instantiate`, behind the execution whitelist.
+
+Arguments are bound against the target's signature before anything is called, so that a mistake names its config key.
+"""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from sweep.config.schema import interval_of
+from sweep.config.targets import allowed_targets
+from sweep.data import Samples
+from sweep.utils.errors import ConfigError, SweepError, one_line
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    OptimizerFactory = Callable[[Any], Optimizer]
+    SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+_UNIONS = (typing.Union, types.UnionType)
+_COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # arguments of schedulers that are stepped after each update
+_OPTUNA_TARGETS = (
+    "optuna.samplers.*",
+    "optuna.pruners.*",
+    "sweep.search.pruners.*",
+    "hydra_plugins.hydra_optuna_sweeper.*",
+)
+
+
+def samples(node: Mapping[str, Any]) -> Samples:
+    """Calls the data target. Raises ConfigError, also when it returns something else than `Samples`."""
+    made = _bind("data", node, offered={})()
+    if not isinstance(made, Samples):
+        raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
+    return made
+
+
+def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
+    """Calls the model target, with `in_features`, `out_features` and `in_shape` of the data where it asks for them."""
+    in_features = 1
+    for size in data.in_shape:
+        in_features *= size
+    offered = {"in_features": in_features, "out_features": data.out_features, "in_shape": tuple(data.in_shape)}
+    from torch import nn
+
+    _refuse_other_kinds(node)
+    make = _bind("model", node, offered)
+    made = make()
+    if _is_lightning(type(made)):
+        raise ConfigError(
+            "model._target_",
+            f"{node['_target_']} is a LightningModule, whose training_step and optimizers would be ignored; give the "
+            "torch.nn.Module that it trains, its network, as model",
+        )
+    if not isinstance(made, nn.Module):
+        raise ConfigError("model._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _refuse_other_kinds(node: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a class that is no model, before it is called with arguments that mean nothing to it."""
+    from torch.optim import Optimizer
+    from torch.utils.data import Dataset
+
+    target = _located("model", node["_target_"], allowed_targets())
+    if isinstance(target, type) and issubclass(target, Optimizer | Dataset):
+        kind, group = ("an optimizer", "optimizer") if issubclass(target, Optimizer) else ("a data set", "data")
+        raise ConfigError("model._target_", f"{node['_target_']} is {kind}, not a torch.nn.Module; see {group}=...")
+
+
+def _is_lightning(kind: type) -> bool:
+    """Whether it is a LightningModule, of whichever package, or one in all but name."""
+    names = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
+    if any(name == "LightningModule" and "lightning" in package for package, name in names):
+        return True
+    return all(callable(getattr(kind, name, None)) for name in ("training_step", "configure_optimizers"))
+
+
+def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
+    """What makes the optimizer from a model's parameters."""
+    make = _bind("optimizer", node, offered={}, positional=1)
+
+    def checked(parameters: Any) -> "Optimizer":
+        from torch.optim import Optimizer
+
+        made = make(parameters)
+        if not isinstance(made, Optimizer):
+            raise ConfigError(
+                "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
+            )
+        if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
+            raise ConfigError(
+                "optimizer._target_",
+                f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
+            )
+        return made
+
+    return checked
+
+
+def scheduler(
+    node: Mapping[str, Any], steps_per_epoch: int, epochs: int, direction: str = "minimize"
+) -> "SchedulerFactory":
+    """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's.
+
+    direction: in which the monitored metric gets better, for a scheduler that waits for a plateau of it.
+    """
+    from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+    node = {key: value for key, value in node.items() if key != "interval"}
+    offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
+    mode = direction[:3]
+    target = _located("scheduler", node["_target_"], allowed_targets())
+    if "steps_per_epoch" not in _named(target):
+        offered["total_steps"] = steps_per_epoch * epochs
+    if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
+        offered["mode"] = mode
+    make = _bind("scheduler", node, offered, positional=1)
+
+    def checked(optimizer: "Optimizer") -> "LRScheduler":
+        try:
+            made = make(optimizer)
+        except ConfigError as error:
+            is_one_cycle = isinstance(target, type) and issubclass(target, OneCycleLR)
+            if not (is_one_cycle and isinstance(error.__cause__, ZeroDivisionError)):
+                raise
+            told = f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
+            raise ConfigError("scheduler", told) from error
+        if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
+            raise ConfigError(
+                "scheduler.mode",
+                f"is {made.mode}, but the metric that trainer.monitor names is to be {direction}d; make it {mode}",
+            )
+        if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
+            raise ConfigError("scheduler._target_", f"{node['_target_']} returned {type(made).__name__}, no scheduler")
+        return made
+
+    return checked
+
+
+def interval(node: Mapping[str, Any]) -> str | None:
+    """Return whether the scheduler is stepped after each `step` or each `epoch`: what the node says, or else a step
+    where the target asks for a number of updates. None leaves it to the scheduler that is made. Raises ConfigError."""
+    target = _located("scheduler", node["_target_"], allowed_targets())
+    return interval_of(node) or ("step" if _COUNTS_UPDATES & _named(target) else None)
+
+
+def sampler(node: Mapping[str, Any]) -> "BaseSampler":
+    """Calls the target of `hydra.sweeper.sampler`. Raises ConfigError, as do all of these."""
+    from optuna.samplers import BaseSampler
+
+    return _of_optuna("hydra.sweeper.sampler", node, BaseSampler)
+
+
+def pruner(node: Mapping[str, Any]) -> "BasePruner":
+    """Calls the target of `hydra.sweeper.pruner`."""
+    from optuna.pruners import BasePruner
+
+    return _of_optuna("hydra.sweeper.pruner", node, BasePruner)
+
+
+def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
+    if not isinstance(node.get("_target_"), str):
+        group = key.replace(".", "/")
+        raise ConfigError(key, f"needs a _target_; choose an option with {group}=...")
+    made = _bind(key, node, offered={}, allowed=(*_OPTUNA_TARGETS, *allowed_targets()))()
+    if not isinstance(made, kind):
+        raise ConfigError(f"{key}._target_", f"{node['_target_']} returned {type(made).__name__}, no {kind.__name__}")
+    return made
+
+
+def _bind(
+    key: str,
+    node: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    positional: int = 0,
+    allowed: Sequence[str] | None = None,
+) -> Callable[..., Any]:
+    """The node's target with its arguments bound; the caller still passes `positional` arguments.
+
+    `offered` fills parameters that the target has and the config leaves out. Raises ConfigError, here for arguments
+    that the target cannot take and when called for values it refuses.
+    """
+    whitelist = allowed_targets() if allowed is None else tuple(allowed)
+    if _is_flat(node):
+        target = partial(
+            _located(key, node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
+        )
+    else:
+        target = _instantiated(key, dict(node), whitelist)
+    arguments = dict(target.keywords)
+    _check_arguments(key, target.func, arguments, offered, positional)
+    configured = dict(arguments)
+    arguments |= {
+        name: value for name, value in offered.items() if name in _named(target.func) and name not in arguments
+    }
+    for name, annotation in _annotations(target.func).items():
+        if type(arguments.get(name)) is int and _is_real(annotation):
+            arguments[name] = float(arguments[name])  # some of torch's classes refuse 1 where they take 1.0
+
+    def call(*args: Any) -> Any:
+        try:
+            return target(*args, **arguments)
+        except SweepError:
+            raise
+        except Exception as error:  # torch's constructors and a user's own raise what they like
+            raise ConfigError(_argument_meant(key, configured, error), _reason(error)) from error
+
+    return call
+
+
+@lru_cache(maxsize=256)
+def _located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
+    """What the name stands for; finding it takes Hydra 2 ms, and a study's trials name the same few."""
+    return _instantiated(key, {"_target_": target}, whitelist).func
+
+
+def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) -> partial[Any]:
+    """The target with the node's arguments, nested nodes called. Raises ConfigError."""
+    try:
+        return instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
+    except (HydraException, ImportError) as error:
+        raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
+    except SweepError:
+        raise
+    except Exception as error:  # a nested node's own call
+        raise ConfigError(key, _reason(error)) from error
+
+
+def _is_flat(node: Mapping[str, Any]) -> bool:
+    """Whether there is nothing for Hydra to do but to find the target: no keys of its own, no nodes within."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return all(map(plain, value))
+        return value is None or isinstance(value, str | int | float)
+
+    return all(plain(value) and (key == "_target_" or not key.startswith("_")) for key, value in node.items())
+
+
+def _check_arguments(
+    key: str, target: Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any], positional: int
+) -> None:
+    parameters = _parameters(target)
+    name_of_target = getattr(target, "__qualname__", str(target))
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        takes = [p.name for p in parameters[positional:] if p.kind is not p.VAR_POSITIONAL]
+        for name in arguments:
+            if name not in takes:
+                raise ConfigError(
+                    f"{key}.{name}",
+                    f"{name_of_target} takes no such argument; it takes: {', '.join(takes) or 'nothing'}",
+                )
+    for parameter in parameters[positional:]:
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if required and parameter.name not in arguments and parameter.name not in offered:
+            raise ConfigError(f"{key}.{parameter.name}", f"{name_of_target} needs it; set {key}.{parameter.name}=...")
+    for name, annotation in _annotations(target).items():
+        if name in arguments and not _fits(arguments[name], annotation):
+            raise ConfigError(f"{key}.{name}", f"must be {_in_words(annotation)}, got {arguments[name]!r}")
+
+
+@lru_cache(maxsize=256)
+def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature takes what it takes
+        return [inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)]
+
+
+def _named(target: Callable[..., Any]) -> set[str]:
+    return {p.name for p in _parameters(target) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+@lru_cache(maxsize=256)
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError, AttributeError):  # forward references that only a type checker can follow
+        return {}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a config value can be meant for this annotation; an annotation it does not know takes anything."""
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in _UNIONS:
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return value in options
+    if origin in (list, Sequence) and options:
+        return isinstance(value, list | tuple) and all(_fits(item, options[0]) for item in value)
+    if origin is tuple and options and options[-1] is not Ellipsis:
+        return isinstance(value, list | tuple) and len(value) == len(options) and all(map(_fits, value, options))
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if annotation is None or annotation is type(None):
+        return value is None
+    return not (isinstance(annotation, type) and annotation.__module__.startswith("torch"))
+
+
+def _is_real(annotation: Any) -> bool:
+    """Whether it takes a float, but no whole number as such."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    return float in options and int not in options
+
+
+def _in_words(annotation: Any) -> str:
+    """An annotation as a user would say it."""
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in _UNIONS:
+        kinds = [_in_words(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
+        return " or ".join(dict.fromkeys(kinds))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple and options and options[-1] is not Ellipsis:
+        return f"a list of {len(options)}: {', '.join(map(_in_words, options))}"
+    if origin in (list, tuple, Sequence) and options:
+        return f"a list, each {_in_words(options[0])}"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(annotation) or inspect.formatannotation(annotation)
+
+
+def _argument_meant(key: str, arguments: Mapping[str, Any], error: Exception) -> str:
+    """The config key of the argument that the message names, or that of the group."""
+    words = set(re.findall(r"\w+", str(error)))
+    also = {"beta": "betas", "epsilon": "eps", "learning": "lr"}  # torch's words for its arguments
+    words |= {argument for word, argument in also.items() if word in words}
+    named = [name for name in arguments if name in words]
+    return f"{key}.{named[0]}" if len(named) == 1 else key
+
+
+def _reason(error: BaseException) -> str:
+    cause = error
+    while isinstance(cause, HydraException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    bare = isinstance(cause, LookupError | ArithmeticError)  # their messages say little
+    return f"{type(cause).__name__}: {one_line(cause)}" if bare else one_line(cause)

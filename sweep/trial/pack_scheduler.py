@@ -1,0 +1,141 @@
+"""Which trials may share a pack: from a config to the pack of its structure, and the trial's slot."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from sweep.config.schema import Config
+from sweep.training import evaluate
+from sweep.training.packed.pack import Pack, Slot
+from sweep.training.packed.parameters import Unpackable
+from sweep.training.packed.rules import Rule, rule_of
+from sweep.training.packed.width import best_width, refuse_large
+from sweep.training.runtime import pick_device, reproducible, set_threads
+from sweep.training.tensors import TensorData, to_device
+from sweep.trial import build
+from sweep.trial.prepare import Data, check_data, new_model, new_schedule
+
+_STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")  # of the trainer; the rest are numbers
+
+_Kind = tuple[Any, ...]
+
+
+class Group:
+    """Trials of one structure. model: one of theirs, to test with. width: trials that it is made for."""
+
+    def __init__(self, pack: Pack, model: nn.Module, data: Data, threads: int | None, width: int) -> None:
+        self.pack, self.data, self.width = pack, data, width
+        self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        self._model, self._threads = model, threads
+
+    def train_epoch(self) -> tuple[dict[Slot, Exception | None], float]:
+        """As the pack's, under the process-wide settings that training needs; and the seconds it took each trial."""
+        start, n = time.perf_counter(), len(self.pack.slots)
+        with self._settings():
+            ended = self.pack.train_epoch()
+        return ended, (time.perf_counter() - start) / n
+
+    def test(self, slot: Slot) -> dict[str, float]:
+        """What the best weights of a trial come to on the test split."""
+        assert slot.best is not None
+        self._model.load_state_dict(slot.best.weights)
+        self._model.eval()
+        forward = self.pack.forward_of(self._model)
+        with self._settings():
+            return evaluate.test(forward, self.pack.data, self.pack.loss_fn, self.data.samples.noise)
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        with reproducible(self.pack.device):
+            set_threads(self._threads, self._model, self.pack.data.train.x[: self.pack.batch_size])
+            yield
+
+
+class Packer:
+    """Finds or makes the pack for each trial.
+
+    width: of a pack, in trials; None to have it measured, up to `most`. load: loads and divides data.
+    """
+
+    def __init__(self, width: int | None, most: int, load: Callable[[Config], Data]) -> None:
+        self._width, self._most, self._load = width, most, load
+        self._data: dict[str, tuple[Data, TensorData]] = {}
+        self._groups: dict[_Kind, dict[Rule, Group]] = {}
+        self._refused: dict[_Kind, Unpackable] = {}
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those with trials in them."""
+        return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.slots]
+
+    def slot(self, config: Config) -> tuple[Group, Slot]:
+        """A place for the trial in the pack of its kind, which it has yet to take. Raises Unpackable or ConfigError."""
+        trainer, kind = config.trainer, _kind(config)
+        if kind in self._refused:
+            raise self._refused[kind]
+        device = pick_device(trainer.device)
+        data, tensors = self._loaded(config, device)
+        check_data(data, config)
+        n_train = len(tensors.train.x)
+        with reproducible(device):
+            is_known = kind in self._groups
+            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], is_known)
+            schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
+            rule = rule_of(schedule.optimizer, schedule.changing)
+            if rule is None:
+                raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            slot = Slot(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
+            of_kind = self._groups.setdefault(kind, {})
+            if rule not in of_kind:
+                try:
+                    of_kind[rule] = self._group(config, data, tensors, model, rule)
+                except Unpackable as why:
+                    self._refused[kind] = why
+                    raise
+        return of_kind[rule], slot
+
+    def forget(self, group: Group) -> None:
+        """Frees its memory; the next trial of its kind makes another."""
+        for of_kind in self._groups.values():
+            for rule in [rule for rule, known in of_kind.items() if known is group]:
+                del of_kind[rule]
+
+    def refuse(self, group: Group, why: Unpackable) -> None:
+        """Trials of this kind train alone from now on."""
+        for kind, of_kind in self._groups.items():
+            if group in of_kind.values():
+                self._refused[kind] = why
+
+    def _loaded(self, config: Config, device: torch.device) -> tuple[Data, TensorData]:
+        key = json.dumps([config.data, asdict(config.split), str(device)], sort_keys=True, default=str)
+        if key not in self._data:
+            data = self._load(config)
+            self._data[key] = data, to_device(data.splits, device)
+        return self._data[key]
+
+    def _group(self, config: Config, data: Data, tensors: TensorData, model: nn.Module, rule: Rule) -> Group:
+        trainer = config.trainer
+        loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
+        x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
+        set_threads(trainer.threads, model, x)
+        alone_s = 0.0
+        if self._width is None:
+            optimizer = build.optimizer(config.optimizer)(model.parameters())
+            alone_s = refuse_large(model, optimizer, loss_fn, x, y)
+        pack = Pack(model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule)
+        width = best_width(pack, alone_s, self._most) if self._width is None else self._width
+        return Group(pack, model, data, trainer.threads, width)
+
+
+def _kind(config: Config) -> _Kind:
+    """What trials have to have in common, beside the rule that updates them."""
+    text = json.dumps([config.data, asdict(config.split), config.model], sort_keys=True, default=str)
+    trainer = config.trainer
+    return text, trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)

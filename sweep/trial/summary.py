@@ -1,0 +1,45 @@
+"""The closing words of a run."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from sweep.config.overrides import program
+from sweep.tracking.folders import RunFolder
+from sweep.utils.console import Console
+from sweep.utils.passwords import without_password
+
+if TYPE_CHECKING:
+    from sweep.trial.run import Outcome
+
+_MEANINGS = {
+    "test/noise_ratio": "test MSE / sigma^2",
+    "test/excess": "noiseless MSE / sigma^2",
+}
+
+
+def print_summary(outcome: "Outcome") -> None:
+    """Best validation value, test metrics, time, folder, and how to see the run in MLflow."""
+    table = Table(title=outcome.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_row(f"best {outcome.monitor}", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
+    for key, value in outcome.metrics.items():
+        if key.startswith("test/"):
+            table.add_row(key, f"{value:.6g}", _MEANINGS.get(key, ""))
+    table.add_row("time", f"{outcome.train_s:.1f} s of training")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"Run folder:    {outcome.folder}")
+    if outcome.mirrored and outcome.tracking_uri is not None:
+        console.print(where_to_look("runs", outcome.tracking_uri))
+    elif outcome.mirrored:
+        drawn = "; the run folder has the curves in curves.png" if RunFolder(outcome.folder).curves.exists() else ""
+        console.print(f"Tracking is off{drawn}.")
+
+
+def where_to_look(what: str, uri: str) -> str:
+    """How to see in MLflow "runs" or "trials" that were sent to `uri`, without its password."""
+    uri = without_password(uri)
+    if uri.startswith(("http://", "https://")):
+        return f"Compare {what} at {uri}"
+    return f"Compare {what}:  {program('mlflow', 'ui', '--backend-store-uri', uri)}"

@@ -1,0 +1,75 @@
+"""Text files that are read again: their first line has a digest, so that a damaged one is refused.
+
+A file of an earlier version has no such line, and is read as it is. Whether a file has the line is decided by how much
+of it is there: damage to the line itself must not make the file pass for an old one.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweep.tracking.folders import from_yaml, write_atomic
+from sweep.utils.errors import Damaged, one_line
+from sweep.utils.fsync import check_archive
+
+_MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the rest: "
+_DIGEST_BYTES = 64 + 1  # in hexadecimal, with the end of the line
+
+
+OF_AN_OPTION = "# @package _global_\n"  # Hydra reads it in the first line alone
+
+
+def write_checked(path: Path, text: str, durable: bool = True, first: str = "") -> None:
+    """Replace `path` as `write_atomic` does, with the digest of `text` in front, and before that the line `first`."""
+    write_atomic(path, f"{first}{_head(text.encode()).decode()}{text}", durable)
+
+
+def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
+    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError.
+
+    first: the line before the digest, as in `write_checked`.
+    """
+    data, mark = path.read_bytes(), first.encode() + _MARK
+    n_head = len(mark) + _DIGEST_BYTES
+    head, body = data[:n_head], data[n_head:]
+    is_whole = head == first.encode() + _head(body)
+    same = sum(a == b for a, b in zip(data, mark, strict=False))
+    if not data.strip() or (same > min(len(data), len(mark)) // 2 and not is_whole):
+        raise Damaged(key, path, "it is empty" if not data.strip() else "it is not as it was written", remedy)
+    try:
+        return (body if is_whole else data).decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
+
+
+def load_checked(path: Path, key: str, remedy: str, kind: type = dict) -> Any:
+    """Return the plain content of a YAML file, a `kind`. Raise as `read_checked` does."""
+    text = read_checked(path, key, remedy)
+    try:
+        found = from_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Damaged(key, path, "it is no YAML", remedy) from error
+    if not isinstance(found, kind):
+        raise Damaged(key, path, f"it holds no {kind.__name__}", remedy)
+    return found
+
+
+def damage_of(path: Path) -> Damaged | None:
+    """What is wrong with a file of a run or a study, as far as it has a checksum."""
+    key, remedy = "output_dir", "put back a copy of it"
+    try:
+        if path.suffix == ".yaml":
+            read_checked(path, key, remedy, OF_AN_OPTION if path.parent.name == "experiment" else "")
+        elif path.suffix == ".pt":
+            check_archive(path)
+    except Damaged as damage:
+        return damage
+    except Exception as error:  # zipfile trips over damage in any way
+        return Damaged(key, path, one_line(error, 120), remedy)
+    return None
+
+
+def _head(body: bytes) -> bytes:
+    return _MARK + hashlib.sha256(body).hexdigest().encode() + b"\n"

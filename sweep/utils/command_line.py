@@ -1,0 +1,95 @@
+"""What every command needs of the shell that it was started from."""
+
+import argparse
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.terminal import SafeRecord
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError for arguments that it cannot take, so that they are one line as all other mistakes are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("command line", f"{one_line(ValueError(message))}; --help says what there is")
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for arguments that are no text, or if the current folder is gone."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # Python carries bytes that are no UTF-8 as lone surrogates
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise ConfigError("command line", f"'{shown}' is not in UTF-8; rename it, or write it in UTF-8") from None
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("output_dir", "the current folder does not exist any more; change to another one") from None
+
+
+def secure_streams() -> None:
+    """Keep this process, and those that it starts, from failing because of a standard stream.
+
+    A stream that is closed becomes /dev/null, so that no file gets its number and then what is printed. What nobody
+    reads any more is dropped, and a character that the encoding lacks is written with a backslash. In lines of the
+    log so are characters that a terminal would act on, and passwords in URIs are left out.
+    """
+    logging.setLogRecordFactory(SafeRecord)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.dup2(null, number)
+            os.set_inheritable(number, True)
+            if null != number:
+                os.close(null)
+    if sys.stdin is None:
+        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):  # else somebody reads it in this process
+            secured = _secured(stream, number)
+            setattr(sys, name, secured)
+            setattr(sys, f"__{name}__", secured)
+
+
+def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
+    """The stream with that number, as it is but for what `secure_streams` says."""
+    raw = _Dropping(number, "w", closefd=False)
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    if isinstance(getattr(stream.buffer, "raw", stream.buffer), _Dropping):
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does for -u
+        stream.encoding,
+        "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Dropping(io.FileIO):
+    """A file whose writes succeed. Once one has failed, all that follows is dropped."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        with suppress(OSError):  # what writes past Python, and processes that inherit the stream, get no error either
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+        return memoryview(data).nbytes

@@ -1,0 +1,50 @@
+"""Symbolic links in output folders. We never make one; one that somebody else made would lead our files elsewhere."""
+
+import os
+from pathlib import Path
+
+from sweep.utils.errors import ConfigError
+
+# What a command writes to right below an `output_dir`.
+_OURS = ("runs", "studies", "multirun", "lr_range", "comparisons", "mlartifacts", "mirror.log", ".mlflow.lock")
+_DATABASE = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new")
+
+
+def absolute(path: str | Path) -> Path:
+    """Return the absolute path that a user means: `~` is the home directory."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def refuse_links_at(output_dir: Path) -> None:
+    """Raise ConfigError if something right below `output_dir` that we write to is a link that leads out of it."""
+    for name in (*_OURS, *_DATABASE):
+        path = output_dir / name
+        if path.is_symlink() and not is_inside(path, output_dir):
+            problem = f"'{path}' is a link that leads out of it; only output_dir itself may be a link to elsewhere"
+            raise ConfigError("output_dir", problem)
+
+
+def refuse_links_in(folder: Path, key: str) -> None:
+    """Raise ConfigError if `folder`, which holds a run or a study, is a link, or anything below it."""
+    found = folder if folder.is_symlink() else _first_link(str(folder))
+    if found is not None:
+        raise ConfigError(key, f"'{found}' is a link, and links are not followed; put the file or folder itself there")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, its links followed, is `folder` or below it."""
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real == root or real.startswith(root.rstrip("/") + "/")
+
+
+def _first_link(folder: str) -> str | None:
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    for entry in entries:
+        if entry.is_symlink():
+            return entry.path
+        if entry.is_dir() and (found := _first_link(entry.path)):
+            return found
+    return None
