@@ -13,9 +13,9 @@ from rich.table import Table
 
 from sweep.config.composition import given_overrides
 from sweep.config.schema import Config, validate, with_origin
+from sweep.figures.drawing import drawing_problem
 from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
-from sweep.tracking.curves_picture import drawing_problem
 from sweep.tracking.description import group_choices
 from sweep.tracking.ownership import refuse_existing
 from sweep.tracking.provenance import rerun_command

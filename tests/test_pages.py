@@ -17,7 +17,7 @@ from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
 from sweep.study.pictures import draw_importances
 from sweep.study.reading import as_shown
-from sweep.tracking.journal import Curve
+from sweep.utils.curve import Curve
 
 LR = {"sgd": FloatDistribution(1e-2, 1.0, log=True), "adam": FloatDistribution(1e-4, 1e-1, log=True)}
 

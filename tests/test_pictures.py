@@ -29,7 +29,7 @@ SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1")
 INLINE = "module://matplotlib_inline.backend_inline"  # as a notebook sets it for all that it starts; not installed here
 
 _LOADED = """
-from sweep.tracking.curves_picture import load_matplotlib
+from sweep.figures.drawing import load_matplotlib
 load_matplotlib()
 import matplotlib, optuna.visualization, os
 print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))

@@ -28,8 +28,9 @@ from processes import (
 from sweep.config.composition import compose
 from sweep.config.schema import validate
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder, to_yaml
+from sweep.tracking.folders import RunFolder
 from sweep.tracking.start import stored_config
+from sweep.utils.files import to_yaml
 
 N_EPOCHS = 200
 SMALL = ("experiment=debug", "model.widths=[8]", "model.dropout=0.1", f"trainer.epochs={N_EPOCHS}")

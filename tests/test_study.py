@@ -40,8 +40,9 @@ from processes import (
 from sweep.config.composition import compose
 from sweep.study.best_config import best_config
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder, StudyFolder, from_yaml
+from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
+from sweep.utils.files import from_yaml
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"

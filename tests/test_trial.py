@@ -19,10 +19,10 @@ from torch.nn import functional
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.journal import Curve
 from sweep.tracking.upload_process import Follower
 from sweep.training import checkpoint
 from sweep.utils import gc_control
+from sweep.utils.curve import Curve
 from sweep.utils.errors import Interrupted, TrainingFailed
 
 Trial = Callable[..., Outcome]

@@ -10,7 +10,7 @@ import numpy as np
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Run
 from sweep.comparison.studies import Plan
-from sweep.tracking.curves_picture import count_in_whole_numbers, dot, fit_scale, import_matplotlib, load_matplotlib
+from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, import_matplotlib, load_matplotlib
 
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7")
 _PANELS = 4

@@ -9,9 +9,9 @@ from sweep.comparison import words
 from sweep.comparison.judge import Judgement, Score, judge
 from sweep.comparison.runs import Entry
 from sweep.comparison.studies import Plan
+from sweep.figures.drawing import drawing_problem
 from sweep.search.samplers import is_uniform
-from sweep.tracking.curves_picture import drawing_problem
-from sweep.tracking.folders import to_yaml, write_atomic
+from sweep.utils.files import to_yaml, write_atomic
 from sweep.utils.terminal import escaped, say
 
 _IN_TERMINAL = 3  # tables of a task

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 from sweep.figures.figure import COLOURS, Figure, axis
-from sweep.tracking.curves_picture import count_in_whole_numbers, dot, fit_scale, load_matplotlib
-from sweep.tracking.journal import Curve
+from sweep.utils.curve import Curve
 
 _MOST_POINTS = 400  # of a curve on the page
 _ROW_PX = 210

@@ -10,6 +10,7 @@ from optuna import visualization
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.figures.drawing import tail
 from sweep.figures.figure import BAD_TO_GOOD, COLOURS, MUTED, Figure, axis, figure_of
 from sweep.search.ranges import short
 
@@ -211,11 +212,6 @@ def _numbers(label: str, values: np.ndarray, is_log: bool) -> dict[str, Any]:
         "ticktext": texts,
         "range": [bottom - room, high + room],
     }
-
-
-def tail(key: str, most: int = 24) -> str:
-    """Return the key, or its last characters: a long name leaves no room for what it names, and its end tells more."""
-    return key if len(key) <= most else f"…{key[1 - most :]}"
 
 
 def _label(choice: object) -> str:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
+from sweep.figures.drawing import drawing_problem, import_matplotlib
 from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
 from sweep.search.ranges import short
@@ -21,10 +22,10 @@ from sweep.study.pictures import draw_importances, draw_plots
 from sweep.study.reading import as_shown, has_value, objective_names, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.tracking import journal
-from sweep.tracking.curves_picture import drawing_problem, import_matplotlib
-from sweep.tracking.folders import RunFolder, StudyFolder, write_atomic
+from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.provenance import again_command, rerun_command
 from sweep.utils.errors import ConfigError, DamagedJournal
+from sweep.utils.files import write_atomic
 from sweep.utils.terminal import say
 
 _N_CURVES = 5  # trials whose curves are shown where none are chosen

@@ -10,9 +10,8 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from sweep.reporting.study_figures import tail
+from sweep.figures.drawing import count_in_whole_numbers, fit_scale, import_matplotlib, load_matplotlib, tail
 from sweep.study.reading import as_shown, has_value, objective_names
-from sweep.tracking.curves_picture import count_in_whole_numbers, fit_scale, import_matplotlib, load_matplotlib
 
 _DECADE = 10.0
 

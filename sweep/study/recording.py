@@ -10,10 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from sweep.execution.attempts import renumbered, trials_of
+from sweep.figures.drawing import drawing_problem
 from sweep.study.pictures import draw_plots
 from sweep.study.results import StudyRecord
 from sweep.tracking.chunks import forget_offsets, most_sent
-from sweep.tracking.curves_picture import drawing_problem
 from sweep.tracking.folders import Busy, StudyFolder
 from sweep.tracking.journal import Journal, whole_size
 from sweep.tracking.provenance import sync_command

@@ -12,10 +12,11 @@ from sweep.execution.attempts import numbered, trials_of
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
-from sweep.tracking.folders import StudyFolder, to_yaml
+from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.provenance import provenance_tags
 from sweep.utils.checked_file import OF_AN_OPTION, load_checked, write_checked
+from sweep.utils.files import to_yaml
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder, write_atomic
+from sweep.tracking.folders import RunFolder
+from sweep.utils.files import write_atomic
 
 _MAX_VALUES = 1000  # metric values in a portion, but for its last record
 _MAX_PARAM_LENGTH = 6000  # MLflow's, like the next

@@ -1,80 +1,17 @@
 """The picture of a run: loss and learning-rate curves."""
 
-import os
-import sys
-from collections.abc import Callable, Sized
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sweep.config.schema import direction_of
+from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.journal import Curve, curves, first
-from sweep.utils.errors import one_line
+from sweep.tracking.journal import curves, first
+from sweep.utils.curve import Curve
 
 _COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
 _MANY_DECADES = 1e6  # between learning rates, whose schedules are told by their shape
-
-
-def drawing_problem(draw: Callable[[], object]) -> str | None:
-    """Draw. Return in one line what is in the way, if something is: a picture decides about nothing else."""
-    try:
-        draw()
-    except Exception as error:
-        return one_line(error)
-    return None
-
-
-def import_matplotlib() -> None:
-    """Import matplotlib whatever MPLBACKEND says, since pictures are drawn without a backend.
-
-    A notebook sets it for all programs that it starts, and matplotlib refuses to load if the module that it names is
-    not there. What matplotlib accepts still holds for figures of the user's own.
-    """
-    if "matplotlib" in sys.modules:
-        return
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend:
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-
-
-def load_matplotlib():
-    """Its figure and canvas classes; the first import takes about a second, so nothing imports it at the top."""
-    import_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    return Figure, FigureCanvasAgg
-
-
-def spans(values: Any, factor: float) -> bool:
-    """Whether finite values, at least one, are positive and the highest is `factor` times the lowest or more."""
-    found = np.asarray(values, float)
-    found = found[np.isfinite(found)]
-    return len(found) > 0 and bool(found.min() > 0) and bool(found.max() >= factor * found.min())
-
-
-def fit_scale(axes: Any, values: Any, side: str = "y", factor: float = 5.0) -> None:
-    """Make an axis logarithmic where that shows more. Within less than a decade its ticks would have no labels."""
-    axes.set(**{f"{side}scale": "log" if spans(values, factor) else "linear"})
-
-
-def count_in_whole_numbers(axes: Any) -> None:
-    """Have the ticks below an axis of epochs, steps or trials be whole numbers."""
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def dot(steps: Sized) -> str:
-    """The marker of a curve: a line of one point would be invisible."""
-    return "o" if len(steps) == 1 else ""
 
 
 def ensure_curves(folder: RunFolder) -> None:

@@ -3,10 +3,11 @@
 import traceback
 from collections.abc import Mapping
 
-from sweep.tracking.folders import RunFolder, write_atomic
+from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.start import Membership
 from sweep.utils.errors import DISK_FULL, Diverged, Pruned
+from sweep.utils.files import write_atomic
 from sweep.utils.passwords import without_passwords
 from sweep.utils.terminal import safe
 

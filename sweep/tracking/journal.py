@@ -14,11 +14,11 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sweep.utils.curve import Curve
 from sweep.utils.errors import DamagedJournal
 from sweep.utils.fsync import fsync
 from sweep.utils.private import private
@@ -27,16 +27,6 @@ Record = dict[str, Any]
 _TAIL_BYTES = 4096
 _BEFORE_CRC, _BEHIND_CRC = b', "crc": "', b'"}\n'
 _CRC_DIGITS = 8
-
-
-class Curve(NamedTuple):
-    """One metric of a trial. steps: (n,) int64, ascending; values: (n,) float64."""
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-    def tolist(self) -> tuple[list[int], list[float]]:
-        return self.steps.tolist(), self.values.tolist()
 
 
 class Journal:

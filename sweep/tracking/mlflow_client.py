@@ -35,10 +35,11 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import append_to_uri_path
 
 from sweep.config.overrides import command, with_variable
+from sweep.figures.drawing import drawing_problem
 from sweep.tracking import journal
 from sweep.tracking.attempt import require_not_ended
 from sweep.tracking.chunks import Portion, Sent, artifact_files, artifact_names, most_sent, portions
-from sweep.tracking.curves_picture import drawing_problem, ensure_curves
+from sweep.tracking.curves_picture import ensure_curves
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_bulk import Changed, Gone, Tables, WholeRun
 from sweep.tracking.store import Store, sqlite_url

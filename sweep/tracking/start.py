@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.schema import Config, literal, require_run, validate
 from sweep.tracking.description import group_choices, hyperparameters, run_name
-from sweep.tracking.folders import RunFolder, to_yaml, write_atomic
+from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal, first, status
 from sweep.tracking.provenance import provenance_tags, uncommitted_diff
 from sweep.utils.checked_file import load_checked, read_checked, write_checked
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.utils.files import to_yaml, write_atomic
 from sweep.utils.passwords import without_password
 
 

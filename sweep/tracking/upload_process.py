@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sweep.figures.drawing import drawing_problem, load_matplotlib
 from sweep.tracking import journal
-from sweep.tracking.curves_picture import drawing_problem, ensure_curves, load_matplotlib
+from sweep.tracking.curves_picture import ensure_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.store import Store
 from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyMirror, attempt

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.tracking.curves_picture import dot, load_matplotlib
-from sweep.tracking.folders import to_yaml, write_atomic
+from sweep.figures.drawing import dot, load_matplotlib
+from sweep.utils.files import to_yaml, write_atomic
 
 if TYPE_CHECKING:
     from sweep.training.range_test import Interval, Ramp, Suggestion

@@ -17,7 +17,7 @@ from sweep.tracking.attempt import Attempt, locked, saved_state
 from sweep.tracking.description import run_name
 from sweep.tracking.ending import write_end
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.journal import Curve, Journal
+from sweep.tracking.journal import Journal
 from sweep.tracking.ownership import require_no_run, require_unused
 from sweep.tracking.progress import Show, progress
 from sweep.tracking.provenance import resume_command, sync_command
@@ -35,6 +35,7 @@ from sweep.trial.prepare import (
     with_fitting_batch,
 )
 from sweep.utils import gc_control
+from sweep.utils.curve import Curve
 from sweep.utils.errors import DISK_FULL, ConfigError, Damaged, DiskFull
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.signals import stop_on_signal

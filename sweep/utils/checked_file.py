@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from sweep.tracking.folders import from_yaml, write_atomic
 from sweep.utils.errors import Damaged, one_line
+from sweep.utils.files import from_yaml, write_atomic
 from sweep.utils.fsync import check_archive
 
 _MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the rest: "
