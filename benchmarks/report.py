@@ -20,7 +20,7 @@ from common import print_setting, print_verdict
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.config.schema import Tracking
+from sweep.config.nodes import Tracking
 from sweep.execution.queue import STOPPED
 from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY

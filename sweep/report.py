@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.schema import require_begun_study
+from sweep.config.outputs import require_begun_study
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, StudyFolder
 from sweep.tracking.provenance import sync_command

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 
 from sweep.config.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
-from sweep.config.schema import CONF_DIR, is_auto, register, with_origin
+from sweep.config.output_folders import register
+from sweep.config.schema import CONF_DIR, is_auto, with_origin
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.ownership import JobFolder, note_directories, require_unused
 from sweep.utils import gc_control
@@ -64,7 +65,7 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     if cfg.resume is not None:
         _refuse_changes(overrides)
     if cfg.from_study is not None:
-        from sweep.study.best_config import best_config
+        from sweep.config.best_config import best_config
 
         cfg = best_config(cfg.output_dir, cfg.from_study, given_overrides(job))
     else:

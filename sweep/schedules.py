@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from sweep.config.schema import in_epochs
+from sweep.config.scheduler_node import in_epochs
 
 Length = float | str
 

@@ -98,7 +98,7 @@ def make_fit(
 
     make_model: makes another model than the config says.
     """
-    from sweep.config.schema import direction_of
+    from sweep.config.metrics import direction_of
     from sweep.data.split import divide
     from sweep.training.evaluate import loss_function
     from sweep.training.loop import Fit

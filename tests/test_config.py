@@ -5,7 +5,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from sweep import ConfigError
-from sweep.config.schema import Config, Split, Tracking, Trainer, validate
+from sweep.config.nodes import Split, Tracking, Trainer
+from sweep.config.schema import Config, validate
 
 SCHEDULER = {"_target_": "sweep.schedules.cyclic", "base_lr": 1e-4, "max_lr": "${lr_bounds.max_lr}", "cycle_epochs": 5}
 

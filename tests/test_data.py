@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from sweep import ConfigError, Samples
-from sweep.config.schema import Split
+from sweep.config.nodes import Split
 from sweep.data import bundled
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import Part, Splits, divide

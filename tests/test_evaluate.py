@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_
 from torch import Tensor
 from torch.nn import functional
 
-from sweep.config.schema import Split
+from sweep.config.nodes import Split
 from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from stores import Study
 
 from sweep import ConfigError, compose, report, run_trial, sync
-from sweep.config.schema import Tracking
+from sweep.config.nodes import Tracking
 from sweep.config.stored_overrides import stored_overrides
 from sweep.search.auto_bounds import STARTS, stored_starts
 from sweep.search.settings import StudySettings
@@ -103,7 +103,7 @@ def _study_with_best(output_dir: Path, *overrides: str) -> None:
 def test_from_study_tells_a_strangers_server_nothing(
     tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweep.study.best_config import best_config
+    from sweep.config.best_config import best_config
 
     monkeypatch.setenv("SECRET", SECRET)
     _study_with_best(tmp_path / "a", f"tracking.uri={listener.url}", "seed=3")

@@ -14,7 +14,7 @@ from sweep.comparison import plot, words
 from sweep.comparison.contenders import Contender, Field, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
-from sweep.config.schema import Compare
+from sweep.config.nodes import Compare
 from sweep.study.trial_result import Range, Tried
 from sweep.utils.errors import ConfigError
 

@@ -8,7 +8,8 @@ import pytest
 from processes import quick
 
 from sweep import ConfigError, compose
-from sweep.config.schema import Config, Tracking, validate
+from sweep.config.nodes import Tracking
+from sweep.config.schema import Config, validate
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 
-from sweep.config.schema import register
+from sweep.config.output_folders import register
 from sweep.search.pruners import PatientPruner
 from sweep.trial import build
 

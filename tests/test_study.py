@@ -37,8 +37,8 @@ from processes import (
     wait_until,
 )
 
+from sweep.config.best_config import best_config
 from sweep.config.composition import compose
-from sweep.study.best_config import best_config
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint

@@ -44,7 +44,7 @@ _HEAVY = (
         "sweep.trial.run",
         "sweep.training.loop",
         "sweep.trial.summary",
-        "sweep.study.best_config",
+        "sweep.config.best_config",
         "sweep.study.pictures",
     ),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),

@@ -11,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, Contender, Field, read_field
 from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.nodes import MOST_SEEDS, Compare
+from sweep.config.outputs import folder_name
 from sweep.config.overrides import command, option, setting
-from sweep.config.schema import MOST_SEEDS, Compare, Config, folder_name, is_auto, validate
+from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
 from sweep.search.samplers import is_grid, is_uniform
 from sweep.search.settings import StudySettings, settings_of

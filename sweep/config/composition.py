@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from yaml import YAMLError
 
 from sweep.config.overrides import setting
-from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register, with_origin
+from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register_schema, with_origin
 from sweep.utils.errors import ConfigError, one_line
 
 _UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")
@@ -33,7 +33,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     """
     if isinstance(overrides, str):
         raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
-    register()
+    register_schema()
     searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
     try:
         with _own_hydra(), unavailable_refused():

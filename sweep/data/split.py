@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.config.schema import Split
+from sweep.config.nodes import Split
 from sweep.data.samples import Samples
 from sweep.utils.errors import ConfigError
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.guard import check_hydra
-from sweep.config.schema import register
+from sweep.config.output_folders import register
 from sweep.execution.sequential import Shift
 from sweep.search.samplers import draw, make_sampler
 from sweep.search.settings import StudySettings

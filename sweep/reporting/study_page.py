@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.best_config import stored_best
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
@@ -16,7 +17,6 @@ from sweep.figures.drawing import drawing_problem, import_matplotlib
 from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
 from sweep.search.ranges import short
-from sweep.study.best_config import stored_best
 from sweep.study.identity import only_one_seed
 from sweep.study.pictures import draw_importances, draw_plots
 from sweep.study.reading import as_shown, has_value, objective_names, snapshot
@@ -141,7 +141,7 @@ class Report:
     def _stored_best(self) -> Mapping[str, Any]:
         if not self._folder.best.exists():
             return {}
-        return stored_best(self._folder, "study")
+        return stored_best(self._folder.best, "study")
 
     def _figure_sections(self) -> Iterator[Section]:
         shown, names = self._shown, self._names

@@ -10,7 +10,8 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.schema import CURVES, METRICS, direction_of
+from sweep.config.metrics import CURVES, METRICS, direction_of
+from sweep.config.nodes import MOST_SEEDS
 from sweep.utils.errors import ConfigError, one_line
 
 DIRECTIONS = ("minimize", "maximize")
@@ -31,7 +32,6 @@ _COMPLETE_ONLY = (
 )
 NO_PRUNER = "optuna.pruners.NopPruner"
 _N_TRIALS = 32  # where the command line does not say
-_MOST_SEEDS = 1000  # of one configuration
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ class StudySettings:
         if self.direction is None:
             self.direction = [direction_of(name) for name in self.objective]
         self.direction = _texts("direction", self.direction)
-        _require(self.seeds <= _MOST_SEEDS, "seeds", f"must be <= {_MOST_SEEDS}, got {self.seeds}")
+        _require(self.seeds <= MOST_SEEDS, "seeds", f"must be <= {MOST_SEEDS}, got {self.seeds}")
         for name in ("n_trials", "n_jobs", "seeds"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")

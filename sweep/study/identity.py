@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sweep.config.schema import folder_name
+from sweep.config.outputs import folder_name
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space

@@ -16,10 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweep.config.best_config import stored_best
 from sweep.execution.attempts import failed, trials_of
 from sweep.execution.queue import PACKING, PROBLEM, STOPPED, is_complete
 from sweep.search.ranges import short
-from sweep.study.best_config import stored_best
 from sweep.study.identity import only_one_seed
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
@@ -145,7 +145,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     if not is_complete(trials, n_trials):
         say("Not complete:    the same command goes on with it")
     if best:
-        overrides = stored_best(folder, "study")["overrides"] if folder.best.exists() else []
+        overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
         again = again_command(study.study_name, folder.path.parent.parent, [str(override) for override in overrides])
         say(f"Train it again:  {again}")
         if told := only_one_seed(study.user_attrs):

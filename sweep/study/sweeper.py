@@ -6,7 +6,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sweep.config.schema import register
+from sweep.config.output_folders import register
 from sweep.search.settings import settings_of
 from sweep.utils.errors import ConfigError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.config.schema import direction_of
+from sweep.config.metrics import direction_of
 from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import curves, first

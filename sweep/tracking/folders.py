@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from sweep.config.outputs import BEST
+
 
 class Busy(Exception):
     """Another process holds the lock."""
@@ -63,7 +65,7 @@ class StudyFolder:
         self.trials = self.path / "trials"
         self.workers = self.path / "workers"  # logs of the workers, and the locks they hold while they live
         self.results = self.path / "optimization_results.yaml"
-        self.best = self.path / "best.yaml"  # which trial it is, and the overrides that compose it
+        self.best = self.path / BEST  # which trial it is, and the overrides that compose it
         self.option = self.path / "experiment" / "best.yaml"  # the same as an option of the group `experiment`
         self.plots = self.path / "plots"
         self.report = self.path / "report.html"

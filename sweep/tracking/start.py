@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.schema import Config, literal, require_run, validate
+from sweep.config.outputs import require_run
+from sweep.config.schema import Config, literal, validate
 from sweep.tracking.description import group_choices, hyperparameters, run_name
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal, first, status

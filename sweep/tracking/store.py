@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
+from sweep.config.nodes import Tracking
 from sweep.config.overrides import setting, word
-from sweep.config.schema import Tracking, literal
+from sweep.config.schema import literal
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.checked_file import load_checked

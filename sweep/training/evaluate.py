@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sweep.config.schema import loss_name
+from sweep.config.metrics import loss_name
 from sweep.training.tensors import TensorData, TensorSplit
 
 LossFn = Callable[[Tensor, Tensor], Tensor]

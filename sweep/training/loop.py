@@ -20,7 +20,7 @@ from sweep.utils.errors import ConfigError, Interrupted, SweepError, TrainingFai
 from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
-    from sweep.config.schema import Trainer
+    from sweep.config.nodes import Trainer
 
 _SYNC_EVERY = {"cpu": 1}  # updates between reading losses back; elsewhere a read stalls the device
 _SYNC_EVERY_DEFAULT = 50

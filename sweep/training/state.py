@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from sweep.config.schema import direction_of
+from sweep.config.metrics import direction_of
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
 from sweep.utils.errors import Diverged
 
 if TYPE_CHECKING:
-    from sweep.config.schema import Trainer
+    from sweep.config.nodes import Trainer
 
 
 class Listener(Protocol):

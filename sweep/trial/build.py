@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from sweep.config.schema import interval_of
+from sweep.config.scheduler_node import interval_of
 from sweep.config.targets import allowed_targets
 from sweep.data import Samples
 from sweep.utils.errors import ConfigError, SweepError, one_line

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.schema import METRICS, Config, direction_of, loss_name
+from sweep.config.metrics import METRICS, direction_of, loss_name
+from sweep.config.schema import Config
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.tracking.description import dataset

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.schema import Config, fingerprint, folder_name, validate
+from sweep.config.outputs import folder_name
+from sweep.config.schema import Config, fingerprint, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.attempt import Attempt, locked, saved_state
 from sweep.tracking.description import run_name

@@ -1,6 +1,7 @@
 """Errors that a user can act on: each is one clear line."""
 
 import errno
+import math
 import re
 
 from sweep.utils.passwords import without_passwords
@@ -150,3 +151,19 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+
+def is_positive(value: float | None) -> bool:
+    """Return whether a number is finite and > 0. None, for "not set", counts as such."""
+    return value is None or (math.isfinite(value) and value > 0)
+
+
+def require(holds: bool, key: str, problem: str) -> None:
+    """Raise ConfigError unless it holds."""
+    if not holds:
+        raise ConfigError(key, problem)
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the value is one of the choices."""
+    require(value in choices, key, f"'{value}' is unknown; choose one of {', '.join(choices)}")

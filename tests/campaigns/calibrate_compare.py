@@ -26,7 +26,8 @@ from sweep import compose
 from sweep.comparison.contenders import Contender
 from sweep.comparison.judge import judge
 from sweep.comparison.runs import Entry, Run, choose
-from sweep.config.schema import MOST_SEEDS, Config, validate
+from sweep.config.nodes import MOST_SEEDS
+from sweep.config.schema import Config, validate
 from sweep.study.trial_result import Tried
 from sweep.training.packed.pack import Slot
 from sweep.trial.pack_scheduler import Packer

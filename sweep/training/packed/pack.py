@@ -28,7 +28,7 @@ from sweep.utils.errors import ConfigError, Diverged, one_line
 from sweep.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from sweep.config.schema import Trainer
+    from sweep.config.nodes import Trainer
 
 _EVAL_SAMPLES = {"cpu": 2**13}  # of all rows together, at a time: what stays in a core's cache
 _EVAL_SAMPLES_DEFAULT = 2**16

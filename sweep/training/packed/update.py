@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sweep.config.schema import Trainer
+from sweep.config.nodes import Trainer
 from sweep.training.evaluate import LossFn
 from sweep.training.packed.parameters import Layout
 from sweep.training.packed.rules import Rule

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from sweep.config.composition import compose, given_overrides
-from sweep.config.schema import require_study
+from sweep.config.outputs import BEST, require_study
 from sweep.config.stored_overrides import stored_overrides
-from sweep.tracking.folders import StudyFolder
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import Damaged
 from sweep.utils.paths import absolute, refuse_links_in
@@ -17,13 +17,13 @@ from sweep.utils.paths import absolute, refuse_links_in
 log = logging.getLogger("sweep")
 
 
-def stored_best(folder: StudyFolder, key: str) -> dict[str, Any]:
-    """What the study's best.yaml says: the number of the `trial`, its `values` and `overrides`. Raises Damaged."""
+def stored_best(best: Path, key: str) -> dict[str, Any]:
+    """Return what a study's best.yaml says: the number of the `trial`, its `values` and `overrides`. Raises Damaged."""
     remedy = "run the study's command again, which writes it anew"
-    found = load_checked(folder.best, key, remedy)
+    found = load_checked(best, key, remedy)
     overrides = found.get("overrides")
     if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
-        raise Damaged(key, folder.best, "it lists no overrides", remedy)
+        raise Damaged(key, best, "it lists no overrides", remedy)
     return {str(name): value for name, value in found.items()}
 
 
@@ -34,11 +34,11 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
     the user's own command may (`stored_overrides`).
     """
     require_study(absolute(output_dir), name)
-    folder = StudyFolder(absolute(output_dir) / "studies" / name)
-    refuse_links_in(folder.path, "from_study")
+    folder = absolute(output_dir) / "studies" / name
+    refuse_links_in(folder, "from_study")
     on_top = [o for o in overrides if not o.startswith("from_study=")]
     changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
-    stored = stored_best(folder, "from_study")["overrides"]
+    stored = stored_best(folder / BEST, "from_study")["overrides"]
     recorded = [o for o in stored if o.lstrip("+~").partition("=")[0] not in changed]
     best = stored_overrides(recorded, on_top, "from_study")
     for override in recorded:

@@ -1,0 +1,182 @@
+"""The nodes of a config that have keys of their own, each with its checks. Imports neither Hydra nor OmegaConf."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweep.config.metrics import CURVES, LOSSES
+from sweep.utils.errors import is_positive, one_of, require
+
+PRECISIONS = ("float32", "bf16")
+MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
+FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
+_LONGEST_WAIT_S = 1e6
+_MOST_UPDATES = 1_000_000
+_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
+
+
+# Nodes are not frozen: OmegaConf would make them read-only.
+@dataclass(kw_only=True)
+class Split:
+    """How samples are divided. `val` and `test` are shares of the samples, in (0, 1); the rest is for training.
+
+    `max_samples` takes so many of the data, at random; null takes all.
+    """
+
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+    normalize: bool = True
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, share in (("val", self.val), ("test", self.test)):
+            require(0 < share < 1, f"split.{name}", f"must be between 0 and 1, got {share}")
+        require(
+            self.val + self.test < 1, "split.val", f"{self.val} and split.test {self.test} leave nothing to train on"
+        )
+        require(self.seed >= 0, "split.seed", f"must be >= 0, got {self.seed}")
+        if self.max_samples is not None:
+            require(self.max_samples >= 4, "split.max_samples", f"must be >= 4 or null, got {self.max_samples}")
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """How a trial trains. `batch_size` counts samples; `epochs` counts passes over the training split."""
+
+    epochs: int = 60
+    batch_size: int = 64
+    loss: str = "auto"
+    device: str = "auto"
+    precision: str = "float32"
+    clip_norm: float | None = None
+    monitor: str | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    compile: bool = False
+    checkpoint_interval_s: float = 10.0
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "trainer.epochs", f"must be >= 1, got {self.epochs}")
+        require(self.batch_size >= 1, "trainer.batch_size", f"must be >= 1, got {self.batch_size}")
+        one_of("trainer.loss", self.loss, LOSSES)
+        one_of("trainer.precision", self.precision, PRECISIONS)
+        require(is_positive(self.clip_norm), "trainer.clip_norm", f"must be > 0 or null, got {self.clip_norm}")
+        if self.monitor is not None:
+            one_of("trainer.monitor", self.monitor, CURVES)
+        require(
+            self.patience is None or self.patience >= 1,
+            "trainer.patience",
+            f"must be >= 1 epoch or null, got {self.patience}",
+        )
+        require(self.min_delta >= 0, "trainer.min_delta", f"must be >= 0, got {self.min_delta}")
+        require(
+            self.checkpoint_interval_s >= 0,
+            "trainer.checkpoint_interval_s",
+            f"must be >= 0 seconds (0 saves after every epoch), got {self.checkpoint_interval_s}",
+        )
+        require(self.seed >= 0, "trainer.seed", f"must be >= 0, got {self.seed}")
+        require(
+            self.threads is None or 1 <= self.threads <= _MOST_THREADS,
+            "trainer.threads",
+            f"must be between 1 and {_MOST_THREADS} or null, got {self.threads}",
+        )
+
+    @property
+    def monitored(self) -> str:
+        """The curve that the best weights, patience and plateau schedulers follow."""
+        return self.monitor or "val/loss"
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """Where runs are mirrored to. `step_points` bounds the points of a step-level curve of one trial."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    step_points: int = 2000
+    close_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        require(self.step_points >= 0, "tracking.step_points", f"must be >= 0, got {self.step_points}")
+        require(
+            0 <= self.close_timeout_s <= _LONGEST_WAIT_S,
+            "tracking.close_timeout_s",
+            f"must be between 0 and {_LONGEST_WAIT_S:g} seconds, got {self.close_timeout_s}",
+        )
+
+
+@dataclass(kw_only=True)
+class LrBounds:
+    """Learning rates between which an optimizer is worth cycling; each optimizer option states its own."""
+
+    base_lr: float = 1e-4
+    max_lr: float = 1e-2
+
+
+@dataclass(kw_only=True)
+class LrSearch:
+    """Where a study searches learning rates, in Hydra's sweep grammar; each optimizer option states its own."""
+
+    lr: str = "tag(log, interval(1e-4, 1e-1))"
+    base_lr: str = "tag(log, interval(1e-5, 1e-3))"
+    max_lr: str = "tag(log, interval(1e-3, 1e-1))"
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """What `python -m sweep.compare` is to do; a trial takes no notice. conf/config.yaml says what each key means."""
+
+    name: str | None = None
+    over: dict[str, Any] = field(default_factory=dict)
+    n_seeds: int = 20
+    retune: bool = True
+    metric: str = "test/loss"
+    target: float | None = None
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
+        told = f"must be one of the test split, such as test/loss, got '{self.metric}'"
+        require(self.metric.startswith("test/"), "compare.metric", told)
+        require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
+        if self.target is not None:
+            require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")
+
+
+@dataclass(kw_only=True)
+class LrRange:
+    """The learning-rate range test, for `python -m sweep.lr_range` and `bounds=auto`; a trial takes no notice.
+
+    `smoothing` is the share of the ramp over which losses are averaged; `divergence` how many times its lowest the
+    averaged loss is when the ramp ends.
+    """
+
+    min_lr: float = 1e-6
+    max_lr: float = 10.0
+    n_updates: int = 200
+    n_seeds: int = 8
+    smoothing: float = 0.05
+    divergence: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_lr", "max_lr"):
+            lr = getattr(self, name)
+            require(is_positive(lr), f"lr_range.{name}", f"must be a finite number > 0, got {lr}")
+        told = f"is {self.min_lr:g}, less than ten times below lr_range.max_lr = {self.max_lr:g}; lower it"
+        require(self.min_lr * 10 <= self.max_lr, "lr_range.min_lr", told)
+        told = f"must be {FEWEST_UPDATES} to {_MOST_UPDATES}, got {self.n_updates}"
+        require(FEWEST_UPDATES <= self.n_updates <= _MOST_UPDATES, "lr_range.n_updates", told)
+        require(1 <= self.n_seeds <= MOST_SEEDS, "lr_range.n_seeds", f"must be 1 to {MOST_SEEDS}, got {self.n_seeds}")
+        told = f"must be a share of the ramp from 0 to 0.2, got {self.smoothing}"
+        require(0 <= self.smoothing <= 0.2, "lr_range.smoothing", told)
+        told = f"must be a finite number > 1, got {self.divergence}"
+        require(1 < self.divergence < math.inf, "lr_range.divergence", told)
+
+    @property
+    def memory(self) -> float:
+        """Updates over which losses are averaged."""
+        return max(1.0, self.smoothing * self.n_updates)

@@ -1,0 +1,49 @@
+"""Where the outputs of a command go: the resolvers behind `hydra.run.dir` and the like, and what is there already."""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from sweep.config.best_config import best_choices
+from sweep.config.outputs import folder_name, require_run, require_study
+from sweep.config.schema import checked_output_dir, register_schema
+from sweep.utils.paths import absolute, refuse_links_in
+
+
+def register() -> None:
+    """Make known to Hydra all that conf/ uses: the schema, and resolvers of folders and numbers."""
+    register_schema()
+    OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
+    OmegaConf.register_resolver("sweep.multirun_dir", _multirun_dir, replace=True)
+    OmegaConf.register_resolver("sweep.lr_range_dir", _lr_range_dir, replace=True)
+
+
+def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp: str) -> str:
+    """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it.
+
+    Hydra makes the folder before anything else can be checked.
+    """
+    if from_study is not None:
+        require_study(absolute(checked_output_dir(output_dir)), from_study)
+    if resume is None:
+        return f"{checked_output_dir(output_dir)}/runs/{_named(stamp, output_dir, from_study)}"
+    folder = absolute(resume)
+    require_run(folder)
+    refuse_links_in(folder, "resume")
+    return f"{folder}/resumed/{_named(stamp, output_dir, None)}"
+
+
+def _named(stamp: str, output_dir: str, from_study: str | None) -> str:
+    """Such as 2026-11-24_01-25-51-799835_adam-cyclic-mlp; a study's best is named after its own options."""
+    choices = HydraConfig.get().runtime.choices
+    if from_study is not None:
+        choices = best_choices(output_dir, from_study, HydraConfig.get())
+    options = "-".join(str(choices.get(group)) for group in ("optimizer", "scheduler", "model"))
+    return folder_name(f"{stamp}_{options}")
+
+
+def _multirun_dir(output_dir: str, name: str) -> str:
+    return f"{checked_output_dir(output_dir)}/multirun/{name}"
+
+
+def _lr_range_dir(output_dir: str, name: str) -> str:
+    return f"{checked_output_dir(output_dir)}/lr_range/{folder_name(name)}"

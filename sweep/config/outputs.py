@@ -1,0 +1,39 @@
+"""Names of output folders, and what earlier commands left below them."""
+
+import re
+from pathlib import Path
+
+from sweep.utils.errors import ConfigError
+
+_LONGEST_FOLDER = 200
+BEST = "best.yaml"  # in the folder of a study: its best configuration
+
+
+def folder_name(name: str) -> str:
+    """Return `name` as the name of one folder: options may hold a / or be of any length."""
+    return re.sub(r"[^\w.+@,=-]+", "-", name).lstrip(".")[:_LONGEST_FOLDER]
+
+
+def require_run(folder: Path) -> None:
+    """Raises ConfigError unless there is an earlier run to resume in `folder`."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError("resume", f"no run in '{folder}'; give the folder that the run printed")
+
+
+def require_study(output_dir: Path, name: str) -> None:
+    """Raises ConfigError unless the study `name` below `output_dir` has a best configuration."""
+    _require_study("from_study", output_dir, name, BEST, "has no complete trial yet")
+
+
+def require_begun_study(output_dir: Path, name: str) -> None:
+    """Raises ConfigError unless there is a study `name` below `output_dir`, finished or not."""
+    _require_study("study", output_dir, name, "journal.jsonl", "has not begun")
+
+
+def _require_study(key: str, output_dir: Path, name: str, file: str, without_it: str) -> None:
+    studies = output_dir.absolute() / "studies"
+    known = sorted(path.parent.name for path in studies.glob(f"*/{file}"))
+    if name not in known:
+        is_there = name not in ("", ".", "..") and (studies / name).is_dir()
+        problem = without_it if is_there else f"is not below '{studies}'"
+        raise ConfigError(key, f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")
