@@ -22,9 +22,9 @@ from common import print_setting, print_verdict
 
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
-from sweep.tracking.study_upload import StudyMirror
+from sweep.tracking.study_upload import StudyUpload
 
 TRAIN = [sys.executable, "-m", "sweep.run", "-m", "hydra/sweeper=study", "hydra.sweeper.n_trials=1", "data.n=400"]
 BOUND_MS = 5
@@ -88,15 +88,15 @@ def _copy_run(source: RunFolder, to: RunFolder, changes: dict[str, object], late
 
 
 def _singly(study: StudyFolder, store: Store) -> None:
-    mirror = Mirror(store)
+    mirror = Uploader(store)
     for run in (*study.runs(), study.run):
         assert mirror.push(run)
 
 
 def _at_once(study: StudyFolder, store: Store) -> None:
     """As the helper of a study does."""
-    mirror = Mirror(store)
-    problem = StudyMirror(study, lambda: mirror).finish(lambda n_left: None)
+    mirror = Uploader(store)
+    problem = StudyUpload(study, lambda: mirror).finish(lambda n_left: None)
     assert problem is None, problem
 
 

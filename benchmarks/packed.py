@@ -29,8 +29,8 @@ from studies import MULTIRUN, quietly, run_study
 
 from sweep import compose
 from sweep.config.schema import Config, validate
-from sweep.training.loop import Fit
-from sweep.training.packed.pack import Pack, Slot
+from sweep.training.loop import TrainingLoop
+from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
 from sweep.training.runtime import keep_freed_memory
 from sweep.trial.prepare import Data, load_data, new_model, new_schedule, prepared
@@ -115,16 +115,16 @@ def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, pic
 
 def _train_epoch(pack: Pack) -> None:
     """One epoch of every member. Ends the benchmark if a member stops training, since the figures would be wrong."""
-    width = len(pack.slots)
+    width = len(pack.members)
     ended = pack.train_epoch()
-    if ended or len(pack.slots) != width:
+    if ended or len(pack.members) != width:
         sys.exit(f"{len(ended)} of {width} members stopped training: {next(iter(ended.values()), None)}")
-    diverged = [slot for slot in pack.slots if not math.isfinite(slot.best.value if slot.best else math.nan)]
+    diverged = [slot for slot in pack.members if not math.isfinite(slot.best.value if slot.best else math.nan)]
     if diverged:
         sys.exit(f"{len(diverged)} of {width} members have no finite validation loss")
 
 
-def _pack(config: Config, fit: Fit, data: Data, width: int, compiled: bool) -> Pack:
+def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: bool) -> Pack:
     config = copy.deepcopy(config)
     config.trainer.compile = compiled
     rule = rule_of(fit.schedule.optimizer)
@@ -138,20 +138,20 @@ def _pack(config: Config, fit: Fit, data: Data, width: int, compiled: bool) -> P
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
         weights = new_model(own, data.samples, fit.data.train.x[:64], is_known=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
-        slot = Slot(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
+        slot = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         slot.listener = Deaf()
         pack.seat(slot)
     return pack
 
 
-def _epoch_alone(fit: Fit) -> float:
+def _epoch_alone(fit: TrainingLoop) -> float:
     fit.trainer.epochs = fit.epoch + 1
     start = time.perf_counter()
     fit.run(Deaf(), StopRequest(), lambda: None)
     return time.perf_counter() - start
 
 
-def _products_per_s(fit: Fit, epoch_s: float) -> float:
+def _products_per_s(fit: TrainingLoop, epoch_s: float) -> float:
     """Floating-point operations of the matrix products of an epoch, validation included, a second."""
     sizes = [weight.numel() for weight in fit.model.parameters() if weight.dim() == 2]
     forward, first = 2 * sum(sizes), 2 * sizes[0]

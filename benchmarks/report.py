@@ -27,7 +27,7 @@ from sweep.study.identity import IDENTITY
 from sweep.study.results import StudyRecord
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import tracking_store
 
 NAME = "large"
@@ -45,7 +45,7 @@ def main() -> None:
         folder = StudyFolder(cwd / "outputs" / "studies" / NAME)
         write_study(folder, given.trials, given.epochs)
         print(f"storage: {folder.storage.stat().st_size / 2**20:.1f} MiB")
-        Mirror(tracking_store(Tracking(), cwd.absolute() / "outputs"))  # makes the store, as the study's command did
+        Uploader(tracking_store(Tracking(), cwd.absolute() / "outputs"))  # makes the store, as the study's command did
         for tracking in ("true", "false"):
             folder.run.config.write_text(f"tracking: {{mlflow: {tracking}}}\n")
             start, spent = time.perf_counter(), _cpu_s()

@@ -21,7 +21,7 @@ from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.tracking.upload_process import Follower
+    from sweep.tracking.upload_process import UploadProcess
 
 _PATIENCE_S = 60.0  # with MLflow
 
@@ -109,14 +109,14 @@ def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
     return store, "Not in MLflow: the study's tracking is off" if store is None else ""
 
 
-def _follower(folder: StudyFolder, store: Store | None) -> "closing[Follower] | nullcontext[None]":
+def _follower(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
     """The helper that sends, which imports MLflow while the page is made."""
     if store is None:
         return nullcontext()
-    from sweep.tracking.upload_process import Follower
+    from sweep.tracking.upload_process import UploadProcess
 
     try:
-        follower = Follower(folder.path.parent.parent / "mirror.log")
+        follower = UploadProcess(folder.path.parent.parent / "mirror.log")
     except OSError:  # nothing can be written there; the page will tell
         return nullcontext()
     follower.follow(folder.run, store)
@@ -161,7 +161,7 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
         raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
 
 
-def _send(folder: StudyFolder, follower: "Follower", store: Store) -> str:
+def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
     """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
     from sweep.tracking.addition import add_artifacts
 

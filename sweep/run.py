@@ -30,7 +30,7 @@ from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.tracking.upload_process import Follower
+    from sweep.tracking.upload_process import UploadProcess
 
 log = logging.getLogger("sweep")
 
@@ -177,11 +177,11 @@ def _refuse_rerun(arguments: Sequence[str]) -> None:
 
 
 @functools.cache
-def _follower(output_dir: Path) -> "Follower":
+def _follower(output_dir: Path) -> "UploadProcess":
     """One helper for all trials of this process, in a sweep too."""
-    from sweep.tracking.upload_process import Follower
+    from sweep.tracking.upload_process import UploadProcess
 
-    follower = Follower(output_dir / "mirror.log")
+    follower = UploadProcess(output_dir / "mirror.log")
     atexit.register(follower.close)
     return follower
 

@@ -16,7 +16,7 @@ from sweep.utils.paths import absolute, is_inside, refuse_links_at, refuse_links
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
-    from sweep.tracking.mlflow_client import Mirror
+    from sweep.tracking.mlflow_client import Uploader
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,9 +91,9 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
     """Whether its store has all of a run now, for each run."""
     if not tracked:
         return
-    from sweep.tracking.mlflow_client import FAILURES, Mirror
+    from sweep.tracking.mlflow_client import FAILURES, Uploader
 
-    mirrors: dict[Store, Mirror] = {}
+    mirrors: dict[Store, Uploader] = {}
     down: set[Store] = set()
     shown: set[str] = set()  # a line about a deleted experiment stands for all of its runs
     for run, store in tracked:
@@ -102,7 +102,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             continue
         try:
             if store not in mirrors:
-                mirrors[store] = Mirror(store)
+                mirrors[store] = Uploader(store)
             mirrors[store].push(run)
             mirrors[store].abandon(run)
             journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
@@ -126,7 +126,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             yield False
 
 
-def _answers(mirror: "Mirror | None") -> bool:
+def _answers(mirror: "Uploader | None") -> bool:
     from sweep.tracking.mlflow_client import FAILURES
 
     if mirror is None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from sweep.config.schema import Config
     from sweep.tracking.recorder import Report
-    from sweep.tracking.upload_process import Follower
-    from sweep.training.loop import Fit
+    from sweep.tracking.upload_process import UploadProcess
+    from sweep.training.loop import TrainingLoop
     from sweep.trial.run import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -93,7 +93,7 @@ def make_fit(
     base: tuple[str, ...] = SMALL,
     make_model: "Callable[[], nn.Module] | None" = None,
     clock: Callable[[], float] = time.monotonic,
-) -> "Fit":
+) -> "TrainingLoop":
     """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4.
 
     make_model: makes another model than the config says.
@@ -101,7 +101,7 @@ def make_fit(
     from sweep.config.metrics import direction_of
     from sweep.data.split import divide
     from sweep.training.evaluate import loss_function
-    from sweep.training.loop import Fit
+    from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import pick_device, seed_generators
     from sweep.training.schedule import Schedule
     from sweep.training.tensors import to_device
@@ -119,7 +119,7 @@ def make_fit(
     device = pick_device(trainer.device)
     model = (make_model or (lambda: build.model(config.model, samples)))().to(device)
     seed_generators(trainer.seed, "train")
-    return Fit(
+    return TrainingLoop(
         model=model,
         optimizer=make_optimizer(model.parameters()),
         schedule=Schedule(
@@ -164,11 +164,11 @@ class Heard:
 
 
 @pytest.fixture(scope="session")
-def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Follower]":
+def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UploadProcess]":
     """One helper process for all trials that run inside the test process."""
-    from sweep.tracking.upload_process import Follower
+    from sweep.tracking.upload_process import UploadProcess
 
-    follower = Follower(tmp_path_factory.mktemp("follower") / "mirror.log")
+    follower = UploadProcess(tmp_path_factory.mktemp("follower") / "mirror.log")
     yield follower
     follower.close()
 
@@ -182,7 +182,7 @@ def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) ->
 
 
 @pytest.fixture
-def small_trial(tmp_path: Path, follower: "Follower") -> "Callable[..., Outcome]":
+def small_trial(tmp_path: Path, follower: "UploadProcess") -> "Callable[..., Outcome]":
     """Runs a SMALL trial in this process, untracked unless the overrides say otherwise, with outputs below tmp_path."""
     from sweep import compose, run_trial
 

@@ -19,7 +19,7 @@ from zygote import Command, Zygote
 
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 RUN = (sys.executable, "-m", "sweep.run")
@@ -102,7 +102,7 @@ def empty_store() -> Path:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     made = Path(folder.name) / "mlflow.db"
-    Mirror(Store(f"sqlite:///{made}", made.parent / "mlartifacts"))
+    Uploader(Store(f"sqlite:///{made}", made.parent / "mlartifacts"))
     return made
 
 

@@ -205,13 +205,13 @@ import mlflow.store.tracking.sqlalchemy_store  # slow, and else done in each pro
 import sqlalchemy
 from sweep.tracking.mlflow_bulk import Tables
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 outputs, steps = Path(sys.argv[1]), sys.argv[2].split()
 
 def push(folder, first_step):
-    mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+    mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
     left = first_step
     def step(*_):
         nonlocal left

@@ -15,9 +15,9 @@ from stores import Study, assert_mirrored, embedded, endings_of_killed, rows
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_bulk import Tables
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
-from sweep.tracking.study_upload import StudyMirror
+from sweep.tracking.study_upload import StudyUpload
 
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "input_tags", "datasets")
 ARTIFACTS_OF = {4: ["plots"], 5: ["plots"]}  # of some trials
@@ -28,7 +28,7 @@ Contents = dict[str, list[Any]]
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a store, which is slow to make."""
     outputs = tmp_path_factory.mktemp("outputs")
-    Mirror(embedded(outputs))
+    Uploader(embedded(outputs))
     return outputs
 
 
@@ -124,13 +124,13 @@ def various(output_dir: Path) -> Study:
 
 
 def send_singly(study: Study, store: Store) -> None:
-    mirror = Mirror(store)
+    mirror = Uploader(store)
     for run in (*study.folder.runs(), study.folder.run):
         assert mirror.push(run)
 
 
 def send_at_once(study: Study, store: Store) -> None:
-    mirror, runs = Mirror(store), study.folder.runs()
+    mirror, runs = Uploader(store), study.folder.runs()
     assert mirror.push_whole(runs) == set(runs)
     assert mirror.push(study.folder.run)
 
@@ -168,7 +168,7 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
 ) -> None:
     runs = [study.whole_trial(number) for number in range(5)]
     study.end(study.folder.run)
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     assert mirror.push_whole(runs) == set(runs)  # the first by the client
     assert mirror.push(study.folder.run)
     assert_mirrored(study, database)
@@ -176,7 +176,7 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
     for run in runs[:4]:
         run.mirror_state.unlink()
     (runs[3].mirror_state).write_text("")  # as a power cut may leave it
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     assert mirror.push_whole([runs[3]]) == {runs[3]}  # to be compared
     for found in (runs[0], runs[1]):  # one that was made by the client, and one that was not
         assert mirror.push_whole([found, runs[4]]) == {runs[4]}
@@ -186,7 +186,7 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
 
 
 def test_what_is_partly_sent_or_runs_or_is_sent_by_another_is_left(study: Study, outputs: Path, database: Path) -> None:
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     whole = [study.whole_trial(number) for number in range(3)]
     begun, running, resumed, torn = (study.trial(number) for number in range(3, 7))
     mirror.push(begun)
@@ -224,7 +224,7 @@ def test_a_trial_that_mlflow_would_refuse_is_left_and_does_not_stop_others(study
     for number, run in enumerate(refused, 3):
         odd = {6: {"a/../b": [1.0]}, 7: {"flag": [True]}}.get(number, {"fine": [1.0]})
         study.end(run, values=odd)
-    assert Mirror(embedded(outputs)).push_whole([*refused, *runs]) == set(runs)
+    assert Uploader(embedded(outputs)).push_whole([*refused, *runs]) == set(runs)
 
 
 def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
@@ -250,12 +250,12 @@ def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
         study = Study(folder, "of another schema")
         runs = [study.whole_trial(number) for number in range(4)]
         study.end(study.folder.run)
-        mirror = Mirror(embedded(folder))
+        mirror = Uploader(embedded(folder))
         assert mirror.push_whole(runs) == {runs[0]}, change
         assert "runs are sent singly" in caplog.text
         caplog.clear()
         assert mirror.push_whole(runs) == {runs[0]}, change
-        assert StudyMirror(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
+        assert StudyUpload(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
         assert_mirrored(study, folder / "mlflow.db")
 
 
@@ -276,10 +276,10 @@ def test_only_databases_of_known_kinds_are_written_to(uri: str, may_be: bool) ->
 def test_the_helper_sends_whole_trials_at_once(
     study: Study, outputs: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror, pushed = Mirror(embedded(outputs)), []
+    mirror, pushed = Uploader(embedded(outputs)), []
     push = mirror.push
     monkeypatch.setattr(mirror, "push", lambda run: (pushed.append(run.path.name), push(run))[1])
-    of_study = StudyMirror(study.folder, lambda: mirror)
+    of_study = StudyUpload(study.folder, lambda: mirror)
     for number in range(4):
         study.whole_trial(number)
     running = study.trial(4)
@@ -308,10 +308,10 @@ def test_a_failure_to_write_leaves_all_to_the_client(
     for number in range(4):
         study.whole_trial(number)
     study.end(study.folder.run)
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "write", fail)
-        assert StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None) is None
+        assert StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None) is None
     assert_mirrored(study, database)
 
 
@@ -321,19 +321,19 @@ import sys
 from pathlib import Path
 from sweep.tracking.mlflow_bulk import Tables
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
-from sweep.tracking.study_upload import StudyMirror
+from sweep.tracking.study_upload import StudyUpload
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
-mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 print("ready", flush=True)
 sys.stdin.readline()
 failures = []
 handler = logging.Handler()
 handler.emit = lambda record: failures.append(logging.Formatter().format(record))
 logging.getLogger("sweep").addHandler(handler)
-problem = StudyMirror(folder, lambda: mirror).finish(lambda n_left: None)
+problem = StudyUpload(folder, lambda: mirror).finish(lambda n_left: None)
 assert problem is None, problem
 assert not failures, failures
 """
@@ -364,7 +364,7 @@ _PUSH = """
 @pytest.mark.parametrize("after", ["the same", "the client", "one that saw no trials"])
 def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, outputs: Path, database: Path) -> None:
     studies = [Study(outputs, f"killed at {n}, {after}") for n in range(1, 60)]
-    witness = Mirror(embedded(outputs))
+    witness = Uploader(embedded(outputs))
     for study in studies:
         if after == "one that saw no trials":
             first = study.folder.trial(0)
@@ -376,9 +376,9 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, o
     endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename", "shutil.copyfile"))
     assert 15 < len(endings) < 50
     for study, _ in zip(studies, endings, strict=False):
-        mirror = witness if after == "one that saw no trials" else Mirror(embedded(outputs))
+        mirror = witness if after == "one that saw no trials" else Uploader(embedded(outputs))
         if after == "the same":
-            assert StudyMirror(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
+            assert StudyUpload(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
         for run in (*study.folder.runs(), study.folder.run):
             assert mirror.push(run)
         assert_mirrored(study, database)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.tracking.chunks import Sent
+from sweep.tracking.chunks import SyncCursor
 from sweep.tracking.folders import RunFolder
 from sweep.training import checkpoint
 from sweep.utils.checked_file import load_checked, read_checked, write_checked
@@ -92,14 +92,14 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_or_without_effect(tmp_path):
 
 def test_what_was_sent_is_not_taken_from_a_damaged_file(tmp_path):
     run = RunFolder(tmp_path)
-    sent = Sent(run, "store")
+    sent = SyncCursor(run, "store")
     sent.run_id, sent.offset = "0" * 32, 1234
     sent.save()
     whole = run.mirror_state.read_bytes()
     for seed in range(300):
         run.mirror_state.write_bytes(flipped(whole, 1 + seed % 10, seed))
-        found = Sent(run, "store")
+        found = SyncCursor(run, "store")
         assert (found.run_id, found.offset) in [(None, 0), ("0" * 32, 1234)]
     state = {"run_id": "0" * 32, "offset": 99, "attempted": True}
     run.mirror_state.write_text(json.dumps({"store": state}))  # of an earlier version
-    assert Sent(run, "store").offset == 99
+    assert SyncCursor(run, "store").offset == 99

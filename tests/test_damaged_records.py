@@ -16,9 +16,9 @@ from sweep.comparison.runs import read_run
 from sweep.config.schema import validate
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.start import stored_config
-from sweep.tracking.study_upload import Damage, StudyMirror
+from sweep.tracking.study_upload import Damage, StudyUpload
 from sweep.utils.checked_file import write_checked
 from sweep.utils.errors import DamagedJournal
 
@@ -174,9 +174,9 @@ def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
 
 
 def test_the_helper_of_a_study_says_which_line_is_damaged_and_sends_the_rest(study: Study, outputs: Path) -> None:
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     with_garbage(study.folder.trial(1), 4)
-    problem = StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None)
+    problem = StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None)
     assert isinstance(problem, Damage)
     assert problem.startswith(f"journal: line 4 of '{study.folder.trial(1).journal}' is damaged")
     assert run_of(study.folder.path, f"sqlite:///{outputs}/mlflow.db").info.status == "FINISHED"

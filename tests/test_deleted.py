@@ -18,9 +18,9 @@ from stores import Study, assert_mirrored, embedded, rows, run_of
 from sweep import sync
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.mlflow_bulk import Tables, WholeRun
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
-from sweep.tracking.study_upload import StudyMirror
+from sweep.tracking.study_upload import StudyUpload
 from sweep.utils.errors import DeletedInStore
 
 
@@ -96,7 +96,7 @@ def test_the_printed_commands_bring_back_what_was_deleted(
 def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
     kind: str, outputs: Path, client: MlflowClient
 ) -> None:
-    study, mirror = Study(outputs, "begun"), Mirror(embedded(outputs))
+    study, mirror = Study(outputs, "begun"), Uploader(embedded(outputs))
     run = study.trial(0)
     assert mirror.push(run)
     assert mirror.push(study.folder.run)
@@ -122,7 +122,7 @@ def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
 
 
 def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
-    mirror = Mirror(embedded(outputs))
+    mirror = Uploader(embedded(outputs))
     monkeypatch.setattr(type(mirror._client), "tracking_uri", "postgresql://me:secret@host/db")
     line = str(mirror._deleted("run", "mine", "12"))
     assert "secret" not in line
@@ -165,10 +165,10 @@ def collect(client: MlflowClient, experiment: str) -> None:
 
 def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: Path) -> None:
     assert store.uri is not None
-    client, mirror = MlflowClient(store.uri), Mirror(store)
+    client, mirror = MlflowClient(store.uri), Uploader(store)
     for kind in ("experiment", "parent", "collected"):
         study = Study(outputs, kind)
-        of_study = StudyMirror(study.folder, lambda: mirror)
+        of_study = StudyUpload(study.folder, lambda: mirror)
         for number in range(3):
             study.whole_trial(number)
         study.end(study.folder.run)
@@ -219,7 +219,7 @@ def test_nobody_deletes_while_whole_runs_are_written(
 
     make_dataset: Any = Tables._dataset
     monkeypatch.setattr(Tables, "_dataset", try_to_delete)
-    study, mirror = Study(outputs, "held"), Mirror(store)
+    study, mirror = Study(outputs, "held"), Uploader(store)
     runs = [study.whole_trial(number) for number in range(3)]
     assert mirror.push_whole(runs) == set(runs)
     assert refused == ["experiments", "runs"]
@@ -231,7 +231,7 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
     """A migration; a table that nobody writes to, which SQLite cannot tell apart; a column more."""
     assert store.uri is not None
     database = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
-    study, mirror, next_number = Study(outputs, "changing"), Mirror(store), 0
+    study, mirror, next_number = Study(outputs, "changing"), Uploader(store), 0
 
     def more() -> list[RunFolder]:
         nonlocal next_number
@@ -258,12 +258,12 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
     runs = after("UPDATE alembic_version SET version_num = 'another'")
     assert mirror.push_whole(runs) == set()
     assert all(mirror.push(run) for run in runs)
-    mirror = Mirror(store)
+    mirror = Uploader(store)
     assert mirror.push_whole(runs := more()) == set(runs)
     if store.uri.startswith("sqlite"):
         runs = after("CREATE TABLE of_others (id INTEGER)")
         assert mirror.push_whole(runs) == set(runs)
     runs = after("ALTER TABLE metrics ADD COLUMN unit TEXT")
     assert mirror.push_whole(runs) == {runs[0]}
-    assert StudyMirror(study.folder, lambda: mirror).finish(lambda n_left: None) is None
+    assert StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None) is None
     assert [len(contents(store)[table]) for table in ("runs", "inputs")] == [1 + next_number, next_number]

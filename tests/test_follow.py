@@ -14,9 +14,9 @@ from stores import Server, Study, assert_mirrored, embedded, points, run_of, run
 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(outputs: Path) -> Store:
     """With its tables made: the first start of MLflow's own client, which looks into it, must not meet the helper's."""
-    Mirror(embedded(outputs))
+    Uploader(embedded(outputs))
     return embedded(outputs)
 
 
@@ -42,9 +42,9 @@ def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
 
 
 @pytest.fixture
-def another(tmp_path: Path) -> Iterator[Follower]:
+def another(tmp_path: Path) -> Iterator[UploadProcess]:
     """A helper process of its own, as a second controller has it."""
-    follower = Follower(tmp_path / "mirror.log")
+    follower = UploadProcess(tmp_path / "mirror.log")
     yield follower
     follower.close()
     wait_until(lambda: follower._process.poll() is not None, "the helper to end")
@@ -56,7 +56,7 @@ def statuses(run: RunFolder, store: Store) -> list[str]:
 
 
 def test_trials_are_mirrored_as_they_begin_go_on_and_end(
-    study: Study, follower: Follower, store: Store, database: Path
+    study: Study, follower: UploadProcess, store: Store, database: Path
 ) -> None:
     follower.follow_study(study.folder, store)
     wait_until(lambda: statuses(study.folder.run, store) == ["RUNNING"], "the study to appear")
@@ -74,7 +74,9 @@ def test_trials_are_mirrored_as_they_begin_go_on_and_end(
     assert_mirrored(study, database)
 
 
-def test_a_study_is_finished_after_its_trials(study: Study, follower: Follower, store: Store, database: Path) -> None:
+def test_a_study_is_finished_after_its_trials(
+    study: Study, follower: UploadProcess, store: Store, database: Path
+) -> None:
     for number in range(3):
         study.whole_trial(number)
     study.trial(3)  # its worker died
@@ -90,7 +92,7 @@ def test_a_study_is_finished_after_its_trials(study: Study, follower: Follower, 
 
 
 def test_two_controllers_of_a_study_send_it_once(
-    study: Study, follower: Follower, another: Follower, store: Store, database: Path
+    study: Study, follower: UploadProcess, another: UploadProcess, store: Store, database: Path
 ) -> None:
     for helper in (follower, another):
         helper.follow_study(study.folder, store)
@@ -113,7 +115,7 @@ def test_two_controllers_of_a_study_send_it_once(
 
 
 def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
-    study: Study, follower: Follower, store: Store, database: Path
+    study: Study, follower: UploadProcess, store: Store, database: Path
 ) -> None:
     for number in range(5):
         study.whole_trial(number)
@@ -135,7 +137,7 @@ def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
     assert_mirrored(study, database)
 
 
-def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, another: Follower) -> None:
+def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, another: UploadProcess) -> None:
     (tmp_path / "server").mkdir()
     server = Server(tmp_path / "server")
     study = Study(tmp_path, "down at first", store=server.uri)
@@ -152,7 +154,7 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
         server.stop()
 
 
-def test_a_study_whose_store_stays_down_says_so(tmp_path: Path, follower: Follower) -> None:
+def test_a_study_whose_store_stays_down_says_so(tmp_path: Path, follower: UploadProcess) -> None:
     study = Study(tmp_path, "down")
     for number in range(3):
         study.whole_trial(number)
@@ -166,11 +168,11 @@ _CONTROLLER = """
 import os, signal, sys
 from pathlib import Path
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
-Follower(outputs / "mirror.log").follow_study(
+UploadProcess(outputs / "mirror.log").follow_study(
     StudyFolder(folder), Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")
 )
 os.kill(os.getpid(), signal.SIGKILL)
@@ -191,7 +193,7 @@ def test_a_controller_that_is_killed_leaves_a_helper_that_sends_what_is_there(
     assert len(points(run_of(alive.path, store.uri or ""), outputs / "mlflow.db")["lr"]) == 3
 
 
-def test_an_untracked_study_is_neither_mirrored_nor_drawn(tmp_path: Path, follower: Follower) -> None:
+def test_an_untracked_study_is_neither_mirrored_nor_drawn(tmp_path: Path, follower: UploadProcess) -> None:
     study = Study(tmp_path, "untracked")
     run = study.trial(0)
     study.epochs(run)

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, SequentialLR
 
 from sweep import ConfigError, Diverged, Samples, compose, run_trial
-from sweep.training.loop import Fit
+from sweep.training.loop import TrainingLoop
 from sweep.training.schedule import Schedule
 from sweep.trial import build
 from sweep.utils.signals import StopRequest
@@ -31,7 +31,7 @@ def own(name: str) -> str:
     return f"{__name__}.{name}"
 
 
-def trained(*overrides: str) -> tuple[Fit, Heard]:
+def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
     fit, heard = make_fit(*overrides), Heard()
     fit.run(heard, StopRequest(), lambda: None)
     return fit, heard

@@ -22,7 +22,7 @@ from sweep.search.settings import StudySettings
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store, own_store, store_of, tracking_store
 
 SECRET = "hush-7b2c"
@@ -251,12 +251,12 @@ def test_a_run_of_the_store_that_was_made_for_another_record_is_not_written_to(t
     outputs = tmp_path / "outputs"
     mine, theirs = (_record(RunFolder(outputs / "runs" / name)) for name in ("mine", "theirs"))
     store = own_store(outputs)
-    mirror = Mirror(store)
+    mirror = Uploader(store)
     mirror.push(mine)
     shutil.copy(mine.mirror_state, theirs.mirror_state)  # it names the run of the other
     with sqlite3.connect(outputs / "mlflow.db") as database:
         before = list(database.execute("SELECT * FROM runs"))
-    for again in (mirror, Mirror(store)):
+    for again in (mirror, Uploader(store)):
         again.abandon(theirs)
         again.push(theirs)
     with sqlite3.connect(outputs / "mlflow.db") as database:

@@ -11,11 +11,11 @@ import pytest
 from spaces import hydra_of_its_own
 
 from sweep.comparison import plot, words
-from sweep.comparison.contenders import Contender, Field, read_field
+from sweep.comparison.contenders import ComparisonSpec, Contender, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config.nodes import Compare
-from sweep.study.trial_result import Range, Tried
+from sweep.study.trial_result import Range, TrialResult
 from sweep.utils.errors import ConfigError
 
 N = 8
@@ -27,9 +27,9 @@ def run(loss: float, curve: Sequence[float] = (1.0, 0.5), metric: str = "test/lo
     return Run({metric: loss}, np.array(curve), 5, 2.0)
 
 
-def trial(number: int, value: float | None, lr: float = 1e-2, diverged: bool = False) -> Tried:
+def trial(number: int, value: float | None, lr: float = 1e-2, diverged: bool = False) -> TrialResult:
     state = "complete" if value is not None and not diverged else "pruned"
-    return Tried(number, {"optimizer.lr": lr}, value, state, diverged, None)
+    return TrialResult(number, {"optimizer.lr": lr}, value, state, diverged, None)
 
 
 def entry(name: str, losses: Sequence[float | None], task: str = "", **fields: Any) -> Entry:
@@ -85,7 +85,7 @@ def test_a_metric_may_get_better_upwards() -> None:
 def test_p_values_are_adjusted_over_all_tasks_together() -> None:
     tasks = [entry(name, losses, task) for task in ("x", "y", "z") for name, losses in (("a", LOW), ("b", HIGH))]
     judgement = judged(*tasks)
-    assert [duel.adjusted for task in judgement.tasks for duel in task.duels] == pytest.approx([3 * 2 / 2**N] * 3)
+    assert [duel.adjusted for task in judgement.tasks for duel in task.tests] == pytest.approx([3 * 2 / 2**N] * 3)
     assert list(judgement.profiles) == ["a", "b"]
     assert judgement.profiles["a"][-1] == 1.0
     assert judged(*tasks[:4]).profiles == {}, "two tasks make no profile"
@@ -106,7 +106,7 @@ def test_diverged_runs_count_as_worst_and_are_told_of() -> None:
     judgement = judged(entry("a", LOW), entry("b", [0.5, None, None, None, None, None, None, None]))
     assert "7 of 8 runs of b diverged or failed" in told(judgement)
     assert judgement.tasks[0].standings[1].score.median == math.inf
-    assert judgement.tasks[0].duels[0].pair.improvement == pytest.approx(7 / 8)
+    assert judgement.tasks[0].tests[0].pair.improvement == pytest.approx(7 / 8)
 
 
 def test_the_target_is_reached_by_more_than_half_of_every_contender() -> None:
@@ -135,7 +135,7 @@ def test_half_of_few_choices_at_one_end_may_be_chance() -> None:
 
     def edges(n_smallest: int, n: int) -> list[str]:
         chosen = [
-            Tried(i, {"trainer.batch_size": 16 if i < n_smallest else 64}, 1.0, "complete", False, None)
+            TrialResult(i, {"trainer.batch_size": 16 if i < n_smallest else 64}, 1.0, "complete", False, None)
             for i in range(n)
         ]
         searched = {"trainer.batch_size": "16, 32, 64, 128"}
@@ -171,7 +171,7 @@ def test_each_tuning_chooses_among_its_own_trials() -> None:
     assert choose(trials[3:4], 1, 1, "minimize") == [None]
 
 
-def field_of(*arguments: str, **over: str) -> Field:
+def field_of(*arguments: str, **over: str) -> ComparisonSpec:
     with hydra_of_its_own() as hydra:
         return read_field(hydra.config_loader, arguments, over)
 
@@ -194,8 +194,8 @@ def test_the_order_of_contenders_changes_no_number() -> None:
     first, second = judged(*several), judged(*several[::-1])
     found = [{s.name: (s.score.interval, s.budget.low.tolist()) for s in j.tasks[0].standings} for j in (first, second)]
     assert found[0] == found[1]
-    (duel,) = [d for d in first.tasks[0].duels if (d.first.name, d.second.name) == ("b", "c")]
-    (turned,) = [d for d in second.tasks[0].duels if (d.first.name, d.second.name) == ("c", "b")]
+    (duel,) = [d for d in first.tasks[0].tests if (d.first.name, d.second.name) == ("b", "c")]
+    (turned,) = [d for d in second.tasks[0].tests if (d.first.name, d.second.name) == ("c", "b")]
     assert duel.pair.interval == pytest.approx((1 - turned.pair.interval.high, 1 - turned.pair.interval.low))
     assert (duel.pair.p, duel.adjusted) == (turned.pair.p, turned.adjusted)
 

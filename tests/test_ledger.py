@@ -12,7 +12,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.execution.queue import BEAT, OWNER, PROBLEM, REACHED, RETRIES, Ledger
+from sweep.execution.queue import BEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import StudyFolder
@@ -38,9 +38,9 @@ class Clock:
         return self.now
 
 
-def ledger(folder: StudyFolder, worker: str, clock: Clock | None = None, max_retries: int = 2) -> Ledger:
+def ledger(folder: StudyFolder, worker: str, clock: Clock | None = None, max_retries: int = 2) -> TrialQueue:
     storage = open_storage(None, folder)
-    return Ledger(storage, "s", folder, StudyLock(None, folder), worker, max_retries, clock or Clock())
+    return TrialQueue(storage, "s", folder, StudyLock(None, folder), worker, max_retries, clock or Clock())
 
 
 def trials(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
@@ -54,14 +54,14 @@ def finish(folder: StudyFolder, number: int) -> None:
 _CLAIM_AND_HANG = """
 import sys, time
 from sweep.tracking.folders import StudyFolder
-from sweep.execution.queue import Ledger
+from sweep.execution.queue import TrialQueue
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
 
 folder, worker = StudyFolder(sys.argv[1]), sys.argv[2]
 storage = open_storage(None, folder)
 with folder.worker_lock(worker):
-    trial = Ledger(storage, "s", folder, StudyLock(None, folder), worker, 2).claim(4)
+    trial = TrialQueue(storage, "s", folder, StudyLock(None, folder), worker, 2).claim(4)
     if len(sys.argv) > 3:
         storage.set_trial_intermediate_value(trial._trial_id, int(sys.argv[3]), 0.5)
     print(trial.number, flush=True)
@@ -96,7 +96,7 @@ def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claim
         first = a.claim(N_TRIALS)
         assert first is not None
         a.claim(N_TRIALS)
-        a.give_back(first)
+        a.release(first)
         again = a.claim(N_TRIALS)
         assert again is not None
         assert again.number == 0

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CyclicLR
 from torch.testing import assert_close
 
 from sweep.training import checkpoint, tensors
-from sweep.training.loop import Fit
+from sweep.training.loop import TrainingLoop
 from sweep.training.tensors import TensorSplit, batches, epoch_order
 from sweep.utils.errors import Diverged, Interrupted, TrainingFailed
 from sweep.utils.signals import StopRequest
@@ -30,14 +30,14 @@ CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2",
 def no_save() -> None: ...
 
 
-def run(fit: Fit, heard: Heard | None = None) -> Heard:
+def run(fit: TrainingLoop, heard: Heard | None = None) -> Heard:
     heard = heard or Heard()
     fit.run(heard, StopRequest(), no_save)
     return heard
 
 
 def plain_loop(
-    model: nn.Module, optimizer: Optimizer, fit: Fit, clip_norm: float | None
+    model: nn.Module, optimizer: Optimizer, fit: TrainingLoop, clip_norm: float | None
 ) -> tuple[list[float], list[dict[str, float]]]:
     """What a user would write without sweep, for `fit`'s data and order: the losses, and the epochs' metrics."""
     train, val = fit.data.train, fit.data.val
@@ -234,7 +234,7 @@ def test_weights_that_explode_after_the_last_update_are_found_by_validation() ->
     assert heard.epochs == {}
 
 
-def stop_after(fit: Fit, step: int) -> StopRequest:
+def stop_after(fit: TrainingLoop, step: int) -> StopRequest:
     """A request made while update number `step` is in progress, as a signal would."""
     stop, n_seen = StopRequest(), fit.step
 
@@ -248,8 +248,8 @@ def stop_after(fit: Fit, step: int) -> StopRequest:
     return stop
 
 
-def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[Fit, Heard]:
-    """Stopped in update `step`, and continued by a new Fit from the checkpoint file alone."""
+def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[TrainingLoop, Heard]:
+    """Stopped in update `step`, and continued by a new TrainingLoop from the checkpoint file alone."""
     heard, first = Heard(), make_fit(*overrides)
     with pytest.raises(Interrupted) as caught:
         first.run(heard, stop_after(first, step), lambda: checkpoint.save(path, first.state_dict()))
@@ -263,7 +263,7 @@ def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[Fit, 
     return second, run(second, heard)
 
 
-def assert_same(fit: Fit, heard: Heard, whole: Fit, whole_heard: Heard) -> None:
+def assert_same(fit: TrainingLoop, heard: Heard, whole: TrainingLoop, whole_heard: Heard) -> None:
     """Bit for bit."""
     assert (heard.points, heard.epochs) == (whole_heard.points, whole_heard.epochs)
     for name, weight in whole.model.state_dict().items():

@@ -14,7 +14,7 @@ from stores import Study, assert_mirrored, embedded, endings_of_killed, points, 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mirror(outputs: Path) -> Mirror:
-    return Mirror(embedded(outputs))
+def mirror(outputs: Path) -> Uploader:
+    return Uploader(embedded(outputs))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
 
 @pytest.mark.parametrize("order", ["p012", "012p", "0p12", "21p0p"])
 def test_trials_stand_below_their_study_whatever_is_sent_first(
-    order: str, study: Study, mirror: Mirror, database: Path
+    order: str, study: Study, mirror: Uploader, database: Path
 ) -> None:
     trials = [study.whole_trial(0), study.whole_trial(1, 0), study.whole_trial(1, 1)]
     study.epochs(study.folder.run)
@@ -54,17 +54,17 @@ def test_trials_stand_below_their_study_whatever_is_sent_first(
     for folder in (*trials, study.folder.run):
         assert mirror.has_all(folder)
         folder.mirror_state.unlink()
-        assert Mirror(embedded(database.parent)).push(folder)
+        assert Uploader(embedded(database.parent)).push(folder)
     assert rows(database) == before
 
 
 def test_a_trial_that_was_moved_finds_its_study(
-    study: Study, outputs: Path, mirror: Mirror, database: Path, tmp_path: Path
+    study: Study, outputs: Path, mirror: Uploader, database: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(study.whole_trial(0).path, tmp_path, dirs_exist_ok=True)
     assert mirror.push(RunFolder(tmp_path))
     study.end(study.folder.run)
-    assert Mirror(embedded(outputs)).push(study.folder.run)
+    assert Uploader(embedded(outputs)).push(study.folder.run)
     moved = run_of(tmp_path, f"sqlite:///{database}")
     parent = run_of(study.folder.path, f"sqlite:///{database}")
     assert moved.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -76,7 +76,7 @@ def test_a_trial_that_was_moved_finds_its_study(
 
 
 def test_a_folder_that_another_study_took_over_is_not_the_parent(
-    study: Study, mirror: Mirror, database: Path, outputs: Path
+    study: Study, mirror: Uploader, database: Path, outputs: Path
 ) -> None:
     orphan = study.whole_trial(0)
     study.folder.run.journal.unlink()
@@ -88,7 +88,7 @@ def test_a_folder_that_another_study_took_over_is_not_the_parent(
 
 
 def test_a_study_that_goes_on_is_running_again_and_keeps_its_params(
-    study: Study, mirror: Mirror, database: Path
+    study: Study, mirror: Uploader, database: Path
 ) -> None:
     study.end(study.folder.run)
     mirror.push(study.folder.run)
@@ -105,7 +105,7 @@ def test_a_study_that_goes_on_is_running_again_and_keeps_its_params(
 
 
 def test_a_trial_retried_before_it_was_ever_sent_is_sent_as_it_is_now(
-    study: Study, mirror: Mirror, database: Path
+    study: Study, mirror: Uploader, database: Path
 ) -> None:
     run = study.trial(0)
     study.epochs(run, last=2)
@@ -118,7 +118,7 @@ def test_a_trial_retried_before_it_was_ever_sent_is_sent_as_it_is_now(
 
 
 def test_the_artifacts_are_those_that_the_end_names(
-    study: Study, mirror: Mirror, database: Path, tmp_path: Path
+    study: Study, mirror: Uploader, database: Path, tmp_path: Path
 ) -> None:
     run, client = study.folder.run, MlflowClient(f"sqlite:///{database}")
     for name in ("best.pt", "plots/history.png", "plots/deep/slice.png", "experiment/best.yaml"):
@@ -143,7 +143,7 @@ def test_the_artifacts_are_those_that_the_end_names(
         assert {file.path for file in client.list_artifacts(run_id)} == expected
 
 
-def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, mirror: Mirror) -> None:
+def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, mirror: Uploader) -> None:
     run = study.trial(0)
     study.epochs(run, last=2)
     study.end(run, "KILLED", artifacts=["curves.png"])
@@ -191,11 +191,11 @@ _PUSH_AT_ONCE = """
 import sys
 from pathlib import Path
 from sweep.tracking.folders import Busy, StudyFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
-mirror = Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 left = [*folder.runs(), folder.run]
 print("ready", flush=True)
 sys.stdin.readline()
@@ -208,7 +208,9 @@ while left:
 """
 
 
-def test_two_processes_may_mirror_a_study_at_once(study: Study, mirror: Mirror, outputs: Path, database: Path) -> None:
+def test_two_processes_may_mirror_a_study_at_once(
+    study: Study, mirror: Uploader, outputs: Path, database: Path
+) -> None:
     for number in range(8):
         study.whole_trial(number)
     study.end(study.folder.run)
@@ -224,7 +226,7 @@ _PUSH = """
 
 @pytest.mark.parametrize("beside_another", [False, True])
 def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
-    beside_another: bool, outputs: Path, mirror: Mirror, database: Path
+    beside_another: bool, outputs: Path, mirror: Uploader, database: Path
 ) -> None:
     studies = [Study(outputs, f"killed at {n} {beside_another}") for n in range(1, 100)]
     if beside_another:  # one that has seen the study when it had no trials
@@ -236,7 +238,7 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
     endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename",))  # before each of mlflow.json
     assert 10 < len(endings) < 30
     for study, _ in zip(studies, endings, strict=False):
-        after_it = mirror if beside_another else Mirror(embedded(outputs))
+        after_it = mirror if beside_another else Uploader(embedded(outputs))
         for run in (*study.folder.runs(), study.folder.run):
             assert after_it.push(run)
         assert_mirrored(study, database)
@@ -246,7 +248,7 @@ _KILLED_IN_MAKING = """
 import os, signal, sys
 from pathlib import Path
 import sqlalchemy
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 outputs, left = Path(sys.argv[1]), int(sys.argv[2])
@@ -258,7 +260,7 @@ def step(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", step)
-Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 """
 
 
@@ -270,4 +272,4 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "mlflow.db").exists()
-    Mirror(embedded(tmp_path)).reach()
+    Uploader(embedded(tmp_path)).reach()

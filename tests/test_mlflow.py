@@ -25,9 +25,9 @@ from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Mirror, _batches
+from sweep.tracking.mlflow_client import Uploader, _batches
 from sweep.tracking.store import Store
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 
 Trial = Callable[..., Outcome]
 
@@ -41,12 +41,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def mirror(server: Server) -> Mirror:
-    return Mirror(Store(server.uri, None))
+def mirror(server: Server) -> Uploader:
+    return Uploader(Store(server.uri, None))
 
 
 @pytest.fixture(scope="module")
-def sent(server: Server, follower: Follower, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def sent(server: Server, follower: UploadProcess, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A small trial that went to the server while it ran."""
     outputs = tmp_path_factory.mktemp("sent")
     overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL, "seed=5"]
@@ -103,7 +103,7 @@ def test_the_artifacts_are_the_files_of_the_run_folder(sent: Outcome, server: Se
     assert (sent.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Mirror) -> None:
+def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Uploader) -> None:
     before, run = rows(server.database), RunFolder(sent.folder)
     assert before["metrics"]
     assert mirror.push(run)
@@ -130,7 +130,7 @@ def of_experiment(run: RunFolder, name: str) -> bytes:
 
 
 def test_a_run_that_the_store_has_lost_is_sent_again(
-    sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
+    sent: Outcome, server: Server, mirror: Uploader, tmp_path: Path
 ) -> None:
     """As when the store is put back from an older copy."""
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
@@ -142,7 +142,7 @@ def test_a_run_that_the_store_has_lost_is_sent_again(
 
 
 def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
-    sent: Outcome, server: Server, mirror: Mirror, tmp_path: Path
+    sent: Outcome, server: Server, mirror: Uploader, tmp_path: Path
 ) -> None:
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
     whole = of_experiment(source, "in pieces")
@@ -155,7 +155,7 @@ def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
     assert points(run_of(tmp_path, server.uri), server.database) == recorded(sent.folder)
 
 
-def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror: Uploader, tmp_path: Path) -> None:
     n, run = 2500, RunFolder(tmp_path)
     params = {f"model.param_{i}": "x" * 10_000 for i in range(150)}
     made = Journal(run.journal)
@@ -203,7 +203,7 @@ def start(made: Journal, experiment: str, **fields: Any) -> None:
     made.event("start", **(told | {"output_dir": ".", "store": None, "dataset": dataset} | fields))
 
 
-def test_values_that_are_not_finite_never_reach_the_store(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_never_reach_the_store(server: Server, mirror: Uploader, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     made = Journal(run.journal)
     start(made, "not finite")
@@ -246,7 +246,7 @@ def test_a_config_error_leaves_no_run(server: Server, small_trial: Trial) -> Non
 
 
 def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
-    server: Server, mirror: Mirror, small_trial: Trial, tmp_path: Path
+    server: Server, mirror: Uploader, small_trial: Trial, tmp_path: Path
 ) -> None:
     tracked = ("tracking=mlflow", f"tracking.uri={server.uri}", "experiment_name=killed")
     folder = kill_a_trial(tmp_path, *tracked, "trainer.checkpoint_interval_s=0")
@@ -271,7 +271,7 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
     assert [step for step, _ in points(run, server.database)["step/lr"]] == list(range(1, 21))
 
 
-def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Mirror, tmp_path: Path) -> None:
+def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Uploader, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     made = Journal(run.journal)
     start(made, "abandoned", store=server.uri)
@@ -285,7 +285,7 @@ def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Mirror, tmp_p
 
 
 def test_a_trial_that_is_being_sent_is_not_sent_twice_at_once(
-    sent: Outcome, server: Server, mirror: Mirror, capsys: pytest.CaptureFixture[str]
+    sent: Outcome, server: Server, mirror: Uploader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunFolder(sent.folder).mirror_lock():
         with pytest.raises(Busy):
@@ -315,7 +315,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
             wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, "a first part to arrive")
             server.stop()
 
-    helper = Follower(tmp_path / "mirror.log")
+    helper = UploadProcess(tmp_path / "mirror.log")
     try:
         cut_off = run_trial(compose(overrides), kill_server, follower=helper)
         offline = run_trial(compose([*overrides, "seed=1"]), follower=helper)
@@ -405,13 +405,13 @@ import sys
 import uuid
 from pathlib import Path
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_client import Mirror
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
 print("ready", flush=True)
 sys.stdin.readline()
-assert Mirror(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")).push(RunFolder(folder))
+assert Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")).push(RunFolder(folder))
 """
 
 

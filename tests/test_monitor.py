@@ -18,7 +18,7 @@ from sweep.study.identity import IDENTITY
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
-from sweep.training.loop import Fit
+from sweep.training.loop import TrainingLoop
 from sweep.utils.signals import StopRequest
 
 DIGITS = ("data=digits", "split.max_samples=150", "trainer.batch_size=16", "model.widths=[8]", "tracking=off")
@@ -27,7 +27,7 @@ ROUGH = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.5", "trainer.epo
 ACCURACY = "trainer.monitor=val/accuracy"
 
 
-def trained(*overrides: str) -> tuple[Fit, Heard]:
+def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
     fit, heard = make_fit(*ROUGH, *overrides, base=DIGITS), Heard()
     fit.run(heard, StopRequest(), lambda: None)
     return fit, heard

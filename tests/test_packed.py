@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
 from sweep.training import checkpoint
-from sweep.training.loop import Fit
+from sweep.training.loop import TrainingLoop
 from sweep.training.packed import pack
-from sweep.training.packed.pack import Pack, Slot
+from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import rule_of
 from sweep.training.tensors import TensorData, TensorSplit
@@ -39,7 +39,7 @@ RULES = {
 }
 
 
-def double(fit: Fit) -> Fit:
+def double(fit: TrainingLoop) -> TrainingLoop:
     """The same trial in float64."""
     fit.model.double()
     fit.data = _double(fit.data)
@@ -53,11 +53,11 @@ def _double(data: TensorData) -> TensorData:
     return replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
 
 
-def slot_of(fit: Fit) -> tuple[Slot, Heard]:
+def slot_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
     """The trial's place in a pack, before it has begun."""
     rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
-    slot = Slot(
+    slot = PackMember(
         schedule=fit.schedule,
         trainer=fit.trainer,
         n_train=len(fit.data.train.x),
@@ -69,23 +69,23 @@ def slot_of(fit: Fit) -> tuple[Slot, Heard]:
     return slot, heard
 
 
-def pack_of(fit: Fit) -> Pack:
+def pack_of(fit: TrainingLoop) -> Pack:
     rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
     return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
 
 
-def alone(fit: Fit) -> Heard:
+def alone(fit: TrainingLoop) -> Heard:
     heard = Heard()
     fit.run(heard, StopRequest(), lambda: None)
     return heard
 
 
-def together(pack: Pack, slots: Sequence[Slot], width: int = 8) -> dict[Slot, Exception | None]:
+def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:
     """Seats the slots as rows get free, and trains until all have ended."""
-    waiting, ended = list(slots), {}
-    while waiting or pack.slots:
-        while waiting and len(pack.slots) < width:
+    waiting, ended = list(members), {}
+    while waiting or pack.members:
+        while waiting and len(pack.members) < width:
             pack.seat(waiting.pop(0))
         for slot, ending in pack.train_epoch().items():
             pack.leave(slot)
@@ -124,16 +124,16 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
     ]
     expected = [alone(double(make_fit(*o))) for o in overrides]
     fits = [double(make_fit(*o)) for o in overrides]
-    slots = [slot_of(fit) for fit in fits]
-    ended = together(pack_of(fits[0]), [slot for slot, _ in slots], width=3)  # the last takes the third's row
+    members = [slot_of(fit) for fit in fits]
+    ended = together(pack_of(fits[0]), [slot for slot, _ in members], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
-    for (_, heard), one in zip(slots, expected, strict=True):
+    for (_, heard), one in zip(members, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)
 
 
 def both_ways(
-    *overrides: tuple[str, ...], make: Callable[..., Fit] = make_fit, rtol: float, width: int = 8
-) -> tuple[Pack, list[Slot], list[Heard]]:
+    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_fit, rtol: float, width: int = 8
+) -> tuple[Pack, list[PackMember], list[Heard]]:
     """Trains each trial alone and all in a pack, of `width` at a time, and compares what is heard and the best weights.
 
     Returns the pack, its slots, and what was heard of the trials alone.
@@ -145,9 +145,9 @@ def both_ways(
         best.append(fit.best)
     fits = [make(*own) for own in overrides]
     placed = [slot_of(fit) for fit in fits]
-    slots, pack = [slot for slot, _ in placed], pack_of(fits[0])
-    ended = together(pack, slots, width)
-    assert ended == dict.fromkeys(slots)
+    members, pack = [slot for slot, _ in placed], pack_of(fits[0])
+    ended = together(pack, members, width)
+    assert ended == dict.fromkeys(members)
     for (slot, heard), one, kept in zip(placed, expected, best, strict=True):
         assert_close(heard, one, rtol)
         assert slot.best is not None
@@ -156,10 +156,10 @@ def both_ways(
         assert list(slot.best.weights) == list(kept.weights)
         for name, weight in kept.weights.items():
             torch.testing.assert_close(slot.best.weights[name], weight, rtol=100 * rtol, atol=10 * rtol)
-    return pack, slots, expected
+    return pack, members, expected
 
 
-def in_float64(*overrides: str, **different: Any) -> Fit:
+def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
     return double(make_fit(*overrides, **different))
 
 
@@ -253,10 +253,10 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
     fits = [make_fit(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
     placed = [slot_of(fit) for fit in fits]
     waiting, pack, widths = [slot for slot, _ in placed], pack_of(fits[0]), []
-    while waiting or pack.slots:
-        while waiting and len(pack.slots) < 2:
+    while waiting or pack.members:
+        while waiting and len(pack.members) < 2:
             pack.seat(waiting.pop(0))
-        widths.append(len(pack.slots))
+        widths.append(len(pack.members))
         for slot in pack.train_epoch():
             pack.leave(slot)
     assert widths == [2, 2, 2, 2, 1, 1, 1]
@@ -399,8 +399,8 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "adagrad"])
 def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str) -> None:
     overrides = [(f"optimizer={optimizer}", *own) for own in seeded("optimizer.weight_decay=0.01")]
-    _, slots, _ = both_ways(*overrides, make=partial(in_float64, make_model=Odd), rtol=1e-9, width=2)
-    weights = [slot.best.weights for slot in slots if slot.best is not None]
+    _, members, _ = both_ways(*overrides, make=partial(in_float64, make_model=Odd), rtol=1e-9, width=2)
+    weights = [slot.best.weights for slot in members if slot.best is not None]
     assert torch.equal(weights[0]["again.weight"], weights[0]["tied.weight"])
     assert not torch.equal(weights[0]["frozen.weight"], weights[1]["frozen.weight"])
     assert not torch.equal(weights[0]["scale"], weights[1]["scale"])
@@ -409,11 +409,11 @@ def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     common = ("trainer.precision=bf16", f"model.dropout={dropout}", "trainer.epochs=6")
-    _, slots, _ = both_ways(*seeded(*common), rtol=0.03)
+    _, members, _ = both_ways(*seeded(*common), rtol=0.03)
     exact = alone(make_fit(*seeded(*common, "trainer.precision=float32")[0]))
-    assert slots[0].best is not None
-    assert {weight.dtype for weight in slots[0].best.weights.values()} == {torch.float32}
-    heard = slots[0].listener
+    assert members[0].best is not None
+    assert {weight.dtype for weight in members[0].best.weights.values()} == {torch.float32}
+    heard = members[0].listener
     assert isinstance(heard, Heard)
     assert heard.points[1][0] != exact.points[1][0], "the case needs rounding that shows"
 
@@ -576,7 +576,7 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
 
 
 def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
-    def with_lr(lr: str) -> Fit:
+    def with_lr(lr: str) -> TrainingLoop:
         """Without a config of its own, which takes longer to compose than the trial to train."""
         fit = make_fit("scheduler=constant", "trainer.epochs=10")
         for optimizer in (fit.optimizer, fit.schedule.optimizer):
@@ -584,9 +584,9 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
         return fit
 
     lrs = [(f"{10 ** (-4 + i / 21):.6g}",) for i in range(64)]
-    _, slots, expected = both_ways(*lrs, make=with_lr, rtol=2e-3, width=64)
+    _, members, expected = both_ways(*lrs, make=with_lr, rtol=2e-3, width=64)
     values = [min(one.curve("val/loss")) for one in expected]
-    best = [slot.best.value for slot in slots if slot.best is not None]
+    best = [slot.best.value for slot in members if slot.best is not None]
     assert best == pytest.approx(values, rel=1e-4)
     assert sorted(range(64), key=best.__getitem__) == sorted(range(64), key=values.__getitem__)
     assert len(set(values)) == 64

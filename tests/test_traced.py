@@ -6,13 +6,13 @@ from conftest import make_fit
 from torch import Tensor
 from torch.func import vmap
 
-from sweep.training.packed.parameters import Layout
+from sweep.training.packed.parameters import FlatParameters
 from sweep.training.packed.rules import rule_of
-from sweep.training.packed.tracing import Traced
+from sweep.training.packed.tracing import TracedFunction
 from sweep.training.packed.update import Update
 
 
-def drawn(layout: Layout, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+def drawn(layout: FlatParameters, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Weights, nothing that is not trained, and a batch for each row."""
     weights = torch.randn(n_rows, layout.size)
     return weights, {}, torch.randn(n_rows, n_samples, 1), torch.randn(n_rows, n_samples, 1)
@@ -21,11 +21,11 @@ def drawn(layout: Layout, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str
 def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
     """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample."""
     fit = make_fit("model.widths=[8]")
-    layout = Layout(fit.model, {name for name, _ in fit.model.named_parameters()})
+    layout = FlatParameters(fit.model, {name for name, _ in fit.model.named_parameters()})
     rule = rule_of(fit.optimizer)
     assert rule is not None
     update = Update(fit.model, layout, fit.loss_fn, rule, fit.trainer)
-    traced = Traced(update.gradients, worth=0)
+    traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
         arguments = drawn(layout, n_rows, n_samples)
         for _ in range(2):  # the second time by the trace alone
@@ -39,7 +39,7 @@ def test_a_trace_that_is_wrong_for_other_sizes_is_not_used_for_them() -> None:
     def summed(w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return (vmap(lambda w, x: w * x.sum())(w, x) * len(w),)  # `len` is a number to what traces it
 
-    traced = Traced(summed, worth=0)
+    traced = TracedFunction(summed, worth=0)
     for n_rows in (3, 4, 4):
         arguments = torch.randn(n_rows, 2), {}, torch.randn(n_rows, 5), torch.randn(n_rows, 5)
         torch.testing.assert_close(traced((n_rows,), *arguments), summed(*arguments))
@@ -54,7 +54,7 @@ def test_nested_tensors_of_any_size_come_back_as_the_function_gives_them(is_comp
         calls.append(x.shape)
         return x.mean(), {name: [part + x.mean(dim=1) for part in parts] for name, parts in given.items()}
 
-    traced = Traced(shifted, is_compiled=is_compiled)
+    traced = TracedFunction(shifted, is_compiled=is_compiled)
     for sizes in ((4, 4), (3, 4), (4, 7), (3, 7)):  # equal ones at first
         given, x = {"": [torch.randn(sizes[0])], "m": [torch.randn(sizes[0])] * 2}, torch.randn(9, *sizes)[5]
         torch.testing.assert_close(traced(sizes, given, x), shifted(given, x))
@@ -65,7 +65,7 @@ def test_what_cannot_be_traced_is_called_as_it_is() -> None:
     def by_value(w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return (w * 2 if bool(x.sum() > 0) else w,)
 
-    traced = Traced(by_value, worth=0)
+    traced = TracedFunction(by_value, worth=0)
     arguments = torch.ones(3, 2), {}, torch.ones(3, 5), torch.ones(3, 5)
     assert torch.equal(traced((3, 5), *arguments)[0], torch.full((3, 2), 2.0))
     assert traced.problem is not None

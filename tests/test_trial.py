@@ -19,7 +19,7 @@ from torch.nn import functional
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.training import checkpoint
 from sweep.utils import gc_control
 from sweep.utils.curve import Curve
@@ -164,7 +164,7 @@ def test_a_trial_leaves_the_process_as_it_was(optimizer_lr: float, small_trial: 
     assert after == before
 
 
-def test_a_trial_does_not_change_the_config_it_was_given(follower: Follower, tmp_path: Path) -> None:
+def test_a_trial_does_not_change_the_config_it_was_given(follower: UploadProcess, tmp_path: Path) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
     before = OmegaConf.to_yaml(cfg, resolve=False)
     assert "${seed}" in before, "interpolations are the first to go"
@@ -228,7 +228,7 @@ def test_divergence_is_recorded_with_step_and_lr_and_keeps_the_curves_so_far(
     ],
 )
 def test_a_config_error_is_raised_before_anything_is_recorded(
-    overrides: list[str], key: str, follower: Follower, tmp_path: Path
+    overrides: list[str], key: str, follower: UploadProcess, tmp_path: Path
 ) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *overrides])
     with pytest.raises(ConfigError) as caught:
@@ -311,7 +311,7 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_more_is_recorded(small_tr
 
 
 def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) -> None:
-    helper = Follower(tmp_path / "mirror.log")
+    helper = UploadProcess(tmp_path / "mirror.log")
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
 
     def report(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -376,7 +376,7 @@ def test_a_trial_of_the_library_records_the_command_that_reruns_it(small_trial: 
     assert f"{SMALL[0]}" in start["tags"]["command"]
 
 
-def test_a_config_that_was_edited_has_no_command(follower: Follower, tmp_path: Path) -> None:
+def test_a_config_that_was_edited_has_no_command(follower: UploadProcess, tmp_path: Path) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
     cfg.trainer.epochs = 2
     start = journal.first(RunFolder(run_trial(cfg, follower=follower).folder).journal, "start")

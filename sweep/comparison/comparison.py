@@ -18,9 +18,9 @@ from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
-from sweep.study.runner import Controller
-from sweep.study.trial_result import Tried, range_of
-from sweep.tracking.upload_process import Follower
+from sweep.study.runner import StudyRunner
+from sweep.study.trial_result import TrialResult, range_of
+from sweep.tracking.upload_process import UploadProcess
 from sweep.utils.errors import ConfigError, StudyFailed, SweepError
 from sweep.utils.terminal import say
 
@@ -35,7 +35,7 @@ class Comparison:
     def __init__(
         self, context: HydraContext, master: DictConfig, settings: StudySettings, arguments: Sequence[str]
     ) -> None:
-        self._followers: dict[Path, Follower] = {}
+        self._followers: dict[Path, UploadProcess] = {}
         self._plan = make_plan(context, master, settings, arguments, self._follower)
 
     def run(self) -> None:
@@ -65,7 +65,7 @@ class Comparison:
         if max(n_able.values(), default=0) < 2:
             raise NothingToCompare("fewer than two contenders came to anything; see above")
 
-    def _worked(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> list[Entry]:
+    def _worked(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> list[Entry]:
         """Runs what is missing, all tuning first."""
         entries = [self._tuned(*tuning) for tuning in tunings]
         for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
@@ -73,13 +73,13 @@ class Comparison:
             self._train_defaults(entry, tuning)
         return entries
 
-    def _follower(self, output_dir: Path) -> Follower:
+    def _follower(self, output_dir: Path) -> UploadProcess:
         """One helper for all studies."""
         if output_dir not in self._followers:
-            self._followers[output_dir] = Follower(output_dir / "mirror.log")
+            self._followers[output_dir] = UploadProcess(output_dir / "mirror.log")
         return self._followers[output_dir]
 
-    def _checked(self) -> Iterator[tuple[Contender, str, Controller]]:
+    def _checked(self) -> Iterator[tuple[Contender, str, StudyRunner]]:
         """The tuning of each contender on each task, looked at before any is run."""
         plan = self._plan
         for task in plan.field.tasks:
@@ -92,7 +92,7 @@ class Comparison:
                     raise ConfigError(error.key, f"{error.problem} (of the contender {of})") from error
                 yield contender, task, tuning
 
-    def _check_metric(self, tunings: Sequence[tuple[Contender, str, Controller]]) -> str:
+    def _check_metric(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> str:
         """The direction in which the compared metric gets better. Raises ConfigError for one that runs do not have."""
         metric = self._plan.compare.metric
         try:
@@ -113,7 +113,7 @@ class Comparison:
         for line in adjustments:
             say(line)
 
-    def _tuned(self, contender: Contender, task: str, tuning: Controller) -> Entry:
+    def _tuned(self, contender: Contender, task: str, tuning: StudyRunner) -> Entry:
         plan = self._plan
         ranges = {key: distribution for key, (_, distribution) in tuning.space.ranges({}).items()}
         entry = Entry(contender, task, studies=[tuning.name])
@@ -149,7 +149,7 @@ class Comparison:
         if not any(entry.runs):
             entry.problem = f"none of its runs came to an end, see {study.folder.path}"
 
-    def _train_defaults(self, entry: Entry, tuning: Controller) -> None:
+    def _train_defaults(self, entry: Entry, tuning: StudyRunner) -> None:
         """Which may fail without the contender's failing."""
         plan, own = self._plan, replace(entry, problem=None)
         if entry.problem is not None:
@@ -169,7 +169,7 @@ class Comparison:
             }
             entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
 
-    def _finished(self, entry: Entry, study: Controller, done: str) -> list[Tried] | None:
+    def _finished(self, entry: Entry, study: StudyRunner, done: str) -> list[TrialResult] | None:
         """The study's trials, run as far as they are missing; None, and the entry's problem, where they fail."""
         start = time.monotonic()
         who = " on ".join(filter(None, [entry.name, entry.task]))
@@ -191,7 +191,7 @@ class Comparison:
         return trials
 
 
-def _refuse_unlike(tunings: Sequence[tuple[Contender, str, Controller]]) -> None:
+def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> None:
     """Raises ConfigError for contenders on a task whose options set other data, another split or more epochs."""
     first: dict[str, tuple[Contender, dict[str, Any]]] = {}
     for contender, task, tuning in tunings:

@@ -22,7 +22,7 @@ class Contender(NamedTuple):
     options: dict[str, str]
 
 
-class Field(NamedTuple):
+class ComparisonSpec(NamedTuple):
     """tasks: options of `data` where there are several, else one empty text. shared: overrides of every study."""
 
     contenders: list[Contender]
@@ -30,7 +30,7 @@ class Field(NamedTuple):
     shared: list[str]
 
 
-def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> Field:
+def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> ComparisonSpec:
     """arguments: the overrides of the command line. over: options by group, for groups that those leave open.
 
     Raises ConfigError, for fewer than two contenders among others.
@@ -56,7 +56,7 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
     ]
     if len(contenders) < 2:
         raise ConfigError("compare", "needs two contenders or more; give a group several options: optimizer=sgd,adam")
-    return Field(contenders, tasks, shared)
+    return ComparisonSpec(contenders, tasks, shared)
 
 
 def _options(group: str, override: Override, known: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sweep.comparison import statistics
 from sweep.comparison.runs import Entry, Run, costs
 from sweep.comparison.statistics import Interval, Pair
-from sweep.study.trial_result import Range, Tried
+from sweep.study.trial_result import Range, TrialResult
 from sweep.utils.seeds import derive_seed
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ class Budget(NamedTuple):
 
 
 @dataclass
-class Standing:
+class ContenderResult:
     """What is known of an entry that takes part. rates: by learning rate, from where to where trials came within 10 %
     of the best. diverged: share of tuning trials. edges: alarms, in words."""
 
@@ -72,11 +72,11 @@ class Standing:
         return self.entry.name
 
 
-class Duel(NamedTuple):
+class PairwiseTest(NamedTuple):
     """adjusted: p after Holm, over all pairs on all tasks. better: 0 or 1 for the detectably better, else None."""
 
-    first: Standing
-    second: Standing
+    first: ContenderResult
+    second: ContenderResult
     pair: Pair
     adjusted: float
     better: int | None
@@ -85,8 +85,8 @@ class Duel(NamedTuple):
 class TaskResult(NamedTuple):
     task: str
     target: float
-    standings: list[Standing]
-    duels: list[Duel]
+    standings: list[ContenderResult]
+    tests: list[PairwiseTest]
     failed: list[Entry]
 
 
@@ -121,7 +121,7 @@ def judge(
         loss = _target(able) if target is None else target
         worst = _worst(able, tuned_for)
         standings = [
-            Standing(
+            ContenderResult(
                 entry,
                 _score(entry.runs, metric, direction, _generator("score", task, entry.name)),
                 _score(entry.untuned, metric, direction, _generator("untuned", task, entry.name))
@@ -138,7 +138,7 @@ def judge(
         tasks.append(TaskResult(task, loss, standings, [], [entry for entry in here if entry.problem is not None]))
     _test(tasks, level)
     sign = 1.0 if direction == "minimize" else -1.0
-    n_tests = max(1, sum(len(task.duels) for task in tasks))
+    n_tests = max(1, sum(len(task.tests) for task in tasks))
     factors, profiles = _profiles(tasks) if len(tasks) >= 3 else (np.empty(0), {})
     n_seeds = max((len(entry.runs) for entry in entries), default=2)
     return Judgement(tasks, factors, profiles, sign, statistics.smallest_p(n_seeds, n_tests))
@@ -167,7 +167,7 @@ def _reached(runs: Sequence[Run | None], loss: float) -> Reached:
     return Reached(share, float(statistics.median(steps)), float(statistics.median(seconds)))
 
 
-def _tuning_costs(trials: Sequence[Tried], direction: str, worst: float) -> Array:
+def _tuning_costs(trials: Sequence[TrialResult], direction: str, worst: float) -> Array:
     """What diverged or failed counts as the worst that any contender came to on the task, lest a mean be infinite."""
     sign = 1.0 if direction == "minimize" else -1.0
     return np.array([worst if t.value is None or t.diverged else sign * t.value for t in trials])
@@ -241,10 +241,10 @@ def _test(tasks: Sequence[TaskResult], level: float) -> None:
     adjusted = statistics.holm([pair.p for pair in found])
     for (task, one, other), pair, p in zip(pairs, found, adjusted, strict=True):
         better = None if p >= level or pair.effect == 0 else 0 if pair.effect > 0 else 1
-        task.duels.append(Duel(one, other, pair, p, better))
+        task.tests.append(PairwiseTest(one, other, pair, p, better))
 
 
-def _compared(task: str, one: Standing, other: Standing) -> Pair:
+def _compared(task: str, one: ContenderResult, other: ContenderResult) -> Pair:
     """The pair as it would be judged in the order of the names, whichever comes first on the command line."""
     first, second = sorted((one, other), key=lambda s: s.name)
     pair = statistics.compare(first.score.costs, second.score.costs, _generator("pair", task, first.name, second.name))

@@ -94,7 +94,7 @@ def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[s
         found["pairs"] = [
             {"first": d.first.name, "second": d.second.name, "adjusted_p": d.adjusted, **d.pair._asdict()}
             | {"better": None if d.better is None else (d.first, d.second)[d.better].name}
-            for d in task.duels
+            for d in task.tests
         ]
         tasks.append(found)
     profile = {name: values for name, values in judgement.profiles.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
-from sweep.study.trial_result import Range, Tried
+from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.errors import DamagedJournal
@@ -50,8 +50,8 @@ class Entry:
     searched: dict[str, str] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     n_tunings: int = 1
-    trials: list[Tried] = field(default_factory=list)
-    chosen: list[Tried | None] = field(default_factory=list)
+    trials: list[TrialResult] = field(default_factory=list)
+    chosen: list[TrialResult | None] = field(default_factory=list)
     runs: list[Run | None] = field(default_factory=list)
     untuned: list[Run | None] = field(default_factory=list)
     untuned_problem: str | None = None
@@ -85,10 +85,10 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     return Run(values, journal.curves(folder.journal)["val/loss"].values, -(-n_train // batch), train_s)
 
 
-def choose(trials: Sequence[Tried], n_tunings: int, n_seeds: int, direction: str) -> list[Tried | None]:
+def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:
     """The best trial of each tuning, for each seed; trial i is one of tuning i modulo `n_tunings`."""
     sign = 1 if direction == "minimize" else -1
-    best: list[Tried | None] = []
+    best: list[TrialResult | None] = []
     for tuning in range(n_tunings):
         complete = [t for t in trials[tuning::n_tunings] if t.state == "complete" and t.value is not None]
         best.append(min(complete, key=lambda t: sign * (t.value or 0.0)) if complete else None)

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.comparison.contenders import TASK, Contender, Field, read_field
+from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_field
 from sweep.config.composition import config_error, searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
@@ -20,9 +20,9 @@ from sweep.search.samplers import is_grid, is_uniform
 from sweep.search.settings import StudySettings, settings_of
 from sweep.search.space import make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
-from sweep.study.runner import Controller
+from sweep.study.runner import StudyRunner
 from sweep.tracking.ownership import refuse_existing
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError
 from sweep.utils.files import to_yaml
@@ -47,11 +47,11 @@ class Plan:
     context: HydraContext
     master: DictConfig
     settings: StudySettings
-    field: Field
+    field: ComparisonSpec
     config: Config
     name: str
     arguments: Sequence[str]
-    follower: Callable[[Path], Follower]
+    follower: Callable[[Path], UploadProcess]
 
     @property
     def compare(self) -> Compare:
@@ -101,7 +101,7 @@ def make_plan(
     master: DictConfig,
     settings: StudySettings,
     arguments: Sequence[str],
-    follower: Callable[[Path], Follower],
+    follower: Callable[[Path], UploadProcess],
 ) -> Plan:
     """Raises ConfigError."""
     if is_auto(master.bounds):
@@ -152,7 +152,7 @@ def _refuse(settings: StudySettings, config: Config) -> None:
             raise ConfigError(f"hydra.sweeper.{key}", f"would favour one tuning of many; {told}")
 
 
-def tuning(plan: Plan, contender: Contender, task: str) -> Controller:
+def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
     """The study that tunes a contender. Its trial i belongs to tuning i modulo `n_tunings`: a larger budget goes on."""
     own = []
     if not (is_grid(plan.settings.sampler) and plan.settings.n_trials is None):
@@ -164,7 +164,7 @@ def tuning(plan: Plan, contender: Contender, task: str) -> Controller:
     return _study(plan, contender, task, "tuning", own, [])
 
 
-def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> Controller:
+def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> StudyRunner:
     """The study that trains what was chosen, each on its seed, in that order."""
     items = [{"seed": seed, **values} for seed, values in chosen]
     known = ["{" + ",".join(f"{key}:{_spelled(value)}" for key, value in item.items()) + "}" for item in items]
@@ -173,7 +173,7 @@ def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[in
     return _study(plan, contender, task, f"chosen-{digest}", own, _swept([seed for seed, _ in chosen]))
 
 
-def untuned(plan: Plan, contender: Contender, task: str, like: Controller) -> Controller:
+def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> StudyRunner:
     """The study that trains the contender's defaults on the same seeds. like: its tuning, which knows what to fix."""
     config = like.space.composer.base({}).config
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
@@ -190,7 +190,7 @@ def _swept(seeds: Sequence[int]) -> list[str]:
 
 def _study(
     plan: Plan, contender: Contender, task: str, part: str, own: Sequence[str], arguments: Sequence[str]
-) -> Controller:
+) -> StudyRunner:
     """own: overrides of Hydra's keys, and arguments: of a trial's; both take the place of the user's."""
     taken = {_key(argument) for argument in arguments}
     shared = [argument for argument in plan.field.shared if _key(argument) not in taken]
@@ -198,7 +198,7 @@ def _study(
     who = "--".join(filter(None, [contender.name, task, part]))
     name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
     config = _composed(plan.context, plan.master, [name, *own], everything)
-    return Controller(plan.context, config, settings_of(config), everything, plan.follower)
+    return StudyRunner(plan.context, config, settings_of(config), everything, plan.follower)
 
 
 def _options(contender: Contender, task: str) -> list[str]:

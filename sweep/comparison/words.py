@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sweep.comparison.judge import Budget, Duel, Judgement, Score, Standing, TaskResult
+from sweep.comparison.judge import Budget, ContenderResult, Judgement, PairwiseTest, Score, TaskResult
 from sweep.comparison.studies import Plan
 from sweep.search.ranges import short
 
@@ -24,24 +24,24 @@ def verdict(task: TaskResult, judgement: Judgement, plan: Plan) -> str:
     if len(task.standings) < 2:
         alone = f"; {task.standings[0].name} is alone" if task.standings else ""
         return f"{where}nothing to compare{alone}."
-    found = [duel for duel in task.duels if duel.better is not None]
+    found = [duel for duel in task.tests if duel.better is not None]
     if not found:
-        least = min(duel.adjusted for duel in task.duels)
+        least = min(duel.adjusted for duel in task.tests)
         return f"{where}no detectable difference (smallest adjusted p = {_p(least)}, level {level:g})."
-    beaten_by: dict[str, list[Duel]] = {}
+    beaten_by: dict[str, list[PairwiseTest]] = {}
     for duel in found:
         loser = (duel.first, duel.second)[1 - (duel.better or 0)]
         beaten_by.setdefault(loser.name, []).append(duel)
     leaders = [s.name for s in sorted(task.standings, key=lambda s: s.score.median) if s.name not in beaten_by]
     wins = [_win(duel, judgement.sign) for duel in found]
     among = f" Between {_listed(leaders)}: no detectable difference." if len(leaders) > 1 else ""
-    rest = [d for d in task.duels if d.better is None and not {d.first.name, d.second.name} <= set(leaders)]
+    rest = [d for d in task.tests if d.better is None and not {d.first.name, d.second.name} <= set(leaders)]
     open_ = f" Undecided: {'; '.join(f'{d.first.name} and {d.second.name}' for d in rest)}." if rest else ""
     head = f"{_listed(leaders)} {'is' if len(leaders) == 1 else 'are'} not beaten." if leaders else "each is beaten."
     return f"{where}{head} {'; '.join(wins)}.{among}{open_}"
 
 
-def _win(duel: Duel, sign: float) -> str:
+def _win(duel: PairwiseTest, sign: float) -> str:
     two = (duel.first, duel.second)
     better, worse = two[duel.better or 0], two[1 - (duel.better or 0)]
     p, chance = duel.pair.effect, duel.pair.improvement
@@ -52,7 +52,7 @@ def _win(duel: Duel, sign: float) -> str:
 
 def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
     """What a reader should know before believing the verdict."""
-    if judgement.smallest >= plan.compare.level and any(task.duels for task in judgement.tasks):
+    if judgement.smallest >= plan.compare.level and any(task.tests for task in judgement.tasks):
         yield (
             f"{plan.compare.n_seeds} seeds cannot show any difference: p after Holm is {judgement.smallest:.2g} at "
             "least; raise compare.n_seeds"
@@ -106,7 +106,7 @@ def _told(score: Score, sign: float) -> list[str]:
 def _duels(task: TaskResult, on: str) -> Table:
     columns = ["pair", "first better in", "95 % interval", "effect", "p", "p, Holm", "verdict"]
     rows = []
-    for duel in task.duels:
+    for duel in task.tests:
         one, other, pair = duel.first.name, duel.second.name, duel.pair
         low, high = pair.interval
         told = "no detectable difference" if duel.better is None else f"{(one, other)[duel.better]} is better"
@@ -153,7 +153,7 @@ def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list
     return [budget, ranges]
 
 
-def _searched(s: Standing, sign: float) -> list[str]:
+def _searched(s: ContenderResult, sign: float) -> list[str]:
     e = s.entry
     searched = "; ".join(f"{key}: {words}" for key, words in e.searched.items()) or "nothing"
     rates = "; ".join(f"{k}: {short(low)} to {short(high)} ({high / low:.3g}x)" for k, (low, high) in s.rates.items())

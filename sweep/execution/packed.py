@@ -16,7 +16,7 @@ from sweep.config.schema import Config
 from sweep.execution.objective import mean_values, run_values
 from sweep.execution.queue import PACKING, PROBLEM
 from sweep.execution.replicates import Means
-from sweep.execution.sequential import Shift, ended, is_pruned, log
+from sweep.execution.sequential import SequentialExecutor, ended, is_pruned, log
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
 from sweep.tracking import journal
@@ -25,10 +25,10 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.recorder import Report
 from sweep.tracking.start import stored_config
 from sweep.tracking.store import recorded_uri, tracking_store
-from sweep.training.packed.pack import Slot
+from sweep.training.packed.pack import PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.runtime import is_out_of_memory, keep_freed_memory
-from sweep.trial.pack_scheduler import Group, Packer
+from sweep.trial.pack_scheduler import Group, PackScheduler
 from sweep.trial.run import told_when_full
 from sweep.utils import gc_control
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
@@ -65,13 +65,13 @@ class _Seat:
     composed: Callable[[], DictConfig]
     config: Config
     group: Group
-    slot: Slot
+    slot: PackMember
     attempt: Attempt | None = None
     held: ExitStack = field(default_factory=ExitStack)
     train_s: float = 0.0
 
 
-class PackedShift(Shift):
+class PackedExecutor(SequentialExecutor):
     """Keeps up to `pack` runs in training, each in the pack of its structure. What cannot be packed trains alone."""
 
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
@@ -80,10 +80,10 @@ class PackedShift(Shift):
         n_trials, pack = worker.n_trials, self._settings.pack
         learns = worker.order is None and not is_uniform(self._settings.sampler)
         most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
-        self._packer = Packer(None if pack == "auto" else pack, most, self._load)
+        self._packer = PackScheduler(None if pack == "auto" else pack, most, self._load)
         self._n_slots: int = 1 if pack == "auto" else pack
         self._most_slots = sys.maxsize  # that memory was found to allow
-        self._seats: dict[Slot, _Seat] = {}
+        self._seats: dict[PackMember, _Seat] = {}
         self._claimed: list[FrozenTrial] = []
         self._alone: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
         self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
@@ -110,7 +110,7 @@ class PackedShift(Shift):
             self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
                 if self._ledger.is_mine(trial):
-                    self._ledger.give_back(trial)
+                    self._ledger.release(trial)
         return self._signum()
 
     def _fill(self) -> None:
@@ -228,7 +228,7 @@ class PackedShift(Shift):
 
     def _advance(self, group: Group) -> None:
         """One epoch of a pack."""
-        seats = [self._seats[slot] for slot in group.pack.slots]
+        seats = [self._seats[slot] for slot in group.pack.members]
         try:
             ended_now, train_s = group.train_epoch()
         except Exception as error:  # not of a single trial: the pass itself
@@ -240,7 +240,7 @@ class PackedShift(Shift):
             for slot, ending in ended_now.items():
                 if slot in self._seats:  # else it left with another run of its trial
                     self._leave(self._seats[slot], ending)
-            for slot in group.pack.slots:
+            for slot in group.pack.members:
                 if slot.checkpoint_due():
                     self._save(self._seats[slot])
 
@@ -326,7 +326,7 @@ class PackedShift(Shift):
         for entry in entries:
             self._give_back([*entry.seats], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
-            self._ledger.give_back(entry.trial)
+            self._ledger.release(entry.trial)
 
     def _give_back(self, seats: list[_Seat], why: Interrupted, resumable: bool) -> None:
         """Leaves the runs for later. resumable: whether their slots are as the last epoch left them."""

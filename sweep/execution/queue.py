@@ -39,7 +39,7 @@ def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
     return len(trials) >= n_trials and all(t.state.is_finished() for t in trials[:n_trials])
 
 
-class Ledger:
+class TrialQueue:
     """One worker's view of the study.
 
     worker: its name, unique in the study, whose lock in `folder` it holds. clock: seconds, for tests.
@@ -94,7 +94,7 @@ class Ledger:
             return True
         return bool(self._lost(mine))
 
-    def give_back(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial) -> None:
         """Lets another worker, or a later one, go on with the trial."""
         with self._lock:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.execution.attempts import n_failed
 from sweep.execution.failures import too_many_failures
 from sweep.execution.objective import mean_values, run_values
-from sweep.execution.queue import PROBLEM, STOPPED, Ledger
+from sweep.execution.queue import PROBLEM, STOPPED, TrialQueue
 from sweep.execution.replicates import Means
 from sweep.search.space import Configuration
 from sweep.storage.lock import StudyLock
-from sweep.storage.retry import Patience
+from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -50,7 +50,7 @@ Training = Generator[int, None, list[float]]  # of one run, epoch by epoch, to i
 log = logging.getLogger("sweep")
 
 
-class Shift:
+class SequentialExecutor:
     """One worker at work, from its first trial to its last."""
 
     def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
@@ -61,10 +61,10 @@ class Shift:
             study_name=worker.name, storage=self._storage, pruner=build.pruner(self._settings.pruner)
         )
         lock = StudyLock(self._settings.storage, worker.folder)
-        self._ledger = Ledger(
+        self._ledger = TrialQueue(
             self._storage, worker.name, worker.folder, lock, name, max_retries=self._settings.max_retries
         )
-        self._patiently = Patience(self._settings.storage, is_over=self._is_asked_to_stop)
+        self._patiently = RetryPolicy(self._settings.storage, is_over=self._is_asked_to_stop)
         self._load = RememberedData()
         self._means: dict[int, Means] = {}  # of the trials at work, by id
         self._has_timed_out = False
@@ -81,7 +81,7 @@ class Shift:
                 with self._ledger.beating([trial]):
                     self._run(trial)
             except KeyboardInterrupt as stopped:
-                self._ledger.give_back(trial)
+                self._ledger.release(trial)
                 return self._signum(stopped)
         return self._signum()
 
@@ -131,13 +131,13 @@ class Shift:
         except BeingTrained:  # its owner was silent for long, and yet lives
             self._patiently(lambda: self._ledger.return_to_owner(trial))
         except DamagedJournal as error:
-            self._ledger.give_back(trial)
+            self._ledger.release(trial)
             folder = self._worker.folder.trial(trial.number).path
             raise error.with_remedy(
                 f"move '{folder}' away and give the same command again: it trains trial {trial.number} anew"
             ) from error
         except (DiskFull, Damaged):  # the user has to see to it first; nor would the next trial find room
-            self._ledger.give_back(trial)
+            self._ledger.release(trial)
             raise
         except Exception as error:
             log.exception("trial %d failed", trial.number)

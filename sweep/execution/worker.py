@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.guard import check_hydra
 from sweep.config.output_folders import register
-from sweep.execution.sequential import Shift
+from sweep.execution.sequential import SequentialExecutor
 from sweep.search.samplers import draw, make_sampler
 from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
@@ -76,12 +76,12 @@ class Worker:
             os._exit(0)  # nobody waits for the answer, and loky would keep the process
         return signum
 
-    def _shift(self, name: str, stop: StopRequest) -> Shift:
+    def _shift(self, name: str, stop: StopRequest) -> SequentialExecutor:
         if self.settings.pack == 1:
-            return Shift(self, name, stop)
-        from sweep.execution.packed import PackedShift  # which loads torch
+            return SequentialExecutor(self, name, stop)
+        from sweep.execution.packed import PackedExecutor  # which loads torch
 
-        return PackedShift(self, name, stop)
+        return PackedExecutor(self, name, stop)
 
     def rehearse(self, numbers: Iterable[int]) -> list[Configuration]:
         """What trials of those numbers would try in a study without any other. Raises ConfigError."""

@@ -11,10 +11,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sweep.config.overrides import setting
-from sweep.execution.queue import Ledger
+from sweep.execution.queue import TrialQueue
 from sweep.execution.worker import Worker
 from sweep.storage.lock import StudyLock
-from sweep.storage.retry import Patience
+from sweep.storage.retry import RetryPolicy
 from sweep.utils import gc_control
 from sweep.utils.errors import ConfigError, DiskFull, one_line
 from sweep.utils.terminal import say
@@ -23,7 +23,7 @@ _POLL_S = 0.2
 _MOST_LOST_LAUNCHES = 3  # in a row, without a trial finished between them
 
 
-class Crew:
+class WorkerPool:
     """The workers of one command. is_over: whether the study is complete or has to stop."""
 
     def __init__(
@@ -40,8 +40,8 @@ class Crew:
         self._study, self._worker, self._is_over = study, worker, is_over
         settings = worker.settings
         lock = StudyLock(settings.storage, worker.folder)
-        self._ledger = Ledger(study._storage, worker.name, worker.folder, lock, "controller", settings.max_retries)
-        self._patiently = Patience(settings.storage)
+        self._ledger = TrialQueue(study._storage, worker.name, worker.folder, lock, "controller", settings.max_retries)
+        self._patiently = RetryPolicy(settings.storage)
 
     def work(self) -> int | None:
         """Until the study is over. Returns the number of the signal that stopped a worker, if one did."""

@@ -20,7 +20,7 @@ _DRIVERS = ("sqlalchemy", "psycopg", "psycopg2", "pymysql", "MySQLdb", "redis", 
 
 
 @dataclass
-class Patience:
+class RetryPolicy:
     """Does what needs the storage, again and again while that is out of reach, for three minutes at most.
 
     What is done must bear being done twice, since an answer may be what got lost. storage: the study's; a file is never

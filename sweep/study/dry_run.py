@@ -18,7 +18,7 @@ from sweep.utils.console import Console
 from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
-    from sweep.training.loop import Fit
+    from sweep.training.loop import TrainingLoop
 
 _N_SAMPLES = 5
 _QUICK_S = 5.0  # an epoch this short is timed again, warm
@@ -81,7 +81,7 @@ class _Stopwatch:
             raise _OneEpoch
 
 
-def _epoch_s(fit: "Fit") -> float:
+def _epoch_s(fit: "TrainingLoop") -> float:
     stopwatch = _Stopwatch(n_epochs=2)
     with suppress(_OneEpoch):
         fit.run(stopwatch, StopRequest(), save=lambda: None)

@@ -19,7 +19,7 @@ from sweep.tracking.journal import Journal, whole_size
 from sweep.tracking.provenance import sync_command
 from sweep.tracking.store import Store, recorded_uri
 from sweep.tracking.study_upload import Damage
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.utils.checked_file import write_checked
 from sweep.utils.errors import DamagedJournal, Unsent
 from sweep.utils.terminal import safe, say
@@ -40,13 +40,13 @@ class Recording:
         config: str,
         store: Store,
         output_dir: Path,
-        shared: Callable[[Path], Follower] | None = None,
+        shared: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
         self._study, self._folder, self._facts, self._config = study, folder, facts, config
         self._store, self._output_dir, self._shared = store, output_dir, shared
         self._stack = ExitStack()
         self._record: StudyRecord | None = None
-        self._follower: Follower | None = None
+        self._follower: UploadProcess | None = None
         self.damage: Unsent | None = None
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
@@ -100,7 +100,7 @@ class Recording:
         if is_shorter:
             forget_offsets(run)
         if self._shared is None:
-            self._follower = Follower(self._output_dir / "mirror.log")
+            self._follower = UploadProcess(self._output_dir / "mirror.log")
             self._stack.callback(self._follower.close)
         else:
             self._follower = self._shared(self._output_dir)

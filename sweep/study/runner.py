@@ -26,7 +26,7 @@ from sweep.execution.failures import too_many_failures
 from sweep.execution.objective import check_objectives
 from sweep.execution.queue import PROBLEM, is_complete
 from sweep.execution.worker import Worker
-from sweep.execution.worker_pool import Crew
+from sweep.execution.worker_pool import WorkerPool
 from sweep.search.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.search.composer import Starts
 from sweep.search.initial_trials import known_params
@@ -42,13 +42,13 @@ from sweep.study.progress import Watch, print_outcome
 from sweep.study.reading import refuse_lost_trials
 from sweep.study.recording import Recording
 from sweep.study.results import best_trials, start_facts, write_results
-from sweep.study.trial_result import Tried, tried
+from sweep.study.trial_result import TrialResult, tried
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, status
 from sweep.tracking.ownership import refuse_existing
 from sweep.tracking.start import stored_text
 from sweep.tracking.store import Store, tracking_store
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.utils.errors import ConfigError, Damaged, Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
@@ -64,7 +64,7 @@ _STARVES = (
 _SMALL = 1000  # configurations, of which random draws would repeat some
 
 
-class Controller:
+class StudyRunner:
     """One `python -m sweep.run -m`. Its methods stand in the order in which they are called.
 
     follower: the helper that mirrors the study where it is part of something larger, which then says itself what there
@@ -77,7 +77,7 @@ class Controller:
         config: DictConfig,
         settings: StudySettings,
         arguments: Sequence[str],
-        follower: Callable[[Path], Follower] | None = None,
+        follower: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
         self._began = time.time()
         self._follower = follower
@@ -129,7 +129,7 @@ class Controller:
             watch = Watch(study, worker.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
             with self._signals(worker), watch:
                 if not self._is_over(study, worker):
-                    crew = Crew(self._context, self._master, study, worker, lambda: self._is_over(study, worker))
+                    crew = WorkerPool(self._context, self._master, study, worker, lambda: self._is_over(study, worker))
                     signum = crew.work()
                     self._stopped_by = self._stopped_by or signum
             trials, failure = trials_of(study), self._failure(study, worker)
@@ -155,7 +155,7 @@ class Controller:
         """Whether a command has come to the study's end."""
         return status(self.folder.run.journal) == "FINISHED"
 
-    def tried(self) -> list[Tried] | None:
+    def tried(self) -> list[TrialResult] | None:
         """What the study tried, if it is complete. Raises ConfigError where it was begun as another."""
         worker = self.check()
         trials = trials_of(self._open(worker.uid)[0])

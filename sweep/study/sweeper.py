@@ -29,6 +29,6 @@ class StudySweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         settings = settings_of(self.config)
-        from sweep.study.runner import Controller
+        from sweep.study.runner import StudyRunner
 
-        return Controller(self.hydra_context, self.config, settings, arguments).run()
+        return StudyRunner(self.hydra_context, self.config, settings, arguments).run()

@@ -9,7 +9,7 @@ from sweep.execution.queue import PROBLEM
 from sweep.study.results import STATES, config_values
 
 
-class Tried(NamedTuple):
+class TrialResult(NamedTuple):
     """A finished trial. params: by config key. value: the objective, where it has one; of a trial that was pruned, what
     it had reached. state: complete, pruned or failed. problem: why it failed or diverged."""
 
@@ -30,11 +30,11 @@ class Range(NamedTuple):
     choices: tuple[float, ...] | None
 
 
-def tried(trial: FrozenTrial) -> Tried:
+def tried(trial: FrozenTrial) -> TrialResult:
     problem = trial.user_attrs.get(PROBLEM)
     diverged = trial.state == TrialState.PRUNED and problem is not None  # what the pruner ends has no problem
     value = None if trial.state == TrialState.FAIL else trial.value
-    return Tried(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem)
+    return TrialResult(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem)
 
 
 def range_of(distribution: BaseDistribution) -> Range | None:

@@ -15,7 +15,7 @@ from sweep.tracking.start import Membership, write_start
 from sweep.utils.errors import BeingTrained, ConfigError, Damaged, DamagedJournal
 
 if TYPE_CHECKING:
-    from sweep.training.state import Course
+    from sweep.training.state import TrainState
 
 
 class Attempt:
@@ -28,7 +28,7 @@ class Attempt:
         data: Mapping[str, Any],
         output_dir: Path,
         store: str | None,
-        course: "Course",
+        course: "TrainState",
         device: str,
         member: Membership | None,
         report: Report | None,

@@ -26,7 +26,7 @@ _ARTIFACTS = (
 Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
 
 
-class Sent:
+class SyncCursor:
     """What `mlflow.json` says of a trial's run in one store.
 
     run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
@@ -83,12 +83,12 @@ def most_sent(folder: RunFolder) -> int:
 def forget_offsets(folder: RunFolder) -> None:
     """Has all of the journal, which was begun anew, sent again to the runs that stores have of it."""
     for store in _stores(folder.mirror_state)[0]:
-        sent = Sent(folder, store)
+        sent = SyncCursor(folder, store)
         sent.offset, sent.attempted = 0, True
         sent.save()
 
 
-class Portion:
+class Chunk:
     """Consecutive records of a journal.
 
     start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
@@ -106,7 +106,7 @@ class Portion:
         self.points: list[Point] = [*chain.from_iterable(column for record in records for column in _points(record))]
 
 
-def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Portion, int]]:
+def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Chunk, int]]:
     """Records in portions that MLflow takes in one batch or little more, each with the offset behind it."""
     portion: list[journal.Record] = []
     n_values = 0
@@ -114,10 +114,10 @@ def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iter
         portion.append(record)
         n_values += len(record.get("steps", ())) * len(record.get("values", ()))
         if n_values >= _MAX_VALUES:
-            yield Portion(portion), offset
+            yield Chunk(portion), offset
             portion, n_values = [], 0
     if portion:
-        yield Portion(portion), offset
+        yield Chunk(portion), offset
 
 
 def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:

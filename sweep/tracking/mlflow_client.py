@@ -38,7 +38,7 @@ from sweep.config.overrides import command, with_variable
 from sweep.figures.drawing import drawing_problem
 from sweep.tracking import journal
 from sweep.tracking.attempt import require_not_ended
-from sweep.tracking.chunks import Portion, Sent, artifact_files, artifact_names, most_sent, portions
+from sweep.tracking.chunks import Chunk, SyncCursor, artifact_files, artifact_names, most_sent, portions
 from sweep.tracking.curves_picture import ensure_curves
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_bulk import Changed, Gone, Tables, WholeRun
@@ -59,7 +59,7 @@ _MAX_BYTES = 900_000  # a server takes 1,000,000
 _PATIENCE_S = 10.0
 
 
-class Mirror:
+class Uploader:
     """Copies journals into one tracking store. Every method, the constructor too, raises one of FAILURES."""
 
     def __init__(self, store: Store) -> None:
@@ -147,7 +147,7 @@ class Mirror:
         self._push_locked(sample.folder)
         if self._n_forgotten > n_forgotten:  # it is not where it was to be
             return
-        run_id = Sent(sample.folder, self._store).run_id
+        run_id = SyncCursor(sample.folder, self._store).run_id
         assert run_id is not None
         as_sent = sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id))
         try:
@@ -231,7 +231,7 @@ class Mirror:
     def _whole(self, folder: RunFolder) -> "_Whole | None":
         """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
         to be drawn."""
-        sent = Sent(folder, self._store)
+        sent = SyncCursor(folder, self._store)
         try:
             records = list(journal.read(folder.journal)) if sent.run_id is None else []
         except DamagedJournal:  # `push` says so
@@ -239,7 +239,7 @@ class Mirror:
         kinds = [record["kind"] for record, _ in records]
         if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
             return None
-        portion, (end, offset) = Portion([record for record, _ in records]), records[-1]
+        portion, (end, offset) = Chunk([record for record, _ in records]), records[-1]
         assert portion.start is not None
         if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
             return None
@@ -286,7 +286,7 @@ class Mirror:
 
         The store is asked only once it has lost some run. Raises DeletedInStore then, too.
         """
-        sent = Sent(folder, self._store)
+        sent = SyncCursor(folder, self._store)
         if sent.run_id is None or sent.offset != folder.journal.stat().st_size:
             return False
         return self.n_lost == 0 or self._has(sent.run_id, journal.uid(folder.journal) or "")
@@ -301,8 +301,8 @@ class Mirror:
             self._client.set_terminated(run_id, "KILLED")
             require_not_ended(folder)
 
-    def _sent_of(self, folder: RunFolder) -> Sent:
-        sent = Sent(folder, self._store)
+    def _sent_of(self, folder: RunFolder) -> SyncCursor:
+        sent = SyncCursor(folder, self._store)
         if sent.run_id is not None and not self._has(sent.run_id, journal.uid(folder.journal) or ""):
             sent.run_id, sent.offset, sent.attempted = None, 0, True
             self.n_lost += 1
@@ -354,7 +354,7 @@ class Mirror:
             memory.clear()
         self._n_forgotten += 1
 
-    def _find_or_create(self, folder: RunFolder, sent: Sent, portion: Portion) -> bool:
+    def _find_or_create(self, folder: RunFolder, sent: SyncCursor, portion: Chunk) -> bool:
         """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
         assert portion.start is not None, "a journal begins with its start"
         experiment, uid = self._experiment(portion.start["experiment"]), portion.start["uid"]
@@ -393,7 +393,7 @@ class Mirror:
         with _in_turn(study):
             sent = self._sent_of(study)
             if sent.run_id is None:
-                self._find_or_create(study, sent, Portion([start]))
+                self._find_or_create(study, sent, Chunk([start]))
                 sent.save()
             assert sent.run_id is not None
             return sent.run_id
@@ -437,7 +437,7 @@ class Mirror:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _send(self, folder: RunFolder, sent: Sent, portion: Portion, created: bool) -> list[Damaged]:
+    def _send(self, folder: RunFolder, sent: SyncCursor, portion: Chunk, created: bool) -> list[Damaged]:
         """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries. The artifacts that are
         damaged, and so not sent."""
         run_id, is_first = sent.run_id, sent.offset == 0
@@ -486,7 +486,7 @@ class _Whole(NamedTuple):
     """A trial that can be sent whole. offset: behind its `end`. location: of its experiment's artifacts."""
 
     folder: RunFolder
-    sent: Sent
+    sent: SyncCursor
     offset: int
     end: journal.Record
     uid: str

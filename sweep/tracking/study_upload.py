@@ -11,7 +11,7 @@ from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.utils.errors import Damaged, one_line
 
 if TYPE_CHECKING:
-    from sweep.tracking.mlflow_client import Mirror
+    from sweep.tracking.mlflow_client import Uploader
 
 PUSH_EVERY_S = 1.0
 RETRY_EVERY_S = 5.0
@@ -96,7 +96,7 @@ class _Tracked:
     def was_sent(self) -> None:
         self.n_sent, self.is_complete, self.problem = self.size, True, None
 
-    def push(self, mirror: Callable[[], "Mirror"], last: bool = False) -> str | None:
+    def push(self, mirror: Callable[[], "Uploader"], last: bool = False) -> str | None:
         """Sends what is new; what went wrong, in one line. last: marks a run whose process died without an end."""
         size = self.size
 
@@ -118,10 +118,10 @@ class _Tracked:
         return problem
 
 
-class StudyMirror:
+class StudyUpload:
     """Mirrors a study's own run and those of its trials, which other processes train."""
 
-    def __init__(self, folder: StudyFolder, mirror: Callable[[], "Mirror"]) -> None:
+    def __init__(self, folder: StudyFolder, mirror: Callable[[], "Uploader"]) -> None:
         self._folder, self._mirror = folder, mirror
         self._own = _Tracked(folder.run, due=0.0)
         self._trials: dict[str, _Tracked] = {}  # by folder, like the next two

@@ -25,17 +25,17 @@ from sweep.tracking import journal
 from sweep.tracking.curves_picture import ensure_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.store import Store
-from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyMirror, attempt
+from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyUpload, attempt
 from sweep.utils.command_line import secure_streams
 from sweep.utils.private import private
 
 if TYPE_CHECKING:
-    from sweep.tracking.mlflow_client import Mirror
+    from sweep.tracking.mlflow_client import Uploader
 
 log = logging.getLogger(__name__)
 
 
-class Follower:
+class UploadProcess:
     """The trial's side: starts the helper and speaks to it. A helper that dies costs the mirror, never the trial."""
 
     def __init__(self, log: Path) -> None:
@@ -131,8 +131,8 @@ class _Helper:
     def __init__(self, answer: Callable[[dict[str, Any]], None]) -> None:
         self._answer = answer
         self._followed: dict[str, Store] = {}  # by folder
-        self._studies: dict[str, StudyMirror] = {}
-        self._mirrors: dict[Store, Mirror] = {}
+        self._studies: dict[str, StudyUpload] = {}
+        self._mirrors: dict[Store, Uploader] = {}
         self._next_push = 0.0
 
     def run(self, messages: "queue.Queue[dict[str, Any] | None]") -> None:
@@ -165,7 +165,7 @@ class _Helper:
             drawing_problem(load_matplotlib)
         elif store.uri:
             folder = StudyFolder(message["follow_study"])
-            self._studies[message["follow_study"]] = StudyMirror(folder, lambda: self._mirror(store))
+            self._studies[message["follow_study"]] = StudyUpload(folder, lambda: self._mirror(store))
 
     def _push_all(self, is_called: Callable[[], bool]) -> None:
         problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._followed.items()]
@@ -192,11 +192,11 @@ class _Helper:
             if last:
                 self._mirror(store).abandon(run)
 
-    def _mirror(self, store: Store) -> "Mirror":
+    def _mirror(self, store: Store) -> "Uploader":
         if store not in self._mirrors:
-            from sweep.tracking.mlflow_client import Mirror
+            from sweep.tracking.mlflow_client import Uploader
 
-            self._mirrors[store] = Mirror(store)
+            self._mirrors[store] = Uploader(store)
         return self._mirrors[store]
 
 

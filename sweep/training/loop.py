@@ -1,4 +1,4 @@
-"""The training loop of one trial: read `Fit.run` from top to bottom."""
+"""The training loop of one trial: read `TrainingLoop.run` from top to bottom."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from sweep.training.checkpoint import check_kinds, kinds, random_states, set_ran
 from sweep.training.evaluate import LossFn
 from sweep.training.runtime import in_precision
 from sweep.training.schedule import Row, Schedule
-from sweep.training.state import Best, Course, Listener
+from sweep.training.state import Best, Listener, TrainState
 from sweep.training.tensors import TensorData, batches, epoch_order
 from sweep.utils.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
 from sweep.utils.signals import StopRequest
@@ -26,7 +26,7 @@ _SYNC_EVERY = {"cpu": 1}  # updates between reading losses back; elsewhere a rea
 _SYNC_EVERY_DEFAULT = 50
 
 
-class Fit(Course):
+class TrainingLoop(TrainState):
     """One trial's training. All that changes while it runs is in `state_dict`, and all of that is in a checkpoint."""
 
     def __init__(

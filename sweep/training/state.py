@@ -32,7 +32,7 @@ class Best:
     weights: dict[str, Tensor]
 
 
-class Course:
+class TrainState:
     """What changes while a trial trains, but for its tensors and its random generators."""
 
     def __init__(self, schedule: Schedule, trainer: "Trainer", n_train: int) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from sweep.config.schema import Config
 from sweep.training import evaluate
-from sweep.training.packed.pack import Pack, Slot
+from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
@@ -34,14 +34,14 @@ class Group:
         self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._model, self._threads = model, threads
 
-    def train_epoch(self) -> tuple[dict[Slot, Exception | None], float]:
+    def train_epoch(self) -> tuple[dict[PackMember, Exception | None], float]:
         """As the pack's, under the process-wide settings that training needs; and the seconds it took each trial."""
-        start, n = time.perf_counter(), len(self.pack.slots)
+        start, n = time.perf_counter(), len(self.pack.members)
         with self._settings():
             ended = self.pack.train_epoch()
         return ended, (time.perf_counter() - start) / n
 
-    def test(self, slot: Slot) -> dict[str, float]:
+    def test(self, slot: PackMember) -> dict[str, float]:
         """What the best weights of a trial come to on the test split."""
         assert slot.best is not None
         self._model.load_state_dict(slot.best.weights)
@@ -57,7 +57,7 @@ class Group:
             yield
 
 
-class Packer:
+class PackScheduler:
     """Finds or makes the pack for each trial.
 
     width: of a pack, in trials; None to have it measured, up to `most`. load: loads and divides data.
@@ -72,9 +72,9 @@ class Packer:
     @property
     def groups(self) -> list[Group]:
         """Those with trials in them."""
-        return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.slots]
+        return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.members]
 
-    def slot(self, config: Config) -> tuple[Group, Slot]:
+    def slot(self, config: Config) -> tuple[Group, PackMember]:
         """A place for the trial in the pack of its kind, which it has yet to take. Raises Unpackable or ConfigError."""
         trainer, kind = config.trainer, _kind(config)
         if kind in self._refused:
@@ -91,7 +91,7 @@ class Packer:
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            slot = Slot(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
+            slot = PackMember(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
             of_kind = self._groups.setdefault(kind, {})
             if rule not in of_kind:
                 try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from sweep.training.loop import Fit
+    from sweep.training.loop import TrainingLoop
     from sweep.training.schedule import Schedule
 
 
@@ -85,10 +85,10 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
 
 
 @contextmanager
-def prepared(config: Config, data: Data) -> Iterator["Fit"]:
+def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     """Everything built and seeded, under the process-wide settings that training needs."""
     from sweep.training.evaluate import loss_function
-    from sweep.training.loop import Fit
+    from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import check_last_batch, pick_device, reproducible, seed_generators, set_threads
     from sweep.training.tensors import to_device
 
@@ -103,7 +103,7 @@ def prepared(config: Config, data: Data) -> Iterator["Fit"]:
         set_threads(trainer.threads, model, batch)
         schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
         seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
-        yield Fit(
+        yield TrainingLoop(
             model=model,
             optimizer=make_optimizer(model.parameters()),
             schedule=schedule,

@@ -13,7 +13,7 @@ from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from sweep.training.range_test import Ramp
-    from sweep.trial.pack_scheduler import Packer
+    from sweep.trial.pack_scheduler import PackScheduler
 
 Load = Callable[[Config], Data]
 
@@ -71,9 +71,9 @@ def _listener(config: Config) -> "Ramp":
 def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[Ramp] | None":
     """None where they have to train one after the other, which tells what is wrong, if something is."""
     from sweep.training.packed.parameters import Unpackable
-    from sweep.trial.pack_scheduler import Packer
+    from sweep.trial.pack_scheduler import PackScheduler
 
-    packer = Packer(width, len(trials), load)
+    packer = PackScheduler(width, len(trials), load)
     ramps = []
     try:
         for trial in trials:
@@ -81,7 +81,7 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
             slot.listener = ramp = _listener(trial)
             ramps.append(ramp)
             group.pack.seat(slot)
-            if len(group.pack.slots) == group.width:
+            if len(group.pack.members) == group.width:
                 _train(packer)
         _train(packer)
     except Unpackable:
@@ -93,7 +93,7 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
     return ramps
 
 
-def _train(packer: "Packer") -> None:
+def _train(packer: "PackScheduler") -> None:
     """Every trial that has a place, to the end of its ramp."""
     from sweep.training.range_test import Ramp, RampOver
 

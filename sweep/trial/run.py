@@ -25,7 +25,7 @@ from sweep.tracking.provenance import resume_command, sync_command
 from sweep.tracking.recorder import Report
 from sweep.tracking.start import Membership, stored_config, study_command, write_start
 from sweep.tracking.store import Store, belongs_to, recorded_uri, store_of, tracking_store
-from sweep.tracking.upload_process import Follower
+from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import (
     Data,
     check_data,
@@ -42,7 +42,7 @@ from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.signals import stop_on_signal
 
 if TYPE_CHECKING:
-    from sweep.training.loop import Fit
+    from sweep.training.loop import TrainingLoop
 
 log = logging.getLogger("sweep")
 
@@ -76,7 +76,7 @@ def run_trial(
     report: Report | None = None,
     *,
     folder: str | Path | None = None,
-    follower: Follower | Callable[[Path], Follower] | None = None,
+    follower: UploadProcess | Callable[[Path], UploadProcess] | None = None,
     live: bool = False,
     member: Membership | None = None,
     load: "Callable[[Config], Data] | None" = None,
@@ -110,7 +110,7 @@ def train_by_epochs(
     report: Report | None = None,
     *,
     folder: str | Path | None = None,
-    follower: Follower | Callable[[Path], Follower] | None = None,
+    follower: UploadProcess | Callable[[Path], UploadProcess] | None = None,
     live: bool = False,
     member: Membership | None = None,
     load: "Callable[[Config], Data] | None" = None,
@@ -149,7 +149,7 @@ def train_by_epochs(
             if member is not None:
                 follower = None
             elif follower is None:
-                follower = Follower(output_dir / "mirror.log")
+                follower = UploadProcess(output_dir / "mirror.log")
                 stack.callback(follower.close)
             elif callable(follower):
                 follower = follower(output_dir)
@@ -216,7 +216,9 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
         write_end(journal, run, error, member)
 
 
-def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> Generator[int, None, tuple[dict[str, float], float]]:
+def _train(
+    fit: "TrainingLoop", attempt: Attempt, noise: float | None
+) -> Generator[int, None, tuple[dict[str, float], float]]:
     """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds
     that it trained, in which it was not suspended."""
     gc_control.resume()
@@ -240,13 +242,13 @@ def _train(fit: "Fit", attempt: Attempt, noise: float | None) -> Generator[int, 
     return test, train_s
 
 
-def _shown(config: Config, fit: "Fit", live: bool, member: Membership | None) -> AbstractContextManager[Show]:
+def _shown(config: Config, fit: "TrainingLoop", live: bool, member: Membership | None) -> AbstractContextManager[Show]:
     if member is not None:  # a study shows its trials side by side
         return nullcontext(lambda epoch, metrics: None)
     return progress(config.trainer.epochs, fit.epoch, live)
 
 
-def _restore(fit: "Fit", run: RunFolder, is_member: bool) -> None:
+def _restore(fit: "TrainingLoop", run: RunFolder, is_member: bool) -> None:
     """Raises Damaged; a study's trial is trained from its beginning instead, and comes to the same."""
     try:
         state = saved_state(run)
@@ -278,7 +280,7 @@ def _new_folder(config: Config) -> Path:
     return absolute(config.output_dir) / "runs" / folder_name(f"{stamp}_{run_name(config)}")
 
 
-def _finish_mirror(follower: Follower, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
+def _finish_mirror(follower: UploadProcess, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
     """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
     problem = follower.finish(run, timeout_s, lambda why: log.warning("warning: cannot draw the curves (%s)", why))
     if problem is not None and store.uri is None:

@@ -28,9 +28,9 @@ from sweep.comparison.judge import judge
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config.nodes import MOST_SEEDS
 from sweep.config.schema import Config, validate
-from sweep.study.trial_result import Tried
-from sweep.training.packed.pack import Slot
-from sweep.trial.pack_scheduler import Packer
+from sweep.study.trial_result import TrialResult
+from sweep.training.packed.pack import PackMember
+from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.prepare import RememberedData
 
 LEVEL = 0.05
@@ -64,7 +64,7 @@ class Packed:
     """Trains runs of the small model, WIDTH at a time."""
 
     def __init__(self, *overrides: str) -> None:
-        self._packer = Packer(WIDTH, WIDTH, RememberedData())
+        self._packer = PackScheduler(WIDTH, WIDTH, RememberedData())
         self._config = validate(compose([*SMALL, *overrides]))
 
     def train(self, rates: Sequence[float], seeds: Sequence[int]) -> list[Run | None]:
@@ -74,21 +74,21 @@ class Packed:
 
     def _together(self, pairs: Sequence[tuple[float, int]]) -> list[Run | None]:
         heard: list[_Losses] = []
-        slots: list[Slot] = []
+        members: list[PackMember] = []
         for rate, seed in pairs:
             group, slot = self._packer.slot(self._with(rate, seed))
             heard.append(_Losses())
             slot.listener = heard[-1]
             group.pack.seat(slot)
-            slots.append(slot)
-        found: dict[Slot, Run | None] = {}
+            members.append(slot)
+        found: dict[PackMember, Run | None] = {}
         while self._packer.groups:
             for group in self._packer.groups:
                 for slot, ending in group.train_epoch()[0].items():
-                    losses = np.array(heard[slots.index(slot)].values)
+                    losses = np.array(heard[members.index(slot)].values)
                     found[slot] = None if ending else Run(group.test(slot), losses, slot.n_updates, 1.0)
                     group.pack.leave(slot)
-        return [found[slot] for slot in slots]
+        return [found[slot] for slot in members]
 
     def _with(self, rate: float, seed: int) -> Config:
         config = deepcopy(self._config)
@@ -112,9 +112,9 @@ def contender(packed: Packed, name: str, seed: int, rng: np.random.Generator, si
     tuned = packed.train(rates, [seed] * len(rates))
     entry = Entry(Contender(name, {}), "", n_tunings=size.n_tunings)
     entry.trials = [
-        Tried(i, {"optimizer.lr": rate}, None, "pruned", True, "diverged")
+        TrialResult(i, {"optimizer.lr": rate}, None, "pruned", True, "diverged")
         if run is None
-        else Tried(i, {"optimizer.lr": rate}, float(run.val_loss.min()), "complete", False, None)
+        else TrialResult(i, {"optimizer.lr": rate}, float(run.val_loss.min()), "complete", False, None)
         for i, (rate, run) in enumerate(zip(rates, tuned, strict=True))
     ]
     entry.chosen = choose(entry.trials, size.n_tunings, size.n_seeds, "minimize")
@@ -144,7 +144,7 @@ def campaign(n: int, seed: int, size: Size, handicap: int | None, tell: Callable
             target=None,
             n_trials=size.n_trials,
         ).tasks
-        (duel,) = task.duels
+        (duel,) = task.tests
         n_declared += duel.better is not None
         found.append((duel.second.score.median / duel.first.score.median, duel.pair.effect, duel.pair.improvement))
     ratio, effect, better = np.median(found, axis=0)

@@ -17,12 +17,20 @@ from torch.func import vmap
 
 from sweep.training.checkpoint import check_kinds, kinds, random_states
 from sweep.training.evaluate import LossFn, in_single_precision, measures
-from sweep.training.packed.parameters import Layout, MaskLike, Unpackable, draw_mask, dropout_p, rehearsed, with_masks
+from sweep.training.packed.parameters import (
+    FlatParameters,
+    MaskLike,
+    Unpackable,
+    draw_mask,
+    dropout_p,
+    rehearsed,
+    with_masks,
+)
 from sweep.training.packed.rules import Rule
 from sweep.training.packed.update import Update
 from sweep.training.runtime import in_precision, reproducible, seed_generators
 from sweep.training.schedule import Row, Schedule
-from sweep.training.state import Course, Listener
+from sweep.training.state import Listener, TrainState
 from sweep.training.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
 from sweep.utils.errors import ConfigError, Diverged, one_line
 from sweep.utils.seeds import derive_seed
@@ -39,7 +47,7 @@ _FEWEST_ROWS = 2  # a compiled update takes no fewer
 T = TypeVar("T")
 
 
-class Slot(Course):
+class PackMember(TrainState):
     """One trial in a pack."""
 
     def __init__(
@@ -115,7 +123,7 @@ class Pack:
         """model: one of its kind, whose weights do not matter."""
         self.loss_fn, self.data, self.rule = loss_fn, data, rule
         self.device, self._trainer = data.train.x.device, trainer
-        self.slots: list[Slot] = []  # row by row
+        self.members: list[PackMember] = []  # row by row
         self._model = model
         self._clips = trainer.clip_norm is not None
         n_train, batch_size = len(data.train.x), trainer.batch_size
@@ -124,7 +132,7 @@ class Pack:
         for size in {batch_size, n_train % batch_size or batch_size}:
             x, y = data.train.x[:size], data.train.y[:size]
             self._masks[size], used = rehearsed(model, loss_fn, trainer.precision, x, y)
-        self._layout = Layout(model, used)
+        self._layout = FlatParameters(model, used)
         self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
         self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
@@ -134,13 +142,13 @@ class Pack:
         self._update = Update(self._masked, self._layout, loss_fn, rule, trainer)
         self._refuse_unstackable()
 
-    def seat(self, slot: Slot) -> None:
+    def seat(self, slot: PackMember) -> None:
         """Gives a trial the next free row."""
-        row = len(self.slots)
+        row = len(self.members)
         n_rows = row + self._update.is_compiled  # of which one is behind the last, which may be alone in its block
         if n_rows >= len(self._weights):
             self._resize(max(_FEWEST_ROWS, 2 * n_rows, self._most_rows))
-        self.slots.append(slot)
+        self.members.append(slot)
         weights, slot.weights = slot.weights, {}
         self._weights[row] = self._layout.row(weights)
         for name, fixed in self._fixed.items():
@@ -152,23 +160,23 @@ class Pack:
                 stacked[row] = self.rule.initial(name, slot.group)
         slot.moments = {}
 
-    def leave(self, slot: Slot) -> None:
+    def leave(self, slot: PackMember) -> None:
         """Frees the trial's row, if it has one; the last one moves there."""
-        if slot not in self.slots:
+        if slot not in self.members:
             return
-        row, last = self.slots.index(slot), len(self.slots) - 1
+        row, last = self.members.index(slot), len(self.members) - 1
         if row < last:
             for stacked in (self._weights, *self._state.values(), *self._fixed.values()):
                 stacked[row] = stacked[last]
-            self.slots[row] = self.slots[last]
-        self.slots.pop()
-        if not self.slots:
+            self.members[row] = self.members[last]
+        self.members.pop()
+        if not self.members:
             self._resize(0)
 
     def _resize(self, n_rows: int) -> None:
         def resized(stacked: Tensor) -> Tensor:
             made = stacked.new_zeros(n_rows, *stacked.shape[1:])
-            made[: len(self.slots)] = stacked[: len(self.slots)]
+            made[: len(self.members)] = stacked[: len(self.members)]
             return made
 
         weights = resized(self._weights)  # all of them, or none where memory is short
@@ -177,13 +185,13 @@ class Pack:
         self._weights, self._state, self._fixed = weights, state, fixed
         self._most_rows = max(self._most_rows, n_rows)
 
-    def train_epoch(self) -> dict[Slot, Exception | None]:
+    def train_epoch(self) -> dict[PackMember, Exception | None]:
         """One epoch of every trial, told to their listeners. Returns those that have come to their end.
 
         With what ended them: None for one that is complete, Diverged, or what its listener raised.
         """
-        ended: dict[Slot, Exception | None] = {}
-        for slot in [*self.slots]:
+        ended: dict[PackMember, Exception | None] = {}
+        for slot in [*self.members]:
             try:
                 if slot.is_over:  # it was when it was saved
                     ended[slot] = None
@@ -195,15 +203,15 @@ class Pack:
             if slot in ended:
                 self.leave(slot)
         losses = self._train()  # (n, n_updates)
-        for slot, values in zip(self.slots, losses, strict=True):
+        for slot, values in zip(self.members, losses, strict=True):
             try:
                 slot.record(values)
             except Diverged as diverged:
                 ended[slot] = diverged
             assert slot.listener is not None
             slot.tell_steps(slot.listener)
-        metrics_of = self.evaluate("val") if self.slots else []
-        for row, (slot, val) in enumerate(zip(self.slots, metrics_of, strict=True)):
+        metrics_of = self.evaluate("val") if self.members else []
+        for row, (slot, val) in enumerate(zip(self.members, metrics_of, strict=True)):
             if slot in ended:
                 continue
             try:
@@ -219,18 +227,20 @@ class Pack:
 
     def _train(self) -> list[list[float]]:
         """The updates of an epoch. Returns the loss of each, by row."""
-        size = _BLOCK.get(self.device.type, max(1, len(self.slots)))
+        size = _BLOCK.get(self.device.type, max(1, len(self.members)))
         self._masked.train()
         losses = []
-        for first in range(0, len(self.slots), size):
-            losses += self._train_block(first, self.slots[first : first + size])
+        for first in range(0, len(self.members), size):
+            losses += self._train_block(first, self.members[first : first + size])
         return losses
 
-    def _train_block(self, first: int, slots: list[Slot]) -> list[list[float]]:
+    def _train_block(self, first: int, members: list[PackMember]) -> list[list[float]]:
         """The same for these slots, in the rows from `first` on."""
-        width = max(len(slots), 2) if self._update.is_compiled else len(slots)  # a width of 1 would be compiled anew
+        width = (
+            max(len(members), 2) if self._update.is_compiled else len(members)
+        )  # a width of 1 would be compiled anew
         rows = slice(first, first + width)
-        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in slots]
+        orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in members]
         order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
         kept = {"": self._weights[rows], **{name: stacked[rows] for name, stacked in self._state.items()}}
         fixed = {name: stacked[rows].clone() for name, stacked in self._fixed.items()}
@@ -238,16 +248,16 @@ class Pack:
         losses = []
         with torch.no_grad():
             batches = stacked_batches(self.data.train, order, self._trainer.batch_size)
-            for columns, (x, y) in zip(self._table(slots, width), batches, strict=True):
-                masks = self._draw_masks(slots, x.shape[1], width)
+            for columns, (x, y) in zip(self._table(members, width), batches, strict=True):
+                masks = self._draw_masks(members, x.shape[1], width)
                 of_rows, trained = self._update(trained, fixed | masks, x, y, columns)
                 losses.append(of_rows)
             if self._update.is_compiled:
                 for name, stacked in kept.items():
                     torch.cat(trained[name], dim=1, out=stacked)
-        return torch.stack(losses, dim=1)[: len(slots)].tolist()
+        return torch.stack(losses, dim=1)[: len(members)].tolist()
 
-    def _table_of(self, slot: Slot) -> dict[str, np.ndarray]:
+    def _table_of(self, slot: PackMember) -> dict[str, np.ndarray]:
         """The rule's coefficients for each update of the trial's epoch: (n_updates,) each."""
         steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
         table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
@@ -257,9 +267,9 @@ class Pack:
             slot.scalars[name] = float(table[name][-1])
         return table
 
-    def _table(self, slots: Sequence[Slot], width: int) -> list[dict[str, Tensor]]:
+    def _table(self, members: Sequence[PackMember], width: int) -> list[dict[str, Tensor]]:
         """The same of several trials, update by update: (width, 1) each."""
-        tables = [slot.table for slot in slots]
+        tables = [slot.table for slot in members]
         names = list(tables[0])
         stacked = np.stack(
             [[table[name] for name in names] for table in _filled(tables, width)]
@@ -269,8 +279,8 @@ class Pack:
 
     @torch.no_grad()
     def evaluate(self, split: str) -> list[dict[str, float]]:
-        """Loss and metrics of every row, as `Fit.evaluate` has them."""
-        n = len(self.slots)
+        """Loss and metrics of every row, as `TrainingLoop.evaluate` has them."""
+        n = len(self.members)
         part: TensorSplit = getattr(self.data, split)
         weights = self._layout.views(self._weights[:n])
         fixed = {name: stacked[:n] for name, stacked in self._fixed.items()}
@@ -299,7 +309,7 @@ class Pack:
         fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
         return self._layout.state_dict(self._weights[row].clone(), fixed)
 
-    def load_state_dict(self, slot: Slot, state: dict[str, Any]) -> None:
+    def load_state_dict(self, slot: PackMember, state: dict[str, Any]) -> None:
         """Has the slot take up a checkpoint that was saved between two epochs, by a pack or by a trial alone.
 
         Raises ConfigError when it is of another model, optimizer or scheduler.
@@ -312,12 +322,12 @@ class Pack:
             raise ConfigError("resume", f"the checkpoint is of another model than the config ({problem})")
         slot.load_state_dict(state, self.rule)
 
-    def _kinds(self, slot: Slot) -> dict[str, str]:
+    def _kinds(self, slot: PackMember) -> dict[str, str]:
         return kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler)
 
-    def state_dict(self, slot: Slot) -> dict[str, Any]:
+    def state_dict(self, slot: PackMember) -> dict[str, Any]:
         """The trial's checkpoint, from which it also goes on alone."""
-        row = self.slots.index(slot)
+        row = self.members.index(slot)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
         optimizer = slot.schedule.optimizer.state_dict()
         scalars, names = self.rule.kept(slot.scalars)
@@ -338,12 +348,12 @@ class Pack:
             **slot.course_state(),
         }
 
-    def _draw_masks(self, slots: Sequence[Slot], batch_size: int, width: int) -> dict[str, Tensor]:
+    def _draw_masks(self, members: Sequence[PackMember], batch_size: int, width: int) -> dict[str, Tensor]:
         """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
         drawn = {}
         for name, like in self._masks[batch_size].items():
             p = dropout_p(self._masked, name)
-            masks = [draw_mask(like, p, slot.random) for slot in slots]
+            masks = [draw_mask(like, p, slot.random) for slot in members]
             drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 

@@ -18,7 +18,7 @@ class Unpackable(Exception):
     """Trials of this kind have to train one at a time; the message says why."""
 
 
-class Layout:
+class FlatParameters:
     """Where a model's weights lie in a row. used: names of the parameters that its output depends on."""
 
     def __init__(self, model: nn.Module, used: set[str]) -> None:

@@ -14,7 +14,7 @@ from sweep.utils.errors import one_line
 T = TypeVar("T")
 
 
-class Traced(Generic[T]):
+class TracedFunction(Generic[T]):
     """A function of nested dicts, lists and tuples of tensors, whose result is one of these too.
 
     It is called as it is until it has done so much that tracing it pays; from then on its operations alone, without

@@ -6,9 +6,9 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from sweep.config.nodes import Trainer
 from sweep.training.evaluate import LossFn
-from sweep.training.packed.parameters import Layout
+from sweep.training.packed.parameters import FlatParameters
 from sweep.training.packed.rules import Rule
-from sweep.training.packed.tracing import Traced
+from sweep.training.packed.tracing import TracedFunction
 from sweep.training.runtime import in_precision
 
 Parts = dict[str, list[Tensor]]  # what an update changes, part by part, (n, size) each: weights, named "", and state
@@ -22,12 +22,12 @@ class Update:
     model: takes dropout masks as buffers. trainer: of any of the trials; its numbers do not matter.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, loss_fn: LossFn, rule: Rule, trainer: Trainer) -> None:
+    def __init__(self, model: nn.Module, layout: FlatParameters, loss_fn: LossFn, rule: Rule, trainer: Trainer) -> None:
         self._model, self._layout, self._loss_fn, self._rule = model, layout, loss_fn, rule
         self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
         self.is_compiled = trainer.compile
-        self._traced = Traced(self.gradients, _WORTH_A_TRACE)
-        self._compiled = Traced(self._anew, is_compiled=True) if trainer.compile else None
+        self._traced = TracedFunction(self.gradients, _WORTH_A_TRACE)
+        self._compiled = TracedFunction(self._anew, is_compiled=True) if trainer.compile else None
 
     def __call__(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
