@@ -119,7 +119,7 @@ def _train_epoch(pack: Pack) -> None:
     ended = pack.train_epoch()
     if ended or len(pack.members) != width:
         sys.exit(f"{len(ended)} of {width} members stopped training: {next(iter(ended.values()), None)}")
-    diverged = [slot for slot in pack.members if not math.isfinite(slot.best.value if slot.best else math.nan)]
+    diverged = [member for member in pack.members if not math.isfinite(member.best.value if member.best else math.nan)]
     if diverged:
         sys.exit(f"{len(diverged)} of {width} members have no finite validation loss")
 
@@ -138,9 +138,9 @@ def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: b
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
         weights = new_model(own, data.samples, fit.data.train.x[:64], is_known=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
-        slot = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
-        slot.listener = Deaf()
-        pack.seat(slot)
+        member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
+        member.listener = Deaf()
+        pack.admit(member)
     return pack
 
 

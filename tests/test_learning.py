@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from spaces import hydra_of_its_own, master_of
 
 from sweep.execution.attempts import trials_of
-from sweep.execution.worker import Worker
+from sweep.execution.plan import WorkerPlan
 from sweep.search.settings import NO_PRUNER, StudySettings, settings_of
 from sweep.search.space import Space, make_space
 from sweep.tracking.folders import StudyFolder
@@ -44,7 +44,7 @@ def best_of(settings: StudySettings, space: Space, seed: int, n_trials: int = N_
     """What a study comes to whose worker proposes, reports and prunes as the product's does."""
     study = optuna.create_study(pruner=build.pruner(settings.pruner))
     storage = study._storage
-    worker = Worker(
+    plan = WorkerPlan(
         settings=settings,
         name="s",
         folder=StudyFolder(Path("unused")),
@@ -57,7 +57,7 @@ def best_of(settings: StudySettings, space: Space, seed: int, n_trials: int = N_
     )
     for number in range(n_trials):
         trial_id = storage.create_new_trial(study._study_id, optuna.create_trial(state=TrialState.RUNNING))
-        configuration = worker.propose(study, storage.get_trial(trial_id), number)
+        configuration = plan.propose(study, storage.get_trial(trial_id), number)
         for name, distribution in space.distributions(configuration).items():
             internal = distribution.to_internal_repr(configuration.params[name])
             storage.set_trial_param(trial_id, name, internal, distribution)

@@ -57,7 +57,7 @@ def slot_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
     """The trial's place in a pack, before it has begun."""
     rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
-    slot = PackMember(
+    member = PackMember(
         schedule=fit.schedule,
         trainer=fit.trainer,
         n_train=len(fit.data.train.x),
@@ -65,8 +65,8 @@ def slot_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
         rule=rule,
     )
     heard = Heard()
-    slot.listener = heard
-    return slot, heard
+    member.listener = heard
+    return member, heard
 
 
 def pack_of(fit: TrainingLoop) -> Pack:
@@ -82,14 +82,14 @@ def alone(fit: TrainingLoop) -> Heard:
 
 
 def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:
-    """Seats the slots as rows get free, and trains until all have ended."""
+    """Admits the members as rows get free, and trains until all have ended."""
     waiting, ended = list(members), {}
     while waiting or pack.members:
         while waiting and len(pack.members) < width:
-            pack.seat(waiting.pop(0))
-        for slot, ending in pack.train_epoch().items():
-            pack.leave(slot)
-            ended[slot] = ending
+            pack.admit(waiting.pop(0))
+        for member, ending in pack.train_epoch().items():
+            pack.release(member)
+            ended[member] = ending
     return ended
 
 
@@ -125,7 +125,7 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
     expected = [alone(double(make_fit(*o))) for o in overrides]
     fits = [double(make_fit(*o)) for o in overrides]
     members = [slot_of(fit) for fit in fits]
-    ended = together(pack_of(fits[0]), [slot for slot, _ in members], width=3)  # the last takes the third's row
+    ended = together(pack_of(fits[0]), [member for member, _ in members], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
     for (_, heard), one in zip(members, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)
@@ -136,7 +136,7 @@ def both_ways(
 ) -> tuple[Pack, list[PackMember], list[Heard]]:
     """Trains each trial alone and all in a pack, of `width` at a time, and compares what is heard and the best weights.
 
-    Returns the pack, its slots, and what was heard of the trials alone.
+    Returns the pack, its members, and what was heard of the trials alone.
     """
     expected, best = [], []
     for own in overrides:
@@ -145,17 +145,17 @@ def both_ways(
         best.append(fit.best)
     fits = [make(*own) for own in overrides]
     placed = [slot_of(fit) for fit in fits]
-    members, pack = [slot for slot, _ in placed], pack_of(fits[0])
+    members, pack = [member for member, _ in placed], pack_of(fits[0])
     ended = together(pack, members, width)
     assert ended == dict.fromkeys(members)
-    for (slot, heard), one, kept in zip(placed, expected, best, strict=True):
+    for (member, heard), one, kept in zip(placed, expected, best, strict=True):
         assert_close(heard, one, rtol)
-        assert slot.best is not None
+        assert member.best is not None
         assert kept is not None
-        assert slot.best.epoch == kept.epoch
-        assert list(slot.best.weights) == list(kept.weights)
+        assert member.best.epoch == kept.epoch
+        assert list(member.best.weights) == list(kept.weights)
         for name, weight in kept.weights.items():
-            torch.testing.assert_close(slot.best.weights[name], weight, rtol=100 * rtol, atol=10 * rtol)
+            torch.testing.assert_close(member.best.weights[name], weight, rtol=100 * rtol, atol=10 * rtol)
     return pack, members, expected
 
 
@@ -201,7 +201,7 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
             make_fit(*common, "optimizer.lr=0.1", "seed=2"),
         ]
         placed = [slot_of(fit) for fit in fits]
-        ended = together(pack_of(fits[0]), [slot for slot, _ in placed])
+        ended = together(pack_of(fits[0]), [member for member, _ in placed])
         assert ended[placed[0][0]] is ended[placed[2][0]] is None
         return [heard for _, heard in placed], ended[placed[1][0]]
 
@@ -252,13 +252,13 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
     n_epochs = (3, 1, 2, 4, 1)
     fits = [make_fit(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
     placed = [slot_of(fit) for fit in fits]
-    waiting, pack, widths = [slot for slot, _ in placed], pack_of(fits[0]), []
+    waiting, pack, widths = [member for member, _ in placed], pack_of(fits[0]), []
     while waiting or pack.members:
         while waiting and len(pack.members) < 2:
-            pack.seat(waiting.pop(0))
+            pack.admit(waiting.pop(0))
         widths.append(len(pack.members))
-        for slot in pack.train_epoch():
-            pack.leave(slot)
+        for member in pack.train_epoch():
+            pack.release(member)
     assert widths == [2, 2, 2, 2, 1, 1, 1]
     for (_, heard), n, i in zip(placed, n_epochs, range(5), strict=True):
         assert_close(heard, alone(make_fit(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
@@ -273,8 +273,8 @@ def test_a_listener_that_ends_a_trial_ends_no_other() -> None:
             raise Pruned(epoch)
 
     placed[1][0].listener = pruned = Heard(prune)
-    ended = together(pack_of(fits[0]), [slot for slot, _ in placed])
-    assert [type(ended[slot]) for slot, _ in placed] == [type(None), Pruned, type(None)]
+    ended = together(pack_of(fits[0]), [member for member, _ in placed])
+    assert [type(ended[member]) for member, _ in placed] == [type(None), Pruned, type(None)]
     assert list(pruned.epochs) == [1, 2]
     for i in (0, 2):
         assert_close(placed[i][1], alone(make_fit(f"seed={i}")), rtol=1e-4)
@@ -340,7 +340,7 @@ def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     expected = [alone(make_fit(*own)) for own in overrides]
     fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
     placed = [slot_of(fit) for fit in fits]
-    together(pack_of(fits[0]), [slot for slot, _ in placed])
+    together(pack_of(fits[0]), [member for member, _ in placed])
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-4)
 
@@ -400,7 +400,7 @@ class Odd(nn.Module):
 def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str) -> None:
     overrides = [(f"optimizer={optimizer}", *own) for own in seeded("optimizer.weight_decay=0.01")]
     _, members, _ = both_ways(*overrides, make=partial(in_float64, make_model=Odd), rtol=1e-9, width=2)
-    weights = [slot.best.weights for slot in members if slot.best is not None]
+    weights = [member.best.weights for member in members if member.best is not None]
     assert torch.equal(weights[0]["again.weight"], weights[0]["tied.weight"])
     assert not torch.equal(weights[0]["frozen.weight"], weights[1]["frozen.weight"])
     assert not torch.equal(weights[0]["scale"], weights[1]["scale"])
@@ -513,12 +513,12 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
 
     fits = [make(*own) for own in overrides]
     placed, pack = [slot_of(fit) for fit in fits], pack_of(fits[0])
-    for slot, _ in placed:
-        pack.seat(slot)
+    for member, _ in placed:
+        pack.admit(member)
     for _ in range(2):
         assert pack.train_epoch() == {}
-    for i, (slot, heard) in enumerate(placed):  # goes on alone
-        checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(slot))
+    for i, (member, heard) in enumerate(placed):  # goes on alone
+        checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(member))
         fit = make(*overrides[i])
         fit.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"))
         fit.run(heard, StopRequest(), lambda: None)
@@ -530,11 +530,11 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
         with pytest.raises(Stop):
             fit.run(heard, StopRequest(), lambda: None)
         checkpoint.save(tmp_path / f"{i}.pt", fit.state_dict())
-        slot, later = slot_of(make(*own))
+        member, later = slot_of(make(*own))
         later.points, later.epochs = heard.points, heard.epochs
-        pack.load_state_dict(slot, checkpoint.load(tmp_path / f"{i}.pt"))
-        placed.append((slot, later))
-    together(pack_of(make(*overrides[0])), [slot for slot, _ in placed], width=2)
+        pack.load_state_dict(member, checkpoint.load(tmp_path / f"{i}.pt"))
+        placed.append((member, later))
+    together(pack_of(make(*overrides[0])), [member for member, _ in placed], width=2)
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)
 
@@ -548,9 +548,9 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
 )
 def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
     fit, another = make_fit(), make_fit(other)
-    slot, _ = slot_of(fit)
+    member, _ = slot_of(fit)
     with pytest.raises(ConfigError, match=re.escape(told)):
-        pack_of(fit).load_state_dict(slot, another.state_dict())
+        pack_of(fit).load_state_dict(member, another.state_dict())
 
 
 def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,7 +569,7 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
     calls = []
     compile_it = _inductor.standalone_compile
     monkeypatch.setattr(_inductor, "standalone_compile", lambda *a, **k: calls.append(a) or compile_it(*a, **k))
-    together(pack_of(fits[0]), [slot for slot, _ in placed], width=4)  # then 3, 2 and 1
+    together(pack_of(fits[0]), [member for member, _ in placed], width=4)  # then 3, 2 and 1
     assert len(calls) == 1
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-4)
@@ -586,7 +586,7 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
     lrs = [(f"{10 ** (-4 + i / 21):.6g}",) for i in range(64)]
     _, members, expected = both_ways(*lrs, make=with_lr, rtol=2e-3, width=64)
     values = [min(one.curve("val/loss")) for one in expected]
-    best = [slot.best.value for slot in members if slot.best is not None]
+    best = [member.best.value for member in members if member.best is not None]
     assert best == pytest.approx(values, rel=1e-4)
     assert sorted(range(64), key=best.__getitem__) == sorted(range(64), key=values.__getitem__)
     assert len(set(values)) == 64

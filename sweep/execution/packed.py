@@ -1,4 +1,4 @@
-"""A worker at work on many trials at once: a shift whose trials share vectorised passes (docs/packed.md)."""
+"""Trains many trials at once, in vectorised passes that they share (docs/packed.md)."""
 
 import signal
 import sys
@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from sweep.config.schema import Config
-from sweep.execution.objective import mean_values, run_values
-from sweep.execution.queue import PACKING, PROBLEM
+from sweep.execution.endings import Ended, ended, is_pruned
+from sweep.execution.objective import mean_values
+from sweep.execution.queue import PACKING
 from sweep.execution.replicates import Means
-from sweep.execution.sequential import SequentialExecutor, ended, is_pruned, log
+from sweep.execution.sequential import SequentialExecutor
+from sweep.execution.session import WorkerSession, log
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
 from sweep.tracking import journal
@@ -34,30 +36,27 @@ from sweep.utils import gc_control
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.utils.fsync import synced_together
 from sweep.utils.paths import absolute
-from sweep.utils.signals import StopRequest
-
-if TYPE_CHECKING:
-    from sweep.execution.worker import Worker
-
 
 _ROUNDS, _FEWEST_AT_ONCE = 8, 4  # a sampler that learns is to see results so often, if `pack=auto` is to decide
 
 
 @dataclass
 class _Entry:
-    """A trial at work. values: of its runs that are done. problem: what ended it early."""
+    """A trial that is being trained. values: of its finished runs. problem: what ended it early."""
 
     trial: FrozenTrial
     means: Means
-    seats: "list[_Seat]" = field(default_factory=list)
+    trainings: "list[_Training]" = field(default_factory=list)
     values: dict[int, list[float]] = field(default_factory=dict)
     problem: Exception | None = None
 
 
 @dataclass
-class _Seat:
-    """One run of a trial and its slot. composed: gives its config as Hydra has it. held: its lock and its open record,
-    once it has begun."""
+class _Training:
+    """One run of a trial, and its place in a pack.
+
+    composed: returns its config as Hydra composes it. held: its lock and its open record, once it has begun.
+    """
 
     entry: _Entry
     replicate: int | None
@@ -65,136 +64,140 @@ class _Seat:
     composed: Callable[[], DictConfig]
     config: Config
     group: Group
-    slot: PackMember
+    member: PackMember
     attempt: Attempt | None = None
     held: ExitStack = field(default_factory=ExitStack)
     train_s: float = 0.0
 
 
-class PackedExecutor(SequentialExecutor):
-    """Keeps up to `pack` runs in training, each in the pack of its structure. What cannot be packed trains alone."""
+class PackedExecutor:
+    """Keeps up to `pack` runs in training, each in the pack of its structure.
 
-    def __init__(self, worker: "Worker", name: str, stop: StopRequest) -> None:
-        super().__init__(worker, name, stop)
+    A trial that cannot be packed is trained by `sequential`, while the packs wait.
+    """
+
+    def __init__(self, session: WorkerSession, sequential: SequentialExecutor) -> None:
+        self._session, self._sequential = session, sequential
         keep_freed_memory()
-        n_trials, pack = worker.n_trials, self._settings.pack
-        learns = worker.order is None and not is_uniform(self._settings.sampler)
+        n_trials, pack = session.plan.n_trials, session.settings.pack
+        learns = session.plan.order is None and not is_uniform(session.settings.sampler)
         most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
-        self._packer = PackScheduler(None if pack == "auto" else pack, most, self._load)
-        self._n_slots: int = 1 if pack == "auto" else pack
-        self._most_slots = sys.maxsize  # that memory was found to allow
-        self._seats: dict[PackMember, _Seat] = {}
+        self._packer = PackScheduler(None if pack == "auto" else pack, most, self._session.load)
+        self._n_places: int = 1 if pack == "auto" else pack
+        self._most_places = sys.maxsize  # that memory was found to allow
+        self._trainings: dict[PackMember, _Training] = {}
         self._claimed: list[FrozenTrial] = []
-        self._alone: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
+        self._unpackable: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
         self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
         self._noted: set[str] = set()
 
     def run(self) -> int | None:
+        """Train until every trial is taken or done, or something says to stop. Return the signal that stopped it."""
         gc_control.resume()
         try:
-            with self._ledger.beating(self._claimed):
+            with self._session.queue.beating(self._claimed):
                 self._fill()
-                while self._seats or self._alone:
-                    self._train_alone()
+                while self._trainings or self._unpackable:
+                    self._train_unpackable()
                     for group in self._packer.groups:
                         self._advance(group)
-                    self._tell_closed()
-                    if self._is_asked_to_stop():
-                        raise Interrupted(self._stop.signum or signal.SIGTERM)
+                    self._store_closed()
+                    if self._session.is_asked_to_stop():
+                        raise Interrupted(self._session.stop.signum or signal.SIGTERM)
                     self._fill()
         except KeyboardInterrupt as stopped:
             why = stopped if isinstance(stopped, Interrupted) else Interrupted(signal.SIGINT)
-            self._give_back([*self._seats.values()], why, resumable=True)
-            return self._signum(stopped)
+            self._give_back([*self._trainings.values()], why, resumable=True)
+            return self._session.signum(stopped)
         finally:  # after an error, too
-            self._give_back([*self._seats.values()], Interrupted(signal.SIGTERM), resumable=False)
+            self._give_back([*self._trainings.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
-                if self._ledger.is_mine(trial):
-                    self._ledger.release(trial)
-        return self._signum()
+                if self._session.queue.is_mine(trial):
+                    self._session.queue.release(trial)
+        return self._session.signum()
 
     def _fill(self) -> None:
-        """Claims trials for as long as there are free slots for all of their runs, or until one has to train alone."""
-        n_runs = self._settings.seeds
+        """Claim trials while there are places for all of their runs, or until one cannot be packed."""
+        n_runs = self._session.settings.seeds
         with synced_together():
-            is_over = self._patiently(self._is_over)
-            while not is_over and not self._alone and (not self._seats or len(self._seats) + n_runs <= self._n_slots):
-                trial = self._patiently(lambda: self._ledger.claim(self._worker.n_trials))
+            is_over = self._session.patiently(self._session.is_over)
+            while (
+                not is_over
+                and not self._unpackable
+                and (not self._trainings or len(self._trainings) + n_runs <= self._n_places)
+            ):
+                trial = self._session.claim()
                 if trial is None:
                     return
                 self._claimed.append(trial)
-                self._enter(trial)
+                self._begin_trial(trial)
                 if self._closed:
-                    self._tell_closed()  # the next trial's sampler may know
-                    is_over = self._patiently(self._is_over)
+                    self._store_closed()  # the next trial's sampler may know
+                    is_over = self._session.patiently(self._session.is_over)
                 else:
-                    is_over = self._is_asked_to_stop()
+                    is_over = self._session.is_asked_to_stop()
 
-    def _enter(self, trial: FrozenTrial) -> None:
-        """Seats the trial's runs, unless they have to train alone or have come to their end before."""
-        entry = _Entry(trial, self._start(trial))
+    def _begin_trial(self, trial: FrozenTrial) -> None:
+        """Admit the trial's runs to packs, unless they cannot be packed or have finished before."""
+        entry = _Entry(trial, self._session.open(trial))
         try:
-            configuration = self._patiently(lambda: self._configure(trial))
+            configuration = self._session.patiently(lambda: self._session.configure(trial))
             try:
-                seats = [
-                    self._seat(entry, configuration.groups, self._replicate(place), values)
-                    for place, values in enumerate(self._runs(configuration))
+                trainings = [
+                    self._prepare(entry, configuration.groups, self._session.replicate(place), values)
+                    for place, values in enumerate(self._session.runs(configuration))
                 ]
             except Unpackable as why:
                 self._note(trial, f"trains alone: {why}")
-                self._alone.append((trial, configuration))
+                self._unpackable.append((trial, configuration))
                 return
-            for seat in filter(None, seats):
-                self._begin(seat)
+            for training in filter(None, trainings):
+                self._begin(training)
         except Exception as error:
             if self._fits_later(entry, error):
-                self._most_slots = self._n_slots = len(self._seats) - len(entry.seats)
-                self._hand_back([entry], f"out of memory, {self._n_slots} in a pack from now on", error)
+                self._most_places = self._n_places = len(self._trainings) - len(entry.trainings)
+                self._hand_back([entry], f"out of memory, {self._n_places} in a pack from now on", error)
                 return
             self._end(entry, error)
-        if not entry.seats:
+        if not entry.trainings:
             self._closed.append(entry)
 
-    def _train_alone(self) -> None:
-        """Trials that cannot be packed; the packs wait."""
-        while self._alone:
-            trial, configuration = self._alone.pop()
-            self._settle(trial, partial(self._train, trial, configuration))
+    def _train_unpackable(self) -> None:
+        """Train the trials that cannot be packed; the packs wait."""
+        while self._unpackable:
+            trial, configuration = self._unpackable.pop()
+            self._session.settle(trial, partial(self._sequential.train, trial, configuration))
             self._claimed.remove(trial)
 
-    def _seat(
+    def _prepare(
         self, entry: _Entry, groups: Mapping[str, str], replicate: int | None, values: Mapping[str, Any]
-    ) -> _Seat | None:
-        """A slot for the run, not taken yet; None if it has finished before."""
-        trial, settings = entry.trial, self._settings
-        run = self._worker.folder.trial(trial.number, replicate)
-        composed = partial(self._composer.compose, groups, values)
-        if end := ended(run):  # its worker died before it could tell
-            raise end
+    ) -> _Training | None:
+        """Return the run with a place in a pack, not taken yet; None if it has finished before."""
+        trial = entry.trial
+        run = self._session.plan.folder.trial(trial.number, replicate)
+        composed = partial(self._session.composer.compose, groups, values)
         try:
-            if PROBLEM in trial.user_attrs:
-                raise RuntimeError(trial.user_attrs[PROBLEM])
-            if journal.status(run.journal) == "FINISHED":
-                self._finished(entry, replicate, run_values(run, settings.objective, settings.direction))
+            if (earlier := self._session.values_of_earlier(trial, run)) is not None:
+                self._finished(entry, replicate, earlier)
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = self._splits.fit(self._composer.validated(groups, values))
+            config = self._session.splits.fit(self._session.composer.validated(groups, values))
             config = stored_config(run, config) if begun else config
-            group, slot = self._packer.slot(config)
+            group, member = self._packer.member(config)
             if (state := self._saved_state(run)) is not None:
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
-                group.pack.load_state_dict(slot, state)
-        except (Unpackable, BeingTrained, Damaged):
+                group.pack.load_state_dict(member, state)
+        except (Ended, Unpackable, BeingTrained, Damaged):
             raise
         except Exception as error:
             if not self._fits_later(entry, error):
-                self._record_failure(run, composed(), error, self._member(trial, replicate))
+                self._session.record_failure(run, composed(), error, self._session.membership(trial, replicate))
             raise
-        return _Seat(entry, replicate, run, composed, config, group, slot)
+        return _Training(entry, replicate, run, composed, config, group, member)
 
     def _saved_state(self, run: RunFolder) -> dict[str, Any] | None:
-        """As a trial alone has it: one whose checkpoint is damaged is trained from its beginning."""
+        """Return the run's checkpoint; None if there is none, or a damaged one: then it trains from the beginning."""
         try:
             return saved_state(run)
         except Damaged as error:
@@ -202,75 +205,83 @@ class PackedExecutor(SequentialExecutor):
             return None
 
     def _fits_later(self, entry: _Entry, error: Exception) -> bool:
-        """Whether it is for other trials that there is no memory for this one."""
-        return is_out_of_memory(error) and len(self._seats) > len(entry.seats)
+        """Return whether memory ran out only because other trials hold it."""
+        return is_out_of_memory(error) and len(self._trainings) > len(entry.trainings)
 
-    def _begin(self, seat: _Seat) -> None:
-        """Begins the run's record, and takes the slot."""
-        run, config, member = seat.run, seat.config, self._member(seat.entry.trial, seat.replicate)
+    def _begin(self, training: _Training) -> None:
+        """Begin the run's record, and admit it to its pack."""
+        run, config, membership = (
+            training.run,
+            training.config,
+            self._session.membership(training.entry.trial, training.replicate),
+        )
         output_dir = absolute(config.output_dir)
         store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
-        data, device = seat.group.data.description, seat.group.pack.device.type
+        data, device = training.group.data.description, training.group.pack.device.type
         with told_when_full(run):
-            seat.held.enter_context(locked(run))
-            attempt = Attempt(run, config, data, output_dir, store, seat.slot, device, member, self._report_of(seat))
-        seat.attempt = seat.held.enter_context(attempt)
-        seat.slot.listener = attempt.recorder
-        if self._settings.pack == "auto":
-            self._n_slots = min(max(self._n_slots, seat.group.width), self._most_slots)
-        self._seats[seat.slot] = seat
-        seat.entry.seats.append(seat)
-        seat.group.pack.seat(seat.slot)
+            training.held.enter_context(locked(run))
+            attempt = Attempt(
+                run, config, data, output_dir, store, training.member, device, membership, self._report_of(training)
+            )
+        training.attempt = training.held.enter_context(attempt)
+        training.member.listener = attempt.recorder
+        if self._session.settings.pack == "auto":
+            self._n_places = min(max(self._n_places, training.group.width), self._most_places)
+        self._trainings[training.member] = training
+        training.entry.trainings.append(training)
+        training.group.pack.admit(training.member)
 
-    def _report_of(self, seat: _Seat) -> Report:
-        entry = seat.entry
-        return self._reporter(entry.trial, entry.means, seat.replicate or 0, seat.config.trainer.epochs)
+    def _report_of(self, training: _Training) -> Report:
+        entry = training.entry
+        return self._session.reporter(entry.trial, entry.means, training.replicate or 0, training.config.trainer.epochs)
 
     def _advance(self, group: Group) -> None:
-        """One epoch of a pack."""
-        seats = [self._seats[slot] for slot in group.pack.members]
+        """Train a pack for one epoch."""
+        trainings = [self._trainings[member] for member in group.pack.members]
         try:
             ended_now, train_s = group.train_epoch()
         except Exception as error:  # not of a single trial: the pass itself
-            self._give_up(group, seats, error)
+            self._give_up(group, trainings, error)
             return
-        for seat in seats:
-            seat.train_s += train_s
+        for training in trainings:
+            training.train_s += train_s
         with synced_together():
-            for slot, ending in ended_now.items():
-                if slot in self._seats:  # else it left with another run of its trial
-                    self._leave(self._seats[slot], ending)
-            for slot in group.pack.members:
-                if slot.checkpoint_due():
-                    self._save(self._seats[slot])
+            for member, ending in ended_now.items():
+                if member in self._trainings:  # else it left with another run of its trial
+                    self._finish(self._trainings[member], ending)
+            for member in group.pack.members:
+                if member.checkpoint_due():
+                    self._save(self._trainings[member])
 
-    def _leave(self, seat: _Seat, ending: Exception | None) -> None:
-        """The run has come to its end; so has the trial, if it was the last one or came to a bad end."""
-        entry, settings = seat.entry, self._settings
-        assert seat.attempt is not None
+    def _finish(self, training: _Training, ending: Exception | None) -> None:
+        """End the run; and the trial, if that was its last run or ended badly."""
+        entry = training.entry
+        assert training.attempt is not None
         try:
-            with told_when_full(seat.run):
+            with told_when_full(training.run):
                 try:
                     if ending is not None:
                         raise ending
-                    test = seat.group.test(seat.slot)
-                    seat.attempt.complete(test, seat.group.n_weights, seat.train_s)
+                    test = training.group.test(training.member)
+                    training.attempt.complete(test, training.group.n_weights, training.train_s)
                 except Exception as error:
-                    seat.attempt.end(error, seat.train_s)
+                    training.attempt.end(error, training.train_s)
                     raise
-            self._finished(entry, seat.replicate, run_values(seat.run, settings.objective, settings.direction))
-            self._free(seat)
+            self._finished(entry, training.replicate, self._session.objectives(training.run))
+            self._release(training)
         except (Pruned, Diverged) as error:
-            self._free(seat)
-            self._end(entry, ended(seat.run) or error)
+            self._release(training)
+            self._end(entry, ended(training.run) or error)
         except (Damaged, DiskFull) as error:
-            self._free(seat)
+            self._release(training)
             self._end(entry, error)
         except Exception as error:
-            self._free(seat)
-            self._record_failure(seat.run, seat.composed(), error, self._member(entry.trial, seat.replicate))
+            self._release(training)
+            self._session.record_failure(
+                training.run, training.composed(), error, self._session.membership(entry.trial, training.replicate)
+            )
             self._end(entry, error)
-        if not entry.seats:
+        if not entry.trainings:
             self._closed.append(entry)
 
     def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
@@ -279,74 +290,74 @@ class PackedExecutor(SequentialExecutor):
         entry.means.end(place)
 
     def _end(self, entry: _Entry, problem: Exception) -> None:
-        """Ends the trial's other runs, which are not worth going on with or will go on later."""
+        """End the trial's other runs: they are pruned with it, or will be continued later."""
         entry.problem = problem
-        for seat in [*entry.seats]:
-            assert seat.attempt is not None
-            ending = Pruned(seat.slot.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM)
-            seat.attempt.end(ending, seat.train_s)
-            self._free(seat)
+        for training in [*entry.trainings]:
+            assert training.attempt is not None
+            ending = Pruned(training.member.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM)
+            training.attempt.end(ending, training.train_s)
+            self._release(training)
 
-    def _tell_closed(self) -> None:
-        """Tells the study what trials have come to, now that their records are on the disk."""
+    def _store_closed(self) -> None:
+        """Store how trials have ended, now that their records are on the disk."""
         with synced_together():
             while self._closed:
                 entry = self._closed.pop(0)
                 self._claimed.remove(entry.trial)
-                self._settle(entry.trial, partial(_values, entry))
+                self._session.settle(entry.trial, partial(_values, entry))
 
-    def _free(self, seat: _Seat) -> None:
-        seat.group.pack.leave(seat.slot)
-        seat.held.close()
-        del self._seats[seat.slot]
-        seat.entry.seats.remove(seat)
+    def _release(self, training: _Training) -> None:
+        training.group.pack.release(training.member)
+        training.held.close()
+        del self._trainings[training.member]
+        training.entry.trainings.remove(training)
 
-    def _save(self, seat: _Seat) -> None:
-        assert seat.attempt is not None
-        with told_when_full(seat.run):
-            seat.attempt.save(seat.group.pack.state_dict(seat.slot))
-        seat.slot.saved_at = time.monotonic()
+    def _save(self, training: _Training) -> None:
+        assert training.attempt is not None
+        with told_when_full(training.run):
+            training.attempt.save(training.group.pack.state_dict(training.member))
+        training.member.saved_at = time.monotonic()
 
-    def _give_up(self, group: Group, seats: list[_Seat], error: Exception) -> None:
-        """Hands the pack's trials back, to be trained in smaller packs or alone from where they were last saved."""
-        if is_out_of_memory(error) and len(seats) > 1:
-            self._most_slots = self._n_slots = len(seats) // 2
+    def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
+        """Release the pack's trials, to be trained in smaller packs, or one by one, from where they were last saved."""
+        if is_out_of_memory(error) and len(trainings) > 1:
+            self._most_places = self._n_places = len(trainings) // 2
             self._packer.forget(group)
-            told = f"out of memory with {len(seats)} in a pack, {self._n_slots} from now on"
+            told = f"out of memory with {len(trainings)} in a pack, {self._n_places} from now on"
         else:
             why = Unpackable(one_line(error, 160))
             self._packer.refuse(group, why)
             told = f"trains alone: {why}"
-        self._hand_back([*{id(seat.entry): seat.entry for seat in seats}.values()], told, error)
+        self._hand_back([*{id(training.entry): training.entry for training in trainings}.values()], told, error)
 
     def _hand_back(self, entries: list[_Entry], told: str, error: Exception) -> None:
-        """Trials that come again in a moment, here or to another worker."""
+        """Release trials that will be claimed again in a moment, here or by another worker."""
         log.warning("%d trials are handed back: %s", len(entries), told, exc_info=error)
         self._note(entries[0].trial, told)
         for entry in entries:
-            self._give_back([*entry.seats], Interrupted(signal.SIGTERM), resumable=False)
+            self._give_back([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
-            self._ledger.release(entry.trial)
+            self._session.queue.release(entry.trial)
 
-    def _give_back(self, seats: list[_Seat], why: Interrupted, resumable: bool) -> None:
-        """Leaves the runs for later. resumable: whether their slots are as the last epoch left them."""
-        for seat in seats:
-            assert seat.attempt is not None
+    def _give_back(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
+        """Leave the runs for later. resumable: whether their state is that of the last finished epoch."""
+        for training in trainings:
+            assert training.attempt is not None
             if resumable:
                 with suppress(OSError, DiskFull):
-                    self._save(seat)
-            seat.attempt.end(why, seat.train_s)
-            self._free(seat)
+                    self._save(training)
+            training.attempt.end(why, training.train_s)
+            self._release(training)
 
     def _note(self, trial: FrozenTrial, told: str) -> None:
-        """Shown once by the command that watches the study."""
+        """Have the study's command show a line, once."""
         if told not in self._noted:
             self._noted.add(told)
-            self._patiently(lambda: self._storage.set_trial_user_attr(trial._trial_id, PACKING, told))
+            self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial._trial_id, PACKING, told))
 
 
 def _values(entry: _Entry) -> list[float]:
-    """The trial's objectives; raises what ended it early."""
+    """Return the trial's objectives, or raise what ended it early."""
     if entry.problem is not None:
         raise entry.problem
     return mean_values([*entry.values.values()])

@@ -11,6 +11,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from sweep.config.overrides import setting
+from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import TrialQueue
 from sweep.execution.worker import Worker
 from sweep.storage.lock import StudyLock
@@ -31,23 +32,23 @@ class WorkerPool:
         context: HydraContext,
         master: DictConfig,
         study: optuna.Study,
-        worker: Worker,
+        plan: WorkerPlan,
         is_over: Callable[[], bool],
     ) -> None:
         self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=worker, config=master
+            hydra_context=context, task_function=Worker(plan), config=master
         )
-        self._study, self._worker, self._is_over = study, worker, is_over
-        settings = worker.settings
-        lock = StudyLock(settings.storage, worker.folder)
-        self._ledger = TrialQueue(study._storage, worker.name, worker.folder, lock, "controller", settings.max_retries)
+        self._study, self._plan, self._is_over = study, plan, is_over
+        settings = plan.settings
+        lock = StudyLock(settings.storage, plan.folder)
+        self._ledger = TrialQueue(study._storage, plan.name, plan.folder, lock, "controller", settings.max_retries)
         self._patiently = RetryPolicy(settings.storage)
 
     def work(self) -> int | None:
         """Until the study is over. Returns the number of the signal that stopped a worker, if one did."""
-        first_job = itertools.count(0, self._worker.settings.n_jobs)
+        first_job = itertools.count(0, self._plan.settings.n_jobs)
         n_lost = 0
-        if self._worker.settings.n_jobs > 1:  # a worker that is alone is this process
+        if self._plan.settings.n_jobs > 1:  # a worker that is alone is this process
             gc_control.resume()
         while True:
             n_before = self._n_finished()
@@ -69,35 +70,35 @@ class WorkerPool:
             if self._patiently(self._is_over):
                 return None
             n_lost = n_lost + 1 if self._n_finished() == n_before else 0
-            if n_lost > max(_MOST_LOST_LAUNCHES, self._worker.settings.max_retries):
+            if n_lost > max(_MOST_LOST_LAUNCHES, self._plan.settings.max_retries):
                 raise lost or RuntimeError("the launcher's workers end without running a trial")
             if lost is not None:
                 say(f"warning: workers were lost ({one_line(lost, 120)}); launching them again", err=True)
 
     def _jobs(self) -> list[list[str]]:
-        worker = self._worker
+        plan = self._plan
         job = [
-            *worker.space.composer.fixed,
-            *worker.space.composer.options(worker.space.first_groups()),
-            setting("hydra.sweep.dir", str(worker.folder.path)),
-            f"hydra.sweep.subdir=workers/{worker.launch}-${{hydra.job.num}}",
+            *plan.space.composer.fixed,
+            *plan.space.composer.options(plan.space.first_groups()),
+            setting("hydra.sweep.dir", str(plan.folder.path)),
+            f"hydra.sweep.subdir=workers/{plan.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",
             "hydra/job_logging=worker",
         ]
-        return [job] * min(worker.settings.n_jobs, max(1, worker.n_trials - self._n_finished()))
+        return [job] * min(plan.settings.n_jobs, max(1, plan.n_trials - self._n_finished()))
 
     def _await_workers(self) -> None:
         """Some launchers return while workers of theirs are still running."""
         mine = self._locks()
-        while any(self._worker.folder.worker_lives(lock.stem) for lock in mine):
+        while any(self._plan.folder.worker_lives(lock.stem) for lock in mine):
             time.sleep(_POLL_S)
 
     def _locks(self) -> list[Path]:
         """Of the workers that have begun, dead or alive."""
-        return list(self._worker.folder.workers.glob(f"{self._worker.launch}-*.lock"))
+        return list(self._plan.folder.workers.glob(f"{self._plan.launch}-*.lock"))
 
     def _has_work(self) -> bool:
-        return self._ledger.has_work(self._worker.n_trials)
+        return self._ledger.has_work(self._plan.n_trials)
 
     def _n_finished(self) -> int:
         trials = self._patiently(lambda: self._study.get_trials(deepcopy=False))

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from sweep.config.schema import Config, validate
-from sweep.execution.worker import Worker
+from sweep.execution.plan import WorkerPlan
 from sweep.search.ranges import in_words, short
 from sweep.search.space import Configuration, Space
 from sweep.trial.prepare import check_data, prepared
@@ -24,13 +24,13 @@ _N_SAMPLES = 5
 _QUICK_S = 5.0  # an epoch this short is timed again, warm
 
 
-def dry_run(worker: Worker, base: DictConfig) -> None:
+def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
     """Prints the space and sampled configurations, builds each, times an epoch. Raises ConfigError for what fails."""
     console = Console(soft_wrap=True)
-    space = worker.space
-    console.print(f"study {worker.name}: {worker.n_trials} trials, nothing is stored\n")
+    space = plan.space
+    console.print(f"study {plan.name}: {plan.n_trials} trials, nothing is stored\n")
     console.print(_space_table(space, base))
-    configurations = worker.rehearse(range(min(_N_SAMPLES, worker.n_trials)))
+    configurations = plan.rehearse(range(min(_N_SAMPLES, plan.n_trials)))
     console.print(f"{len(configurations)} configurations it might try:")
     load, epoch_s = space.splits.load, 0.0
     for configuration in configurations:
@@ -42,7 +42,7 @@ def dry_run(worker: Worker, base: DictConfig) -> None:
             if configuration is configurations[0]:
                 epoch_s = _epoch_s(fit)
     console.print("each composes and builds\n")
-    console.print(_estimate(worker, validate(base), epoch_s))
+    console.print(_estimate(plan, validate(base), epoch_s))
 
 
 def _space_table(space: Space, base: DictConfig) -> Table:
@@ -88,13 +88,13 @@ def _epoch_s(fit: "TrainingLoop") -> float:
     return stopwatch.epoch_s
 
 
-def _estimate(worker: Worker, config: Config, epoch_s: float) -> str:
-    settings = worker.settings
-    runs = worker.n_trials * settings.seeds
+def _estimate(plan: WorkerPlan, config: Config, epoch_s: float) -> str:
+    settings = plan.settings
+    runs = plan.n_trials * settings.seeds
     total_s = runs * config.trainer.epochs * epoch_s / settings.n_jobs
     pruned = " at most, since trials are pruned" if not settings.pruner["_target_"].endswith("NopPruner") else ""
     packed = "; less in packs, as the epoch was timed alone" if settings.pack != 1 else ""
-    times = f"{worker.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
+    times = f"{plan.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
     return (
         f"an epoch takes {epoch_s:.3g} s; {times} x {config.trainer.epochs} epochs on {settings.n_jobs} "
         f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}{packed}"

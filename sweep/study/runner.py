@@ -24,8 +24,8 @@ from sweep.config.schema import Config, is_auto, validate
 from sweep.execution.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.execution.failures import too_many_failures
 from sweep.execution.objective import check_objectives
+from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, is_complete
-from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.search.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.search.composer import Starts
@@ -81,7 +81,7 @@ class StudyRunner:
     ) -> None:
         self._began = time.time()
         self._follower = follower
-        self._worker: Worker | None = None
+        self._plan: WorkerPlan | None = None
         self._context, self._settings, self._arguments = context, settings, arguments
         self._hydra_overrides = list(config.hydra.overrides.hydra)
         self._master = _with_launcher(context, config, settings, arguments)
@@ -102,7 +102,7 @@ class StudyRunner:
         """Returns the best value. Raises ConfigError, StudyFailed or Interrupted."""
         if is_auto(self._master.bounds):
             self._find_bounds()
-        worker = self.check()
+        plan = self.check()
         if alone := self._follower is None:
             for line in self.adjustments():
                 say(line)
@@ -111,35 +111,35 @@ class StudyRunner:
         if self._settings.dry_run:
             from sweep.study.dry_run import dry_run
 
-            dry_run(worker, self._base)
+            dry_run(plan, self._base)
             return None
-        study, uid = self._open(worker.uid)
+        study, uid = self._open(plan.uid)
         n_before = len(study.get_trials(deepcopy=False))  # attempts that failed included
         before = trials_of(study)
-        again = failed(before, worker.n_trials)
+        again = failed(before, plan.n_trials)
         if alone:
-            self._announce(before, worker.n_trials, again)
+            self._announce(before, plan.n_trials, again)
         if again and self._settings.retry_failed:
             self._retry(study, again)
             before = trials_of(study)
         stop_before = self._began + (self._settings.timeout or float("inf"))
-        worker = replace(worker, uid=uid, first=n_before, stop_before=stop_before)
-        with contextlib.closing(self._recording(study, worker)) as recording:
+        plan = replace(plan, uid=uid, first=n_before, stop_before=stop_before)
+        with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
-            watch = Watch(study, worker.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
-            with self._signals(worker), watch:
-                if not self._is_over(study, worker):
-                    crew = WorkerPool(self._context, self._master, study, worker, lambda: self._is_over(study, worker))
+            watch = Watch(study, plan.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
+            with self._signals(plan), watch:
+                if not self._is_over(study, plan):
+                    crew = WorkerPool(self._context, self._master, study, plan, lambda: self._is_over(study, plan))
                     signum = crew.work()
                     self._stopped_by = self._stopped_by or signum
-            trials, failure = trials_of(study), self._failure(study, worker)
+            trials, failure = trials_of(study), self._failure(study, plan)
             with StudyLock(self._settings.storage, self.folder):  # another controller may be doing the same
                 write_results(study, self.folder, self.space)
-            complete = is_complete(trials, worker.n_trials)
+            complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
             recording.end(ending, self._config.tracking.close_timeout_s)
         if alone:
-            print_outcome(study, self.folder, worker.n_trials, self._store.uri)
+            print_outcome(study, self.folder, plan.n_trials, self._store.uri)
         if failure is not None:
             told = failure.user_attrs.get(PROBLEM, "no reason recorded")
             raise StudyFailed(self.name, failure.number, told, self.folder.trial(failure.number).path)
@@ -157,9 +157,9 @@ class StudyRunner:
 
     def tried(self) -> list[TrialResult] | None:
         """What the study tried, if it is complete. Raises ConfigError where it was begun as another."""
-        worker = self.check()
-        trials = trials_of(self._open(worker.uid)[0])
-        return [tried(t) for t in trials[: worker.n_trials]] if is_complete(trials, worker.n_trials) else None
+        plan = self.check()
+        trials = trials_of(self._open(plan.uid)[0])
+        return [tried(t) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
 
     def _find_bounds(self) -> None:
         """Has the space start from what range tests suggest, or did when the study was begun. Raises ConfigError."""
@@ -194,13 +194,13 @@ class StudyRunner:
         first = self.space.first_groups()
         return {g: choices[g] if choices.get(g) in d.choices else first[g] for g, d in self.space.groups.items()}
 
-    def check(self) -> Worker:
+    def check(self) -> WorkerPlan:
         """Everything that can be refused before a worker starts, looked at once. Raises ConfigError."""
-        if self._worker is None:
-            self._worker = self._checked()
-        return self._worker
+        if self._plan is None:
+            self._plan = self._checked()
+        return self._plan
 
-    def _checked(self) -> Worker:
+    def _checked(self) -> WorkerPlan:
         settings, space = self._settings, self.space
         check_pruner(settings)
         seed = settings.sampler.get("seed")
@@ -216,7 +216,7 @@ class StudyRunner:
             )
         _refuse_run_keys(self._base, settings)
         self._refuse_foreign_files()
-        worker = Worker(
+        plan = WorkerPlan(
             settings=settings,
             name=self.name,
             folder=self.folder,
@@ -230,13 +230,13 @@ class StudyRunner:
         )
         data = space.splits.load(self._config)
         check_objectives(settings, data)
-        for n, configuration in enumerate(worker.rehearse(range(min(len(worker.known) + 1, worker.n_trials)))):
+        for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
             config = space.splits.fit(validate(space.compose(configuration)))
             check_data(space.splits.load(config), config)
             if n < _MOST_CHECKED:
                 space.composer.check(configuration.groups, configuration.values)
         check_monitor(data, self._config)
-        return worker
+        return plan
 
     @property
     def default_config(self) -> Config:
@@ -366,10 +366,10 @@ class StudyRunner:
         if again and self._settings.retry_failed:
             say(f"failed trials that are trained again: {', '.join(map(str, again))}")
 
-    def _recording(self, study: optuna.Study, worker: Worker) -> Recording:
+    def _recording(self, study: optuna.Study, plan: WorkerPlan) -> Recording:
         config = self._config
         facts = start_facts(
-            self.name, worker.uid, self._settings, self.space, config.experiment_name, self._all_arguments()
+            self.name, plan.uid, self._settings, self.space, config.experiment_name, self._all_arguments()
         )
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
@@ -383,7 +383,7 @@ class StudyRunner:
         return ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
 
     @contextlib.contextmanager
-    def _signals(self, worker: Worker) -> Iterator[None]:
+    def _signals(self, plan: WorkerPlan) -> Iterator[None]:
         """The first signal has all workers stop at a checkpoint; the second ends this command at once.
 
         A terminal that is closed may send SIGHUP more than once, so that one never does.
@@ -396,7 +396,7 @@ class StudyRunner:
                 os._exit(128 + signum)
             self._stopped_by = signum
             self.folder.workers.mkdir(parents=True, exist_ok=True)
-            worker.stop_request.touch()
+            plan.stop_request.touch()
 
         before = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
         in_this_process = self._master.hydra.runtime.choices["hydra/launcher"] == "basic"
@@ -406,18 +406,18 @@ class StudyRunner:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-            worker.stop_request.unlink(missing_ok=True)
+            plan.stop_request.unlink(missing_ok=True)
 
-    def _is_over(self, study: optuna.Study, worker: Worker) -> bool:
-        if self._stopped_by is not None or time.time() >= worker.stop_before:
+    def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
+        if self._stopped_by is not None or time.time() >= plan.stop_before:
             return True
-        return is_complete(trials_of(study), worker.n_trials) or self._failure(study, worker) is not None
+        return is_complete(trials_of(study), plan.n_trials) or self._failure(study, plan) is not None
 
-    def _failure(self, study: optuna.Study, worker: Worker) -> FrozenTrial | None:
+    def _failure(self, study: optuna.Study, plan: WorkerPlan) -> FrozenTrial | None:
         """The first of the failed trials that stop the study. Those of earlier commands do not count."""
         trials = study.get_trials(deepcopy=False)
-        complete = is_complete(numbered(trials), worker.n_trials)
-        failure = too_many_failures(trials[worker.first :], self._settings.max_failure_rate, complete)
+        complete = is_complete(numbered(trials), plan.n_trials)
+        failure = too_many_failures(trials[plan.first :], self._settings.max_failure_rate, complete)
         return failure and numbered([failure])[0]
 
 

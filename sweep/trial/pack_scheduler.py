@@ -1,4 +1,4 @@
-"""Which trials may share a pack: from a config to the pack of its structure, and the trial's slot."""
+"""Which trials may share a pack: from a config to the pack of its structure, and the trial as its member."""
 
 import json
 import time
@@ -41,10 +41,10 @@ class Group:
             ended = self.pack.train_epoch()
         return ended, (time.perf_counter() - start) / n
 
-    def test(self, slot: PackMember) -> dict[str, float]:
+    def test(self, member: PackMember) -> dict[str, float]:
         """What the best weights of a trial come to on the test split."""
-        assert slot.best is not None
-        self._model.load_state_dict(slot.best.weights)
+        assert member.best is not None
+        self._model.load_state_dict(member.best.weights)
         self._model.eval()
         forward = self.pack.forward_of(self._model)
         with self._settings():
@@ -74,7 +74,7 @@ class PackScheduler:
         """Those with trials in them."""
         return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.members]
 
-    def slot(self, config: Config) -> tuple[Group, PackMember]:
+    def member(self, config: Config) -> tuple[Group, PackMember]:
         """A place for the trial in the pack of its kind, which it has yet to take. Raises Unpackable or ConfigError."""
         trainer, kind = config.trainer, _kind(config)
         if kind in self._refused:
@@ -91,7 +91,7 @@ class PackScheduler:
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            slot = PackMember(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
+            member = PackMember(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
             of_kind = self._groups.setdefault(kind, {})
             if rule not in of_kind:
                 try:
@@ -99,7 +99,7 @@ class PackScheduler:
                 except Unpackable as why:
                     self._refused[kind] = why
                     raise
-        return of_kind[rule], slot
+        return of_kind[rule], member
 
     def forget(self, group: Group) -> None:
         """Frees its memory; the next trial of its kind makes another."""

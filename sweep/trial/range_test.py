@@ -77,10 +77,10 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
     ramps = []
     try:
         for trial in trials:
-            group, slot = packer.slot(trial)
-            slot.listener = ramp = _listener(trial)
+            group, member = packer.member(trial)
+            member.listener = ramp = _listener(trial)
             ramps.append(ramp)
-            group.pack.seat(slot)
+            group.pack.admit(member)
             if len(group.pack.members) == group.width:
                 _train(packer)
         _train(packer)
@@ -100,11 +100,11 @@ def _train(packer: "PackScheduler") -> None:
     while packer.groups:
         for group in packer.groups:
             ended, _ = group.train_epoch()
-            for slot, error in ended.items():
-                group.pack.leave(slot)
+            for member, error in ended.items():
+                group.pack.release(member)
                 if isinstance(error, Diverged):
-                    assert isinstance(slot.listener, Ramp)
-                    slot.listener.diverged = True
+                    assert isinstance(member.listener, Ramp)
+                    member.listener.diverged = True
                 elif error is not None and not isinstance(error, RampOver):
                     raise error
 

@@ -76,10 +76,10 @@ class Packed:
         heard: list[_Losses] = []
         members: list[PackMember] = []
         for rate, seed in pairs:
-            group, slot = self._packer.slot(self._with(rate, seed))
+            group, slot = self._packer.member(self._with(rate, seed))
             heard.append(_Losses())
             slot.listener = heard[-1]
-            group.pack.seat(slot)
+            group.pack.admit(slot)
             members.append(slot)
         found: dict[PackMember, Run | None] = {}
         while self._packer.groups:
@@ -87,7 +87,7 @@ class Packed:
                 for slot, ending in group.train_epoch()[0].items():
                     losses = np.array(heard[members.index(slot)].values)
                     found[slot] = None if ending else Run(group.test(slot), losses, slot.n_updates, 1.0)
-                    group.pack.leave(slot)
+                    group.pack.release(slot)
         return [found[slot] for slot in members]
 
     def _with(self, rate: float, seed: int) -> Config:

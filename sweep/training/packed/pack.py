@@ -142,29 +142,29 @@ class Pack:
         self._update = Update(self._masked, self._layout, loss_fn, rule, trainer)
         self._refuse_unstackable()
 
-    def seat(self, slot: PackMember) -> None:
+    def admit(self, member: PackMember) -> None:
         """Gives a trial the next free row."""
         row = len(self.members)
         n_rows = row + self._update.is_compiled  # of which one is behind the last, which may be alone in its block
         if n_rows >= len(self._weights):
             self._resize(max(_FEWEST_ROWS, 2 * n_rows, self._most_rows))
-        self.members.append(slot)
-        weights, slot.weights = slot.weights, {}
+        self.members.append(member)
+        weights, member.weights = member.weights, {}
         self._weights[row] = self._layout.row(weights)
         for name, fixed in self._fixed.items():
             fixed[row] = weights[name]
         for name, stacked in self._state.items():
-            if slot.moments.get(name):
-                stacked[row] = torch.cat([slot.moments[name][place].flatten() for place in self._layout.places])
+            if member.moments.get(name):
+                stacked[row] = torch.cat([member.moments[name][place].flatten() for place in self._layout.places])
             else:
-                stacked[row] = self.rule.initial(name, slot.group)
-        slot.moments = {}
+                stacked[row] = self.rule.initial(name, member.group)
+        member.moments = {}
 
-    def leave(self, slot: PackMember) -> None:
+    def release(self, member: PackMember) -> None:
         """Frees the trial's row, if it has one; the last one moves there."""
-        if slot not in self.members:
+        if member not in self.members:
             return
-        row, last = self.members.index(slot), len(self.members) - 1
+        row, last = self.members.index(member), len(self.members) - 1
         if row < last:
             for stacked in (self._weights, *self._state.values(), *self._fixed.values()):
                 stacked[row] = stacked[last]
@@ -191,38 +191,38 @@ class Pack:
         With what ended them: None for one that is complete, Diverged, or what its listener raised.
         """
         ended: dict[PackMember, Exception | None] = {}
-        for slot in [*self.members]:
+        for member in [*self.members]:
             try:
-                if slot.is_over:  # it was when it was saved
-                    ended[slot] = None
+                if member.is_over:  # it was when it was saved
+                    ended[member] = None
                 else:
-                    slot.start_epoch()
-                    slot.table = self._table_of(slot)
+                    member.start_epoch()
+                    member.table = self._table_of(member)
             except Exception as error:  # whatever a scheduler raises
-                ended[slot] = error
-            if slot in ended:
-                self.leave(slot)
+                ended[member] = error
+            if member in ended:
+                self.release(member)
         losses = self._train()  # (n, n_updates)
-        for slot, values in zip(self.members, losses, strict=True):
+        for member, values in zip(self.members, losses, strict=True):
             try:
-                slot.record(values)
+                member.record(values)
             except Diverged as diverged:
-                ended[slot] = diverged
-            assert slot.listener is not None
-            slot.tell_steps(slot.listener)
+                ended[member] = diverged
+            assert member.listener is not None
+            member.tell_steps(member.listener)
         metrics_of = self.evaluate("val") if self.members else []
-        for row, (slot, val) in enumerate(zip(self.members, metrics_of, strict=True)):
-            if slot in ended:
+        for row, (member, val) in enumerate(zip(self.members, metrics_of, strict=True)):
+            if member in ended:
                 continue
             try:
-                metrics = slot.finish_epoch(val, lambda row=row: self.weights(row))
-                assert slot.listener is not None
-                slot.listener.epoch(slot.epoch, metrics)
+                metrics = member.finish_epoch(val, lambda row=row: self.weights(row))
+                assert member.listener is not None
+                member.listener.epoch(member.epoch, metrics)
             except Exception as error:
-                ended[slot] = error
+                ended[member] = error
             else:
-                if slot.is_over:
-                    ended[slot] = None
+                if member.is_over:
+                    ended[member] = None
         return ended
 
     def _train(self) -> list[list[float]]:
@@ -235,7 +235,7 @@ class Pack:
         return losses
 
     def _train_block(self, first: int, members: list[PackMember]) -> list[list[float]]:
-        """The same for these slots, in the rows from `first` on."""
+        """The same for these members, in the rows from `first` on."""
         width = (
             max(len(members), 2) if self._update.is_compiled else len(members)
         )  # a width of 1 would be compiled anew
@@ -257,19 +257,19 @@ class Pack:
                     torch.cat(trained[name], dim=1, out=stacked)
         return torch.stack(losses, dim=1)[: len(members)].tolist()
 
-    def _table_of(self, slot: PackMember) -> dict[str, np.ndarray]:
+    def _table_of(self, member: PackMember) -> dict[str, np.ndarray]:
         """The rule's coefficients for each update of the trial's epoch: (n_updates,) each."""
-        steps = np.arange(slot.step + 1, slot.step + slot.n_updates + 1, dtype=np.float64)
-        table = self.rule.table(slot.group, _columns(slot.schedule.rows), steps)
+        steps = np.arange(member.step + 1, member.step + member.n_updates + 1, dtype=np.float64)
+        table = self.rule.table(member.group, _columns(member.schedule.rows), steps)
         if self._clips:
-            table["clip_norm"] = np.full(len(steps), slot.trainer.clip_norm)
-        for name in slot.scalars:
-            slot.scalars[name] = float(table[name][-1])
+            table["clip_norm"] = np.full(len(steps), member.trainer.clip_norm)
+        for name in member.scalars:
+            member.scalars[name] = float(table[name][-1])
         return table
 
     def _table(self, members: Sequence[PackMember], width: int) -> list[dict[str, Tensor]]:
         """The same of several trials, update by update: (width, 1) each."""
-        tables = [slot.table for slot in members]
+        tables = [member.table for member in members]
         names = list(tables[0])
         stacked = np.stack(
             [[table[name] for name in names] for table in _filled(tables, width)]
@@ -309,43 +309,43 @@ class Pack:
         fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
         return self._layout.state_dict(self._weights[row].clone(), fixed)
 
-    def load_state_dict(self, slot: PackMember, state: dict[str, Any]) -> None:
-        """Has the slot take up a checkpoint that was saved between two epochs, by a pack or by a trial alone.
+    def load_state_dict(self, member: PackMember, state: dict[str, Any]) -> None:
+        """Load into the member a checkpoint that was saved between two epochs, by a pack or by a trial alone.
 
         Raises ConfigError when it is of another model, optimizer or scheduler.
         """
-        check_kinds(state, self._kinds(slot))
-        own, saved = ({name: list(w.shape) for name, w in s.items()} for s in (slot.weights, state["model"]))
+        check_kinds(state, self._kinds(member))
+        own, saved = ({name: list(w.shape) for name, w in s.items()} for s in (member.weights, state["model"]))
         if saved != own:
             changed = next(name for name in own | saved if own.get(name) != saved.get(name))
             problem = f"{changed} has the shape {saved.get(changed)}, not {own.get(changed)}"
             raise ConfigError("resume", f"the checkpoint is of another model than the config ({problem})")
-        slot.load_state_dict(state, self.rule)
+        member.load_state_dict(state, self.rule)
 
-    def _kinds(self, slot: PackMember) -> dict[str, str]:
-        return kinds(self._model, slot.schedule.optimizer, slot.schedule.scheduler)
+    def _kinds(self, member: PackMember) -> dict[str, str]:
+        return kinds(self._model, member.schedule.optimizer, member.schedule.scheduler)
 
-    def state_dict(self, slot: PackMember) -> dict[str, Any]:
+    def state_dict(self, member: PackMember) -> dict[str, Any]:
         """The trial's checkpoint, from which it also goes on alone."""
-        row = self.members.index(slot)
+        row = self.members.index(member)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
-        optimizer = slot.schedule.optimizer.state_dict()
-        scalars, names = self.rule.kept(slot.scalars)
-        scalars = {"step": float(slot.step), **scalars}
+        optimizer = member.schedule.optimizer.state_dict()
+        scalars, names = self.rule.kept(member.scalars)
+        scalars = {"step": float(member.step), **scalars}
         optimizer["state"] = {
             place: {
                 **{name: torch.tensor(value) for name, value in scalars.items()},
                 **{name: moments[name][i] for name in names},
             }
             for i, place in enumerate(self._layout.places)
-            if slot.step
+            if member.step
         }
         return {
-            "kinds": self._kinds(slot),
+            "kinds": self._kinds(member),
             "model": self.weights(row),
             "optimizer": optimizer,
-            "random": slot.random_states(),
-            **slot.course_state(),
+            "random": member.random_states(),
+            **member.course_state(),
         }
 
     def _draw_masks(self, members: Sequence[PackMember], batch_size: int, width: int) -> dict[str, Tensor]:
@@ -353,7 +353,7 @@ class Pack:
         drawn = {}
         for name, like in self._masks[batch_size].items():
             p = dropout_p(self._masked, name)
-            masks = [draw_mask(like, p, slot.random) for slot in members]
+            masks = [draw_mask(like, p, member.random) for member in members]
             drawn[f"{name}.mask"] = torch.stack(_filled(masks, width)).to(self.device, self._layout.dtype)
         return drawn
 
