@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sweep.utils.errors import ConfigError as ConfigError
     from sweep.utils.errors import Diverged as Diverged
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "compose": "sweep.config.composition",
     "Samples": "sweep.data",
@@ -29,6 +27,10 @@ __all__ = ["ConfigError", "Diverged", "Outcome", "Samples", "compose", "run_tria
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # 0.05 s
+
+        return version("hydra-sweep")
     if name not in _HOMES:
         raise AttributeError(f"module 'sweep' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,7 +16,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     _pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(folder), str(SOURCE))
-    (built,) = folder.glob("sweep-*.whl")
+    (built,) = folder.glob("hydra_sweep-*.whl")
     return built
 
 
@@ -43,7 +43,9 @@ def test_the_wheel_has_every_module_and_option_the_command_and_the_mark_of_a_typ
     modules = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "sweep").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "sweep-run = sweep.run:main" in archive.read(entry_points).decode()
+    scripts = archive.read(entry_points).decode()
+    for command in ("run", "compare", "lr_range", "report", "sync"):
+        assert f"sweep-{command.replace('_', '-')} = sweep.{command}:main" in scripts
 
 
 def test_an_installed_wheel_runs_from_any_directory_with_its_own_options(installed, tmp_path):

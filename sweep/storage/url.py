@@ -18,7 +18,7 @@ PATIENCE_S = 10  # with a server that does not answer
 _KINDS = "a path, sqlite:///path, postgresql+psycopg://, mysql+pymysql://, redis://, grpc://host:port"
 _INSTALL = {  # by kind
     "sqlite": "install it",
-    "postgresql": "pip install 'sweep[postgresql]' and write postgresql+psycopg://",
+    "postgresql": "pip install 'hydra-sweep[postgresql]' and write postgresql+psycopg://",
     "mysql": "pip install pymysql and write mysql+pymysql://",
     "redis": "pip install redis",
     "rediss": "pip install redis",

@@ -15,6 +15,7 @@ from sweep.config.schema import Config
 from sweep.tracking.git import git
 from sweep.tracking.store import Store
 
+_OWN = "hydra-sweep"  # the distribution of the package `sweep`
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
 
@@ -99,7 +100,7 @@ def _version(package: str) -> str:
     if package == "torch" and "torch" in sys.modules:
         return str(sys.modules["torch"].__version__)
     try:
-        return importlib.metadata.version(package)
+        return importlib.metadata.version(_OWN if package == "sweep" else package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
