@@ -115,6 +115,8 @@ class WorkerSession:
         except Exception as error:
             log.exception("trial %d failed", trial.number)
             self._tell(trial, TrialState.FAIL, None, {PROBLEM: one_line(error).removesuffix(TRACEBACK_HINT)})
+            if self.settings.debug:
+                raise
         else:
             self._tell(trial, TrialState.COMPLETE, values)
 

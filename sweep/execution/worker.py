@@ -28,10 +28,17 @@ class Worker:
     plan: WorkerPlan
 
     def __call__(self, cfg: DictConfig) -> int | None:
-        """Train the study's trials. Return the number of the signal that stopped the worker, if one did."""
+        """Train the study's trials as one job of a launcher. Return what `work` does."""
         secure_streams()
         check_hydra(HydraConfig.get())
-        plan, index = self.plan, HydraConfig.get().job.num
+        return self.work(HydraConfig.get().job.num)
+
+    def work(self, index: int = 0) -> int | None:
+        """Train the study's trials, as the worker of that number.
+
+        Returns the number of the signal that stopped the worker, or None if none did.
+        """
+        plan = self.plan
         _take_device(index, plan.n_shares)
         _share_cores(plan.n_shares)
         name = f"{plan.launch}-{index}"

@@ -57,6 +57,7 @@ class StudySettings:
     retry_failed: bool = False
     accept_changes: bool = False
     dry_run: bool = False
+    debug: bool = False
     sampler: Any = None
     pruner: Any = None
 

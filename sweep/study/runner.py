@@ -26,6 +26,7 @@ from sweep.execution.failures import too_many_failures
 from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, is_complete
+from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.search.auto_bounds import STARTS, covers, stored_starts, tested_starts
 from sweep.search.composer import Starts
@@ -126,11 +127,12 @@ class StudyRunner:
         plan = replace(plan, uid=uid, first=n_before, stop_before=stop_before)
         with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
-            watch = Watch(study, plan.n_trials, recording, live=sys.stderr.isatty(), lines=alone)
+            watch = Watch(
+                study, plan.n_trials, recording, live=sys.stderr.isatty() and not self._settings.debug, lines=alone
+            )
             with self._signals(plan), watch:
                 if not self._is_over(study, plan):
-                    crew = WorkerPool(self._context, self._master, study, plan, lambda: self._is_over(study, plan))
-                    signum = crew.work()
+                    signum = self._work(study, plan)
                     self._stopped_by = self._stopped_by or signum
             trials, failure = trials_of(study), self._failure(study, plan)
             with StudyLock(self._settings.storage, self.folder):  # another controller may be doing the same
@@ -149,6 +151,12 @@ class StudyRunner:
             raise recording.damage
         best = best_trials(study)
         return best[0].value if best and len(study.directions) == 1 else None
+
+    def _work(self, study: optuna.Study, plan: WorkerPlan) -> int | None:
+        """Have workers train the trials. Return the number of the signal that stopped one, if one did."""
+        if self._settings.debug:
+            return Worker(replace(plan, n_shares=1)).work()
+        return WorkerPool(self._context, self._master, study, plan, lambda: self._is_over(study, plan)).work()
 
     @property
     def is_recorded(self) -> bool:
@@ -378,7 +386,7 @@ class StudyRunner:
     def _all_arguments(self) -> list[str]:
         """Of the command line that goes on with this study."""
         # by -m, with absolute paths, and once
-        told_otherwise = ("hydra.mode=", "hydra.searchpath=", "hydra.sweeper.retry_failed=")
+        told_otherwise = ("hydra.mode=", "hydra.searchpath=", "hydra.sweeper.retry_failed=", "hydra.sweeper.debug=")
         own = [o for o in self._hydra_overrides if not o.startswith(told_otherwise)]
         return ["-m", *searchpath_overrides(self._master.hydra), *own, *self._arguments]
 
@@ -399,7 +407,7 @@ class StudyRunner:
             plan.stop_request.touch()
 
         before = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
-        in_this_process = self._master.hydra.runtime.choices["hydra/launcher"] == "basic"
+        in_this_process = self._settings.debug or self._master.hydra.runtime.choices["hydra/launcher"] == "basic"
         try:
             with contextlib.nullcontext() if in_this_process else interrupts_kept_from_children(stop):
                 yield
