@@ -55,7 +55,7 @@ def _space_table(space: Space, base: DictConfig) -> Table:
         for name, distribution in space.ranges(options).values():
             if name not in shown:
                 shown.add(name)
-                table.add_row(name.replace("[", r"\["), in_words(distribution), short(defaults.get(name, "outside")))
+                table.add_row(name, in_words(distribution), short(defaults.get(name, "outside")))
     return table
 
 
