@@ -13,7 +13,7 @@ from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_fi
 from sweep.config.composition import config_error, searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
-from sweep.config.overrides import command, option, setting
+from sweep.config.overrides import command, key_of, option, sets, setting
 from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
 from sweep.search.samplers import is_grid, is_uniform
@@ -76,7 +76,7 @@ class Plan:
     @property
     def command(self) -> str:
         """What goes on with the comparison."""
-        own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
+        own = [o for o in self.master.hydra.overrides.hydra if not sets(o, "hydra.mode", "hydra.searchpath")]
         given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
         return command("sweep.compare", *given)
 
@@ -192,8 +192,8 @@ def _study(
     plan: Plan, contender: Contender, task: str, part: str, own: Sequence[str], arguments: Sequence[str]
 ) -> StudyRunner:
     """own: overrides of Hydra's keys, and arguments: of a trial's; both take the place of the user's."""
-    taken = {_key(argument) for argument in arguments}
-    shared = [argument for argument in plan.field.shared if _key(argument) not in taken]
+    taken = set(map(key_of, arguments))
+    shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
     everything = [*shared, *_options(contender, task), *arguments]
     who = "--".join(filter(None, [contender.name, task, part]))
     name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
@@ -208,24 +208,20 @@ def _options(contender: Contender, task: str) -> list[str]:
 
 def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arguments: Sequence[str]) -> DictConfig:
     """As `python -m sweep.run -m` composes it, from what the comparison's own config says of studies, and `own`."""
-    taken = {_key(o) for o in own}
-    dropped = ("hydra.mode=", "hydra/help=", "hydra/sweeper=")
-    dropped += tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
-    theirs = [o for o in master.hydra.overrides.hydra if _key(o) not in taken and not o.startswith(dropped)]
-    given = {_key(o) for o in theirs} | taken
+    taken = set(map(key_of, own))
+    below = tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
+    dropped = {*taken, "hydra.mode", "hydra/help", "hydra/sweeper"}
+    theirs = [o for o in master.hydra.overrides.hydra if key_of(o) not in dropped and not key_of(o).startswith(below)]
+    given = {*map(key_of, theirs), *taken}
     defaults = [f"{group}={master.hydra.runtime.choices[group]}" for group in _GROUPS]
     defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
-    overrides = [*(o for o in defaults if _key(o) not in given), *theirs, *own, *arguments]
+    overrides = [*(o for o in defaults if key_of(o) not in given), *theirs, *own, *arguments]
     try:
         config = context.config_loader.load_configuration("config", overrides, RunMode.MULTIRUN)
     except Exception as error:
         raise config_error(error, overrides) or error from error
     OmegaConf.copy_cache(from_config=master, to_config=config)
     return config
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _spelled(value: Any) -> str:

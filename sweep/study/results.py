@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.overrides import key_of, value_of
 from sweep.execution.attempts import numbered, trials_of
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
@@ -85,11 +86,10 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
     options, values = dict[str, str](), dict[str, str]()
     known = space.composer.base(space.first_groups()).choices
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in known:
-            options[key] = value
-        elif not override.startswith(("~", "hydra.", "tracking.")):  # a file takes no key away, nor says where to
-            values[key] = value
+        key = key_of(override)
+        if override.startswith("~") or key.startswith(("hydra.", "tracking.")):
+            continue  # a file takes no key away, nor says where to
+        (options if key in known else values)[key] = value_of(override)
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]
     node = OmegaConf.create({"defaults": defaults} if defaults else {})

@@ -20,6 +20,7 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.overrides import sets
 from sweep.config.schema import Config, is_auto, validate
 from sweep.execution.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.execution.failures import too_many_failures
@@ -452,7 +453,7 @@ def _with_launcher(
     if settings.n_jobs > 1 and launcher == "basic":
         launcher = "joblib"
         own.append("hydra/launcher=joblib")
-    if launcher == "joblib" and not any(o.startswith("hydra.launcher.n_jobs=") for o in own):
+    if launcher == "joblib" and not any(sets(o, "hydra.launcher.n_jobs") for o in own):
         own.append(f"hydra.launcher.n_jobs={settings.n_jobs}")
     overrides = [*own, *arguments]
     try:

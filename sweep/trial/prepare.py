@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.metrics import METRICS, direction_of, loss_name
+from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
@@ -143,7 +144,7 @@ def with_fitting_batch(config: Config, n_train: int) -> Config:
     A default larger than the split becomes the whole split. A batch size that the command line or a program sets stays
     as it is, for `check_batch_size` to refuse.
     """
-    given = config.overrides is None or any(o.lstrip("+").partition("=")[0] == BATCH_SIZE for o in config.overrides)
+    given = config.overrides is None or any(sets(o, BATCH_SIZE) for o in config.overrides)
     if given or config.trainer.batch_size <= n_train:
         return config
     return replace(config, trainer=replace(config.trainer, batch_size=n_train))
