@@ -47,7 +47,7 @@ def test_losses(folder: StudyFolder) -> dict[int, float]:
     found = {}
     for run in folder.runs():
         start = journal.first(run.journal, "start")
-        (end,) = (record for record, _ in journal.read(run.journal) if record["kind"] == "end")
+        (end,) = journal.records(run.journal, "end")
         assert start is not None
         found[start["params"]["seed"]] = end["values"]["test/loss"][0]
     return found
