@@ -42,6 +42,11 @@ def load_data(config: Config) -> Data:
     return Data(samples, splits, dataset(samples, splits))
 
 
+def data_key(config: Config, *more: Any) -> str:
+    """Return a text that configs share if their data, their split and `more` are equal."""
+    return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
+
+
 class RememberedData:
     """Loads data as `load_data` does, and the same data once only."""
 
@@ -50,7 +55,7 @@ class RememberedData:
         self._data: Data | None = None
 
     def __call__(self, config: Config) -> Data:
-        key = json.dumps([config.data, asdict(config.split)], sort_keys=True, default=str)
+        key = data_key(config)
         if self._data is None or key != self._key:
             self._key, self._data = key, load_data(config)
         return self._data
