@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
+from sweep.config.nodes import steps_per_epoch
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -77,7 +78,7 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in journal.records(folder.journal, "end"))
     values = {name: column[0] for name, column in end["values"].items()}
     n_train, batch = starts[-1]["dataset"]["profile"]["n_train"], int(starts[-1]["params"]["trainer.batch_size"])
-    return Run(values, journal.curves(folder.journal)["val/loss"].values, -(-n_train // batch), train_s)
+    return Run(values, journal.curves(folder.journal)["val/loss"].values, steps_per_epoch(n_train, batch), train_s)
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.metrics import METRICS, direction_of, loss_name
+from sweep.config.nodes import steps_per_epoch
 from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.data import Samples
@@ -85,8 +86,8 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
-    steps_per_epoch = -(-n_train // trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction_of(trainer.monitored))
+    n_steps = steps_per_epoch(n_train, trainer.batch_size)
+    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, direction_of(trainer.monitored))
     return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
 
 
