@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
+from sweep.config.metrics import sign_of
 from sweep.config.nodes import steps_per_epoch
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
@@ -83,7 +84,7 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:
     """The best trial of each tuning, for each seed; trial i is one of tuning i modulo `n_tunings`."""
-    sign = 1 if direction == "minimize" else -1
+    sign = sign_of(direction)
     best: list[TrialResult | None] = []
     for tuning in range(n_tunings):
         complete = [t for t in trials[tuning::n_tunings] if t.state == "complete" and t.value is not None]
@@ -93,5 +94,4 @@ def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, directio
 
 def costs(runs: Sequence[Run | None], metric: str, direction: str) -> Array:
     """What the runs came to, the less the better; infinite for one that is missing."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    return np.array([math.inf if run is None else sign * run.values[metric] for run in runs])
+    return np.array([math.inf if run is None else sign_of(direction) * run.values[metric] for run in runs])

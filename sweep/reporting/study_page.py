@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.best_config import stored_best
+from sweep.config.metrics import sign_of
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
@@ -226,7 +227,7 @@ def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[F
     """Trials with a value, the best first, the complete before the pruned; of several objectives the front alone."""
     if len(study.directions) > 1:
         return list(best)
-    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    sign = sign_of(study.directions[0].name)
     return sorted(filter(has_value, trials), key=lambda t: (t.state == TrialState.PRUNED, sign * t.values[0]))
 
 

@@ -10,12 +10,11 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.metrics import CURVES, METRICS, direction_of
+from sweep.config.metrics import CURVES, DIRECTIONS, METRICS, direction_of
 from sweep.config.nodes import MOST_SEEDS
 from sweep.config.overrides import key_of
 from sweep.utils.errors import ConfigError, one_line
 
-DIRECTIONS = ("minimize", "maximize")
 OBJECTIVES = (
     *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", *(n for of in METRICS.values() for n in of))),
     *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),

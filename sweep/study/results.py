@@ -5,9 +5,9 @@ from typing import Any
 
 import optuna
 from omegaconf import OmegaConf
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.metrics import best_of
 from sweep.config.overrides import key_of, value_of
 from sweep.execution.attempts import numbered, trials_of
 from sweep.search.ranges import in_words
@@ -124,9 +124,8 @@ class StudyRecord:
         if len(self._study.directions) > 1:
             return {f"value/{i}": [value] for i, value in enumerate(trial.values)}
         value = trial.values[0]
-        better = min if self._study.direction == StudyDirection.MINIMIZE else max
-        best = self._best = value if self._best is None else better(self._best, value)
-        return {"value": [value], "best_value": [best]}
+        self._best = value if self._best is None else best_of([self._best, value], self._study.direction.name)
+        return {"value": [value], "best_value": [self._best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:
         trials = trials_of(self._study)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sweep.config.metrics import direction_of
+from sweep.config.metrics import direction_of, sign_of
 from sweep.config.nodes import Trainer, steps_per_epoch
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
@@ -41,9 +41,7 @@ class TrainState:
         self.step = 0  # finished
         self.losses: list[float] = []  # of the epoch in progress, one an update
         self.best: Best | None = None
-        self._sign = (
-            1.0 if direction_of(trainer.monitored) == "minimize" else -1.0
-        )  # of a value, to be the lower the better
+        self._sign = sign_of(direction_of(trainer.monitored))
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 
     @property
