@@ -13,7 +13,8 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from processes import error_line, make_store, mlflow_runs, quick, quick_start, wait_for_helper, wait_until
+from processes import error_line, make_store, mlflow_runs, quick, quick_start, wait_for_helper
+from waiting import wait_until
 
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
