@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_field
-from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.composition import load_multirun, searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
 from sweep.config.overrides import command, key_of, option, sets, setting
@@ -216,12 +216,7 @@ def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arg
     defaults = [f"{group}={master.hydra.runtime.choices[group]}" for group in _GROUPS]
     defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
     overrides = [*(o for o in defaults if key_of(o) not in given), *theirs, *own, *arguments]
-    try:
-        config = context.config_loader.load_configuration("config", overrides, RunMode.MULTIRUN)
-    except Exception as error:
-        raise config_error(error, overrides) or error from error
-    OmegaConf.copy_cache(from_config=master, to_config=config)
-    return config
+    return load_multirun(context.config_loader, "config", overrides, master)
 
 
 def _spelled(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
@@ -48,6 +49,16 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
     return with_origin(cfg, choices, [*searchpath, *overrides])
+
+
+def load_multirun(loader: Any, name: str, overrides: Sequence[str], like: DictConfig) -> DictConfig:
+    """Return config `name` as Hydra composes it for a multirun, with what `like` has cached. Raises ConfigError."""
+    try:
+        config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
+    except Exception as error:
+        raise config_error(error, overrides) or error from error
+    OmegaConf.copy_cache(from_config=like, to_config=config)
+    return config
 
 
 @contextmanager

@@ -19,10 +19,7 @@ def direction_of(metric: str) -> str:
 
 
 def sign_of(direction: str) -> float:
-    """Return 1.0 to minimize and -1.0 to maximize: values times the sign are the better the lower they are.
-
-    direction: one of DIRECTIONS, or the same in capitals, as Optuna names it.
-    """
+    """Return 1.0 to minimize, -1.0 to maximize (in capitals or not): values times it are better the lower they are."""
     return -1.0 if direction.lower() == "maximize" else 1.0
 
 
