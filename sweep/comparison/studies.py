@@ -167,7 +167,7 @@ def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
 def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> StudyRunner:
     """The study that trains what was chosen, each on its seed, in that order."""
     items = [{"seed": seed, **values} for seed, values in chosen]
-    known = ["{" + ",".join(f"{key}:{_spelled(value)}" for key, value in item.items()) + "}" for item in items]
+    known = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
     digest = hashlib.sha256("".join(known).encode()).hexdigest()[:6]  # other choices are another study
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={len(known)}", f"hydra.sweeper.enqueue=[{','.join(known)}]"]
     return _study(plan, contender, task, f"chosen-{digest}", own, _swept([seed for seed, _ in chosen]))
@@ -179,7 +179,7 @@ def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> S
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
     if BATCH_SIZE in values:
         values[BATCH_SIZE] = like.default_config.trainer.batch_size
-    fixed = [f"{key}={_spelled(value)}" for key, value in values.items()]
+    fixed = [override(*pair) for pair in values.items()]
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
     return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
 
@@ -217,11 +217,6 @@ def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arg
     defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
     overrides = [*(o for o in defaults if key_of(o) not in given), *theirs, *own, *arguments]
     return load_multirun(context.config_loader, "config", overrides, master)
-
-
-def _spelled(value: Any) -> str:
-    """As in Hydra's grammar."""
-    return override("", value).removeprefix("=")
 
 
 def _shortened(name: str) -> str:
