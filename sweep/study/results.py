@@ -124,8 +124,8 @@ class StudyRecord:
         if len(self._study.directions) > 1:
             return {f"value/{i}": [value] for i, value in enumerate(trial.values)}
         value = trial.values[0]
-        self._best = value if self._best is None else best_of([self._best, value], self._study.direction.name)
-        return {"value": [value], "best_value": [self._best]}
+        best = self._best = best_of([value] if self._best is None else [self._best, value], self._study.direction.name)
+        return {"value": [value], "best_value": [best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:
         trials = trials_of(self._study)
