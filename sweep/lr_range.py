@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from sweep.config.composition import given_overrides
+from sweep.config.overrides import key_of
 from sweep.config.schema import Config, validate, with_origin
 from sweep.figures.drawing import drawing_problem
 from sweep.run import check_job, failures_told, folder_key
@@ -88,8 +89,8 @@ def _written(folder: RangeFolder, name: str, config: Config, ramps: "Sequence[Ra
 
 def _commands(keys: Sequence[str], suggestion: "Suggestion", overrides: Sequence[str]) -> dict[str, str]:
     """What trains with the bounds, and the study that searches around them."""
-    plain = [o for o in overrides if not o.lstrip("+~").startswith(("lr_range.", *(f"{key}=" for key in keys)))]
-    test = [o for o in overrides if o.lstrip("+~").startswith("lr_range.")]
+    test = [o for o in overrides if key_of(o).startswith("lr_range.")]
+    plain = [o for o in overrides if o not in test and key_of(o) not in keys]
     bounds = [f"{key}={suggestion.of(key).value:g}" for key in keys]
     return {"run": rerun_command([*plain, *bounds]), "study": rerun_command(["-m", "bounds=auto", *plain, *test])}
 

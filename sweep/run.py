@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from sweep.config.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
 from sweep.config.output_folders import register
+from sweep.config.overrides import sets
 from sweep.config.schema import CONF_DIR, is_auto, with_origin
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.ownership import JobFolder, note_directories, require_unused
@@ -60,7 +61,7 @@ def run(cfg: DictConfig) -> float:
 def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     """The config that the command line means. Raises ConfigError."""
     overrides = task_overrides(job)
-    if any(o.lstrip("+").startswith("bounds=") for o in overrides) and is_auto(cfg.bounds):
+    if any(sets(o, "bounds") for o in overrides) and is_auto(cfg.bounds):
         raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
     if cfg.resume is not None:
         _refuse_changes(overrides)
@@ -70,7 +71,7 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
         cfg = best_config(cfg.output_dir, cfg.from_study, given_overrides(job))
     else:
         cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
-    if "max_lr" in cfg.scheduler and any(o.lstrip("+").startswith("optimizer.lr=") for o in overrides):
+    if "max_lr" in cfg.scheduler and any(sets(o, "optimizer.lr") for o in overrides):
         log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
     return cfg
 
@@ -187,7 +188,7 @@ def _follower(output_dir: Path) -> "UploadProcess":
 
 
 def _refuse_changes(overrides: list[str]) -> None:
-    changes = [o for o in overrides if not o.startswith(("resume=", "tracking.uri=", "output_dir="))]
+    changes = [o for o in overrides if not sets(o, "resume", "tracking.uri", "output_dir")]
     if changes:
         raise ConfigError(
             "resume", f"continues a run as it was configured; leave out '{changes[0]}', or start a new run"

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
-from processes import environment, wait_until
+from processes import environment
+from waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 

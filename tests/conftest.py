@@ -98,38 +98,27 @@ def make_fit(
 
     make_model: makes another model than the config says.
     """
-    from sweep.config.metrics import direction_of
-    from sweep.data.split import divide
     from sweep.training.evaluate import loss_function
     from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import pick_device, seed_generators
-    from sweep.training.schedule import Schedule
     from sweep.training.tensors import to_device
     from sweep.trial import build
+    from sweep.trial.prepare import load_data, new_schedule
 
     config = _config((*base, *overrides))
     trainer = config.trainer
-    samples = build.samples(config.data)
-    splits = divide(samples, config.split)
-    make_optimizer = build.optimizer(config.optimizer)
-    steps_per_epoch = -(-len(splits.train.x) // trainer.batch_size)
-    direction = direction_of(trainer.monitored)
-    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction)
+    data = load_data(config)
     seed_generators(trainer.seed, "init")
     device = pick_device(trainer.device)
-    model = (make_model or (lambda: build.model(config.model, samples)))().to(device)
+    model = (make_model or (lambda: build.model(config.model, data.samples)))().to(device)
+    schedule = new_schedule(config, len(data.splits.train.x), [weight.shape for weight in model.parameters()])
     seed_generators(trainer.seed, "train")
     return TrainingLoop(
         model=model,
-        optimizer=make_optimizer(model.parameters()),
-        schedule=Schedule(
-            make_optimizer,
-            make_scheduler,
-            build.interval(config.scheduler),
-            [weight.shape for weight in model.parameters()],
-        ),
-        loss_fn=loss_function(trainer.loss, samples.task),
-        data=to_device(splits, device),
+        optimizer=build.optimizer(config.optimizer)(model.parameters()),
+        schedule=schedule,
+        loss_fn=loss_function(trainer.loss, data.samples.task),
+        data=to_device(data.splits, device),
         trainer=trainer,
         clock=clock,
     )
@@ -171,14 +160,6 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UploadProces
     follower = UploadProcess(tmp_path_factory.mktemp("follower") / "mirror.log")
     yield follower
     follower.close()
-
-
-def wait_until(holds: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-    """Polls, for what another process does; fails after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from waiting import PATIENCE_S, wait_until
 from zygote import Command, Zygote
 
 from sweep.tracking import journal
@@ -27,8 +27,6 @@ _OWN = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR"),
     *("OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS"),
 )
-_PATIENCE_S = 120.0
-_POLL_S = 0.01
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -44,7 +42,7 @@ def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: s
         env=environment(**changes),
         capture_output=True,
         text=True,
-        timeout=_PATIENCE_S,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -62,7 +60,7 @@ def quick(
     torch, tracked: whether that and MLflow are among them. A command that never needs torch is faster without.
     """
     with _zygote(torch, tracked).start(cwd, overrides, environment(**changes), module) as command:
-        out, err = command.communicate(_PATIENCE_S)
+        out, err = command.communicate(PATIENCE_S)
     assert command.returncode is not None
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
 
@@ -77,7 +75,7 @@ def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -
     started = [_zygote(True).start(cwd, overrides, environment(**changes)) for _ in range(n)]
     for command in started:
         with command:
-            _, err = command.communicate(_PATIENCE_S)
+            _, err = command.communicate(PATIENCE_S)
         assert (command.returncode, err) == (0, "")
 
 
@@ -123,21 +121,6 @@ def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | Command | None = None) -> None:
-    """Returns once `condition` holds; fails when it takes too long, or `process` ends before."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        if process is None:
-            time.sleep(_POLL_S)
-            continue
-        try:
-            process.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"ended early: {process.communicate()}")
 
 
 def wait_for_epochs(cwd: Path, n_epochs: int, process: subprocess.Popen[str] | Command) -> None:
@@ -226,5 +209,5 @@ def go_at_once(commands: Sequence[Sequence[str]]) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    errors = [process.communicate(timeout=_PATIENCE_S)[1] for process in processes]
+    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), errors

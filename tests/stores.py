@@ -15,10 +15,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from conftest import wait_until
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from processes import empty_store
+from waiting import wait_until
 
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
@@ -57,7 +57,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own, which `stop` ends
             )
-        wait_until(self._answers, f"the server of {self.folder}")
+        wait_until(self._answers, what=f"the server of {self.folder}")
 
     def stop(self) -> None:
         """At once, like a machine that loses its power."""
@@ -65,7 +65,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-            wait_until(lambda: not self._answers(), "the port to be closed")
+            wait_until(lambda: not self._answers(), what="the port to be closed")
 
     def _answers(self) -> bool:
         try:

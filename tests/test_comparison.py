@@ -13,7 +13,8 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from processes import error_line, make_store, mlflow_runs, quick, quick_start, wait_for_helper, wait_until
+from processes import error_line, make_store, mlflow_runs, quick, quick_start, wait_for_helper
+from waiting import wait_until
 
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
@@ -47,7 +48,7 @@ def test_losses(folder: StudyFolder) -> dict[int, float]:
     found = {}
     for run in folder.runs():
         start = journal.first(run.journal, "start")
-        (end,) = (record for record, _ in journal.read(run.journal) if record["kind"] == "end")
+        (end,) = journal.records(run.journal, "end")
         assert start is not None
         found[start["params"]["seed"]] = end["values"]["test/loss"][0]
     return found

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
 from stores import Server, Study, assert_mirrored, embedded, points, run_of, runs_of
+from waiting import wait_until
 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
@@ -47,7 +47,7 @@ def another(tmp_path: Path) -> Iterator[UploadProcess]:
     follower = UploadProcess(tmp_path / "mirror.log")
     yield follower
     follower.close()
-    wait_until(lambda: follower._process.poll() is not None, "the helper to end")
+    wait_until(lambda: follower._process.poll() is not None, what="the helper to end")
 
 
 def statuses(run: RunFolder, store: Store) -> list[str]:
@@ -59,15 +59,15 @@ def test_trials_are_mirrored_as_they_begin_go_on_and_end(
     study: Study, follower: UploadProcess, store: Store, database: Path
 ) -> None:
     follower.follow_study(study.folder, store)
-    wait_until(lambda: statuses(study.folder.run, store) == ["RUNNING"], "the study to appear")
+    wait_until(lambda: statuses(study.folder.run, store) == ["RUNNING"], what="the study to appear")
     quick, slow = study.whole_trial(0), study.trial(1, 0)
     with slow.lock():
         study.epochs(slow, last=2)
-        wait_until(lambda: statuses(quick, store) == ["FINISHED"], "the trial that has ended")
-        wait_until(lambda: statuses(slow, store) == ["RUNNING"], "the trial that goes on")
+        wait_until(lambda: statuses(quick, store) == ["FINISHED"], what="the trial that has ended")
+        wait_until(lambda: statuses(slow, store) == ["RUNNING"], what="the trial that goes on")
         study.epochs(slow, first=3, last=4)
         study.end(slow, "FAILED")
-        wait_until(lambda: statuses(slow, store) == ["FAILED"], "its end")
+        wait_until(lambda: statuses(slow, store) == ["FAILED"], what="its end")
     study.whole_trial(1, 1)
     study.end(study.folder.run)
     assert follower.finish_study(study.folder, 60) is None
@@ -99,7 +99,7 @@ def test_two_controllers_of_a_study_send_it_once(
     for number in range(12):
         study.whole_trial(number)
         if number == 6:
-            wait_until(lambda: statuses(study.folder.trial(6), store), "both to be at work")
+            wait_until(lambda: statuses(study.folder.trial(6), store), what="both to be at work")
     study.end(study.folder.run)
     problems: list[str | None] = []
     threads = [
@@ -126,7 +126,7 @@ def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
     damaged.write_bytes(b'["no record"]\n' + whole)
     study.end(study.folder.run)
     follower.follow_study(study.folder, store)
-    wait_until(lambda: statuses(study.folder.trial(4), store) == ["FINISHED"], "the last trial")
+    wait_until(lambda: statuses(study.folder.trial(4), store) == ["FINISHED"], what="the last trial")
     problem = follower.finish_study(study.folder, 60)
     assert problem is not None
     assert problem.startswith("2 of its runs: ")
@@ -143,7 +143,7 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
     study = Study(tmp_path, "down at first", store=server.uri)
     another.follow_study(study.folder, Store(server.uri, None))
     study.whole_trial(0)
-    wait_until(lambda: "cannot mirror" in (tmp_path / "mirror.log").read_text(), "the store to be found down")
+    wait_until(lambda: "cannot mirror" in (tmp_path / "mirror.log").read_text(), what="the store to be found down")
     server.start()
     try:
         study.whole_trial(1)
@@ -187,7 +187,7 @@ def test_a_controller_that_is_killed_leaves_a_helper_that_sends_what_is_there(
     study.epochs(alive)
     with alive.lock():  # of a worker that outlives the controller
         subprocess.run([sys.executable, "-c", _CONTROLLER, str(outputs), str(study.folder.path)], check=False)
-        wait_until(lambda: statuses(study.folder.run, store) == ["KILLED"], "the helper to be done")
+        wait_until(lambda: statuses(study.folder.run, store) == ["KILLED"], what="the helper to be done")
         found = [statuses(run, store) for run in (study.folder.trial(0), dead, alive)]
     assert found == [["FINISHED"], ["KILLED"], ["RUNNING"]]
     assert len(points(run_of(alive.path, store.uri or ""), outputs / "mlflow.db")["lr"]) == 3

@@ -57,6 +57,19 @@ def test_what_is_appended_is_read_back_by_metric(path: Path) -> None:
     assert records(path)[0]["name"] == "größer"
 
 
+def test_the_last_end_is_that_of_the_last_attempt(path: Path) -> None:
+    assert (journal.last_end(path), journal.status(path), journal.last_of(path, "start", "end")) == (None, None, None)
+    found = []
+    with opened(path) as made:
+        for i, kind in enumerate(("start", "metrics", "start", "end", "metrics", "start", "end", "end")):
+            made.event(kind, status=f"{kind} {i}", **({"steps": [], "values": {}} if kind == "metrics" else {}))
+            found.append(journal.last_end(path))
+    assert [end and end["status"] for end in found] == [None, None, None, "end 3", "end 3", None, "end 6", "end 7"]
+    assert [end["status"] for end in journal.records(path, "end")] == ["end 3", "end 6", "end 7"]
+    assert (journal.last_of(path, "start") or {})["status"] == "start 5"
+    assert journal.status(path) == "end 7"
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.floats(), min_size=1, max_size=20))
 def test_every_number_comes_back_bit_for_bit(values: list[float], path: Path) -> None:

@@ -165,9 +165,9 @@ def test_a_beat_is_heard_while_a_trial_runs(folder):
         trial = a.claim(N_TRIALS)
         assert trial is not None
         with a.beating([trial], every_s=0.01):
-            from conftest import wait_until
+            from waiting import wait_until
 
-            wait_until(lambda: trials(folder)[0].user_attrs.get(BEAT, 0) >= 2, "two beats")
+            wait_until(lambda: trials(folder)[0].user_attrs.get(BEAT, 0) >= 2, what="two beats")
         finish(folder, 0)
         with a.beating([trial], every_s=0.01):  # of a trial that is over: no harm
             pass

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, kill_a_trial, the_run, wait_until
+from conftest import SMALL, kill_a_trial, the_run
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import Metric, Param, RunTag
@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from processes import go_at_once
 from stores import Server, points, recorded, rows, run_of, runs_of
+from waiting import wait_until
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
 from sweep.tracking import journal
@@ -254,11 +255,11 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
     def statuses() -> list[str]:
         return [run.info.status for run in runs_of(folder, server.uri)]
 
-    wait_until(lambda: statuses() == ["KILLED"], "the helper that the trial left behind")
+    wait_until(lambda: statuses() == ["KILLED"], what="the helper that the trial left behind")
     seen = []
 
     def report(epoch: int, metrics: object) -> None:
-        wait_until(lambda: statuses() == ["RUNNING"], "the run to go on")
+        wait_until(lambda: statuses() == ["RUNNING"], what="the run to go on")
         mirror.abandon(RunFolder(folder))  # the trial lives: it must not be marked
         seen.append((epoch, statuses()))
 
@@ -312,7 +313,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
 
     def kill_server(epoch: int, metrics: object) -> None:
         if epoch == 2:
-            wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, "a first part to arrive")
+            wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, what="a first part to arrive")
             server.stop()
 
     helper = UploadProcess(tmp_path / "mirror.log")
@@ -320,7 +321,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
         cut_off = run_trial(compose(overrides), kill_server, follower=helper)
         offline = run_trial(compose([*overrides, "seed=1"]), follower=helper)
         helper.close()
-        wait_until(lambda: helper._process.poll() is not None, "the helper to give up")
+        wait_until(lambda: helper._process.poll() is not None, what="the helper to give up")
         while_down = rows(server.database)
     finally:
         server.start()

@@ -92,7 +92,7 @@ def test_a_run_says_which_curve_its_weights_follow(tmp_path: Path) -> None:
     start = journal.first(run.journal, "start")
     assert start is not None
     assert start["params"]["trainer.monitor"] == "val/accuracy"
-    end = [record for record, _ in journal.read(run.journal) if record["kind"] == "end"][-1]
+    end = [*journal.records(run.journal, "end")][-1]
     assert (end["values"]["best/epoch"], end["values"]["best/val_accuracy"]) == ([5], [curve.max()])
 
 

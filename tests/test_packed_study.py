@@ -11,7 +11,8 @@ from campaigns.kill_study import disagreements
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import error_line, quick, recorded, run, start, wait_for_helper, wait_until
+from processes import error_line, quick, recorded, run, start, wait_for_helper
+from waiting import wait_until
 
 from sweep import compose, run_trial
 from sweep.tracking import journal

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from processes import empty_store, environment, error_line, quick, quick_start, wait_until
+from processes import empty_store, environment, error_line, quick, quick_start
+from waiting import wait_until
 
 from sweep.config.overrides import option, setting
 from sweep.tracking.folders import StudyFolder

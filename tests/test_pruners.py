@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import optuna
@@ -11,10 +10,11 @@ from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 
 from sweep.config.output_folders import register
+from sweep.config.schema import CONF_DIR
 from sweep.search.pruners import PatientPruner
 from sweep.trial import build
 
-OPTIONS = Path(build.__file__).parents[1] / "conf" / "hydra" / "sweeper" / "pruner"
+OPTIONS = CONF_DIR / "hydra" / "sweeper" / "pruner"
 EPOCHS = 60
 Direction = Literal["minimize", "maximize"]
 

@@ -227,7 +227,7 @@ def test_a_store_that_is_down_gets_the_page_later(tmp_path: Path, capsys, monkey
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Not yet in MLflow (")
     assert last.endswith(f"later:  python -m sweep.sync {tmp_path}/outputs")
-    ends = [record for record, _ in journal.read(folder.run.journal) if record["kind"] == "end"]
+    ends = [*journal.records(folder.run.journal, "end")]
     assert ends[-1]["artifacts"] == ["report.html", "plots"]
 
 

@@ -9,7 +9,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import quick, recorded, start, wait_until
+from processes import quick, recorded, start
+from waiting import wait_until
 
 from sweep import compose, run_trial
 from sweep.execution.replicates import Means

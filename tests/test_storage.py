@@ -19,7 +19,6 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
-from conftest import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
@@ -29,6 +28,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from waiting import wait_until
 
 from sweep.storage.journal_file import JournalFile
 from sweep.storage.lock import StudyLock
@@ -642,7 +642,7 @@ def test_a_grpc_proxy_is_spoken_to(folder: StudyFolder) -> None:
         port = free.getsockname()[1]
     server = start(_GRPC, "", folder.path, port)
     let_begin([server])
-    wait_until(lambda: answers(port), "the gRPC proxy")
+    wait_until(lambda: answers(port), what="the gRPC proxy")
     storage = open_storage(f"grpc://127.0.0.1:{port}", folder)
     run_trials(storage, 2)
     assert list(finished(storage)) == [0, 1]

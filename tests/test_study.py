@@ -34,8 +34,8 @@ from processes import (
     recorded,
     run,
     start,
-    wait_until,
 )
+from waiting import wait_until
 
 from sweep.config.best_config import best_config
 from sweep.config.composition import compose

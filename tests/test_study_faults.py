@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run, wait_until
+from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run
+from waiting import wait_until
 
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder

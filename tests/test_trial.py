@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_fit, the_run, wait_until
+from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_fit, the_run
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch.nn import functional
+from waiting import wait_until
 
 from sweep import ConfigError, Diverged, Outcome, compose, run_trial
 from sweep.tracking import journal
@@ -331,7 +332,7 @@ def test_a_trial_leaves_no_process_behind(tmp_path: Path) -> None:
 
     before = children()
     run_trial(compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL]))
-    wait_until(lambda: children() == before, "the helper to end, and be reaped")
+    wait_until(lambda: children() == before, what="the helper to end, and be reaped")
 
 
 def a_table(path: Path, slope: float) -> str:

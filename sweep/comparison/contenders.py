@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Glob, Override
 
+from sweep.config.overrides import key_of, sets
 from sweep.search.ranges import distribution_of, options_of, parse_override
 from sweep.search.space import read_command_line
 from sweep.utils.errors import ConfigError
@@ -36,7 +37,7 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
     Raises ConfigError, for fewer than two contenders among others.
     """
     sweeps, _ = read_command_line(arguments)
-    given = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    given = set(map(key_of, arguments))
     own = [parse_override(f"{group}={options}", "compare.over") for group, options in over.items()]
     axes: dict[str, list[str]] = {}
     for override in [*(o for o in own if o.key_or_group not in given), *sweeps]:
@@ -47,7 +48,7 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
             raise ConfigError(f"compare.over.{key}", "is no group with options; choose such as optimizer, scheduler")
     if "seed" in {o.key_or_group for o in sweeps}:
         raise ConfigError("seed", "is what each contender is trained on many of; set compare.n_seeds")
-    shared = [argument for argument in arguments if argument.partition("=")[0] not in axes]
+    shared = [argument for argument in arguments if not sets(argument, *axes)]
     tasks = axes.pop(TASK, [""])
     groups = sorted(axes, key=lambda group: (_ORDER.index(group) if group in _ORDER else len(_ORDER), group))
     contenders = [

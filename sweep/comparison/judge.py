@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sweep.comparison import statistics
 from sweep.comparison.runs import Entry, Run, costs
 from sweep.comparison.statistics import Interval, Pair
+from sweep.config.metrics import sign_of
 from sweep.study.trial_result import Range, TrialResult
 from sweep.utils.seeds import derive_seed
 
@@ -137,11 +138,10 @@ def judge(
         ]
         tasks.append(TaskResult(task, loss, standings, [], [entry for entry in here if entry.problem is not None]))
     _test(tasks, level)
-    sign = 1.0 if direction == "minimize" else -1.0
     n_tests = max(1, sum(len(task.tests) for task in tasks))
     factors, profiles = _profiles(tasks) if len(tasks) >= 3 else (np.empty(0), {})
     n_seeds = max((len(entry.runs) for entry in entries), default=2)
-    return Judgement(tasks, factors, profiles, sign, statistics.smallest_p(n_seeds, n_tests))
+    return Judgement(tasks, factors, profiles, sign_of(direction), statistics.smallest_p(n_seeds, n_tests))
 
 
 def _score(runs: Sequence[Run | None], metric: str, direction: str, rng: np.random.Generator) -> Score:
@@ -169,8 +169,7 @@ def _reached(runs: Sequence[Run | None], loss: float) -> Reached:
 
 def _tuning_costs(trials: Sequence[TrialResult], direction: str, worst: float) -> Array:
     """What diverged or failed counts as the worst that any contender came to on the task, lest a mean be infinite."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    return np.array([worst if t.value is None or t.diverged else sign * t.value for t in trials])
+    return np.array([worst if t.value is None or t.diverged else sign_of(direction) * t.value for t in trials])
 
 
 def _worst(entries: Sequence[Entry], direction: str) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Run
 from sweep.comparison.studies import Plan
+from sweep.config.metrics import sign_of
 from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, import_matplotlib, load_matplotlib
 
 _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7")
@@ -76,7 +77,7 @@ def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colou
 
 
 def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> None:
-    sign = 1.0 if plan.settings.direction[0] == "minimize" else -1.0
+    sign = sign_of(plan.settings.direction[0])
     for s in task.standings:
         budget = s.budget
         axes.plot(budget.k, sign * budget.values, marker=dot(budget.k), color=colours[s.name], label=s.name)
@@ -135,7 +136,7 @@ def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> 
     )
     _fit_to_lines(axes)
     if shown:
-        best_last = plan.settings.direction[0] != "minimize"
+        best_last = sign_of(plan.settings.direction[0]) < 0
         axes.set_ylim(*_limits(shown, axes.get_yscale() == "log", best_last))
 
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
+from sweep.config.metrics import sign_of
+from sweep.config.nodes import steps_per_epoch
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -68,26 +70,21 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
 
     Raises DamagedJournal where the record of a complete trial is damaged or lacks its end.
     """
-    end: dict[str, Any] = {}
-    train_s, start = 0.0, None
-    for record, _ in journal.read(folder.journal):
-        if record["kind"] == "start":
-            start, end = record if "dataset" in record else start, {}
-        if record["kind"] == "end":
-            train_s += sum(record["values"].get("time/train_s", [0.0]))
-            end = record
-    if state == "complete" and not end:
+    end = journal.last_end(folder.journal)
+    if state == "complete" and end is None:
         raise DamagedJournal(folder.journal, None, "the trial is complete, but its record has no end")
-    if start is None or end.get("status") != "FINISHED" or end["tags"].get("state") != "COMPLETE":
+    starts = [start for start in journal.records(folder.journal, "start") if "dataset" in start]
+    if not starts or end is None or end["status"] != "FINISHED" or end["tags"].get("state") != "COMPLETE":
         return None
+    train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in journal.records(folder.journal, "end"))
     values = {name: column[0] for name, column in end["values"].items()}
-    n_train, batch = start["dataset"]["profile"]["n_train"], int(start["params"]["trainer.batch_size"])
-    return Run(values, journal.curves(folder.journal)["val/loss"].values, -(-n_train // batch), train_s)
+    n_train, batch = starts[-1]["dataset"]["profile"]["n_train"], int(starts[-1]["params"]["trainer.batch_size"])
+    return Run(values, journal.curves(folder.journal)["val/loss"].values, steps_per_epoch(n_train, batch), train_s)
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:
     """The best trial of each tuning, for each seed; trial i is one of tuning i modulo `n_tunings`."""
-    sign = 1 if direction == "minimize" else -1
+    sign = sign_of(direction)
     best: list[TrialResult | None] = []
     for tuning in range(n_tunings):
         complete = [t for t in trials[tuning::n_tunings] if t.state == "complete" and t.value is not None]
@@ -97,5 +94,4 @@ def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, directio
 
 def costs(runs: Sequence[Run | None], metric: str, direction: str) -> Array:
     """What the runs came to, the less the better; infinite for one that is missing."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    return np.array([math.inf if run is None else sign * run.values[metric] for run in runs])
+    return np.array([math.inf if run is None else sign_of(direction) * run.values[metric] for run in runs])

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_field
-from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.composition import load_multirun, searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
-from sweep.config.overrides import command, option, setting
+from sweep.config.overrides import command, key_of, option, sets, setting
 from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
 from sweep.search.samplers import is_grid, is_uniform
@@ -76,7 +76,7 @@ class Plan:
     @property
     def command(self) -> str:
         """What goes on with the comparison."""
-        own = [o for o in self.master.hydra.overrides.hydra if not o.startswith(("hydra.mode=", "hydra.searchpath="))]
+        own = [o for o in self.master.hydra.overrides.hydra if not sets(o, "hydra.mode", "hydra.searchpath")]
         given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
         return command("sweep.compare", *given)
 
@@ -167,7 +167,7 @@ def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
 def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> StudyRunner:
     """The study that trains what was chosen, each on its seed, in that order."""
     items = [{"seed": seed, **values} for seed, values in chosen]
-    known = ["{" + ",".join(f"{key}:{_spelled(value)}" for key, value in item.items()) + "}" for item in items]
+    known = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
     digest = hashlib.sha256("".join(known).encode()).hexdigest()[:6]  # other choices are another study
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={len(known)}", f"hydra.sweeper.enqueue=[{','.join(known)}]"]
     return _study(plan, contender, task, f"chosen-{digest}", own, _swept([seed for seed, _ in chosen]))
@@ -179,7 +179,7 @@ def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> S
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
     if BATCH_SIZE in values:
         values[BATCH_SIZE] = like.default_config.trainer.batch_size
-    fixed = [f"{key}={_spelled(value)}" for key, value in values.items()]
+    fixed = [override(*pair) for pair in values.items()]
     own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
     return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
 
@@ -192,8 +192,8 @@ def _study(
     plan: Plan, contender: Contender, task: str, part: str, own: Sequence[str], arguments: Sequence[str]
 ) -> StudyRunner:
     """own: overrides of Hydra's keys, and arguments: of a trial's; both take the place of the user's."""
-    taken = {_key(argument) for argument in arguments}
-    shared = [argument for argument in plan.field.shared if _key(argument) not in taken]
+    taken = set(map(key_of, arguments))
+    shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
     everything = [*shared, *_options(contender, task), *arguments]
     who = "--".join(filter(None, [contender.name, task, part]))
     name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
@@ -208,29 +208,15 @@ def _options(contender: Contender, task: str) -> list[str]:
 
 def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arguments: Sequence[str]) -> DictConfig:
     """As `python -m sweep.run -m` composes it, from what the comparison's own config says of studies, and `own`."""
-    taken = {_key(o) for o in own}
-    dropped = ("hydra.mode=", "hydra/help=", "hydra/sweeper=")
-    dropped += tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
-    theirs = [o for o in master.hydra.overrides.hydra if _key(o) not in taken and not o.startswith(dropped)]
-    given = {_key(o) for o in theirs} | taken
+    taken = set(map(key_of, own))
+    below = tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
+    dropped = {*taken, "hydra.mode", "hydra/help", "hydra/sweeper"}
+    theirs = [o for o in master.hydra.overrides.hydra if key_of(o) not in dropped and not key_of(o).startswith(below)]
+    given = {*map(key_of, theirs), *taken}
     defaults = [f"{group}={master.hydra.runtime.choices[group]}" for group in _GROUPS]
     defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
-    overrides = [*(o for o in defaults if _key(o) not in given), *theirs, *own, *arguments]
-    try:
-        config = context.config_loader.load_configuration("config", overrides, RunMode.MULTIRUN)
-    except Exception as error:
-        raise config_error(error, overrides) or error from error
-    OmegaConf.copy_cache(from_config=master, to_config=config)
-    return config
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
-def _spelled(value: Any) -> str:
-    """As in Hydra's grammar."""
-    return override("", value).removeprefix("=")
+    overrides = [*(o for o in defaults if key_of(o) not in given), *theirs, *own, *arguments]
+    return load_multirun(context.config_loader, "config", overrides, master)
 
 
 def _shortened(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sweep.comparison.judge import Budget, ContenderResult, Judgement, PairwiseTest, Score, TaskResult
 from sweep.comparison.studies import Plan
+from sweep.config.metrics import sign_of
 from sweep.search.ranges import short
 
 _COLUMNS_OF_BUDGET = 6
@@ -130,7 +131,7 @@ def _targets(task: TaskResult, on: str) -> Table:
 
 
 def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list[Table]:
-    sign = 1.0 if plan.settings.direction[0] == "minimize" else -1.0
+    sign = sign_of(plan.settings.direction[0])
     ks = _some(max((len(s.budget.k) for s in task.standings), default=1))
     budget = Table(
         f"{plan.settings.objective[0]}{on} to expect after so many trials",

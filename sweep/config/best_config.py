@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from sweep.config.composition import compose, given_overrides
 from sweep.config.outputs import BEST, require_study
+from sweep.config.overrides import key_of, sets
 from sweep.config.stored_overrides import stored_overrides
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import Damaged
@@ -36,13 +37,13 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
     require_study(absolute(output_dir), name)
     folder = absolute(output_dir) / "studies" / name
     refuse_links_in(folder, "from_study")
-    on_top = [o for o in overrides if not o.startswith("from_study=")]
-    changed = {o.lstrip("+~").partition("=")[0] for o in on_top}
+    on_top = [o for o in overrides if not sets(o, "from_study")]
+    changed = set(map(key_of, on_top))
     stored = stored_best(folder / BEST, "from_study")["overrides"]
-    recorded = [o for o in stored if o.lstrip("+~").partition("=")[0] not in changed]
+    recorded = [o for o in stored if key_of(o) not in changed]
     best = stored_overrides(recorded, on_top, "from_study")
     for override in recorded:
-        if override.lstrip("+~").startswith("tracking.") and override not in best:
+        if key_of(override).startswith("tracking.") and override not in best:
             log.warning("warning: %s, which the study ran with, holds only if you give it too", override)
     return compose([*best, *on_top])
 

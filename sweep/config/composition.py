@@ -11,11 +11,12 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from sweep.config.overrides import setting
+from sweep.config.overrides import key_of, setting, value_of
 from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register_schema, with_origin
 from sweep.utils.errors import ConfigError, one_line
 
@@ -48,6 +49,16 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
     return with_origin(cfg, choices, [*searchpath, *overrides])
+
+
+def load_multirun(loader: Any, name: str, overrides: Sequence[str], like: DictConfig) -> DictConfig:
+    """Return config `name` as Hydra composes it for a multirun, with what `like` has cached. Raises ConfigError."""
+    try:
+        config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
+    except Exception as error:
+        raise config_error(error, overrides) or error from error
+    OmegaConf.copy_cache(from_config=like, to_config=config)
+    return config
 
 
 @contextmanager
@@ -108,7 +119,7 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
         return _missing_file(error, error.missing_cfg_file)
     if isinstance(error, OverrideParseException):
         _, _, reason = str(error).partition("\n")  # the first line only counts overrides
-        key = error.override.partition("=")[0] or error.override
+        key = key_of(error.override) or error.override
         hint = " (a value with other than plain characters needs quotes: 'key=\"value\"')" if "Lexer" in reason else ""
         return ConfigError(key or "override", f"cannot read '{error.override}'; {one_line(ValueError(reason))}{hint}")
     if isinstance(error, YAMLError):
@@ -155,7 +166,7 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
 def _suspected(overrides: Sequence[str]) -> str:
     """The key of the one override that must be meant, where Hydra does not say which: a list for a group, or of its own
     keys."""
-    pairs = [(o.lstrip("+~").partition("=")[0], o.partition("=")[2]) for o in overrides]
+    pairs = [(key_of(o), value_of(o)) for o in overrides]
     lists = [key for key, value in pairs if value[:1] in ("[", "{") and key and (CONF_DIR / key).is_dir()]
     own = [key for key, _ in pairs if key.startswith(("hydra.", "hydra/"))]
     return lists[0] if lists else own[0] if len(own) == 1 else "config"
@@ -190,7 +201,7 @@ def _unknown(key: str, problem: str) -> str:
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
     """For `optimizer=null` or `optimizer=3`; Hydra does not say which group it means."""
     for override in overrides:
-        group, _, option = override.partition("=")
+        group, option = key_of(override), value_of(override)
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         if option not in options and options:
             hint = "" if group in COMPONENTS else f"; to leave the group out, write ~{group}"

@@ -15,6 +15,7 @@ from hydra._internal.core_plugins import basic_sweeper
 from hydra.core import utils as hydra_utils
 from omegaconf import DictConfig, Node, OmegaConf
 
+from sweep.config.overrides import key_of
 from sweep.utils.errors import ConfigError
 from sweep.utils.passwords import without_passwords
 from sweep.utils.private import private
@@ -85,7 +86,7 @@ def check_hydra(node: Any) -> None:
     """Raise ConfigError for the first setting under `hydra` with which a config's text could run programs or write
     files outside the folder of its run."""
     overrides = (_plain(node, "overrides") or {}).get("hydra") or []  # on the command line; a job's may name its number
-    given = [str(o).lstrip("+~").partition("=")[0] for o in overrides]
+    given = [key_of(str(o)) for o in overrides]
     _check_environment(node)
     for name in _plain(node, "callbacks") or {}:
         raise ConfigError(f"hydra.callbacks.{name}", "callbacks are not run here, since they run code; leave it out")

@@ -16,6 +16,11 @@ _MOST_UPDATES = 1_000_000
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
 
 
+def steps_per_epoch(n_train: int, batch_size: int) -> int:
+    """Return the number of batches, and so of updates, in an epoch; the last batch may be smaller."""
+    return -(-n_train // batch_size)
+
+
 # Nodes are not frozen: OmegaConf would make them read-only.
 @dataclass(kw_only=True)
 class Split:

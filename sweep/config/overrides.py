@@ -1,4 +1,4 @@
-"""Overrides and commands as a person would type them: quoted for Hydra, then for the shell.
+"""Overrides and commands as a person would type them: read, and quoted for Hydra, then for the shell.
 
 Every command that is printed or recorded is spelled here, so that it can be pasted into a shell as it stands.
 """
@@ -14,6 +14,21 @@ from hydra.errors import HydraException
 
 from sweep.config.schema import literal
 from sweep.utils.passwords import without_password
+
+
+def key_of(override: str) -> str:
+    """Return the key or group that an override is about, as in `+KEY=VALUE` or `~KEY`; `@PACKAGE` stays with it."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def value_of(override: str) -> str:
+    """Return the text of an override's value, empty for `~KEY`."""
+    return override.partition("=")[2]
+
+
+def sets(override: str, *keys: str) -> bool:
+    """Return True if the override gives one of the keys a value; `~KEY` takes the key away instead."""
+    return not override.startswith("~") and key_of(override) in keys
 
 
 def spelled(value: Any) -> str:

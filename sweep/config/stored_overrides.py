@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
-from sweep.config.overrides import setting, word
+from sweep.config.overrides import key_of, sets, setting, word
 from sweep.utils.errors import ConfigError
 
 _SEARCHPATH = "hydra.searchpath"
@@ -25,7 +25,7 @@ def stored_overrides(overrides: Sequence[Any], given: Sequence[str], key: str) -
     """
     kept = []
     for override in map(str, overrides):
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        name = key_of(override).partition("@")[0]
         node = name.partition(".")[0].partition("/")[0]
         if name == _SEARCHPATH:
             _require_folders(override, given, key)
@@ -39,7 +39,7 @@ def stored_overrides(overrides: Sequence[Any], given: Sequence[str], key: str) -
 
 def _require_folders(override: str, given: Sequence[str], key: str) -> None:
     """Raise ConfigError for a folder of options that is not on the command: its files may say anything."""
-    own = {folder for o in given if o.startswith(f"{_SEARCHPATH}=") for folder in _folders(o)}
+    own = {folder for o in given if sets(o, _SEARCHPATH) for folder in _folders(o)}
     if missing := [folder for folder in _folders(override) if folder not in own]:
         problem = f"its options come from another folder; if you trust that, add  {word(setting(_SEARCHPATH, missing))}"
         raise ConfigError(key, problem)
@@ -51,7 +51,7 @@ def _folders(override: str) -> list[str]:
 
 
 def _refuse_resolvers(override: str, key: str) -> None:
-    texts = [override.partition("=")[0], *_texts(_value(override))]
+    texts = [key_of(override), *_texts(_value(override))]
     if any(_calls_resolver(text) for text in texts):
         raise ConfigError(key, f"its configuration holds a resolver ({override}), which could read your environment")
 

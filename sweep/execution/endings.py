@@ -25,10 +25,7 @@ def is_pruned(problem: BaseException) -> bool:
 
 def ended(run: RunFolder) -> Ended | None:
     """How the run has ended the whole trial; None where it did not."""
-    end = None
-    for record, _ in journal.read(run.journal):
-        if record["kind"] in ("start", "end"):
-            end = record if record["kind"] == "end" else None
+    end = journal.last_end(run.journal)
     tags = {} if end is None else end["tags"]
     if tags.get("state") == "FAIL" or "diverged" in tags:
         problem = tags["error"].partition(": ")[2].removesuffix(TRACEBACK_HINT)  # behind the exception's name

@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from sweep.config.metrics import best_of
 from sweep.search.settings import StudySettings
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.trial.prepare import Data, metric_names
 from sweep.utils.errors import ConfigError
-
-_WORST = {"minimize": math.inf, "maximize": -math.inf}
-_BETTER = {"minimize": min, "maximize": max}
 
 
 def check_objectives(settings: StudySettings, data: Data) -> None:
@@ -25,10 +23,6 @@ def check_objectives(settings: StudySettings, data: Data) -> None:
             raise ConfigError(
                 "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose of: {', '.join(known)}"
             )
-
-
-def best_of(values: Sequence[float], direction: str) -> float:
-    return _BETTER[direction](values, default=_WORST[direction])
 
 
 def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) -> list[float]:

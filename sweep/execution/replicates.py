@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from statistics import fmean
 
-from sweep.execution.objective import best_of
+from sweep.config.metrics import best_of
 
 
 class Means:

@@ -10,6 +10,7 @@ from optuna import visualization
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.metrics import sign_of
 from sweep.figures.drawing import tail
 from sweep.figures.figure import BAD_TO_GOOD, COLOURS, MUTED, Figure, axis, figure_of
 from sweep.search.ranges import short
@@ -130,7 +131,7 @@ def parallel(shown: optuna.Study, objective: int, name: str) -> Figure | None:
     if len(trials) < 2 or not keys:
         return None
     values = np.array([t.values[objective] for t in trials])
-    worst_first = values if shown.directions[objective].name == "MAXIMIZE" else -values
+    worst_first = -sign_of(shown.directions[objective].name) * values
     ranks = worst_first.argsort().argsort() / max(1, len(values) - 1)  # equal steps of colour, whatever the outliers
     logs = _spans_decades(values)
     dimensions = [_numbers(name, np.log10(values) if logs else values, logs)]

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.best_config import stored_best
+from sweep.config.metrics import sign_of
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
@@ -54,7 +55,7 @@ class Report:
         self._ranked = _ranked(study, self._trials, self._best)
         self._shown = as_shown(study)
         self._importances = [study_figures.importances_of(self._shown, i) for i in range(len(study.directions))]
-        self._start = journal_start(folder.run)
+        self._start = journal.last_of(folder.run.journal, "start") or {}
         self._names = objective_names(study)
         chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else dict.fromkeys(trials)
         self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
@@ -222,20 +223,11 @@ class Report:
 _TAGS = {"python": "Python", "os": "operating system", "cpus": "CPUs", "host": "host"}
 
 
-def journal_start(run: RunFolder) -> journal.Record:
-    """The latest start in a run's journal; empty without one."""
-    start: journal.Record = {}
-    for record, _ in journal.read(run.journal):
-        if record["kind"] == "start":
-            start = record
-    return start
-
-
 def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials with a value, the best first, the complete before the pruned; of several objectives the front alone."""
     if len(study.directions) > 1:
         return list(best)
-    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    sign = sign_of(study.directions[0].name)
     return sorted(filter(has_value, trials), key=lambda t: (t.state == TrialState.PRUNED, sign * t.values[0]))
 
 
@@ -287,7 +279,7 @@ def _ending(trial: FrozenTrial) -> str:
 
 
 def _data_rows(run: RunFolder | None) -> list[tuple[str, str]]:
-    start = {} if run is None else journal_start(run)
+    start = {} if run is None else journal.last_of(run.journal, "start") or {}
     dataset = start.get("dataset") or {}
     rows = [("data", dataset["name"])] if dataset else []
     profile = dataset.get("profile", {})

@@ -1,14 +1,12 @@
 """Batch sizes that the data allow: a batch larger than the training split leaves the space of a study."""
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.schema import Config
 from sweep.search.ranges import in_words
-from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, with_fitting_batch
+from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
 
 
 class TrainingSplits:
@@ -23,7 +21,7 @@ class TrainingSplits:
 
     def size(self, config: Config) -> int:
         """Return the number of samples to train on. Raises ConfigError for data that cannot be loaded."""
-        key = json.dumps([config.data, asdict(config.split)], sort_keys=True, default=str)
+        key = data_key(config)
         if key not in self._sizes:
             self._sizes[key] = len(self.load(config).splits.train.x)
         return self._sizes[key]

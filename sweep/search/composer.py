@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.composition import config_error, searchpath_overrides
-from sweep.config.overrides import option
+from sweep.config.overrides import option, sets
 from sweep.config.schema import Config, origin, validate, validate_plain, with_origin
 from sweep.search.plain_config import PlainConfig
 from sweep.search.variants import Kind, Variants
@@ -94,7 +94,7 @@ class Composer:
                 overrides.append("bounds=null")
             searched = {}
             for key, start in self.starts.get(chosen(groups), {}).items():
-                if any(o.lstrip("+").startswith(f"{key}=") for o in self.fixed):
+                if any(sets(o, key) for o in self.fixed):
                     continue  # since the study was begun
                 OmegaConf.update(config, key, start["value"])
                 searched[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"

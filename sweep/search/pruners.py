@@ -3,9 +3,9 @@
 import optuna
 from optuna import Study
 from optuna.pruners import BasePruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from sweep.config.metrics import sign_of
 from sweep.search.settings import StudySettings
 from sweep.trial import build
 from sweep.utils.errors import ConfigError, one_line
@@ -29,9 +29,7 @@ class PatientPruner(BasePruner):
         values = [value for _, value in sorted(trial.intermediate_values.items())]
         if len(values) <= self._patience:
             return False
-        gain = values[-1] - values[-1 - self._patience]
-        if study.direction == StudyDirection.MINIMIZE:
-            gain = -gain
+        gain = sign_of(study.direction.name) * (values[-1 - self._patience] - values[-1])
         return gain <= self._min_delta and (self._wrapped is None or self._wrapped.prune(study, trial))
 
 

@@ -12,6 +12,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.composition import config_error
+from sweep.config.overrides import value_of
 from sweep.utils.errors import ConfigError, one_line
 
 
@@ -51,7 +52,7 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
     try:
         found = create_optuna_distribution_from_override(override)
     except (ValueError, AssertionError, NotImplementedError) as error:
-        text = str(override.input_line).partition("=")[2]
+        text = value_of(str(override.input_line))
         raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
     if override.is_choice_sweep():
         sweep = override.value()
@@ -59,7 +60,7 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         texts = [text for text in sweep.list if isinstance(text, str)]
         return CategoricalDistribution([_read_back(c) if c in texts else c for c in found.choices])
     if isinstance(found, FloatDistribution) and found.step is not None and not _is_exact(found):
-        text = str(override.input_line).partition("=")[2]
+        text = value_of(str(override.input_line))
         raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
     return found
 
@@ -87,7 +88,7 @@ def _refuse_mixed(key: str, override: Override) -> None:
     assert isinstance(sweep, ChoiceSweep)
     kinds = {_kind(value) for value in sweep.list if value is not None}
     if len(kinds) > 1:
-        text = str(override.input_line).partition("=")[2]
+        text = value_of(str(override.input_line))
         raise ConfigError(key, f"mixes {' and '.join(sorted(kinds))} in {text}; give values of one kind")
 
 

@@ -10,11 +10,11 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.metrics import CURVES, METRICS, direction_of
+from sweep.config.metrics import CURVES, DIRECTIONS, METRICS, direction_of
 from sweep.config.nodes import MOST_SEEDS
+from sweep.config.overrides import key_of
 from sweep.utils.errors import ConfigError, one_line
 
-DIRECTIONS = ("minimize", "maximize")
 OBJECTIVES = (
     *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", *(n for of in METRICS.values() for n in of))),
     *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),
@@ -129,7 +129,7 @@ def settings_of(config: DictConfig) -> StudySettings:
     overrides = list(config.hydra.overrides.hydra)
     sampler = sampler_node(node["sampler"] or {}, overrides)
     pruner = dict(node["pruner"] or {})
-    is_named = any(o.lstrip("+").startswith("hydra.sweeper.pruner.") for o in overrides)
+    is_named = any(key_of(o).startswith("hydra.sweeper.pruner.") for o in overrides)
     if pruner.pop("by_sampler", False) and sampler["_target_"] in _COMPLETE_ONLY and not is_named:
         pruner = {"_target_": NO_PRUNER}
     if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
@@ -151,7 +151,7 @@ def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
     Its TPE, for example, says multivariate: false. What `overrides`, of Hydra's keys, name is kept.
     """
-    named = {o.lstrip("+").partition("=")[0].removeprefix(_SAMPLER) for o in overrides if _SAMPLER in o}
+    named = {key_of(o).removeprefix(_SAMPLER) for o in overrides}
     defaults: dict[str, Any] = {}
     for config in vars(hydra_optuna_sweeper).values():
         if dataclasses.is_dataclass(config) and getattr(config, "_target_", None) == node.get("_target_"):

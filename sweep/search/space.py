@@ -16,6 +16,7 @@ from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.config.composition import config_error
+from sweep.config.overrides import key_of, sets
 from sweep.config.schema import Config, validate
 from sweep.search.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
 from sweep.search.composer import Composer, Starts
@@ -310,7 +311,7 @@ class Space:
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     """The sweeps among the overrides, and the others as they were given. Raises ConfigError."""
-    parsed = [parse_override(argument, argument.partition("=")[0]) for argument in arguments]
+    parsed = [parse_override(argument, key_of(argument)) for argument in arguments]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
 
@@ -328,7 +329,7 @@ def make_space(
     trial's. splits: those whose sizes are known already.
     """
     sweeps, plain = read_command_line(arguments)
-    plain = [o for o in plain if not o.lstrip("+").startswith("bounds=")]
+    plain = [o for o in plain if not sets(o, "bounds")]
     groups: dict[str, CategoricalDistribution] = {}
     swept: dict[str, BaseDistribution] = {}
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
@@ -352,7 +353,7 @@ def make_space(
             groups[key] = options_of(key, distribution_of(key, override))
         else:
             swept[key] = distribution_of(key, override)
-    fixed = frozenset(o.lstrip("+~").partition("=")[0] for o in plain)
+    fixed = frozenset(map(key_of, plain))
     monitor = implied_monitor(OmegaConf.select(master, "hydra.sweeper.objective", default="val/loss"))
     composer = Composer(loader, master, plain, prefixes, starts or {}, monitor)
     return Space(composer, groups, swept, fixed, splits or TrainingSplits())

@@ -18,7 +18,7 @@ from sweep.storage.url import database_url, kind, told_in_one_line
 from sweep.study.identity import IDENTITY
 from sweep.study.results import STATES, config_values
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.journal import first, read
+from sweep.tracking.journal import first, records
 from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.passwords import without_password
 from sweep.utils.paths import is_inside
@@ -78,7 +78,7 @@ def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hyd
 
 def _n_recorded(folder: StudyFolder) -> int:
     """How many trials had come to a value, by the study's record, when a command on it ended."""
-    ends = [record for record, _ in read(folder.run.journal, damage=[]) if record["kind"] == "end"]
+    ends = records(folder.run.journal, "end", damage=[])
     counted = [end["values"] for end in ends if isinstance(end.get("values"), dict)]
     return max(
         (int(sum(sum(values.get(f"trials/{word}", [])) for word in _WITH_VALUE)) for values in counted), default=0

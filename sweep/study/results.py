@@ -5,9 +5,10 @@ from typing import Any
 
 import optuna
 from omegaconf import OmegaConf
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.metrics import best_of
+from sweep.config.overrides import key_of, value_of
 from sweep.execution.attempts import numbered, trials_of
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
@@ -85,11 +86,10 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
     options, values = dict[str, str](), dict[str, str]()
     known = space.composer.base(space.first_groups()).choices
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in known:
-            options[key] = value
-        elif not override.startswith(("~", "hydra.", "tracking.")):  # a file takes no key away, nor says where to
-            values[key] = value
+        key = key_of(override)
+        if override.startswith("~") or key.startswith(("hydra.", "tracking.")):
+            continue  # a file takes no key away, nor says where to
+        (options if key in known else values)[key] = value_of(override)
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]
     node = OmegaConf.create({"defaults": defaults} if defaults else {})
@@ -124,8 +124,7 @@ class StudyRecord:
         if len(self._study.directions) > 1:
             return {f"value/{i}": [value] for i, value in enumerate(trial.values)}
         value = trial.values[0]
-        better = min if self._study.direction == StudyDirection.MINIMIZE else max
-        best = self._best = value if self._best is None else better(self._best, value)
+        best = self._best = best_of([value] if self._best is None else [self._best, value], self._study.direction.name)
         return {"value": [value], "best_value": [best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:

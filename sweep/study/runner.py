@@ -15,11 +15,12 @@ from typing import Any
 
 import optuna
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.composition import load_multirun, searchpath_overrides
+from sweep.config.overrides import sets
 from sweep.config.schema import Config, is_auto, validate
 from sweep.execution.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.execution.failures import too_many_failures
@@ -460,14 +461,9 @@ def _with_launcher(
     if settings.n_jobs > 1 and launcher == "basic":
         launcher = "joblib"
         own.append("hydra/launcher=joblib")
-    if launcher == "joblib" and not any(o.startswith("hydra.launcher.n_jobs=") for o in own):
+    if launcher == "joblib" and not any(sets(o, "hydra.launcher.n_jobs") for o in own):
         own.append(f"hydra.launcher.n_jobs={settings.n_jobs}")
-    overrides = [*own, *arguments]
-    try:
-        master = context.config_loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
-    except Exception as error:
-        raise config_error(error, overrides) or error from error
-    OmegaConf.copy_cache(from_config=config, to_config=master)
+    master = load_multirun(context.config_loader, config.hydra.job.config_name, [*own, *arguments], config)
     with open_dict(master):
         master.hydra.mode = RunMode.MULTIRUN
     return master

@@ -15,11 +15,7 @@ def add_artifacts(run: RunFolder, names: Sequence[str]) -> None:
     A run whose process died without an end was KILLED. Raises Busy while it runs, OSError where nothing can be written.
     """
     with run.lock(), Journal(run.journal) as record:
-        last = None
-        for past, _ in journal.read(run.journal):
-            if past["kind"] in ("start", "end"):
-                last = past
-        ended = last if last is not None and last["kind"] == "end" else None
+        ended = journal.last_end(run.journal)
         before = [] if ended is None else artifact_names(run, ended)
         record.event(
             "end",

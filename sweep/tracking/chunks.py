@@ -96,10 +96,9 @@ class Chunk:
     """
 
     def __init__(self, records: list[journal.Record]) -> None:
-        starts = [record for record in records if record["kind"] == "start"]
-        self.start = starts[0] if starts else None
+        self.start = next((record for record in records if record["kind"] == "start"), None)
         self.end = records[-1] if records[-1]["kind"] == "end" else None
-        params = starts[0]["params"] if starts else {}
+        params = {} if self.start is None else self.start["params"]
         self.params = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
         tags = chain.from_iterable(record.get("tags", {}).items() for record in records)
         self.tags = {key: str(value)[:_MAX_TAG_LENGTH] for key, value in tags}

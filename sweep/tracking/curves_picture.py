@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.config.metrics import direction_of
+from sweep.config.metrics import direction_of, sign_of
 from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import curves, first
@@ -34,7 +34,7 @@ def draw_curves(journal: Path, picture: Path) -> None:
     monitor = start.get("params", {}).get("trainer.monitor", "val/loss")
     if monitor in found and "val/loss" in found:
         values = found[monitor].values
-        best = int(values.argmin() if direction_of(monitor) == "minimize" else values.argmax())
+        best = int((sign_of(direction_of(monitor)) * values).argmin())
         epoch, value, name = found[monitor].steps[best], values[best], "" if monitor == "val/loss" else f" {monitor}"
         shown = monitor if monitor in _COLOURS else "val/loss"
         height = found[shown].values[found[shown].steps == epoch]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from sweep.config.overrides import sets
 from sweep.config.schema import COMPONENTS, Config
 from sweep.data import Samples
 from sweep.data.split import Splits
@@ -27,7 +28,7 @@ def group_choices(config: Config) -> dict[str, str]:
     """The option of each group; where the command line sets another target than the option's, or the config was not
     composed, the last word of the target."""
     own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
-    retargeted = [key for key in COMPONENTS if any(_sets(f"{key}._target_", o) for o in config.overrides or ())]
+    retargeted = [key for key in COMPONENTS if any(sets(o, f"{key}._target_") for o in config.overrides or ())]
     return own | {key: option for key, option in config.choices.items() if key not in retargeted}
 
 
@@ -66,10 +67,6 @@ def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
             "out_features": samples.out_features,
         },
     }
-
-
-def _sets(key: str, override: str) -> bool:
-    return override.lstrip("+").partition("=")[0] == key
 
 
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:

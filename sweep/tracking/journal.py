@@ -12,6 +12,7 @@ import json
 import os
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -239,23 +240,38 @@ def _n_lines_before(path: Path, offset: int) -> int:
 def curves(path: Path) -> dict[str, Curve]:
     """Every metric in the journal, by name."""
     points: dict[str, tuple[list[int], list[float]]] = {}
-    for record, _ in read(path):
-        if record["kind"] == "metrics":
-            for key, column in record["values"].items():
-                steps, values = points.setdefault(key, ([], []))
-                steps += record["steps"]
-                values += column
+    for record in records(path, "metrics"):
+        for key, column in record["values"].items():
+            steps, values = points.setdefault(key, ([], []))
+            steps += record["steps"]
+            values += column
     return {key: Curve(np.array(steps, np.int64), np.array(values)) for key, (steps, values) in points.items()}
 
 
+def records(path: Path, *kinds: str, damage: list[DamagedJournal] | None = None) -> Iterator[Record]:
+    """Yield the whole records of these kinds, in order. Raises as `read` does."""
+    return (record for record, _ in read(path, damage=damage) if record["kind"] in kinds)
+
+
 def first(path: Path, kind: str) -> Record | None:
-    """The first record of that kind."""
-    return next((record for record, _ in read(path) if record["kind"] == kind), None)
+    """Return the first record of that kind."""
+    return next(records(path, kind), None)
+
+
+def last_of(path: Path, *kinds: str) -> Record | None:
+    """Return the last record of these kinds."""
+    return next(iter(deque(records(path, *kinds), maxlen=1)), None)
+
+
+def last_end(path: Path) -> Record | None:
+    """Return the end of the trial's last attempt; None while it runs, or since it died."""
+    found = last_of(path, "start", "end")
+    return found if found is not None and found["kind"] == "end" else None
 
 
 def uid(path: Path) -> str | None:
-    """The uid in the first start that can be read; None if there is none."""
-    return next((record.get("uid") for record, _ in read(path, damage=[]) if record["kind"] == "start"), None)
+    """Return the uid in the first start that can be read; None if there is none."""
+    return next(records(path, "start", damage=[]), {}).get("uid")
 
 
 def last(path: Path) -> Record | None:
@@ -288,12 +304,8 @@ def _whole_bytes(file: IO[bytes]) -> int:
 
 
 def status(path: Path) -> str | None:
-    """How the trial's last attempt ended: FINISHED, FAILED or KILLED; None while it runs, or since it died."""
-    last = None
-    for record, _ in read(path):
-        if record["kind"] in ("start", "end"):
-            last = record.get("status")
-    return last
+    """Return how the trial's last attempt ended: FINISHED, FAILED or KILLED; None while it runs, or since it died."""
+    return (last_end(path) or {}).get("status")
 
 
 def check(path: Path) -> None:

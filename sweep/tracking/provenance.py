@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.config.overrides import command, setting, with_variable
+from sweep.config.overrides import command, sets, setting, with_variable
 from sweep.config.schema import Config
 from sweep.tracking.git import git
 from sweep.tracking.store import Store
@@ -67,7 +67,7 @@ def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -
     overrides: those of the best. The folders that its options come from have to be on the command itself.
     """
     usual = output_dir == Path(Config.output_dir).absolute()
-    folders = [override for override in overrides if override.startswith("hydra.searchpath=")]
+    folders = [o for o in overrides if sets(o, "hydra.searchpath")]
     place = [] if usual else [setting("output_dir", str(output_dir))]
     return rerun_command([setting("from_study", study), *place, *folders])
 

@@ -206,8 +206,8 @@ def _spelled(store: Store) -> list[str | None]:
 
 def _has_curves(run: RunFolder) -> bool:
     """Whether a trial has its curves drawn; its end may leave them out."""
-    ends = [record for record, _ in journal.read(run.journal) if record["kind"] == "end"]
-    return not ends or run.curves.name in ends[-1].get("artifacts", [run.curves.name])
+    end = journal.last_of(run.journal, "end") or {}
+    return run.curves.name in end.get("artifacts", [run.curves.name])
 
 
 def main() -> None:

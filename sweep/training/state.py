@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from sweep.config.metrics import direction_of
+from sweep.config.metrics import direction_of, sign_of
+from sweep.config.nodes import Trainer, steps_per_epoch
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
 from sweep.utils.errors import Diverged
-
-if TYPE_CHECKING:
-    from sweep.config.nodes import Trainer
 
 
 class Listener(Protocol):
@@ -35,17 +33,15 @@ class Best:
 class TrainState:
     """What changes while a trial trains, but for its tensors and its random generators."""
 
-    def __init__(self, schedule: Schedule, trainer: "Trainer", n_train: int) -> None:
+    def __init__(self, schedule: Schedule, trainer: Trainer, n_train: int) -> None:
         self.schedule, self.trainer = schedule, trainer
         self._n_train = n_train
-        self.n_updates = math.ceil(n_train / trainer.batch_size)  # an epoch
+        self.n_updates = steps_per_epoch(n_train, trainer.batch_size)  # an epoch
         self.epoch = 0  # finished
         self.step = 0  # finished
         self.losses: list[float] = []  # of the epoch in progress, one an update
         self.best: Best | None = None
-        self._sign = (
-            1.0 if direction_of(trainer.monitored) == "minimize" else -1.0
-        )  # of a value, to be the lower the better
+        self._sign = sign_of(direction_of(trainer.monitored))
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 
     @property

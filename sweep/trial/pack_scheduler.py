@@ -1,10 +1,8 @@
 """Which trials may share a pack: from a config to the pack of its structure, and the trial as its member."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from sweep.training.packed.width import best_width, refuse_large
 from sweep.training.runtime import pick_device, reproducible, set_threads
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
-from sweep.trial.prepare import Data, check_data, new_model, new_schedule
+from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
 
 _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")  # of the trainer; the rest are numbers
 
@@ -114,7 +112,7 @@ class PackScheduler:
                 self._refused[kind] = why
 
     def _loaded(self, config: Config, device: torch.device) -> tuple[Data, TensorData]:
-        key = json.dumps([config.data, asdict(config.split), str(device)], sort_keys=True, default=str)
+        key = data_key(config, str(device))
         if key not in self._data:
             data = self._load(config)
             self._data[key] = data, to_device(data.splits, device)
@@ -136,6 +134,5 @@ class PackScheduler:
 
 def _kind(config: Config) -> _Kind:
     """What trials have to have in common, beside the rule that updates them."""
-    text = json.dumps([config.data, asdict(config.split), config.model], sort_keys=True, default=str)
     trainer = config.trainer
-    return text, trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)
+    return data_key(config, config.model), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)

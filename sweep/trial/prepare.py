@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.metrics import METRICS, direction_of, loss_name
+from sweep.config.nodes import steps_per_epoch
+from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
@@ -41,6 +43,11 @@ def load_data(config: Config) -> Data:
     return Data(samples, splits, dataset(samples, splits))
 
 
+def data_key(config: Config, *more: Any) -> str:
+    """Return a text that configs share if their data, their split and `more` are equal."""
+    return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
+
+
 class RememberedData:
     """Loads data as `load_data` does, and the same data once only."""
 
@@ -49,7 +56,7 @@ class RememberedData:
         self._data: Data | None = None
 
     def __call__(self, config: Config) -> Data:
-        key = json.dumps([config.data, asdict(config.split)], sort_keys=True, default=str)
+        key = data_key(config)
         if self._data is None or key != self._key:
             self._key, self._data = key, load_data(config)
         return self._data
@@ -79,8 +86,8 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
-    steps_per_epoch = -(-n_train // trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, steps_per_epoch, trainer.epochs, direction_of(trainer.monitored))
+    n_steps = steps_per_epoch(n_train, trainer.batch_size)
+    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, direction_of(trainer.monitored))
     return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
 
 
@@ -143,7 +150,7 @@ def with_fitting_batch(config: Config, n_train: int) -> Config:
     A default larger than the split becomes the whole split. A batch size that the command line or a program sets stays
     as it is, for `check_batch_size` to refuse.
     """
-    given = config.overrides is None or any(o.lstrip("+").partition("=")[0] == BATCH_SIZE for o in config.overrides)
+    given = config.overrides is None or any(sets(o, BATCH_SIZE) for o in config.overrides)
     if given or config.trainer.batch_size <= n_train:
         return config
     return replace(config, trainer=replace(config.trainer, batch_size=n_train))

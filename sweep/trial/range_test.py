@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sweep.config.nodes import steps_per_epoch
 from sweep.config.schema import Config
 from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_in_words, with_fitting_batch
 from sweep.utils import gc_control
@@ -48,7 +49,6 @@ def lr_keys(scheduler: Mapping[str, Any]) -> list[str]:
 
 def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
     settings, seed = config.lr_range, config.trainer.seed + i
-    updates_per_epoch = -(-n_train // config.trainer.batch_size)
     ramp = {
         "_target_": "sweep.schedules.ramp",
         "interval": "step",
@@ -56,7 +56,7 @@ def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
         "last_lr": settings.max_lr,
         "n_updates": settings.n_updates,
     }
-    n_epochs = -(-settings.n_updates // updates_per_epoch)
+    n_epochs = -(-settings.n_updates // steps_per_epoch(n_train, config.trainer.batch_size))
     trainer = replace(config.trainer, seed=seed, epochs=n_epochs, patience=None, compile=False)
     return replace(config, seed=seed, trainer=trainer, scheduler=ramp)
 

@@ -272,7 +272,7 @@ def _content(path: Path) -> Any:
 
 
 def _journal(path: Path) -> Any:
-    ends = [record for record, _ in journal.read(path) if record["kind"] == "end"]
+    ends = [*journal.records(path, "end")]
     values = {key: value for key, value in ends[-1]["values"].items() if not key.startswith("time/")} if ends else None
     curves = {name: curve.tolist() for name, curve in journal.curves(path).items()}
     return [journal.status(path), values, curves]
