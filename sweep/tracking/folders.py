@@ -110,6 +110,9 @@ class StudyFolder:
 
 
 def _is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock. Makes no file."""
+    if not path.exists():
+        return False
     try:
         with _locked(path):
             return False
