@@ -36,14 +36,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
         raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
     register_schema()
     searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
-    try:
-        with _own_hydra(), unavailable_refused():
-            cfg = hydra.compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
-    except Exception as error:
-        told = config_error(error, overrides)
-        if told is None:
-            raise
-        raise told from error
+    with composing(overrides), _own_hydra(), unavailable_refused():
+        cfg = hydra.compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
@@ -51,12 +45,22 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     return with_origin(cfg, choices, [*searchpath, *overrides])
 
 
+@contextmanager
+def composing(overrides: Sequence[str]) -> Iterator[None]:
+    """Have what Hydra raises while it composes `overrides` become a ConfigError, where it is about them."""
+    try:
+        yield
+    except Exception as error:
+        told = config_error(error, overrides)
+        if told is None:
+            raise
+        raise told from error
+
+
 def load_multirun(loader: Any, name: str, overrides: Sequence[str], like: DictConfig) -> DictConfig:
     """Return config `name` as Hydra composes it for a multirun, with what `like` has cached. Raises ConfigError."""
-    try:
+    with composing(overrides):
         config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
-    except Exception as error:
-        raise config_error(error, overrides) or error from error
     OmegaConf.copy_cache(from_config=like, to_config=config)
     return config
 

@@ -122,7 +122,9 @@ class SequentialExecutor:
             means.end(place)
             return values
         except (Pruned, Diverged) as error:
-            raise ended(run) or error from error
+            if end := ended(run):
+                raise end from error
+            raise
         except (Ended, BeingTrained, DiskFull, Damaged):
             raise
         except Exception as error:

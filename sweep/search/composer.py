@@ -12,7 +12,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.composition import config_error, searchpath_overrides
+from sweep.config.composition import composing, config_error, searchpath_overrides
 from sweep.config.overrides import option, sets
 from sweep.config.schema import Config, origin, validate, validate_plain, with_origin
 from sweep.search.plain_config import PlainConfig
@@ -192,10 +192,8 @@ class Composer:
         return copy.deepcopy(self._parsed[key, value])
 
     def _load(self, overrides: list[str]) -> DictConfig:
-        try:
+        with composing(overrides):
             return self.loader.load_sweep_config(self.master, overrides)
-        except Exception as error:
-            raise config_error(error, overrides) or error from error
 
 
 def chosen(groups: Mapping[str, str]) -> str:
