@@ -591,7 +591,7 @@ def refused(url: str, folder: StudyFolder) -> str:
         ("postgresql+psycopg://me:hush@127.0.0.1:port/db", "me:***@127.0.0.1:port/db' cannot be used"),
         (
             "postgresql+psycopg2cffi://me:hush@host/db",
-            "needs a package: No module named 'psycopg2cffi'; pip install 'sweep[",
+            "needs a package: No module named 'psycopg2cffi'; pip install 'hydra-sweep[",
         ),
         ("postgresql+none://me:hush@host/db", "cannot be used"),
         ("postgresql:/host", "cannot be used"),
@@ -704,6 +704,7 @@ def test_a_damaged_file_of_the_study_itself_is_named_and_no_key_is_blamed_that_n
 
 
 def test_a_folder_that_is_removed_while_in_use_is_named(tmp_path: Path) -> None:
+    (tmp_path / "studies" / "s").mkdir(parents=True)
     file = JournalFile(tmp_path / "studies" / "s" / "optuna.log")
     shutil.rmtree(tmp_path / "studies")
     with pytest.raises(ConfigError, match="is gone: it was removed while the study used it") as caught:
