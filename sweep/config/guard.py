@@ -74,7 +74,8 @@ def guard_hydra() -> None:
         return config
 
     ConfigLoaderImpl._load_configuration = checked
-    for module in (hydra_commands, hydra_utils):  # of hydra.hydra_logging, and of hydra.job_logging
+    modules: tuple[Any, ...] = (hydra_commands, hydra_utils)
+    for module in modules:  # of hydra.hydra_logging, and of hydra.job_logging
         module.configure_log = _before(module.configure_log, _refuse_own_logs)
     Plugins.instantiate_sweeper = _before(Plugins.instantiate_sweeper, _refuse_own_sweep)
     hydra_utils._save_config = _save_config
