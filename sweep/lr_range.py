@@ -18,11 +18,11 @@ from sweep.figures.drawing import drawing_problem
 from sweep.run import check_job, failures_told, folder_key
 from sweep.run import main as run_main
 from sweep.tracking.description import group_choices
-from sweep.tracking.ownership import refuse_existing
 from sweep.tracking.provenance import rerun_command
 from sweep.trial.range_test_record import RangeFolder, draw, write_losses, write_result
 from sweep.utils.console import Console
 from sweep.utils.errors import ConfigError, SweepError
+from sweep.utils.ownership import refuse_existing
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:

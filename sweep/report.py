@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -153,6 +154,9 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
     try:
         if page.is_file() and not is_page(page):
             raise ConfigError("-o", f"'{page}' is there and is no report; name another file")
+        new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
+        if page != folder.report and os.path.lexists(new):
+            raise ConfigError("-o", f"'{new}' is there, and would be overwritten; name another file")
         pictures = [page.parent / folder.plots.name / name for name in PICTURES]
         taken = [str(picture) for picture in pictures if picture.exists()]
         if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):

@@ -24,10 +24,11 @@ from sweep.config.output_folders import register
 from sweep.config.overrides import sets
 from sweep.config.schema import CONF_DIR, is_auto, with_origin
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.ownership import JobFolder, note_directories, require_unused
+from sweep.tracking.ownership import JobFolder, require_unused
 from sweep.utils import gc_control
 from sweep.utils.command_line import check_command_line, secure_streams
 from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
+from sweep.utils.ownership import note_directories, remove_hydras_files
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         told = _told(error)
         if told is None:
             raise
+        if isinstance(told, ConfigError):  # jobs that began, or were left, show beside such a file, which then stays
+            remove_hydras_files()
         if show_tracebacks:
             say(traceback.format_exc(), err=True)
         say(f"error: {told}", err=True)

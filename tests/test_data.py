@@ -280,6 +280,12 @@ def test_a_missing_file_is_told_with_the_folder_it_was_looked_for_in(tmp_path: P
     assert str(error) == f"data.path: no file '{name}' (looked in {tmp_path})"
 
 
+def test_a_path_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n2,0\n4,1\n")
+    assert table("~/a.csv", target="y").source == str(tmp_path / "a.csv")
+
+
 def test_a_folder_is_no_table(tmp_path: Path):
     assert refusal(lambda: table(str(tmp_path), target="y")).key == "data.path"
 

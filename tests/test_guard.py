@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from processes import quick
+from processes import error_line, quick
 
 from sweep import ConfigError, compose
 from sweep.config.guard import guard_hydra
@@ -50,6 +50,21 @@ def refused_key(folder: Path, hydra: str, *overrides: str) -> str:
             "{job_logging: {handlers: {file: {filename: '${hydra.runtime.output_dir}/../x'}}}}",
             "hydra.job_logging.handlers.file.filename",
         ),
+        (
+            "{job_logging: {handlers: {file: {filename: '${hydra.runtime.output_dir}/.bashrc'}}}}",
+            "hydra.job_logging.handlers.file.filename",
+        ),
+        (
+            "{job_logging: {handlers: {file: {filename: '${hydra.runtime.output_dir}/${now:.}./x.log'}}}}",
+            "hydra.job_logging.handlers.file.filename",
+        ),
+        (
+            "{job_logging: {handlers: {file: {filename: '${hydra.runtime.output_dir}/thesis.tex'}}}}",
+            "hydra.job_logging.handlers.file.filename",
+        ),
+        ("{job_logging: {handlers: {file: {mode: w}}}}", "hydra.job_logging.handlers.file.mode"),
+        ("{job: {name: ..}}", "hydra.job.name"),
+        ("{output_subdir: '${now:.}.'}", "hydra.output_subdir"),
         (
             "{hydra_logging: {handlers: {a: {class: logging.FileHandler, filename: x, mode: w}}}}",
             "hydra.hydra_logging.handlers.a.filename",
@@ -105,3 +120,49 @@ def test_an_option_that_only_some_trials_have_is_refused_too(tmp_path: Path):
 def test_hydras_rerun_of_a_folder_is_refused(tmp_path: Path):
     done = quick(tmp_path, "--experimental-rerun=x", torch=False)
     assert (done.returncode, done.stderr.partition(":")[2].partition(":")[0]) == (2, " --experimental-rerun")
+
+
+# Log files that the text of a config names
+
+
+@pytest.mark.parametrize("command", [("sweep.run",), ("sweep.compare", "optimizer=sgd,adam")], ids=" ".join)
+def test_a_log_of_a_command_is_a_new_file(tmp_path: Path, command: tuple[str, ...]):
+    module, *arguments = command
+    mine = tmp_path / "mine.log"
+    mine.write_text("mine")
+    handlers = "{f: {class: logging.FileHandler, filename: '${hydra.sweep.dir}/mine.log'}}"
+    logging = f"{{version: 1, handlers: {handlers}, root: {{handlers: [f]}}}}"
+    options = experiment(tmp_path, f"{{sweep: {{dir: .}}, hydra_logging: {logging}}}")
+    done = quick(tmp_path, *arguments, "--config-dir", str(options), "experiment=evil", torch=False, module=module)
+    assert error_line(done) == (
+        "error: hydra.hydra_logging.handlers.f.filename: './mine.log' is there already; name another file, or set it "
+        "on the command line"
+    )
+    assert (done.returncode, mine.read_text()) == (2, "mine")
+
+
+@pytest.mark.parametrize("arguments", [("hydra.run.dir=.",), ("-m", "hydra/sweeper=basic", "hydra.sweep.dir=.")])
+def test_so_is_a_log_of_a_job(tmp_path: Path, arguments: tuple[str, ...]):
+    mine = tmp_path / "mine.log"
+    mine.write_text("mine")
+    where = "hydra.sweep.dir" if "-m" in arguments else "hydra.runtime.output_dir"
+    options = experiment(tmp_path, f"{{job_logging: {{handlers: {{file: {{filename: '${{{where}}}/mine.log'}}}}}}}}")
+    done = quick(
+        tmp_path, *arguments, "--config-dir", str(options), "experiment=evil", "trainer.epochs=-1", torch=False
+    )
+    assert error_line(done).startswith("error: hydra.job_logging.handlers.file.filename: ")
+    assert (done.returncode, mine.read_text()) == (2, "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.log", "experiment"}
+
+
+def test_jobs_of_a_sweep_may_share_a_log_in_its_folder(tmp_path: Path):
+    options = experiment(tmp_path, "{job_logging: {handlers: {file: {filename: '${hydra.sweep.dir}/all.log'}}}}")
+    sweep = ("-m", "hydra/sweeper=basic", "hydra.sweep.dir=new", "--config-dir", str(options), "experiment=evil")
+    done = quick(tmp_path, *sweep, "seed=0,1", "trainer.epochs=-1", torch=False)
+    assert error_line(done).startswith("error: trainer.epochs: ")
+    assert (tmp_path / "new" / "all.log").read_text().count("failed: trainer.epochs: ") == 2
+
+
+def test_a_folder_may_begin_with_the_home_directory(tmp_path: Path):
+    done = quick(tmp_path, "--cfg", "hydra", 'hydra.run.dir="~/x"', torch=False, HOME=str(tmp_path / "home"))
+    assert f"dir: {tmp_path}/home/x" in done.stdout

@@ -7,8 +7,9 @@ from processes import error_line, quick
 
 from sweep import compose, run_trial
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.ownership import refuse_existing
+from sweep.tracking.ownership import JobFolder
 from sweep.utils.errors import ConfigError
+from sweep.utils.ownership import refuse_existing
 
 DEBUG = ("experiment=debug", "tracking=off")
 
@@ -34,12 +35,15 @@ REFUSED = {
     "here": ("sweep.run", ["hydra.run.dir=.", "trainer.epochs=-1"]),
     "absolute": ("sweep.run", ["hydra.run.dir={mine}", "trainer.epochs=-1"]),
     "an empty folder": ("sweep.run", ["hydra.run.dir={mine}/empty", "trainer.epochs=-1"]),
-    "a new folder": ("sweep.run", ["hydra.run.dir={mine}/new", "trainer.epochs=-1"]),
+    "a new folder": ("sweep.run", ["hydra.run.dir={mine}/new/of/three", "trainer.epochs=-1"]),
+    "the usual folder": ("sweep.run", ["trainer.epochs=-1"]),
+    "with Hydra's files": ("sweep.run", ["hydra.run.dir=.", "hydra.output_subdir=.hydra", "trainer.epochs=-1"]),
     "an experiment's": ("sweep.run", ["hydra.searchpath=[file://{conf}]", "experiment=mine"]),
     "the scheduler removed": ("sweep.run", ["~scheduler"]),
     "late": ("sweep.run", ["hydra.run.dir=.", "data=table", "data.path=none.csv", "data.target=y"]),
     "after its lock": ("sweep.run", ["hydra.run.dir=.", "experiment=debug", "model.dropout=x"]),
     "after a line in its log": ("sweep.run", ["hydra.run.dir=.", "optimizer.lr=1", "optimizer.nope=1"]),
+    "several": ("sweep.run", ["-m", "hydra/sweeper=basic", "trainer.epochs=-1,-2"]),
     "one of several": ("sweep.run", ["-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", "trainer.epochs=-1,-2"]),
     "a range test": ("sweep.lr_range", ["hydra.run.dir=.", "lr_range.n_seeds=0"]),
 }
@@ -56,21 +60,47 @@ def test_a_refused_command_leaves_the_folder_as_it_was(case, mine):
     done = quick(mine, "output_dir=../outputs", *given, module=module, torch=case == "after its lock")
     assert done.returncode == 2, done.stderr
     assert error_line(done).startswith("error: ")
-    after = contents(mine)
-    after.pop("multirun.yaml", None)  # Hydra's own sweeper writes it
-    assert after == before
-    assert not list(mine.parent.glob("outputs/runs/*"))
+    assert contents(mine) == before
+    assert not (mine.parent / "outputs").exists() or case == "after its lock"  # then with the log of uploads
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl", "curves.png", "run.log", "best.pt.tmp"])
 def test_a_run_overwrites_no_file_of_the_user(name, mine):
-    (mine / name).write_text("mine")
+    (mine / name).write_text('{"my": "own"}\n')
     before = contents(mine)
     done = quick(mine, *DEBUG, "output_dir=../outputs", "hydra.run.dir=.", torch=False)
     assert error_line(done) == (
         f"error: hydra.run.dir: '{mine}' has files that would be overwritten ({name}); choose another folder"
     )
     assert (done.returncode, contents(mine)) == (2, before)
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", "optimization_results.yaml"])
+def test_a_sweep_overwrites_no_file_of_the_user(name, mine):
+    (mine / name).write_text("mine")
+    before = contents(mine)
+    done = quick(mine, "-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", "trainer.epochs=-1,-2", torch=False)
+    told = f"error: hydra.sweep.dir: '{mine}' has files that would be overwritten ({name}); choose another folder"
+    assert (error_line(done), contents(mine)) == (told, before)
+
+
+def test_nor_do_hydras_files_of_a_job(mine):
+    (mine / ".mine").mkdir()
+    (mine / ".mine" / "hydra.yaml").write_text("mine")
+    before = contents(mine)
+    done = quick(mine, "hydra.run.dir=.", "hydra.output_subdir=.mine", torch=False)
+    told = f"error: hydra.output_subdir: '{mine}/.mine' has files that would be overwritten (hydra.yaml); choose"
+    assert error_line(done).startswith(told)
+    assert contents(mine) == before
+
+
+def test_a_file_of_the_name_of_the_record_hides_no_other_error(mine):
+    (mine / "journal.jsonl").write_text('{"my": "own"}\n')
+    before = contents(mine)
+    with pytest.raises(ConfigError, match=r"^folder: .* has files that would be overwritten \(journal.jsonl\)"):
+        run_trial(compose(DEBUG), folder=mine)
+    JobFolder(mine).leave_unused()
+    assert contents(mine) == before
 
 
 # A folder that holds a run
@@ -97,14 +127,21 @@ def test_a_folder_that_holds_a_run_is_not_continued_by_another_one(held):
 
 def test_nor_by_one_of_several(held):
     cwd = held.path.parent.parent
+    command = ("-m", "hydra/sweeper=basic", *DEBUG, "hydra.sweep.dir=fixed", "seed=5,6")
     before = contents(held.path.parent)
-    done = quick(cwd, "-m", "hydra/sweeper=basic", *DEBUG, "hydra.sweep.dir=fixed", "seed=5,6", torch=False)
+    done = quick(cwd, *command, torch=False)
+    told = f"error: hydra.sweep.dir: '{held.path.parent}' has files that would be overwritten (multirun.yaml)"
+    assert error_line(done).startswith(told)
+    assert contents(held.path.parent) == before
+    (held.path.parent / "multirun.yaml").unlink()
+    before = contents(held.path.parent)
+    done = quick(cwd, *command, torch=False)
     assert error_line(done).startswith(f"error: hydra.sweep.dir: '{held.path}' holds a run already")
     assert done.returncode == 2
-    after = contents(held.path.parent)
-    for found in (before, after):
-        found.pop("multirun.yaml")
-    assert after == before
+    assert contents(held.path.parent) == before
+    done = quick(cwd, f"resume={held.path}", torch=False)
+    assert error_line(done).startswith(f"error: resume: the run in '{held.path}' has finished")
+    assert contents(held.path.parent) == before
 
 
 def test_nor_by_a_program_of_the_user(held, tmp_path):
@@ -158,13 +195,12 @@ def test_a_comparison_overwrites_no_file_of_the_user(tmp_path):
     assert not list(tmp_path.glob("outputs/studies/*"))
 
 
-def test_a_range_test_overwrites_no_file_of_the_user(mine):
-    (mine / "losses.csv").write_text("mine")
+@pytest.mark.parametrize("name", ["losses.csv", "run.log"])
+def test_a_range_test_overwrites_no_file_of_the_user(name, mine):
+    (mine / name).write_text("mine")
     before = contents(mine)
     done = quick(mine, "hydra.run.dir=.", module="sweep.lr_range", torch=False)
-    assert error_line(done).startswith(
-        f"error: hydra.run.dir: '{mine}' has files that would be overwritten (losses.csv"
-    )
+    assert error_line(done).startswith(f"error: hydra.run.dir: '{mine}' has files that would be overwritten ({name}")
     assert (done.returncode, contents(mine)) == (2, before)
 
 

@@ -156,6 +156,15 @@ def test_a_report_of_chosen_trials_goes_elsewhere_and_not_to_mlflow(reported, tm
     assert reported.folder.run.journal.read_bytes() == before
 
 
+def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsys):
+    mine = tmp_path / "p.html.tmp"
+    mine.write_text("mine")
+    outputs = str(reported.cwd / "outputs")
+    assert report.main([NAME, "--output-dir", outputs, "-o", str(tmp_path / "p.html")]) == 2
+    told = f"error: -o: '{mine}' is there, and would be overwritten; name another file\n"
+    assert (capsys.readouterr().err, mine.read_text()) == (told, "mine")
+
+
 BAD = {
     "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),
     "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),

@@ -33,6 +33,7 @@ from waiting import wait_until
 from sweep.storage.journal_file import JournalFile
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage, open_to_read
+from sweep.storage.url import recorded_url
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError
 
@@ -368,6 +369,20 @@ def test_a_pickled_storage_goes_on_with_the_same_file(path: Path, monkeypatch: p
 
 
 # Storages by URL
+
+
+@pytest.mark.parametrize("url", ["~/a.log", "sqlite:///~/a.db"])
+def test_a_path_may_begin_with_the_home_directory(
+    url: str, tmp_path: Path, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    open_storage(url, folder).create_new_study([StudyDirection.MINIMIZE], "it")
+    assert (tmp_path / "home" / url.rpartition("/")[2]).is_file()
+    assert open_to_read(url).get_all_studies()[0].study_name == "it"
+    assert recorded_url(url) == url.replace("~", str(tmp_path / "home"))
+    assert not (tmp_path / "~").exists()
 
 
 def test_without_a_url_the_study_is_in_its_folder(folder: StudyFolder) -> None:

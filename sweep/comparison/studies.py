@@ -21,11 +21,11 @@ from sweep.search.settings import StudySettings, settings_of
 from sweep.search.space import make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
 from sweep.study.runner import StudyRunner
-from sweep.tracking.ownership import refuse_existing
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError
 from sweep.utils.files import to_yaml
+from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute, refuse_links_in
 from sweep.utils.seeds import derive_seed
 

@@ -6,17 +6,21 @@ The command line is the user's own. A config file may come from somebody else.
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal import hydra as hydra_commands
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core import utils as hydra_utils
-from omegaconf import DictConfig, Node, OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.types import RunMode
+from omegaconf import DictConfig, Node, OmegaConf, read_write
 
 from sweep.config.overrides import key_of
 from sweep.utils.errors import ConfigError
+from sweep.utils.ownership import is_hydras_file, note_hydras_file, refuse_existing
 from sweep.utils.passwords import without_passwords
 from sweep.utils.private import private
 
@@ -35,8 +39,12 @@ LOGGING_CLASSES = (
     *("logging.Formatter", "colorlog.ColoredFormatter"),
 )
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-_NAME = r"(?!\.\.?(?:/|$))(?:[\w.-]|\$\{hydra\.job\.(?:name|num)\}|\$\{now:[^${}/]*\})+"
-_LOG_FILE = re.compile(rf"\$\{{(?:hydra\.runtime\.output_dir|hydra\.sweep\.dir)\}}(?:/{_NAME})+")
+_PART = r"\$\{hydra\.job\.(?:name|num)\}|\$\{now:%[^${}/]*\}"
+_NAME = rf"(?:\w|{_PART})(?:[\w.-]|{_PART})*"  # begins with no dot: hidden files are what programs go by
+_LOG_FILE = re.compile(rf"\$\{{(?:hydra\.runtime\.output_dir|hydra\.sweep\.dir)\}}(?:/{_NAME})+\.(?:log|txt)")
+_RUN_LOG = "${hydra.runtime.output_dir}/run.log"
+_JOBS_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # Hydra's, in hydra.output_subdir
+_SWEEPS_FILES = ("multirun.yaml", "optimization_results.yaml")  # of Hydra's own sweeper, and of its plugins
 # Keys of launchers that say what a job runs before the trial, or instead of Python.
 _PROGRAMS = ("setup", "python", "srun_args", "additional_parameters", "runtime_env", "commands", "env_setup")
 
@@ -60,18 +68,84 @@ def guard_hydra() -> None:
                 raise
             raise ConfigError("hydra.job.env_copy", f"'{name}' is not set in the environment; leave it out") from error
         check_hydra(config.hydra)
+        for node in (config.hydra.run, config.hydra.sweep):
+            if isinstance(node, DictConfig):
+                _expand_home(node)
         return config
 
     ConfigLoaderImpl._load_configuration = checked
+    modules: tuple[Any, ...] = (hydra_commands, hydra_utils)
+    for module in modules:  # of hydra.hydra_logging, and of hydra.job_logging
+        module.configure_log = _before(module.configure_log, _refuse_own_logs)
+    Plugins.instantiate_sweeper = _before(Plugins.instantiate_sweeper, _refuse_own_sweep)
     hydra_utils._save_config = _save_config
     basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
 
 
+def _expand_home(node: DictConfig) -> None:
+    """Have `~` mean the home directory in `dir`, where Hydra would make a folder of that name."""
+    folder = _text(node, "dir")
+    if folder is not None and folder.startswith("~"):
+        with read_write(node):
+            node.dir = os.path.expanduser(folder)
+
+
+def _before(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """The function, called after `check` with the same arguments."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return checked
+
+
 def _save_config(config: Any, filename: str, output_dir: Path) -> None:
-    """Write a file of Hydra's with a config or overrides, such as those in .hydra/, as our own files are written."""
+    """Write a file of Hydra's with a config or overrides, such as those in .hydra/, as our own files are written.
+
+    Raises ConfigError if it is there and is not of this process.
+    """
+    is_sweeps = filename in _SWEEPS_FILES
+    key, names = ("hydra.sweep.dir", [filename]) if is_sweeps else ("hydra.output_subdir", _JOBS_FILES)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with open(output_dir / filename, "w", encoding="utf-8", opener=private) as file:
+    folder = Path(os.path.abspath(output_dir))
+    refuse_existing(key, folder, [folder / name for name in names if not is_hydras_file(folder / name)])
+    if not is_hydras_file(folder / filename):
+        note_hydras_file(folder / filename)
+    with open(folder / filename, "w", encoding="utf-8", opener=private) as file:
         file.write(without_passwords(OmegaConf.to_yaml(config)))
+
+
+def _refuse_own_logs(node: DictConfig | None, *rest: Any, **others: Any) -> None:
+    """Raise ConfigError for a log file that the text of a config names, before Hydra opens it, if it is there already.
+
+    node: hydra.hydra_logging or hydra.job_logging. Jobs of one sweep may share a file in its folder.
+    """
+    if node is not None:
+        hydra = node._get_parent()
+        assert isinstance(hydra, DictConfig)
+        shared = hydra.mode == RunMode.MULTIRUN and node._key() == "job_logging"
+        _refuse_logs(hydra, str(node._key()), "${hydra.runtime.output_dir}" if shared else "${")
+
+
+def _refuse_own_sweep(plugins: Any, *, config: DictConfig, **rest: Any) -> None:
+    """Raise ConfigError if a sweep that is about to begin would write to files that are there already."""
+    _refuse_logs(config.hydra, "job_logging", "${hydra.sweep.dir}")
+    if not str(config.hydra.sweeper.get("_target_")).startswith("sweep."):  # which look at their own folder
+        folder = Path(os.path.abspath(config.hydra.sweep.dir))
+        refuse_existing("hydra.sweep.dir", folder, [folder / name for name in _SWEEPS_FILES])
+
+
+def _refuse_logs(hydra: DictConfig, key: str, prefix: str) -> None:
+    given = _hydra_overrides(hydra)
+    for path, value in _leaves(f"hydra.{key}", _plain(hydra, key)):
+        names = path.split(".")
+        is_file = names[-1] == "filename" and str(value).startswith(prefix) and not _is_given(path, given)
+        if is_file and value != _RUN_LOG:  # of which a run sees for itself whether it is free
+            file = OmegaConf.select(hydra, ".".join(names[1:]))
+            if os.path.lexists(file):
+                raise ConfigError(path, f"'{file}' is there already; name another file, or set it on the command line")
 
 
 class _Saving(OmegaConf):
@@ -85,25 +159,30 @@ class _Saving(OmegaConf):
 def check_hydra(node: Any) -> None:
     """Raise ConfigError for the first setting under `hydra` with which a config's text could run programs or write
     files outside the folder of its run."""
-    overrides = (_plain(node, "overrides") or {}).get("hydra") or []  # on the command line; a job's may name its number
-    given = [key_of(str(o)) for o in overrides]
+    given = _hydra_overrides(node)
     _check_environment(node)
     for name in _plain(node, "callbacks") or {}:
         raise ConfigError(f"hydra.callbacks.{name}", "callbacks are not run here, since they run code; leave it out")
-    subdir = node._get_node("output_subdir")
-    subdir = subdir._value() if isinstance(subdir, Node) else None  # not resolved
-    if subdir is not None and not re.fullmatch(_NAME, str(subdir)):
+    subdir = _text(node, "output_subdir")
+    if subdir is not None and not re.fullmatch(rf"\.?{_NAME}", subdir):
         raise ConfigError(
             "hydra.output_subdir", f"'{subdir}' is no name of a folder; leave it at null, or write .hydra"
         )
     for key in ("hydra_logging", "job_logging"):
         _check_logging(f"hydra.{key}", _plain(node, key), given)
-    if "/" in str((_plain(node, "job") or {}).get("name")):
-        raise ConfigError("hydra.job.name", "is part of a file's name; leave out the /")
+    name = str((_plain(node, "job") or {}).get("name"))
+    if "/" in name or name.startswith("."):
+        raise ConfigError("hydra.job.name", "is part of a file's name; leave out the / and a dot at its beginning")
     for path, value in _leaves("hydra.launcher", _plain(node, "launcher")):
         words = path.split(".")[2:]
         if value and any(w in _PROGRAMS or w.endswith("_commands") for w in words) and not _is_given(path, given):
             raise ConfigError(path, "says what a job runs; a config file may not set it, only the command line")
+
+
+def _hydra_overrides(node: DictConfig) -> list[str]:
+    """The keys of Hydra's that are given on the command line; a job's may name its number."""
+    overrides = (_plain(node, "overrides") or {}).get("hydra") or []
+    return [key_of(str(o)) for o in overrides]
 
 
 def _check_environment(node: DictConfig) -> None:
@@ -124,8 +203,10 @@ def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
             raise ConfigError(path, f"'{value}' could run code; choose one of: {', '.join(_STREAMS)}")
         is_file = name == "filename" and not (isinstance(value, str) and _LOG_FILE.fullmatch(value))
         if is_file and not _is_given(path, given):
-            told = f"'{value}' may be anywhere; begin it with ${{hydra.runtime.output_dir}}/, or set it on the command"
+            told = f"'{value}' may be anywhere; write ${{hydra.runtime.output_dir}}/NAME.log, or set it on the command"
             raise ConfigError(path, f"{told} line")
+        if name == "mode" and value != "a" and not _is_given(path, given):
+            raise ConfigError(path, f"'{value}' could empty a file; leave it out, or set it on the command line")
 
 
 def _is_given(path: str, given: Sequence[str]) -> bool:
@@ -136,6 +217,13 @@ def _plain(node: DictConfig, key: str) -> Any:
     """The part as dicts and lists, not resolved; None where it is missing."""
     part = None if OmegaConf.is_missing(node, key) else node._get_node(key)
     return OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else None
+
+
+def _text(node: DictConfig, key: str) -> str | None:
+    """The value as it is written, not resolved; None where there is none."""
+    child = node._get_node(key)
+    value = child._value() if isinstance(child, Node) else None
+    return None if value is None else str(value)
 
 
 def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """A user's own table, from CSV or Parquet."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ def table(
         raise ConfigError("data.target", "is empty; name the column to predict")
     if task == "classification" and len(targets) > 1:
         raise ConfigError("data.target", "classification takes one column; give one, or set data.task=regression")
+    path = os.path.expanduser(path)
     rows = _read(Path(path), read, targets, as_text=targets if task == "classification" else [])
     _require_columns(rows.frame, "data.target", targets)
     inputs = rows.features(targets) if features is None else list(features)

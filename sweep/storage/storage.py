@@ -23,6 +23,7 @@ from sweep.storage.url import KEY, PATIENCE_S, connect_args, database_url, kind,
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError
 from sweep.utils.passwords import without_password
+from sweep.utils.paths import absolute
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -39,7 +40,7 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
             folder.path.mkdir(parents=True, exist_ok=True)
         match kind(url):
             case None:
-                return _journal(Path(where).absolute())
+                return _journal(absolute(where))
             case "redis" | "rediss":
                 return _redis(where)
             case "grpc":
@@ -56,7 +57,7 @@ def open_to_read(url: str) -> BaseStorage:
     with told_in_one_line(url):
         match kind(url):
             case None:
-                return JournalStorage(JournalFile(Path(url).absolute(), read_only=True))
+                return JournalStorage(JournalFile(absolute(url), read_only=True))
             case "redis" | "rediss":
                 return _redis(url)
             case "grpc":

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.passwords import is_hidden, without_password
+from sweep.utils.paths import absolute
 
 if TYPE_CHECKING:
     import sqlalchemy  # 0.2 s, which a study in a file does without
@@ -83,7 +83,7 @@ def recorded_url(url: str | None) -> str | None:
     if url is None:
         return None
     if kind(url) is None:
-        return str(Path(url).absolute())
+        return str(absolute(url))
     return without_password(str(database_url(url))) if kind(url) == "sqlite" else without_password(url)
 
 
@@ -99,7 +99,7 @@ def database_url(url: str) -> "sqlalchemy.URL":
         return parsed
     if parsed.database in (None, "", ":memory:"):
         raise ConfigError(KEY, f"'{url}' lives in one process only; name a file: sqlite:///path")
-    return parsed.set(database=str(Path(parsed.database).absolute()))
+    return parsed.set(database=str(absolute(parsed.database)))
 
 
 def connect_args(url: "sqlalchemy.URL") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, records
 from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.passwords import without_password
-from sweep.utils.paths import is_inside
+from sweep.utils.paths import absolute, is_inside
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
 
@@ -104,7 +104,7 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
 def _file_of(url: str) -> Path | None:
     """The file that a storage is kept in, if it is one."""
     if kind(url) is None:
-        return Path(url)
+        return absolute(url)
     with told_in_one_line(url):
         return Path(str(database_url(url).database)) if kind(url) == "sqlite" else None
 

@@ -47,12 +47,12 @@ from sweep.study.results import best_trials, start_facts, write_results
 from sweep.study.trial_result import TrialResult, tried
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, status
-from sweep.tracking.ownership import refuse_existing
 from sweep.tracking.start import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words
 from sweep.utils.errors import ConfigError, Damaged, Interrupted, StudyFailed
+from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.signals import interrupts_kept_from_children, stopping_signals
 from sweep.utils.terminal import say

@@ -1,45 +1,15 @@
-"""What is the user's, and what this process made: only the latter may be removed, and nothing else overwritten."""
+"""Folders of jobs: free for a new run, or left as they were by a job that was refused."""
 
-import functools
 import logging
 import os
-import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import first, status
 from sweep.tracking.provenance import resume_command
-from sweep.utils.errors import ConfigError
-
-_made: set[str] = set()  # directories, by absolute path
-
-
-@functools.cache
-def note_directories() -> None:
-    """From now on, note which directories this process makes, whatever code makes them.
-
-    Hydra makes a job's folder before any code of the job runs, so only an audit hook can see whether it was there.
-    """
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "os.mkdir" and arguments[2] == -1:  # not relative to a descriptor
-            with suppress(OSError, TypeError):
-                path = os.path.abspath(os.fsdecode(arguments[0]))
-                if not os.path.lexists(path):
-                    _made.add(path)
-
-    sys.addaudithook(hook)
-
-
-def remove_made(folder: Path) -> None:
-    """Remove the folder if this process made it and it is empty."""
-    if str(folder) in _made:
-        with suppress(OSError):
-            folder.rmdir()
-            _made.discard(str(folder))
+from sweep.utils.errors import ConfigError, DamagedJournal
+from sweep.utils.ownership import refuse_existing, remove_hydras_files, remove_made
 
 
 class JobFolder:
@@ -56,11 +26,12 @@ class JobFolder:
             logging.getLogger().removeHandler(handler)
             handler.close()
         run = RunFolder(self._path)
-        if run.path.is_dir() and first(run.journal, "start") is None:
+        if run.path.is_dir() and not _has_begun(run):
             with suppress(Busy, OSError), run.lock():  # else the files are another process's
                 for file in (*logs, run.lock_file):
                     if file.name not in self._before:
                         file.unlink(missing_ok=True)
+        remove_hydras_files(below=self._path)
         remove_made(self._path)
 
     def _handlers(self) -> list[logging.FileHandler]:
@@ -71,7 +42,8 @@ class JobFolder:
 
 def require_unused(run: RunFolder, key: str) -> None:
     """Raise ConfigError, with `key` to change, unless a new run can be kept in that folder without touching a file."""
-    require_no_run(run, key)
+    with suppress(DamagedJournal, OSError):  # then it is no run's, or a damaged one's: a file in the way in any case
+        require_no_run(run, key)
     refuse_existing(key, run.path, run.written)
 
 
@@ -84,18 +56,8 @@ def require_no_run(run: RunFolder, key: str) -> None:
         raise ConfigError(key, f"{held}; choose another folder, or continue it with:  {resume_command(run.path)}")
 
 
-def refuse_existing(key: str, folder: Path, files: Sequence[Path]) -> None:
-    """Raise ConfigError, with `key` to change, if one of the files that are to be written is there already.
-
-    Where `files` names a directory, it may be there as long as it is empty.
-    """
-    there = [file for file in files if _is_taken(file)]
-    there += [tmp for file in files if os.path.lexists(tmp := file.with_name(file.name + ".tmp"))]
-    there = [os.path.relpath(file, folder) for file in there]
-    if there:
-        names = ", ".join(there[:4]) + (" ..." if there[4:] else "")
-        raise ConfigError(key, f"'{folder}' has files that would be overwritten ({names}); choose another folder")
-
-
-def _is_taken(path: Path) -> bool:
-    return os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+def _has_begun(run: RunFolder) -> bool:
+    """Return whether the folder has the record of a run; a file of the user's may have its name."""
+    with suppress(DamagedJournal, OSError):
+        return first(run.journal, "start") is not None
+    return False

@@ -59,8 +59,8 @@ def write_start(
     if known is not None and data is not None and known["digest"] != data["digest"]:
         raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
     if earlier is None:
-        if isinstance(config.data.get("path"), str):
-            config.data["path"] = os.path.abspath(config.data["path"])  # so that it resumes from any directory
+        if isinstance(path := config.data.get("path"), str):
+            config.data["path"] = os.path.abspath(os.path.expanduser(path))  # so that it resumes from any directory
         write_checked(run.overrides, to_yaml(config.overrides or []))
         write_checked(run.config, stored_text(config))  # from here on it can be resumed
         if member is None and (diff := uncommitted_diff()):

@@ -26,10 +26,11 @@ class RangeFolder:
         self.losses = self.path / "losses.csv"
         self.result = self.path / "lr_range.yaml"
         self.picture = self.path / "lr_range.png"
+        self.log = self.path / "run.log"  # Hydra's
 
     @property
     def written(self) -> list[Path]:
-        return [self.losses, self.result, self.picture]
+        return [self.losses, self.result, self.picture, self.log]
 
 
 def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") -> None:

@@ -1,0 +1,86 @@
+"""What is the user's, and what this process made: only the latter may be removed, and nothing else overwritten."""
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sweep.utils.errors import ConfigError
+
+_made: set[str] = set()  # directories, by absolute path
+_hydras: list[tuple[Path, set[str]]] = []  # files that Hydra wrote, each with what lay beside it before
+
+
+@functools.cache
+def note_directories() -> None:
+    """From now on, note which directories this process makes, whatever code makes them.
+
+    Hydra makes a job's folder before any code of the job runs, so only an audit hook can see whether it was there.
+    """
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and arguments[2] == -1:  # not relative to a descriptor
+            with suppress(OSError, TypeError):
+                path = os.path.abspath(os.fsdecode(arguments[0]))
+                if not os.path.lexists(path):
+                    _made.add(path)
+
+    sys.addaudithook(hook)
+
+
+def remove_made(folder: Path) -> None:
+    """Remove the folder, and those above it, as long as this process made them and they are empty."""
+    folder = Path(os.path.abspath(folder))
+    for path in (folder, *folder.parents):
+        if str(path) not in _made:
+            return
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # not empty
+            return
+        _made.discard(str(path))
+
+
+def note_hydras_file(path: Path) -> None:
+    """Note that Hydra is about to write the new file `path`."""
+    _hydras.append((path, set(os.listdir(path.parent))))
+
+
+def is_hydras_file(path: Path) -> bool:
+    """Return whether Hydra wrote the file in this process."""
+    return any(path == noted for noted, _ in _hydras)
+
+
+def remove_hydras_files(below: Path | None = None) -> None:
+    """Remove what Hydra wrote in this process, in `below` or anywhere, unless something came to lie beside it since."""
+    for noted in reversed(_hydras.copy()):
+        path, before = noted
+        if below is not None and below not in path.parents:
+            continue
+        with suppress(OSError):
+            if set(os.listdir(path.parent)) == before | {path.name}:
+                path.unlink()
+                _hydras.remove(noted)
+                remove_made(path.parent)
+
+
+def refuse_existing(key: str, folder: Path, files: Sequence[Path]) -> None:
+    """Raise ConfigError, with `key` to change, if one of the files that are to be written is there already.
+
+    Where `files` names a directory, it may be there as long as it is empty.
+    """
+    there = [file for file in files if _is_taken(file)]
+    there += [tmp for file in files if os.path.lexists(tmp := file.with_name(file.name + ".tmp"))]
+    there = [os.path.relpath(file, folder) for file in there]
+    if there:
+        names = ", ".join(there[:4]) + (" ..." if there[4:] else "")
+        raise ConfigError(key, f"'{folder}' has files that would be overwritten ({names}); choose another folder")
+
+
+def _is_taken(path: Path) -> bool:
+    return os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
