@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ConfigError as error:
             refused.append(error)
             say(f"error: {error}", err=True)
+        except OSError as error:
+            refused.append(Damaged("output_dir", run.path, one_line(error), "put back a copy of it"))
+            say(f"error: {refused[-1]}", err=True)
     n_sent, n_tracked = sum(_sync_all(tracked)), len(tracked) + len(refused)
     say(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow")
     if any(not isinstance(error, Damaged) for error in refused):
@@ -62,9 +65,10 @@ def _parser() -> Parser:
 
 def _check_begun(run: RunFolder) -> None:
     """Raises Damaged for a record that is gone, or has no start. A trial that died early may not have begun one."""
-    for record, _ in journal.read(run.journal, damage=[]):
+    damage: list[DamagedJournal] = []
+    for record, _ in journal.read(run.journal, damage=damage):
         if record["kind"] != "start":
-            raise DamagedJournal(run.journal, 1, "the record does not begin with its start")
+            raise damage[0] if damage else DamagedJournal(run.journal, 1, "the record does not begin with its start")
         break
     if journal.whole_size(run.journal) == 0 and any(
         path.exists() for path in (run.mirror_state, run.checkpoint, run.best, StudyFolder(run.path).results)

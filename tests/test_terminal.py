@@ -87,7 +87,8 @@ def odd(tmp_path: Path) -> Path:
     run = RunFolder(tmp_path / "outputs" / "runs" / ODD)
     run.create()
     with Journal(run.journal) as journal:
-        journal.event("start", store=f"http://{ODD}", output_dir="../..", tags={}, parent=None)
+        told = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
+        journal.event("start", **told, store=f"http://{ODD}")
     run.config.write_text("tracking: {mlflow: true}\n")
     return tmp_path
 
