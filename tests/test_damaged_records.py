@@ -21,7 +21,7 @@ from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.start import stored_config
 from sweep.tracking.study_upload import Damage, StudyUpload
 from sweep.utils.checked_file import write_checked
-from sweep.utils.errors import DamagedJournal
+from sweep.utils.errors import Damaged, DamagedJournal
 
 GARBAGE = b"\x00\xff garbage\n"
 Synced = tuple[int, str, str]
@@ -255,3 +255,11 @@ def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tm
             resume()
         assert caught.value.exit_status == 1
     assert {path: path.read_bytes() for path in run.path.iterdir()} == files
+
+
+def test_a_trial_that_lost_its_config_is_damaged_and_so_stops_its_study(study: Study) -> None:
+    """A study goes on past a trial that failed, and not past one that is Damaged."""
+    run = study.folder.trial(0)
+    run.config.unlink()
+    with pytest.raises(Damaged, match=r"config.yaml' is damaged \(it is gone\); start a new run; in a study, remove"):
+        stored_config(run, validate(compose([])))
