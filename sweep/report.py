@@ -19,7 +19,7 @@ from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, DamagedJournal, one_line
 from sweep.utils.passwords import without_password
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
-from sweep.utils.terminal import say
+from sweep.utils.terminal import complain, say
 
 if TYPE_CHECKING:
     from sweep.tracking.upload_process import UploadProcess
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if follower is not None and store is not None:
                 told = _send(folder, follower, store)
     except ConfigError as error:
-        say(f"error: {error}", err=True)
+        complain(f"error: {error}")
         return error.exit_status
     except OSError as error:
-        say(f"error: study: cannot be read ({one_line(error)})", err=True)
+        complain(f"error: study: cannot be read ({one_line(error)})")
         return 2
     finally:
         gc_control.resume()

@@ -1,5 +1,6 @@
 """`python -m sweep.run`: the Hydra entry point."""
 
+import argparse
 import atexit
 import contextlib
 import functools
@@ -26,10 +27,10 @@ from sweep.config.schema import CONF_DIR, is_auto, with_origin
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.ownership import JobFolder, require_unused
 from sweep.utils import gc_control
-from sweep.utils.command_line import check_command_line, secure_streams
+from sweep.utils.command_line import check_command_line, hydra_arguments, secure_streams
 from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.utils.ownership import note_directories, remove_hydras_files
-from sweep.utils.terminal import say
+from sweep.utils.terminal import Shown, complain, escaped_line, say
 
 if TYPE_CHECKING:
     from sweep.tracking.upload_process import UploadProcess
@@ -105,7 +106,7 @@ def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator
         if isinstance(told, refused):
             folder.leave_unused()
         if told is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
-            log.error("failed: %s", told)
+            log.error("failed: %s", escaped_line(str(told)))
         raise
 
 
@@ -126,9 +127,10 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     )
     try:
         check_command_line(sys.argv[1:])
+        given = hydra_arguments(sys.argv[1:])
         note_directories()
         hidden = sys.stderr if show_tracebacks else _WithoutHydrasLine(sys.stderr)
-        with contextlib.redirect_stderr(hidden), unavailable_refused():
+        with contextlib.redirect_stderr(hidden), unavailable_refused(), _shown(given):
             _refuse_rerun(sys.argv[1:])
             command()
     except Exception as error:
@@ -139,7 +141,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
             remove_hydras_files()
         if show_tracebacks:
             say(traceback.format_exc(), err=True)
-        say(f"error: {told}", err=True)
+        complain(f"error: {told}")
         sys.exit(told.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
@@ -147,6 +149,14 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         sys.exit(130)
     finally:
         gc_control.set_aside()  # or the interpreter's last collection would take 0.6 s
+
+
+def _shown(given: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """Escapes what Hydra prints where it trains nothing: the config, with texts of others in it."""
+    if not (given.cfg or given.info or given.help or given.hydra_help):
+        return contextlib.nullcontext()
+    shown: Any = Shown(sys.stdout)
+    return contextlib.redirect_stdout(shown)
 
 
 class _WithoutHydrasLine:

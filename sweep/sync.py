@@ -13,7 +13,7 @@ from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.utils.passwords import without_password
 from sweep.utils.paths import absolute, is_inside, refuse_links_at, refuse_links_in
-from sweep.utils.terminal import say
+from sweep.utils.terminal import complain, escaped_line, say
 
 if TYPE_CHECKING:
     from sweep.tracking.mlflow_client import Uploader
@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
     except ConfigError as error:
-        say(f"error: {error}", err=True)
+        complain(f"error: {error}")
         return error.exit_status
     output_dir = absolute(given.output_dir)
     if not os.path.isdir(output_dir):  # pathlib's raises OSError for a name that is too long
-        say(f"error: output_dir: no folder '{output_dir}'", err=True)
+        complain(f"error: output_dir: no folder '{output_dir}'")
         return 2
     runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
     tracked: list[tuple[RunFolder, Store]] = []
@@ -43,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tracked.append((run, store))
         except ConfigError as error:
             refused.append(error)
-            say(f"error: {error}", err=True)
+            complain(f"error: {error}")
+        except OSError as error:
+            refused.append(Damaged("output_dir", run.path, one_line(error), "put back a copy of it"))
+            complain(f"error: {refused[-1]}")
     n_sent, n_tracked = sum(_sync_all(tracked)), len(tracked) + len(refused)
-    say(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow")
+    say(escaped_line(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow"))
     if any(not isinstance(error, Damaged) for error in refused):
         return 2
     return 0 if n_sent == n_tracked else 1
@@ -62,9 +65,10 @@ def _parser() -> Parser:
 
 def _check_begun(run: RunFolder) -> None:
     """Raises Damaged for a record that is gone, or has no start. A trial that died early may not have begun one."""
-    for record, _ in journal.read(run.journal, damage=[]):
+    damage: list[DamagedJournal] = []
+    for record, _ in journal.read(run.journal, damage=damage):
         if record["kind"] != "start":
-            raise DamagedJournal(run.journal, 1, "the record does not begin with its start")
+            raise damage[0] if damage else DamagedJournal(run.journal, 1, "the record does not begin with its start")
         break
     if journal.whole_size(run.journal) == 0 and any(
         path.exists() for path in (run.mirror_state, run.checkpoint, run.best, StudyFolder(run.path).results)
@@ -108,21 +112,21 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
             yield True
         except Damaged as error:
-            say(f"error: {error}; what can be read of the run is sent", err=True)
+            complain(f"error: {error}; what can be read of the run is sent")
             yield False
         except Busy:
-            say(f"{run.path}: another process is sending it", err=True)
+            complain(f"{run.path}: another process is sending it")
             yield False
         except DeletedInStore as error:
             if str(error) not in shown:
-                say(f"{run.path}: {error}", err=True)
+                complain(f"{run.path}: {error}")
             shown.add(str(error))
             yield False
         except FAILURES as error:
-            say(f"{run.path}: {one_line(error)}", err=True)
+            complain(f"{run.path}: {one_line(error)}")
             if not _answers(mirrors.get(store)):
                 down.add(store)
-                say(f"{without_password(store.uri or '')} does not answer; its other runs wait", err=True)
+                complain(f"{without_password(store.uri or '')} does not answer; its other runs wait")
             yield False
 
 

@@ -63,7 +63,7 @@ def sweep_run(tmp_path: Path) -> Command:
     """Runs `python -m sweep.run` in an empty directory, with outputs below it; returns the finished process."""
 
     def run(
-        *overrides: str, cwd: Path = tmp_path, timeout: float = 120, **env: str
+        *overrides: str, cwd: Path = tmp_path, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sweep.run", *overrides],

@@ -33,6 +33,10 @@ ODD = {
     "a variable that is not set": (["trainer.epochs=${oc.env:NOPE}"], "trainer.epochs"),
     "nothing but a sign": (["="], "config"),
     "a long text": (["trainer.epochs=" + "x" * 5000], "trainer.epochs"),
+    "a line break in a text": (['from_study="a\nerror: b"'], "from_study"),
+    "a line break in a path": (['resume="a\nerror: b"'], "resume"),
+    "an option that is none": (["--no\x1b[31mpe"], "command line"),
+    "no kind of config": (["--cfg", "foo"], "command line"),
     "a parent folder": (["optimizer=../nope"], ".."),
     "study: a glob in a range": (["-m", "+search.seed='glob(*)'"], "search.seed"),
     "study: a list for a group": (["-m", "optimizer=[1,2]"], "optimizer"),
@@ -111,7 +115,7 @@ _VALUES = st.one_of(
         ["", "null", "[]", "{}", "[1]", "{a:1}", "nan", "1e999", "glob(*)", "interval(1,0)", "1,2", "${x}"]
     ),
     st.sampled_from(["${", "'", "choice()", "range(0)", "-1", "true", "a b", "\\", "é", "../x", "/", "x" * 300]),
-    st.text(alphabet="ab1=,[]{}()'\"$.*@~+ ", max_size=8),
+    st.text(alphabet="ab1=,[]{}()'\"$.*@~+ \n\x1b", max_size=8),
 )
 
 
@@ -123,7 +127,12 @@ def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[s
     done = quickly(tmp_path, *["-m"] * many, *overrides, "trainer.epochs=0", *last)  # refused, if by nothing else
     assert "Traceback" not in done.stderr
     assert done.returncode == 2, done.stderr
-    assert error_line(done).startswith(("error: ", "sweep.run: error", "run.py: error"))
+    assert error_line(done).startswith("error: ")
+
+
+def test_a_list_for_a_group_is_told_what_works(tmp_path: Path):
+    line = error_line(quickly(tmp_path, "experiment=[1,2]"))
+    assert line.startswith("error: experiment: no option '[1,2]'; choose one of: ")
 
 
 @pytest.mark.parametrize("module", ["run", "compare", "lr_range", "sync", "report"])
@@ -170,8 +179,10 @@ _ARGUMENTS = st.one_of(
     st.sampled_from(
         ["", "x" * 300, "x" * 5000, "../x", "/nope", ".", "/dev/null", "--nope", "--uri", "--storage", "-o"]
     ),
-    st.sampled_from(["--trials", "--output-dir", "1e3", "9" * 5000, "~nope", "\0", "\ud800", "é", "nope://x", "--"]),
-    st.text(st.characters(exclude_characters="\n/"), max_size=4).filter(lambda text: not text.startswith("-h")),
+    st.sampled_from(
+        ["--trials", "--output-dir", "a\nerror: b", "1e3", "9" * 5000, "~nope", "\0", "\ud800", "é", "nope://x", "--"]
+    ),
+    st.text(st.characters(exclude_characters="/"), max_size=4).filter(lambda text: not text.startswith("-h")),
 )
 
 

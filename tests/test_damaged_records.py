@@ -14,13 +14,14 @@ from stores import Study, embedded, points, recorded, run_of
 from sweep import Outcome, compose, report, run_trial, sync
 from sweep.comparison.runs import read_run
 from sweep.config.schema import validate
+from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.start import stored_config
 from sweep.tracking.study_upload import Damage, StudyUpload
 from sweep.utils.checked_file import write_checked
-from sweep.utils.errors import DamagedJournal
+from sweep.utils.errors import Damaged, DamagedJournal
 
 GARBAGE = b"\x00\xff garbage\n"
 Synced = tuple[int, str, str]
@@ -113,6 +114,44 @@ def test_a_journal_without_its_start_is_named(study: Study, outputs: Path, synce
         status, said, complaint = synced()
         assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
         assert f"'{run.journal}' is damaged" in complaint
+
+
+def test_no_record_that_sweep_would_not_write_keeps_the_others_from_being_sent(
+    study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    """Each line has the checksum that belongs to it."""
+    run = study.folder.trial(1)
+    whole, config = run.journal.read_bytes(), run.config.read_bytes()
+    start, *rest = (record for record, _ in journal.read(run.journal))
+    odd: list[tuple[str, object]] = [("params", "abc"), ("tags", ["x"]), ("uid", None), ("parent", 5), ("dataset", [])]
+    for place, field, value in [(0, *one) for one in odd] + [(1, "values", {"a": [1, 2]}), (1, "steps", ["1"])]:
+        records = [dict(record) for record in (start, *rest)]
+        records[place][field] = value
+        run.journal.unlink()
+        with Journal(run.journal) as made:
+            for record in records:
+                made._append(record)
+        assert f"line {place + 1} of '{run.journal}' is damaged (its '{field}' is" in _not_sent(synced, outputs)
+    run.journal.unlink()
+    run.journal.mkdir()
+    assert f"'{run.path}' is damaged ([Errno 21] Is a directory" in _not_sent(synced, outputs)
+    run.journal.rmdir()
+    run.journal.write_bytes(whole)
+    run.config.write_text("tracking: [1]\n")
+    assert f"'{run.config}' is damaged (" in _not_sent(synced, outputs)
+    run.config.unlink()
+    assert f"'{run.config}' is damaged (it is gone)" in _not_sent(synced, outputs)
+    run.config.write_bytes(config)
+    assert synced()[:2] == (0, f"4 of 4 tracked runs below {outputs} are in MLflow\n")
+
+
+def _not_sent(synced: Callable[[], Synced], outputs: Path) -> str:
+    """What is said of one run, while the others are sent."""
+    status, said, complaint = synced()
+    assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
+    assert complaint.startswith("error: ")
+    assert complaint.count("\n") == 1
+    return complaint
 
 
 def test_a_record_that_lost_its_end_is_not_all_there(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
@@ -216,3 +255,11 @@ def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tm
             resume()
         assert caught.value.exit_status == 1
     assert {path: path.read_bytes() for path in run.path.iterdir()} == files
+
+
+def test_a_trial_that_lost_its_config_is_damaged_and_so_stops_its_study(study: Study) -> None:
+    """A study goes on past a trial that failed, and not past one that is Damaged."""
+    run = study.folder.trial(0)
+    run.config.unlink()
+    with pytest.raises(Damaged, match=r"config.yaml' is damaged \(it is gone\); start a new run; in a study, remove"):
+        stored_config(run, validate(compose([])))

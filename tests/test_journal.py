@@ -37,9 +37,13 @@ def records(path: Path) -> list[journal.Record]:
     return [record for record, _ in journal.read(path)]
 
 
+START = {"uid": "u", "name": "n", "experiment": "e", "output_dir": ".", "store": None, "params": {}, "tags": {}}
+_FIELDS = {"start": START, "metrics": {"steps": [], "values": {}}, "end": {}}
+
+
 def a_small_journal(path: Path) -> None:
     with opened(path) as made:
-        made.event("start", name="größer")
+        made.event("start", **START | {"name": "größer"})
         made.metrics([1, 2, 3], {"step/loss": [0.5, 0.25, 0.125], "step/lr": [1e-3, 2e-3, 3e-3]})
         made.metrics([1], {"val/loss": [0.4]})
         made.event("end", status="FINISHED")
@@ -62,12 +66,13 @@ def test_the_last_end_is_that_of_the_last_attempt(path: Path) -> None:
     found = []
     with opened(path) as made:
         for i, kind in enumerate(("start", "metrics", "start", "end", "metrics", "start", "end", "end")):
-            made.event(kind, status=f"{kind} {i}", **({"steps": [], "values": {}} if kind == "metrics" else {}))
+            status = {3: "KILLED", 6: "FAILED", 7: "FINISHED"}.get(i, f"{kind} {i}")
+            made.event(kind, status=status, **_FIELDS[kind])
             found.append(journal.last_end(path))
-    assert [end and end["status"] for end in found] == [None, None, None, "end 3", "end 3", None, "end 6", "end 7"]
-    assert [end["status"] for end in journal.records(path, "end")] == ["end 3", "end 6", "end 7"]
+    assert [end and end["status"] for end in found] == [None] * 3 + ["KILLED", "KILLED", None, "FAILED", "FINISHED"]
+    assert [end["status"] for end in journal.records(path, "end")] == ["KILLED", "FAILED", "FINISHED"]
     assert (journal.last_of(path, "start") or {})["status"] == "start 5"
-    assert journal.status(path) == "end 7"
+    assert journal.status(path) == "FINISHED"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -81,7 +86,7 @@ def test_every_number_comes_back_bit_for_bit(values: list[float], path: Path) ->
 
 def test_each_append_is_on_file_before_the_journal_is_closed(path: Path) -> None:
     with opened(path) as made:
-        made.event("start", name="a")
+        made.event("start", **START | {"name": "a"})
         assert [record["kind"] for record in records(path)] == ["start"]
         made.metrics([1], {"val/loss": [0.4]})
         assert len(records(path)) == 2
@@ -97,7 +102,7 @@ def test_a_torn_last_line_costs_only_itself_wherever_it_is_torn(path: Path) -> N
         n_whole = sum(end <= n_bytes for end in ends)
         assert records(path) == kept[:n_whole]
         with opened(path) as made:
-            made.event("start", name="again")
+            made.event("start", **START | {"name": "again"})
         assert records(path)[:-1] == kept[:n_whole], "the torn line would have swallowed the new one"
         assert records(path)[-1]["name"] == "again"
 
@@ -157,7 +162,7 @@ try:
     journal.metrics([10_000], {"x" * 6_000: [1.0]})
 except OSError as error:
     print(n, error.errno)
-journal.event("end")  # there is room for a short one, behind whole lines
+journal.event("end", status="KILLED")  # there is room for a short one, behind whole lines
 """
 
 
@@ -174,11 +179,11 @@ def test_a_full_disk_is_an_oserror_and_what_was_recorded_stays_readable(path: Pa
 def test_the_status_is_that_of_the_last_attempt(path: Path) -> None:
     assert journal.status(path) is None
     with opened(path) as made:
-        made.event("start", name="first attempt")
+        made.event("start", **START | {"name": "first attempt"})
         assert journal.status(path) is None
         made.event("end", status="KILLED")
         assert journal.status(path) == "KILLED"
-        made.event("start", name="second attempt")
+        made.event("start", **START | {"name": "second attempt"})
         assert journal.status(path) is None
         made.metrics([1], {"val/loss": [0.1]})
         made.event("end", status="FINISHED")
@@ -204,8 +209,7 @@ def test_a_record_is_dated_in_milliseconds(path: Path) -> None:
 
 def an_old_journal(path: Path) -> None:
     """As they were before lines had checksums."""
-    start = {"kind": "start", "time": 1, "name": "old", "uid": "u", "experiment": "e", "output_dir": ".", "store": None}
-    start |= {"params": {}, "tags": {}}
+    start = {"kind": "start", "time": 1, **START}
     rows = [{"kind": "metrics", "time": 2, "steps": [e], "values": {"val/loss": [1 / e]}} for e in range(1, 4)]
     path.write_text("".join(json.dumps(record) + "\n" for record in (start, *rows)))
 
@@ -305,7 +309,7 @@ def test_the_last_record_is_that_of_a_whole_reading_wherever_the_file_ends(path:
     a_small_journal(path)
     with opened(path) as made:
         made.metrics(range(10, 1010), {"step/loss": [1 / i for i in range(10, 1010)]})  # longer than what is read first
-        made.event("start", name="again")
+        made.event("start", **START | {"name": "again"})
     whole = path.read_bytes()
     for size in (*range(700), *range(len(whole) - 100, len(whole) + 1), len(whole) // 2):
         path.write_bytes(whole[:size])

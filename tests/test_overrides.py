@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweep.config.overrides import key_of, sets, value_of
+from sweep.config.overrides import command, key_of, known_command, sets, value_of
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,24 @@ def test_an_override_sets_its_key_however_it_is_added(override: str):
 @pytest.mark.parametrize("override", ["~seed", "~seed=1", "seed.a=1", "seeds=1", "other=seed"])
 def test_an_override_that_takes_a_key_away_or_is_of_another_does_not_set_it(override: str):
     assert not sets(override, "seed")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_known"),
+    [
+        (command("sweep.run", "-m", "optimizer=sgd,adam", "model.widths=[32],[64,64]", "--config-dir", "a b"), True),
+        (command("sweep.compare", 'optimizer="sgd",adam', 'compare.name="$(x)"'), True),
+        ("rm -r ~; curl evil", False),
+        ("python -m sweep.run seed=1; curl evil", False),
+        ("python -m sweep.run seed=$(curl evil)", False),
+        ("python -m sweep.run seed=1 # \n rm -r ~", False),
+        ("python -m evil seed=1", False),
+        ("python -m sweep.run curl", False),
+        ("python -m sweep.run --nope", False),
+        ("'", False),
+        (["python", "-m", "sweep.run"], False),
+        (None, False),
+    ],
+)
+def test_only_a_command_of_ours_is_printed_to_be_pasted(text: object, is_known: bool):
+    assert known_command(text) == (text if is_known else None)

@@ -90,7 +90,8 @@ def test_a_run_that_is_continued_takes_the_password_of_the_users_own_setting(
     run = RunFolder(tmp_path / "runs" / "x")
     run.create()
     with Journal(run.journal) as journal:
-        journal.event("start", store=recorded_uri(Store(uri, None), tmp_path), output_dir="../..")
+        told = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
+        journal.event("start", **told, store=recorded_uri(Store(uri, None), tmp_path))
     run.config.write_text(stored_text(validate(compose([f"tracking.uri='{uri}'"]))))
     assert SECRET not in run.journal.read_text() + run.config.read_text()
     with pytest.raises(ConfigError, match=r"me:\*\*\*@.* set it with its password, or MLFLOW_TRACKING_URI"):

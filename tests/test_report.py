@@ -41,7 +41,6 @@ from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -257,8 +256,7 @@ def test_the_study_of_a_command_that_was_killed_stays_killed(tmp_path: Path):
     study = Study(tmp_path, "s")
     add_artifacts(study.folder.run, ["report.html"])
     assert journal.status(study.folder.run.journal) == "KILLED"
-    with Journal(study.folder.run.journal) as record:
-        record.event("start", uid="again")
+    study.begin()
     assert journal.status(study.folder.run.journal) is None
 
 

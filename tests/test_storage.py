@@ -391,6 +391,7 @@ def test_without_a_url_the_study_is_in_its_folder(folder: StudyFolder) -> None:
 
 
 def test_eight_processes_begin_and_share_one_sqlite_file(tmp_path: Path, folder: StudyFolder) -> None:
+    (tmp_path / "new").mkdir()
     url = f"sqlite:///{tmp_path}/new/{{study}}.db"
     values = told(run_together(8, _RUN_TRIALS, url, folder.path, 3, 10))
     assert sorted(values) == list(range(24))

@@ -87,7 +87,8 @@ def odd(tmp_path: Path) -> Path:
     run = RunFolder(tmp_path / "outputs" / "runs" / ODD)
     run.create()
     with Journal(run.journal) as journal:
-        journal.event("start", store=f"http://{ODD}", output_dir="../..", tags={}, parent=None)
+        told = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
+        journal.event("start", **told, store=f"http://{ODD}")
     run.config.write_text("tracking: {mlflow: true}\n")
     return tmp_path
 
@@ -101,6 +102,7 @@ def test_no_command_sends_the_terminal_what_it_was_given(odd: Path) -> None:
         ("sweep.run", [f'resume="outputs/none/{ODD}"']),
         ("sweep.run", ["--config-dir", "options", "optimizer=none"]),
         ("sweep.run", ["--config-dir", "options", f"optimizer={quoted}", *_SMALL]),
+        ("sweep.run", ["--cfg", "job", f"experiment_name={quoted}"]),
         ("sweep.run", ["--config-dir", "options", "-m", f"optimizer=adam,{quoted}", "hydra.sweeper.dry_run=true"]),
         ("sweep.compare", ["--config-dir", "options", f"optimizer=adam,{quoted}", "compare.n_seeds=-1"]),
         ("sweep.lr_range", [ODD]),

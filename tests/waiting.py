@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zygote import Command
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 _POLL_S = 0.01
 
 

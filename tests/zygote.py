@@ -58,7 +58,7 @@ _TRACKED = (
     ),
     *("sweep.reporting.study_page", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.plot"),
 )
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 
 
 class Command:

@@ -164,7 +164,19 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
     if any(frame.f_code.co_name == "configure_log" for frame in frames):
         is_job = any(frame.f_code.co_name in ("run_job", "_run_job") for frame in frames)
         return ConfigError("hydra.job_logging" if is_job else "hydra.hydra_logging", reason)
+    if (list_for_group := next(filter(None, map(_no_options, overrides)), None)) is not None:
+        return list_for_group
     return ConfigError(_suspected(overrides), reason)
+
+
+def _no_options(override: str) -> ConfigError | None:
+    """What is wrong with a list for a group, where not all in it are options."""
+    group, value = key_of(override), value_of(override)
+    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
+    named = {name.strip() for name in value[1:-1].split(",")}
+    if not options or value[:1] not in ("[", "{") or named <= set(options):
+        return None
+    return ConfigError(group, _no_option(value, options))
 
 
 def _suspected(overrides: Sequence[str]) -> str:

@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from sweep.config.schema import literal
+from sweep.utils.command_line import hydra_arguments
+from sweep.utils.errors import ConfigError
 from sweep.utils.passwords import without_password
 
 
@@ -77,6 +79,21 @@ def program(*words: object) -> str:
 def command(module: str, *arguments: object) -> str:
     """`python -m MODULE ARGUMENTS` for a shell, without passwords."""
     return program("python", "-m", module, *arguments)
+
+
+def known_command(text: object) -> str | None:
+    """Return the text if it is a command of ours with its overrides, spelled as `command` does, else None.
+
+    A record may be somebody else's: what it calls a command might have a shell do anything.
+    """
+    try:
+        words = shlex.split(str(text))
+        if words[:2] != ["python", "-m"] or words[2:3] not in (["sweep.run"], ["sweep.compare"]):
+            return None
+        OverridesParser.create().parse_overrides(hydra_arguments(words[3:]).overrides)
+    except (ValueError, HydraException, ConfigError):
+        return None
+    return str(text) if command(*words[2:]) == text else None
 
 
 def with_variable(name: str, value: str, command: str) -> str:

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.best_config import stored_best
 from sweep.config.metrics import sign_of
+from sweep.config.overrides import known_command
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
@@ -213,7 +214,7 @@ class Report:
         first = next((run for t in self._trials for run in _runs_of(self._folder, t.number)), None)
         rows = [*_data_rows(first), *rows]
         settings = self._start.get("params", {})
-        command = tags.get("command")
+        command = known_command(tags.get("command"))
         commands = [(command, "The study's command, which also goes on with it:")] if command else []
         return Section(
             "Study and environment", commands=commands, tables=[Table(list(map(_pair, settings.items()))), Table(rows)]

@@ -1,5 +1,6 @@
 """What a study came to: files in its folder, and its own run in MLflow, by way of a journal."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from sweep.tracking.journal import Journal
 from sweep.tracking.provenance import provenance_tags
 from sweep.utils.checked_file import OF_AN_OPTION, load_checked, write_checked
 from sweep.utils.files import to_yaml
+
+log = logging.getLogger("sweep")
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -40,7 +43,10 @@ def config_values(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> None:
-    """`optimization_results.yaml` as hydra-optuna-sweeper writes it, and the best configuration as an option."""
+    """`optimization_results.yaml` as hydra-optuna-sweeper writes it, and the best configuration as an option.
+
+    There is no such option where the configuration lacks keys of another option's, since no file takes them away.
+    """
     best = best_trials(study)
     if not best:
         return
@@ -53,6 +59,10 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     overrides = _recorded(best[0], folder) or _composed(best[0], space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
+    if gone := [o for o in overrides if o.startswith("~")]:
+        told = f"as an option cannot take keys away ({', '.join(gone)}): from_study={study.study_name} does"
+        log.warning("warning: no %s/%s is written, %s", folder.option.parent.name, folder.option.name, told)
+        return
     folder.option.parent.mkdir(exist_ok=True)
     text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)
     write_checked(folder.option, text, first=OF_AN_OPTION)
@@ -87,8 +97,8 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
     known = space.composer.base(space.first_groups()).choices
     for override in overrides:
         key = key_of(override)
-        if override.startswith("~") or key.startswith(("hydra.", "tracking.")):
-            continue  # a file takes no key away, nor says where to
+        if key.startswith(("hydra.", "tracking.")):
+            continue  # a file does not say where to
         (options if key in known else values)[key] = value_of(override)
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]

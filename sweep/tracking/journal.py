@@ -19,12 +19,12 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from sweep.tracking.fields import Record, odd_field
 from sweep.utils.curve import Curve
 from sweep.utils.errors import DamagedJournal
 from sweep.utils.fsync import fsync
 from sweep.utils.private import private
 
-Record = dict[str, Any]
 _TAIL_BYTES = 4096
 _BEFORE_CRC, _BEHIND_CRC = b', "crc": "', b'"}\n'
 _CRC_DIGITS = 8
@@ -184,28 +184,9 @@ def _parsed(line: bytes) -> tuple[Record, int | None]:
     if not is_signed and (number is not None or "crc" in record):
         raise ValueError("its checksum is missing")
     record.pop("crc", None)
-    if not is_signed and not _is_record(record):
-        raise ValueError("it is no record")
+    if (odd := odd_field(record)) is not None:
+        raise ValueError(f"its {odd!r} is missing or odd")
     return record, number
-
-
-_FIELDS = {
-    "start": {"time", "uid", "name", "experiment", "output_dir", "store", "params", "tags"},
-    "metrics": {"time", "steps", "values"},
-    "end": {"time", "status"},
-}
-
-
-def _is_record(record: Record) -> bool:
-    """Whether a line without a checksum has what its kind has."""
-    if not record.keys() >= _FIELDS.get(str(record.get("kind")), {""}):
-        return False
-    steps, values = record.get("steps", []), record.get("values", {})
-    return (
-        isinstance(steps, list)
-        and isinstance(values, dict)
-        and all(isinstance(column, list) and len(column) == len(steps) for column in values.values())
-    )
 
 
 def _is_whole(line: bytes) -> bool:

@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.outputs import require_run
+from sweep.config.overrides import known_command
 from sweep.config.schema import Config, literal, validate
 from sweep.tracking.description import group_choices, hyperparameters, run_name
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.journal import Journal, first, status
+from sweep.tracking.journal import Journal, first, status, whole_size
 from sweep.tracking.provenance import provenance_tags, uncommitted_diff
 from sweep.utils.checked_file import load_checked, read_checked, write_checked
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
@@ -95,6 +96,8 @@ def stored_config(run: RunFolder, own: Config) -> Config:
 
     Raises ConfigError, or Damaged.
     """
+    if whole_size(run.journal) and not run.config.exists():
+        raise Damaged("resume", run.config, "it is gone", _ANEW)
     require_run(run.path)
     try:
         ending = status(run.journal)
@@ -120,18 +123,21 @@ def stored_config(run: RunFolder, own: Config) -> Config:
 def study_command(run: RunFolder) -> str | None:
     """The command that goes on with the study that the run is a trial of, or its parent; None for a run of its own.
 
-    Where the study's record cannot be read, it is said in words.
+    Where the study's record cannot be read, or has no command of ours, it is said in words.
     """
     start = first(run.journal, "start") or {}
     tags, parent = start.get("tags") or {}, start.get("parent")
     if tags.get("kind") == "study":
-        return tags.get("command")
+        return _told(tags, run)
     inside = re.search(r"/studies/[^/]+/trials/\d+(/seed-\d+)?$", run.path.as_posix())
     if parent is None and inside is None:
         return None
     study = RunFolder(run.path / parent["folder"] if parent else run.path.as_posix().rpartition("/trials/")[0])
-    command = ((first(study.journal, "start") or {}).get("tags") or {}).get("command")
-    return command or f"the command of the study in '{os.path.normpath(study.path)}'"
+    return _told((first(study.journal, "start") or {}).get("tags") or {}, study)
+
+
+def _told(tags: Mapping[str, Any], study: RunFolder) -> str:
+    return known_command(tags.get("command")) or f"the command of the study in '{os.path.normpath(study.path)}'"
 
 
 _ANEW = "start a new run; in a study, remove the trial's folder and run the study's command again"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.nodes import Tracking
 from sweep.config.overrides import setting, word
@@ -14,7 +15,7 @@ from sweep.config.schema import literal
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.checked_file import load_checked
-from sweep.utils.errors import ConfigError, Damaged
+from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.passwords import is_hidden, without_password
 from sweep.utils.paths import absolute
 
@@ -131,14 +132,18 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
 
 def _recorded_tracking(run: RunFolder, is_needed: bool) -> Tracking:
     """What the run's config says of tracking. Raises Damaged if that is needed; the default will do otherwise."""
+    key, remedy = "output_dir", "its journal may be whole: name its store with --uri"
     try:
-        stored = load_checked(run.config, "output_dir", "its journal may be whole: name its store with --uri")
+        try:
+            known = OmegaConf.create(literal(load_checked(run.config, key, remedy).get("tracking", {})))
+            tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), known))
+        except (OSError, OmegaConfBaseException, TypeError, ValueError) as error:
+            reason = "it is gone" if isinstance(error, FileNotFoundError) else one_line(error, 120)
+            raise Damaged(key, run.config, reason, remedy) from error
     except Damaged:
         if is_needed:
             raise
         return Tracking()
-    known = OmegaConf.create(literal(stored.get("tracking", {})))
-    tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracking), known))
     assert isinstance(tracking, Tracking)
     return tracking
 

@@ -23,6 +23,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError("command line", f"{one_line(ValueError(message))}; --help says what there is")
 
 
+def hydra_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command that is Hydra's, as Hydra parses them. Raise ConfigError."""
+    from hydra._internal.utils import get_args_parser
+
+    return Parser(add_help=False, parents=[get_args_parser()]).parse_intermixed_args(arguments)
+
+
 def check_command_line(arguments: Sequence[str]) -> None:
     """Raise ConfigError for arguments that are no text, or if the current folder is gone."""
     for argument in arguments:

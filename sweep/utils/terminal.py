@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 import traceback
-from typing import Any
+from typing import IO, Any
 
 from sweep.utils.passwords import without_passwords
 
@@ -30,6 +30,24 @@ def safe(text: str) -> str:
 def say(text: object = "", *, err: bool = False, flush: bool = False) -> None:
     """Print a text as `safe` returns it, on standard output or, with `err`, on standard error."""
     print(safe(str(text)), file=sys.stderr if err else sys.stdout, flush=flush)
+
+
+def complain(text: object) -> None:
+    """Print a text on standard error as one line, whatever it quotes."""
+    print(escaped_line(safe(str(text))), file=sys.stderr)
+
+
+class Shown:
+    """A stream that shows a terminal what is written to it, and has it obey nothing."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(escaped(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class SafeRecord(logging.LogRecord):
