@@ -130,6 +130,11 @@ def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[s
     assert error_line(done).startswith("error: ")
 
 
+def test_a_config_that_is_shown_is_escaped(tmp_path: Path):
+    done = quickly(tmp_path, "--cfg", "job", 'experiment_name="x\u202ey"')
+    assert "experiment_name: x\\u202ey\n" in done.stdout
+
+
 def test_a_list_for_a_group_is_told_what_works(tmp_path: Path):
     line = error_line(quickly(tmp_path, "experiment=[1,2]"))
     assert line.startswith("error: experiment: no option '[1,2]'; choose one of: ")

@@ -102,7 +102,6 @@ def test_no_command_sends_the_terminal_what_it_was_given(odd: Path) -> None:
         ("sweep.run", [f'resume="outputs/none/{ODD}"']),
         ("sweep.run", ["--config-dir", "options", "optimizer=none"]),
         ("sweep.run", ["--config-dir", "options", f"optimizer={quoted}", *_SMALL]),
-        ("sweep.run", ["--cfg", "job", f"experiment_name={quoted}"]),
         ("sweep.run", ["--config-dir", "options", "-m", f"optimizer=adam,{quoted}", "hydra.sweeper.dry_run=true"]),
         ("sweep.compare", ["--config-dir", "options", f"optimizer=adam,{quoted}", "compare.n_seeds=-1"]),
         ("sweep.lr_range", [ODD]),
