@@ -224,8 +224,7 @@ def test_the_best_configuration_trains_again_to_the_same_value(searched, way, tm
 def test_a_best_configuration_without_a_key_of_its_option_is_no_option(tmp_path):
     adamax = ("optimizer._target_=torch.optim.Adamax", "~optimizer.fused", "tracking=off")
     done = quick(tmp_path, "-m", *SMALL, *adamax, NAMED, "hydra.sweeper.n_trials=1")
-    assert done.returncode == 0, done.stderr
-    assert "no experiment/best.yaml is written, as an option cannot take keys away (~optimizer.fused)" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     folder = folder_of(tmp_path)
     assert "~optimizer.fused" in folder.best.read_text()
     assert not folder.option.exists()

@@ -59,10 +59,8 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     overrides = _recorded(best[0], folder) or _composed(best[0], space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
-    if gone := [o for o in overrides if o.startswith("~")]:
-        told = f"as an option cannot take keys away ({', '.join(gone)}): from_study={study.study_name} does"
-        log.warning("warning: no %s/%s is written, %s", folder.option.parent.name, folder.option.name, told)
-        return
+    if any(o.startswith("~") for o in overrides):
+        return  # an option cannot take keys away; `from_study` does
     folder.option.parent.mkdir(exist_ok=True)
     text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)
     write_checked(folder.option, text, first=OF_AN_OPTION)
