@@ -1,6 +1,5 @@
 """What a study came to: files in its folder, and its own run in MLflow, by way of a journal."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from sweep.tracking.journal import Journal
 from sweep.tracking.provenance import provenance_tags
 from sweep.utils.checked_file import OF_AN_OPTION, load_checked, write_checked
 from sweep.utils.files import to_yaml
-
-log = logging.getLogger("sweep")
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
