@@ -132,7 +132,9 @@ def _refuse_own_logs(node: DictConfig | None, *rest: Any, **others: Any) -> None
 def _refuse_own_sweep(plugins: Any, *, config: DictConfig, **rest: Any) -> None:
     """Raise ConfigError if a sweep that is about to begin would write to files that are there already."""
     _refuse_logs(config.hydra, "job_logging", "${hydra.sweep.dir}")
-    if not str(config.hydra.sweeper.get("_target_")).startswith("sweep."):  # which look at their own folder
+    sweeper = config.hydra.sweeper  # may be anything yet
+    target = str(sweeper.get("_target_")) if OmegaConf.is_dict(sweeper) else ""
+    if not target.startswith("sweep."):  # ours look at their own folder
         folder = Path(os.path.abspath(config.hydra.sweep.dir))
         refuse_existing("hydra.sweep.dir", folder, [folder / name for name in _SWEEPS_FILES])
 
