@@ -43,7 +43,8 @@ class Sandbox:
         self._watched = environment(
             **{"SANDBOX": str(self.path), "SANDBOX_LOG": str(self._log), "PYTHONPATH": str(_HOOKS), "SECRET": SECRET},
             **{"HOME": self._made("home"), "TMPDIR": self._made("tmp"), "XDG_CACHE_HOME": self._made("cache")},
-            **{"MPLCONFIGDIR": self._made("matplotlib"), "PYTHONDONTWRITEBYTECODE": "1"},
+            **{"MPLCONFIGDIR": self._made("matplotlib"), "TORCHINDUCTOR_CACHE_DIR": self._made("inductor")},
+            PYTHONDONTWRITEBYTECODE="1",
             MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
         )
         self._zygote: Zygote | None = None
