@@ -70,13 +70,14 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
 
     Raises DamagedJournal where the record of a complete trial is damaged or lacks its end.
     """
-    end = journal.last_end(folder.journal)
+    events = [*journal.records(folder.journal, "start", "end")]
+    end = events[-1] if events and events[-1]["kind"] == "end" else None
     if state == "complete" and end is None:
         raise DamagedJournal(folder.journal, None, "the trial is complete, but its record has no end")
-    starts = [start for start in journal.records(folder.journal, "start") if "dataset" in start]
+    starts = [event for event in events if event["kind"] == "start" and "dataset" in event]
     if not starts or end is None or end["status"] != "FINISHED" or end["tags"].get("state") != "COMPLETE":
         return None
-    train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in journal.records(folder.journal, "end"))
+    train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in events if past["kind"] == "end")
     values = {name: column[0] for name, column in end["values"].items()}
     n_train, batch = starts[-1]["dataset"]["profile"]["n_train"], int(starts[-1]["params"]["trainer.batch_size"])
     return Run(values, journal.curves(folder.journal)["val/loss"].values, steps_per_epoch(n_train, batch), train_s)

@@ -144,7 +144,7 @@ def _refuse_logs(hydra: DictConfig, key: str, prefix: str) -> None:
     for path, value in _leaves(f"hydra.{key}", _plain(hydra, key)):
         names = path.split(".")
         is_file = names[-1] == "filename" and str(value).startswith(prefix) and not _is_given(path, given)
-        if is_file and value != _RUN_LOG:  # of which a run sees for itself whether it is free
+        if is_file and value != _RUN_LOG:  # the run itself checks that one
             file = OmegaConf.select(hydra, ".".join(names[1:]))
             if os.path.lexists(file):
                 raise ConfigError(path, f"'{file}' is there already; name another file, or set it on the command line")

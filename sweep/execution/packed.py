@@ -82,7 +82,7 @@ class PackedExecutor:
         n_trials, pack = session.plan.n_trials, session.settings.pack
         learns = session.plan.order is None and not is_uniform(session.settings.sampler)
         most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
-        self._packer = PackScheduler(None if pack == "auto" else pack, most, self._session.load)
+        self._scheduler = PackScheduler(None if pack == "auto" else pack, most, self._session.load)
         self._n_places: int = 1 if pack == "auto" else pack
         self._most_places = sys.maxsize  # that memory was found to allow
         self._trainings: dict[PackMember, _Training] = {}
@@ -99,7 +99,7 @@ class PackedExecutor:
                 self._fill()
                 while self._trainings or self._unpackable:
                     self._train_unpackable()
-                    for group in self._packer.groups:
+                    for group in self._scheduler.groups:
                         self._advance(group)
                     self._store_closed()
                     if self._session.is_asked_to_stop():
@@ -183,7 +183,7 @@ class PackedExecutor:
             begun = journal.first(run.journal, "start") is not None
             config = self._session.splits.fit(self._session.composer.validated(groups, values))
             config = stored_config(run, config) if begun else config
-            group, member = self._packer.member(config)
+            group, member = self._scheduler.member(config)
             if (state := self._saved_state(run)) is not None:
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
@@ -322,11 +322,11 @@ class PackedExecutor:
         """Release the pack's trials, to be trained in smaller packs, or one by one, from where they were last saved."""
         if is_out_of_memory(error) and len(trainings) > 1:
             self._most_places = self._n_places = len(trainings) // 2
-            self._packer.forget(group)
+            self._scheduler.forget(group)
             told = f"out of memory with {len(trainings)} in a pack, {self._n_places} from now on"
         else:
             why = Unpackable(one_line(error, 160))
-            self._packer.refuse(group, why)
+            self._scheduler.refuse(group, why)
             told = f"trains alone: {why}"
         self._hand_back([*{id(training.entry): training.entry for training in trainings}.values()], told, error)
 

@@ -41,7 +41,7 @@ class WorkerPool:
         self._study, self._plan, self._is_over = study, plan, is_over
         settings = plan.settings
         lock = StudyLock(settings.storage, plan.folder)
-        self._ledger = TrialQueue(study._storage, plan.name, plan.folder, lock, "controller", settings.max_retries)
+        self._queue = TrialQueue(study._storage, plan.name, plan.folder, lock, "controller", settings.max_retries)
         self._patiently = RetryPolicy(settings.storage)
 
     def work(self) -> int | None:
@@ -98,7 +98,7 @@ class WorkerPool:
         return list(self._plan.folder.workers.glob(f"{self._plan.launch}-*.lock"))
 
     def _has_work(self) -> bool:
-        return self._ledger.has_work(self._plan.n_trials)
+        return self._queue.has_work(self._plan.n_trials)
 
     def _n_finished(self) -> int:
         trials = self._patiently(lambda: self._study.get_trials(deepcopy=False))
