@@ -33,8 +33,8 @@ from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
 from sweep.training.runtime import keep_freed_memory
+from sweep.training.trial import UnrecordedTrial
 from sweep.trial.prepare import Data, load_data, new_model, new_schedule, prepared
-from sweep.utils.signals import StopRequest
 
 RIVALS = Path(__file__).parent / "rivals"
 BOUNDS = ["scheduler.base_lr=tag(log,interval(1e-5,1e-3))", "scheduler.max_lr=tag(log,interval(1e-3,1e-1))"]
@@ -42,13 +42,6 @@ SEARCH = ["optimizer=adam", "scheduler=cyclic", "trainer.batch_size=64", "hydra/
 FULL = ["hydra/sweeper/pruner=none"]
 WIDTH = 64
 BOUNDS_ALONE = {"eager": 4, "compiled": 10}  # times as many trials a second as one at a time
-
-
-class Deaf:
-    """Listens to nothing."""
-
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
 
 
 def training(device: str, widths: Sequence[int], rounds: int, picture: Path | None) -> bool:
@@ -139,7 +132,6 @@ def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: b
         weights = new_model(own, data.samples, fit.data.train.x[:64], is_known=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
-        member.listener = Deaf()
         pack.admit(member)
     return pack
 
@@ -147,7 +139,7 @@ def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: b
 def _epoch_alone(fit: TrainingLoop) -> float:
     fit.trainer.epochs = fit.epoch + 1
     start = time.perf_counter()
-    fit.run(Deaf(), StopRequest(), lambda: None)
+    fit.run(UnrecordedTrial())
     return time.perf_counter() - start
 
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_record(folder: StudyFolder) -> None:
     """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
-    from sweep.tracking.attempt import require_not_ended
+    from sweep.tracking.stored_run import require_not_ended
 
     record = folder.run.journal
     journal.check(record)
@@ -167,7 +167,7 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
 
 def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
     """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
-    from sweep.tracking.addition import add_artifacts
+    from sweep.tracking.run_recorder import add_artifacts
 
     try:
         add_artifacts(folder.run, [folder.report.name, folder.plots.name])

@@ -6,22 +6,25 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+from sweep.training.trial import UnrecordedTrial
+from sweep.utils.errors import Interrupted
+from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sweep.config.schema import Config
-    from sweep.tracking.recorder import Report
     from sweep.tracking.upload_process import UploadProcess
     from sweep.training.loop import TrainingLoop
+    from sweep.trial.recorded import Report
     from sweep.trial.run import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -92,7 +95,6 @@ def make_fit(
     *overrides: str,
     base: tuple[str, ...] = SMALL,
     make_model: "Callable[[], nn.Module] | None" = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> "TrainingLoop":
     """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4.
 
@@ -120,7 +122,6 @@ def make_fit(
         loss_fn=loss_function(trainer.loss, data.samples.task),
         data=to_device(data.splits, device),
         trainer=trainer,
-        clock=clock,
     )
 
 
@@ -132,21 +133,51 @@ def _config(overrides: tuple[str, ...]) -> "Config":
     return validate(compose(overrides))
 
 
-class Heard:
-    """A listener that keeps what it hears: (loss, lr) by step, metrics by epoch. Told again, it must be the same."""
+class Heard(UnrecordedTrial):
+    """A trial that keeps what it hears: (loss, lr) by step, metrics by epoch. Told again, it must be the same.
 
-    def __init__(self, after_epoch: Callable[[int], object] = lambda epoch: None) -> None:
+    stop: asks for a stop, which ends the trial once it has saved. on_save: called with the state.
+    """
+
+    def __init__(
+        self,
+        after_epoch: Callable[[int], object] = lambda epoch: None,
+        *,
+        stop: StopRequest | None = None,
+        on_save: Callable[[Mapping[str, Any]], object] = lambda state: None,
+        saves: bool = False,
+    ) -> None:
         self.points: dict[int, tuple[float, float]] = {}
-        self.epochs: dict[int, dict[str, float]] = {}
-        self._after_epoch = after_epoch
+        self.epochs: dict[int, Mapping[str, float]] = {}
+        self._after_epoch, self._stop, self._on_save, self._saves = after_epoch, stop or StopRequest(), on_save, saves
 
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        for step, point in enumerate(zip(losses, lrs, strict=True), first):
-            assert self.points.setdefault(step, point) == point
+    @classmethod
+    def again(cls, heard: "Heard", **more: Any) -> "Heard":
+        """One that goes on with what another has heard."""
+        made = cls(**more)
+        made.points, made.epochs = heard.points, heard.epochs
+        return made
 
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+    def log(self, metrics: Mapping[str, Any], step: Any) -> None:
+        for n, *point in zip(step, metrics["step/loss"], metrics["step/lr"], strict=True):
+            assert self.points.setdefault(n, (point[0], point[1])) == tuple(point)
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         assert self.epochs.setdefault(epoch, metrics) == metrics
         self._after_epoch(epoch)
+
+    @property
+    def should_stop(self) -> bool:
+        return self._stop.signum is not None
+
+    @property
+    def should_save(self) -> bool:
+        return self._saves or self.should_stop
+
+    def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        self._on_save(state)
+        if self._stop.signum is not None:
+            raise Interrupted(self._stop.signum)
 
     def curve(self, name: str) -> list[float]:
         return [metrics[name] for metrics in self.epochs.values()]

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from sweep.training import checkpoint
 from sweep.utils.errors import ConfigError
-from sweep.utils.signals import StopRequest
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_any_bytes_are_refused_in_one_line(data: bytes, path: Path) -> None:
 )
 def test_a_checkpoint_of_another_architecture_is_refused(change: str, part: str, path: Path) -> None:
     fit = make_fit("trainer.epochs=1")
-    fit.run(Heard(), StopRequest(), lambda: None)
+    fit.run(Heard())
     checkpoint.save(path, fit.state_dict())
     make_fit("trainer.epochs=1").load_state_dict(checkpoint.load(path))
     with pytest.raises(ConfigError, match=f"another {part} than the config") as caught:
@@ -142,7 +141,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(change: str, part: str,
 
 def test_best_weights_are_no_checkpoint_to_resume_from(path: Path) -> None:
     fit = make_fit("trainer.epochs=1")
-    best = fit.run(Heard(), StopRequest(), lambda: None)
+    best = fit.run(Heard())
     checkpoint.save(path, {"model": best.weights, "epoch": best.epoch, "value": best.value})
     with pytest.raises(ConfigError) as caught:
         make_fit().load_state_dict(checkpoint.load(path))

@@ -18,7 +18,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
-from sweep.tracking.start import stored_config
+from sweep.tracking.stored_run import stored_config
 from sweep.tracking.study_upload import Damage, StudyUpload
 from sweep.utils.checked_file import write_checked
 from sweep.utils.errors import Damaged, DamagedJournal

@@ -17,7 +17,6 @@ from sweep import ConfigError, Diverged, Samples, compose, run_trial
 from sweep.training.loop import TrainingLoop
 from sweep.training.schedule import Schedule
 from sweep.trial import build
-from sweep.utils.signals import StopRequest
 
 DEBUG = ("experiment=debug", "tracking=off")  # 2 epochs of 46 samples, in batches of 64 or fewer
 
@@ -33,7 +32,7 @@ def own(name: str) -> str:
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
     fit, heard = make_fit(*overrides), Heard()
-    fit.run(heard, StopRequest(), lambda: None)
+    fit.run(heard)
     return fit, heard
 
 
@@ -206,7 +205,7 @@ class Dead(nn.Linear):
 def test_a_loss_that_eps_0_ruins_is_not_blamed_on_the_learning_rate() -> None:
     fit = make_fit("optimizer=adam", "optimizer.eps=0", make_model=lambda: Dead(1, 1))
     with pytest.raises(Diverged, match=r"set optimizer\.eps above 0"):
-        fit.run(Heard(), StopRequest(), lambda: None)
+        fit.run(Heard())
 
 
 # Models

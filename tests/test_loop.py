@@ -27,12 +27,9 @@ from sweep.utils.signals import StopRequest
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
 
 
-def no_save() -> None: ...
-
-
 def run(fit: TrainingLoop, heard: Heard | None = None) -> Heard:
     heard = heard or Heard()
-    fit.run(heard, StopRequest(), no_save)
+    fit.run(heard)
     return heard
 
 
@@ -252,7 +249,9 @@ def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[Train
     """Stopped in update `step`, and continued by a new TrainingLoop from the checkpoint file alone."""
     heard, first = Heard(), make_fit(*overrides)
     with pytest.raises(Interrupted) as caught:
-        first.run(heard, stop_after(first, step), lambda: checkpoint.save(path, first.state_dict()))
+        first.run(
+            Heard.again(heard, stop=stop_after(first, step), on_save=lambda state: checkpoint.save(path, {**state}))
+        )
     assert caught.value.signum == signal.SIGTERM
     assert first.step == step
     second = make_fit(*overrides)
@@ -309,27 +308,3 @@ def test_every_optimizer_and_scheduler_resumes_bit_for_bit(overrides: tuple[str,
     whole_heard = run(whole)
     fit, heard = run_in_two(overrides, 8, tmp_path / "checkpoint.pt")
     assert_same(fit, heard, whole, whole_heard)
-
-
-def test_a_checkpoint_is_due_every_interval_also_inside_an_epoch() -> None:
-    now, saved_at = 0.0, []
-    fit = make_fit("trainer.checkpoint_interval_s=3", clock=lambda: now)
-
-    def tick(module: nn.Module, inputs: object) -> None:
-        nonlocal now
-        now += module.training  # an update takes a second
-
-    fit.model.register_forward_pre_hook(tick)
-
-    def save() -> None:
-        fit.state_dict()  # which reads the losses that are still on the device
-        saved_at.append(fit.step)
-
-    fit.run(Heard(), StopRequest(), save)
-    assert saved_at == [3, 6, 9, 12, 15, 18]
-
-
-def test_an_interval_of_0_saves_after_every_epoch() -> None:
-    fit, saved_at = make_fit("trainer.checkpoint_interval_s=0"), []
-    fit.run(Heard(), StopRequest(), lambda: saved_at.append((fit.epoch, fit.step)))
-    assert saved_at == [(1, 5), (2, 10), (3, 15), (4, 20)]

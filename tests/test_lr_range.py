@@ -37,7 +37,8 @@ def ramp_of(losses: Any, *, shift: float = 1.0, memory: float = 1.0) -> Ramp:
     losses = list(map(float, losses))
     lrs = list(LRS * shift)[: len(losses)]
     for first, last in ((0, 100), (60, len(losses))):
-        ramp.steps(first + 1, losses[first:last], lrs[first:last])
+        if losses[first:last]:
+            ramp.log({"step/loss": losses[first:last], "step/lr": lrs[first:last]}, range(first + 1, last + 1))
     return ramp
 
 

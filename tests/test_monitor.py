@@ -19,7 +19,6 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
 from sweep.training.loop import TrainingLoop
-from sweep.utils.signals import StopRequest
 
 DIGITS = ("data=digits", "split.max_samples=150", "trainer.batch_size=16", "model.widths=[8]", "tracking=off")
 # Here the accuracy is best at epoch 5, the loss at epoch 7.
@@ -29,7 +28,7 @@ ACCURACY = "trainer.monitor=val/accuracy"
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
     fit, heard = make_fit(*ROUGH, *overrides, base=DIGITS), Heard()
-    fit.run(heard, StopRequest(), lambda: None)
+    fit.run(heard)
     return fit, heard
 
 

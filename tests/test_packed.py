@@ -23,7 +23,6 @@ from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import rule_of
 from sweep.training.tensors import TensorData, TensorSplit
 from sweep.utils.errors import ConfigError, Diverged, Pruned
-from sweep.utils.signals import StopRequest
 
 RULES = {
     "sgd": ("optimizer=sgd",),
@@ -65,7 +64,7 @@ def slot_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
         rule=rule,
     )
     heard = Heard()
-    member.listener = heard
+    member.trial = heard
     return member, heard
 
 
@@ -77,7 +76,7 @@ def pack_of(fit: TrainingLoop) -> Pack:
 
 def alone(fit: TrainingLoop) -> Heard:
     heard = Heard()
-    fit.run(heard, StopRequest(), lambda: None)
+    fit.run(heard)
     return heard
 
 
@@ -219,7 +218,7 @@ def test_a_trial_diverges_as_it_does_alone(lr: str, batch_size: int) -> None:
     common = ("optimizer=sgd", "scheduler=constant", "model.widths=[]", f"trainer.batch_size={batch_size}")
     fit, expected = make_fit(*common, f"optimizer.lr={lr}"), Heard()
     with pytest.raises(Diverged) as caught:
-        fit.run(expected, StopRequest(), lambda: None)
+        fit.run(expected)
     fits = [make_fit(*common, "optimizer.lr=0.01"), make_fit(*common, f"optimizer.lr={lr}")]
     (good, _), (bad, heard) = [slot_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [good, bad])
@@ -264,7 +263,7 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
         assert_close(heard, alone(make_fit(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
 
 
-def test_a_listener_that_ends_a_trial_ends_no_other() -> None:
+def test_a_report_that_ends_a_trial_ends_no_other() -> None:
     fits = [make_fit(f"seed={i}") for i in range(3)]
     placed = [slot_of(fit) for fit in fits]
 
@@ -272,7 +271,7 @@ def test_a_listener_that_ends_a_trial_ends_no_other() -> None:
         if epoch == 2:
             raise Pruned(epoch)
 
-    placed[1][0].listener = pruned = Heard(prune)
+    placed[1][0].trial = pruned = Heard(prune)
     ended = together(pack_of(fits[0]), [member for member, _ in placed])
     assert [type(ended[member]) for member, _ in placed] == [type(None), Pruned, type(None)]
     assert list(pruned.epochs) == [1, 2]
@@ -413,7 +412,7 @@ def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     exact = alone(make_fit(*seeded(*common, "trainer.precision=float32")[0]))
     assert members[0].best is not None
     assert {weight.dtype for weight in members[0].best.weights.values()} == {torch.float32}
-    heard = members[0].listener
+    heard = members[0].trial
     assert isinstance(heard, Heard)
     assert heard.points[1][0] != exact.points[1][0], "the case needs rounding that shows"
 
@@ -494,7 +493,7 @@ RESUMED = [
 
 
 class Stop(Exception):
-    """Raised by a listener at the end of an epoch, to stop there."""
+    """Raised by a report at the end of an epoch, to stop there."""
 
 
 def stop_after_2(epoch: int) -> None:
@@ -521,14 +520,14 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
         checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(member))
         fit = make(*overrides[i])
         fit.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"))
-        fit.run(heard, StopRequest(), lambda: None)
+        fit.run(heard)
         assert_close(heard, expected[i], rtol=1e-9)
 
     placed = []
     for i, own in enumerate(overrides):  # from alone into a pack
         fit, heard = make(*own), Heard(stop_after_2)
         with pytest.raises(Stop):
-            fit.run(heard, StopRequest(), lambda: None)
+            fit.run(heard)
         checkpoint.save(tmp_path / f"{i}.pt", fit.state_dict())
         member, later = slot_of(make(*own))
         later.points, later.epochs = heard.points, heard.epochs
@@ -615,7 +614,7 @@ def test_a_trial_that_was_over_when_it_was_saved_is_not_trained_on() -> None:
     """Its worker was killed after the last checkpoint, and before the end of its record."""
     saved: list[dict[str, Any]] = []
     fit = make_fit("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
-    fit.run(Heard(), StopRequest(), lambda: saved.append(copy.deepcopy(fit.state_dict())))
+    fit.run(Heard(saves=True, on_save=lambda state: saved.append(copy.deepcopy({**state}))))
     fits = [make_fit("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
     (over, heard), (other, others) = [slot_of(one) for one in fits]
     pack = pack_of(fits[0])

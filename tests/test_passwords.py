@@ -13,8 +13,9 @@ from sweep.config.schema import Config, validate
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.start import stored_config, stored_text
+from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, recorded_store, recorded_uri, store_of, tracking_store
+from sweep.tracking.stored_run import stored_config
 from sweep.utils.passwords import without_password, without_passwords
 
 SECRET = "hush-7b2c"

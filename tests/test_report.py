@@ -251,7 +251,7 @@ def test_a_study_that_runs_is_reported_and_its_record_left_to_it(tmp_path: Path,
 
 
 def test_the_study_of_a_command_that_was_killed_stays_killed(tmp_path: Path):
-    from sweep.tracking.addition import add_artifacts
+    from sweep.tracking.run_recorder import add_artifacts
 
     study = Study(tmp_path, "s")
     add_artifacts(study.folder.run, ["report.html"])

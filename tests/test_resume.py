@@ -29,7 +29,7 @@ from sweep.config.composition import compose
 from sweep.config.schema import validate
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.start import stored_config
+from sweep.tracking.stored_run import stored_config
 from sweep.utils.files import to_yaml
 
 N_EPOCHS = 200

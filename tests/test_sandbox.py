@@ -23,7 +23,7 @@ from sweep import compose
 from sweep.config.schema import validate
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.start import stored_text
+from sweep.tracking.run_recorder import stored_text
 
 SECRET = "hush-7b2c"
 _HOOKS = Path(__file__).parent / "sandbox"

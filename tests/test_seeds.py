@@ -17,7 +17,6 @@ from sweep.execution.replicates import Means
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 from sweep.training.runtime import Turn
-from sweep.trial.run import train_by_epochs
 
 N_SEEDS, EPOCHS = 3, 12
 RUNGS = (1, 2, 4, 8)  # a twelfth of the epochs, a sixth, a third and two thirds
@@ -81,19 +80,22 @@ def test_trials_in_turn_are_as_they_are_alone(tmp_path):
     """Each has its own random generators, for dropout here, and its own settings of the process."""
     small = (f"output_dir={tmp_path}", "experiment=debug", "tracking=off", "model.dropout=0.3", "trainer.epochs=3")
     configs = [compose([*small, f"seed={seed}", f"trainer.epochs={2 + seed}"]) for seed in range(2)]
-    turns = [Turn(train_by_epochs(cfg, folder=tmp_path / f"turn-{i}")) for i, cfg in enumerate(configs)]
-    outcomes = {}
-    while len(outcomes) < 2:
-        for i, turn in enumerate(turns):
-            if i not in outcomes:
-                try:
-                    turn.train()
-                except StopIteration as over:
-                    outcomes[i] = over.value
+    folders = [tmp_path / f"turn-{i}" for i in range(2)]
+    turns = [
+        Turn(lambda pause, c=cfg, f=folder: run_trial(c, folder=f, pause=pause))
+        for cfg, folder in zip(configs, folders, strict=True)
+    ]
+    epochs = []
+    while not all(turn.is_over for turn in turns):
+        for turn in turns:
+            if not turn.is_over:
+                turn.train()
+        epochs.append([turn.epoch for turn in turns])
+    assert epochs == [[1, 1], [2, 2], [2, 3], [2, 3]]
     for i, cfg in enumerate(configs):
         alone = run_trial(cfg, folder=tmp_path / f"alone-{i}")
-        assert outcomes[i].metrics == alone.metrics
-        assert outcomes[i].history["step/loss"].values.tolist() == alone.history["step/loss"].values.tolist()
+        assert turns[i].result.metrics == alone.metrics
+        assert turns[i].result.history["step/loss"].values.tolist() == alone.history["step/loss"].values.tolist()
 
 
 @pytest.fixture(scope="module")

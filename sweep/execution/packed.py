@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -22,15 +21,16 @@ from sweep.execution.session import WorkerSession, log
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
 from sweep.tracking import journal
-from sweep.tracking.attempt import Attempt, locked, saved_state
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.recorder import Report
-from sweep.tracking.start import stored_config
+from sweep.tracking.run_recorder import Membership, locked
 from sweep.tracking.store import recorded_uri, tracking_store
+from sweep.tracking.stored_run import stored_config
 from sweep.training.packed.pack import PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.runtime import is_out_of_memory, keep_freed_memory
+from sweep.trial.builtin import record_best
 from sweep.trial.pack_scheduler import Group, PackScheduler
+from sweep.trial.recorded import RecordedTrial
 from sweep.trial.run import told_when_full
 from sweep.utils import gc_control
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
@@ -59,15 +59,18 @@ class _Training:
     """
 
     entry: _Entry
-    replicate: int | None
+    membership: Membership
     run: RunFolder
     composed: Callable[[], DictConfig]
     config: Config
     group: Group
     member: PackMember
-    attempt: Attempt | None = None
+    trial: RecordedTrial
     held: ExitStack = field(default_factory=ExitStack)
-    train_s: float = 0.0
+
+    @property
+    def place(self) -> int:
+        return self.membership.replicate or 0
 
 
 class PackedExecutor:
@@ -144,7 +147,7 @@ class PackedExecutor:
             configuration = self._session.patiently(lambda: self._session.configure(trial))
             try:
                 trainings = [
-                    self._prepare(entry, configuration.groups, self._session.replicate(place), values)
+                    self._prepare(entry, configuration, place, values)
                     for place, values in enumerate(self._session.runs(configuration))
                 ]
             except Unpackable as why:
@@ -170,21 +173,32 @@ class PackedExecutor:
             self._claimed.remove(trial)
 
     def _prepare(
-        self, entry: _Entry, groups: Mapping[str, str], replicate: int | None, values: Mapping[str, Any]
+        self, entry: _Entry, configuration: Configuration, place: int, values: Mapping[str, Any]
     ) -> _Training | None:
         """Return the run with a place in a pack, not taken yet; None if it has finished before."""
-        trial = entry.trial
-        run = self._session.plan.folder.trial(trial.number, replicate)
-        composed = partial(self._session.composer.compose, groups, values)
+        session, trial, groups = self._session, entry.trial, configuration.groups
+        membership = session.membership(trial, session.replicate(place), configuration.params)
+        run = session.plan.folder.trial(trial.number, membership.replicate)
+        composed = partial(session.composer.compose, groups, values)
         try:
-            if (earlier := self._session.values_of_earlier(trial, run)) is not None:
-                self._finished(entry, replicate, earlier)
+            if (earlier := session.values_of_earlier(trial, run)) is not None:
+                self._finished(entry, place, earlier)
                 return None
             begun = journal.first(run.journal, "start") is not None
-            config = self._session.splits.fit(self._session.composer.validated(groups, values))
+            config = session.splits.fit(session.composer.validated(groups, values))
             config = stored_config(run, config) if begun else config
             group, member = self._scheduler.member(config)
-            if (state := self._saved_state(run)) is not None:
+            output_dir = absolute(config.output_dir)
+            recorded = RecordedTrial(
+                run,
+                config,
+                output_dir=output_dir,
+                store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
+                member=membership,
+                report=session.reporter(trial, entry.means, place, config.trainer.epochs),
+                is_timed=False,  # members of a pack share the time
+            )
+            if (state := recorded.restore()) is not None:
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
                 group.pack.load_state_dict(member, state)
@@ -192,17 +206,9 @@ class PackedExecutor:
             raise
         except Exception as error:
             if not self._fits_later(entry, error):
-                self._session.record_failure(run, composed(), error, self._session.membership(trial, replicate))
+                session.record_failure(run, composed(), error, membership)
             raise
-        return _Training(entry, replicate, run, composed, config, group, member)
-
-    def _saved_state(self, run: RunFolder) -> dict[str, Any] | None:
-        """Return the run's checkpoint; None if there is none, or a damaged one: then it trains from the beginning."""
-        try:
-            return saved_state(run)
-        except Damaged as error:
-            log.warning("warning: %s; it is trained from its beginning", error)
-            return None
+        return _Training(entry, membership, run, composed, config, group, member, recorded)
 
     def _fits_later(self, entry: _Entry, error: Exception) -> bool:
         """Return whether memory ran out only because other trials hold it."""
@@ -210,30 +216,17 @@ class PackedExecutor:
 
     def _begin(self, training: _Training) -> None:
         """Begin the run's record, and admit it to its pack."""
-        run, config, membership = (
-            training.run,
-            training.config,
-            self._session.membership(training.entry.trial, training.replicate),
-        )
-        output_dir = absolute(config.output_dir)
-        store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
         data, device = training.group.data.description, training.group.pack.device.type
-        with told_when_full(run):
-            training.held.enter_context(locked(run))
-            attempt = Attempt(
-                run, config, data, output_dir, store, training.member, device, membership, self._report_of(training)
-            )
-        training.attempt = training.held.enter_context(attempt)
-        training.member.listener = attempt.recorder
+        with told_when_full(training.run):
+            training.held.enter_context(locked(training.run))
+            training.held.enter_context(training.trial)
+            training.trial.describe(dataset=data, device=device)
+        training.member.trial = training.trial
         if self._session.settings.pack == "auto":
             self._n_places = min(max(self._n_places, training.group.width), self._most_places)
         self._trainings[training.member] = training
         training.entry.trainings.append(training)
         training.group.pack.admit(training.member)
-
-    def _report_of(self, training: _Training) -> Report:
-        entry = training.entry
-        return self._session.reporter(entry.trial, entry.means, training.replicate or 0, training.config.trainer.epochs)
 
     def _advance(self, group: Group) -> None:
         """Train a pack for one epoch."""
@@ -244,30 +237,31 @@ class PackedExecutor:
             self._give_up(group, trainings, error)
             return
         for training in trainings:
-            training.train_s += train_s
+            training.trial.train_s += train_s
         with synced_together():
             for member, ending in ended_now.items():
                 if member in self._trainings:  # else it left with another run of its trial
                     self._finish(self._trainings[member], ending)
             for member in group.pack.members:
-                if member.checkpoint_due():
-                    self._save(self._trainings[member])
+                if (training := self._trainings[member]).trial.should_save:
+                    self._save(training)
 
     def _finish(self, training: _Training, ending: Exception | None) -> None:
         """End the run; and the trial, if that was its last run or ended badly."""
         entry = training.entry
-        assert training.attempt is not None
         try:
             with told_when_full(training.run):
                 try:
+                    training.trial.finish(training.member.reached())
                     if ending is not None:
                         raise ending
                     test = training.group.test(training.member)
-                    training.attempt.complete(test, training.group.n_weights, training.train_s)
+                    record_best(training.trial, training.member, training.group.n_weights, test)
+                    training.trial.end()
                 except Exception as error:
-                    training.attempt.end(error, training.train_s)
+                    training.trial.end(error)
                     raise
-            self._finished(entry, training.replicate, self._session.objectives(training.run))
+            self._finished(entry, training.place, self._session.objectives(training.run))
             self._release(training)
         except (Pruned, Diverged) as error:
             self._release(training)
@@ -277,15 +271,12 @@ class PackedExecutor:
             self._end(entry, error)
         except Exception as error:
             self._release(training)
-            self._session.record_failure(
-                training.run, training.composed(), error, self._session.membership(entry.trial, training.replicate)
-            )
+            self._session.record_failure(training.run, training.composed(), error, training.membership)
             self._end(entry, error)
         if not entry.trainings:
             self._closed.append(entry)
 
-    def _finished(self, entry: _Entry, replicate: int | None, values: list[float]) -> None:
-        place = replicate or 0
+    def _finished(self, entry: _Entry, place: int, values: list[float]) -> None:
         entry.values[place] = values
         entry.means.end(place)
 
@@ -293,9 +284,9 @@ class PackedExecutor:
         """End the trial's other runs: they are pruned with it, or will be continued later."""
         entry.problem = problem
         for training in [*entry.trainings]:
-            assert training.attempt is not None
             ending = Pruned(training.member.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM)
-            training.attempt.end(ending, training.train_s)
+            training.trial.finish(training.member.reached())
+            training.trial.end(ending)
             self._release(training)
 
     def _store_closed(self) -> None:
@@ -313,10 +304,8 @@ class PackedExecutor:
         training.entry.trainings.remove(training)
 
     def _save(self, training: _Training) -> None:
-        assert training.attempt is not None
         with told_when_full(training.run):
-            training.attempt.save(training.group.pack.state_dict(training.member))
-        training.member.saved_at = time.monotonic()
+            training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
         """Release the pack's trials, to be trained in smaller packs, or one by one, from where they were last saved."""
@@ -342,11 +331,10 @@ class PackedExecutor:
     def _give_back(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
         """Leave the runs for later. resumable: whether their state is that of the last finished epoch."""
         for training in trainings:
-            assert training.attempt is not None
             if resumable:
-                with suppress(OSError, DiskFull):
+                with suppress(OSError, DiskFull, Interrupted):
                     self._save(training)
-            training.attempt.end(why, training.train_s)
+            training.trial.end(why)
             self._release(training)
 
     def _note(self, trial: FrozenTrial, told: str) -> None:

@@ -1,7 +1,7 @@
 """Runs one trial after another until the study has all of its trials."""
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from sweep.execution.replicates import Means
 from sweep.execution.session import WorkerSession, log
 from sweep.search.space import Configuration
 from sweep.tracking import journal
-from sweep.trial.run import finished, train_by_epochs
+from sweep.tracking.run_recorder import Membership
+from sweep.trial.recorded import Pause
+from sweep.trial.run import run_trial
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned
 
 if TYPE_CHECKING:
     from sweep.training.runtime import Turn
 
-Training = Generator[int, None, list[float]]  # of one run, epoch by epoch, to its objectives
+Training = Callable[[Pause | None], list[float]]  # of one run, to its objectives
 
 
 class SequentialExecutor:
@@ -53,11 +55,12 @@ class SequentialExecutor:
 
         def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Training:
             config = session.composer.compose(configuration.groups, values)
-            return self._train_one(trial, config, session.replicate(place), means, anew)
+            member = session.membership(trial, session.replicate(place), configuration.params)
+            return partial(self._train_one, trial, config, member, means, anew)
 
         runs = session.runs(configuration)
         if len(runs) == 1:
-            return mean_values([finished(training(0, runs[0]))])
+            return mean_values([training(0, runs[0])(None)])
         return mean_values(self._train_in_turn(trial, [partial(training, *run) for run in enumerate(runs)]))
 
     def _configure_and_train(self, trial: FrozenTrial) -> list[float]:
@@ -77,9 +80,8 @@ class SequentialExecutor:
             place = min(left, key=lambda place: (left[place].epoch * at_once, place))
             try:
                 left[place].train()
-            except StopIteration as over:
-                values[place] = over.value
-                del left[place]
+                if left[place].is_over:
+                    values[place] = left.pop(place).result
             except BaseException as problem:
                 is_last = sum(turn.has_begun for turn in left.values()) == 1
                 del left[place]
@@ -103,21 +105,21 @@ class SequentialExecutor:
                 turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
 
     def _train_one(
-        self, trial: FrozenTrial, config: DictConfig, replicate: int | None, means: Means, anew: bool
-    ) -> Training:
+        self, trial: FrozenTrial, config: DictConfig, member: Membership, means: Means, anew: bool, pause: Pause | None
+    ) -> list[float]:
         """Train one run of the trial, or continue it, or read its results if its worker died after it had finished.
 
         anew: whether to continue a run that failed.
         """
-        session, place = self._session, replicate or 0
-        run, member = session.plan.folder.trial(trial.number, replicate), session.membership(trial, replicate)
+        session, place = self._session, member.replicate or 0
+        run = session.plan.folder.trial(trial.number, member.replicate)
         try:
             values = session.values_of_earlier(trial, run, retry=anew)
             if values is None:
                 report = session.reporter(trial, means, place, config.trainer.epochs)
                 begun = journal.first(run.journal, "start") is not None
                 config.resume = str(run.path) if begun else None
-                yield from train_by_epochs(config, report, folder=run.path, member=member, load=session.load)
+                run_trial(config, report, folder=run.path, member=member, load=session.load, pause=pause)
                 values = session.objectives(run)
             means.end(place)
             return values

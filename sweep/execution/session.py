@@ -24,7 +24,7 @@ from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.start import Membership
+from sweep.tracking.run_recorder import Membership
 from sweep.trial import build
 from sweep.trial.prepare import RememberedData
 from sweep.trial.run import record_refused
@@ -184,14 +184,15 @@ class WorkerSession:
         """Return the number of a run among those of its trial; None if the trial has one run alone."""
         return None if self.settings.seeds == 1 else place
 
-    def membership(self, trial: FrozenTrial, replicate: int | None) -> Membership:
-        """Return the place of a run in the study."""
+    def membership(self, trial: FrozenTrial, replicate: int | None, params: Mapping[str, Any]) -> Membership:
+        """Return the place of a run in the study, and what the study sampled for it."""
         return Membership(
             study=self.plan.name,
             folder=self.plan.folder.path,
             parent=self.plan.uid,
             number=trial.number,
             replicate=replicate,
+            params=params,
         )
 
     def record_failure(self, run: RunFolder, config: DictConfig, error: Exception, member: Membership) -> None:

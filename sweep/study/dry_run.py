@@ -1,7 +1,7 @@
 """`hydra.sweeper.dry_run=true`: what a study would do, without storing anything."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ from sweep.config.schema import Config, validate
 from sweep.execution.plan import WorkerPlan
 from sweep.search.ranges import in_words, short
 from sweep.search.space import Configuration, Space
+from sweep.training.trial import UnrecordedTrial
 from sweep.trial.prepare import check_data, prepared
 from sweep.utils.console import Console
-from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from sweep.training.loop import TrainingLoop
@@ -63,17 +63,14 @@ class _OneEpoch(Exception):
     pass
 
 
-class _Stopwatch:
-    """A listener that ends training after the epoch it was to time."""
+class _Timed(UnrecordedTrial):
+    """Ends training after the epoch that it was to time."""
 
     def __init__(self, n_epochs: int) -> None:
         self._left, self._began = n_epochs, time.perf_counter()
         self.epoch_s = 0.0
 
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        pass
-
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         now = time.perf_counter()
         self.epoch_s, self._began = now - self._began, now
         self._left -= 1
@@ -82,10 +79,10 @@ class _Stopwatch:
 
 
 def _epoch_s(fit: "TrainingLoop") -> float:
-    stopwatch = _Stopwatch(n_epochs=2)
+    timed = _Timed(n_epochs=2)
     with suppress(_OneEpoch):
-        fit.run(stopwatch, StopRequest(), save=lambda: None)
-    return stopwatch.epoch_s
+        fit.run(timed)
+    return timed.epoch_s
 
 
 def _estimate(plan: WorkerPlan, config: Config, epoch_s: float) -> str:

@@ -47,7 +47,7 @@ from sweep.study.results import best_trials, start_facts, write_results
 from sweep.study.trial_result import TrialResult, tried
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, status
-from sweep.tracking.start import stored_text
+from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE, check_data, check_monitor, smaller_batch_in_words

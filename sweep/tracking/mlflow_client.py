@@ -37,12 +37,12 @@ from mlflow.utils.uri import append_to_uri_path
 from sweep.config.overrides import command, with_variable
 from sweep.figures.drawing import drawing_problem
 from sweep.tracking import journal
-from sweep.tracking.attempt import require_not_ended
 from sweep.tracking.chunks import Chunk, SyncCursor, artifact_files, artifact_names, most_sent, portions
 from sweep.tracking.curves_picture import ensure_curves
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_bulk import Changed, Gone, Tables, WholeRun
 from sweep.tracking.store import Store, sqlite_url
+from sweep.tracking.stored_run import require_not_ended
 from sweep.utils.checked_file import damage_of
 from sweep.utils.errors import Damaged, DamagedJournal, DeletedInStore
 from sweep.utils.passwords import without_password

@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 log = logging.getLogger("sweep")
 
-Show = Callable[[int, dict[str, float]], None]  # (epoch, metrics)
+Show = Callable[[int, Mapping[str, float]], None]  # (epoch, metrics)
+_SHORT = {"train/loss": "train", "val/loss": "val", "lr": "lr"}
+_MOST_SHOWN = 3  # metrics of a training that has none of these
 _LOG_LINES = 10  # about so many a run
 _REFRESH_S = 0.5  # drawing costs 3 ms, an epoch may take 10
 
@@ -21,7 +23,7 @@ def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
     else:
         every = max(1, epochs // _LOG_LINES)
 
-        def show_line(epoch: int, metrics: dict[str, float]) -> None:
+        def show_line(epoch: int, metrics: Mapping[str, float]) -> None:
             if epoch % every == 0 or epoch == epochs:
                 log.info("epoch %d/%d  %s", epoch, epochs, _text(metrics))
 
@@ -46,7 +48,7 @@ def _live(epochs: int, done: int) -> Iterator[Show]:
         task = bar.add_task("", total=epochs, completed=done)
         next_refresh = 0.0
 
-        def show(epoch: int, metrics: dict[str, float]) -> None:
+        def show(epoch: int, metrics: Mapping[str, float]) -> None:
             nonlocal next_refresh
             now = time.monotonic()
             if now >= next_refresh or epoch == epochs:
@@ -56,5 +58,6 @@ def _live(epochs: int, done: int) -> Iterator[Show]:
         yield show
 
 
-def _text(metrics: dict[str, float]) -> str:
-    return f"train {metrics['train/loss']:.4g}  val {metrics['val/loss']:.4g}  lr {metrics['lr']:.3g}"
+def _text(metrics: Mapping[str, float]) -> str:
+    names = [name for name in _SHORT if name in metrics] or [*metrics][:_MOST_SHOWN]
+    return "  ".join(f"{_SHORT.get(name, name)} {metrics[name]:{'.3g' if name == 'lr' else '.4g'}}" for name in names)

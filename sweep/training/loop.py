@@ -1,7 +1,6 @@
 """The training loop of one trial: read `TrainingLoop.run` from top to bottom."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ from sweep.training.checkpoint import check_kinds, kinds, random_states, set_ran
 from sweep.training.evaluate import LossFn
 from sweep.training.runtime import in_precision
 from sweep.training.schedule import Row, Schedule
-from sweep.training.state import Best, Listener, TrainState
+from sweep.training.state import Best, TrainState
 from sweep.training.tensors import TensorData, batches, epoch_order
-from sweep.utils.errors import ConfigError, Interrupted, SweepError, TrainingFailed, one_line
-from sweep.utils.signals import StopRequest
+from sweep.training.trial import Trial
+from sweep.utils.errors import ConfigError, SweepError, TrainingFailed, one_line
 
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
@@ -38,53 +37,40 @@ class TrainingLoop(TrainState):
         loss_fn: LossFn,
         data: TensorData,
         trainer: "Trainer",
-        clock: Callable[[], float] = time.monotonic,
+        step_points: int | None = None,
     ) -> None:
-        super().__init__(schedule, trainer, len(data.train.x))
+        super().__init__(schedule, trainer, len(data.train.x), step_points)
         self.model, self.optimizer = model, optimizer
         self.loss_fn, self.data = loss_fn, data
         self.device = data.train.x.device
         self._pending: list[Tensor] = []  # losses still on the device
         self._sync_every = _SYNC_EVERY.get(self.device.type, _SYNC_EVERY_DEFAULT)
         self._call = torch.compile(model) if trainer.compile else model
-        self._clock, self._saved_at = clock, clock()
 
-    def run(self, listener: Listener, stop: StopRequest, save: Callable[[], None]) -> Best:
-        """Trains until `trainer.epochs` or until patience ends; raises Diverged, Interrupted or what `listener` raises.
+    def run(self, trial: Trial) -> Best:
+        """Train until `trainer.epochs` or until patience ends.
 
-        `save` is called every `trainer.checkpoint_interval_s` seconds, also inside an epoch, and before Interrupted is
-        raised; with an interval of 0 it is called after every epoch.
-        """
-        for _ in self.epochs(listener, stop, save):
-            pass
-        assert self.best is not None
-        return self.best
+        The state is saved when the trial says so, also inside an epoch. A stop that is asked for at the end of the last
+        epoch comes too late.
 
-    def epochs(self, listener: Listener, stop: StopRequest, save: Callable[[], None]) -> Iterator[int]:
-        """Train as `run` does, and yield the number of each finished epoch, so that other trials may train in between.
-
-        A stop that `listener` asks for takes effect at the end of the epoch.
+        Raises:
+            Diverged: a loss or a metric is not finite.
+            TrainingFailed: the model or torch raised something.
+            Pruned, Interrupted: see `Trial`.
         """
         while not self.is_over:
             try:
                 with self._telling_failures():
-                    self._train_epoch(stop, save)
+                    self._train_epoch(trial)
             finally:
-                self.tell_steps(listener)
+                self.log_steps(trial)
             with self._telling_failures():
                 metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self.model.state_dict()))
-            listener.epoch(self.epoch, metrics)
-            if self.trainer.checkpoint_interval_s == 0:
-                self._checkpoint(save)
-            self._heed(stop, save)
-            yield self.epoch
-            self._heed(stop, save)
-
-    def _heed(self, stop: StopRequest, save: Callable[[], None]) -> None:
-        """Between two epochs, raise Interrupted if it was asked for; what is over ends as usual."""
-        if stop.signum is not None and not self.is_over:
-            self._checkpoint(save)
-            raise Interrupted(stop.signum)
+            trial.report(self.epoch, metrics)
+            if trial.should_save and not (trial.should_stop and self.is_over):
+                trial.save(self.epoch, self.state_dict())
+        assert self.best is not None
+        return self.best
 
     @contextmanager
     def _telling_failures(self) -> Iterator[None]:
@@ -98,7 +84,8 @@ class TrainingLoop(TrainState):
                 f"{type(error).__name__}: {one_line(error)}", self.step + len(self._pending) + 1
             ) from error
 
-    def _train_epoch(self, stop: StopRequest, save: Callable[[], None]) -> None:
+    def _train_epoch(self, trial: Trial) -> None:
+        saves_inside = self.trainer.checkpoint_interval_s > 0
         self.start_epoch()
         order = epoch_order(self.trainer.seed, self.epoch + 1, len(self.data.train.x))
         start = len(self.losses)
@@ -110,11 +97,8 @@ class TrainingLoop(TrainState):
             self._pending.append(self._update(row, x, y))
             if len(self._pending) == self._sync_every:
                 self._read_losses()
-            if stop.signum is not None:
-                self._checkpoint(save)
-                raise Interrupted(stop.signum)
-            if self._checkpoint_due():
-                self._checkpoint(save)
+            if trial.should_stop or (saves_inside and trial.should_save):
+                trial.save(self.epoch, self.state_dict())
         self._read_losses()
 
     def _update(self, row: Row, x: Tensor, y: Tensor) -> Tensor:
@@ -184,13 +168,6 @@ class TrainingLoop(TrainState):
         pending, self._pending = self._pending, []
         values = [pending[0].item()] if len(pending) == 1 else torch.stack(pending).tolist() if pending else []
         self.record(values)
-
-    def _checkpoint_due(self) -> bool:
-        return 0 < self.trainer.checkpoint_interval_s <= self._clock() - self._saved_at
-
-    def _checkpoint(self, save: Callable[[], None]) -> None:
-        save()
-        self._saved_at = self._clock()
 
 
 def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

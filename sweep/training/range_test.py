@@ -5,11 +5,12 @@ training between are the rate at which it has begun to fall and the one beyond w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sweep.training.trial import UnrecordedTrial
 from sweep.utils.errors import ConfigError
 
 BEGUN, DONE = 0.2, 0.9  # of the whole fall: where base_lr and max_lr are (docs/decisions/0019-lr-range-rule.md)
@@ -23,8 +24,8 @@ class RampOver(Exception):
     """The loss has diverged; what is left of the ramp has nothing to tell."""
 
 
-class Ramp:
-    """Listens to a trial on a ramp. losses, lrs, averages: one an update, to its end or to where the loss diverged.
+class Ramp(UnrecordedTrial):
+    """A trial on a ramp. losses, lrs, averages: one an update, to its end or to where the loss diverged.
 
     memory: updates that an average reaches back, exponentially, without its bias to 0 (as Kingma & Ba 2015).
     diverged: whether the averaged loss has come above `divergence` times its lowest and above what it was at first, so
@@ -41,19 +42,23 @@ class Ramp:
         self._kept = 1 - 1 / max(1.0, memory)
         self._mean, self._lowest = 0.0, math.inf
 
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        """As `Listener.steps`; of updates it has heard of it takes no notice, nor of those behind the ramp."""
-        n_heard = len(self.losses) - first + 1
-        for loss, lr in zip(losses[n_heard:], lrs[n_heard:], strict=True):
+    def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
+        """Take the losses of consecutive updates, but for those that were logged before, or are behind the ramp."""
+        losses, lrs = metrics["step/loss"], metrics["step/lr"]
+        assert isinstance(losses, Sequence)
+        assert isinstance(lrs, Sequence)
+        assert isinstance(step, Sequence)
+        n_known = len(self.losses) - step[0] + 1
+        for loss, lr in zip(losses[n_known:], lrs[n_known:], strict=True):
             if self.is_over:
                 return
-            self._hear(loss, lr)
+            self._add(loss, lr)
 
     @property
     def is_over(self) -> bool:
         return self.diverged or len(self.losses) == self._n_updates
 
-    def _hear(self, loss: float, lr: float) -> None:
+    def _add(self, loss: float, lr: float) -> None:
         self.losses.append(loss)
         self.lrs.append(lr)
         self._mean = self._kept * self._mean + (1 - self._kept) * loss
@@ -67,7 +72,7 @@ class Ramp:
         """The mean of the first losses, at rates so low that nothing has changed yet."""
         return float(np.mean(self.losses[: max(1, math.ceil(self.memory))]))
 
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Raises RampOver where the rest would be for nothing."""
         if self.is_over:
             raise RampOver

@@ -4,12 +4,13 @@ import copy
 import ctypes
 import os
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from greenlet import greenlet
 from torch import Tensor, nn
 
 from sweep.training.checkpoint import random_states, set_random_states
@@ -140,28 +141,52 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 class Turn(Generic[T]):
-    """One of several trials that train in turn in this process, each as if it were alone.
+    """One of several trainings that take turns in this process, each as if it were alone.
 
-    training: yields after each epoch, as `train_by_epochs` does. epoch: the last that it yielded, 0 before the first.
-    has_begun: whether it was asked for one.
+    Each has a stack of its own (a greenlet), so that any function can be suspended where it calls `pause`, and the
+    settings of the process that it needs.
+
+    epoch: the last that it paused after, 0 before the first. has_begun: whether it has had a turn. is_over: whether it
+    has come to its end, which is `result`.
     """
 
-    def __init__(self, training: Generator[int, None, T]) -> None:
-        self._training = training
+    def __init__(self, train: Callable[[Callable[[int], None]], T]) -> None:
+        """train: is given what to call after each epoch."""
+        self._greenlet = greenlet(train)
         self._settings: dict[str, Any] | None = None  # its own, while others train
+        self._result: list[T] = []
         self.epoch = 0
         self.has_begun = False
 
+    @property
+    def is_over(self) -> bool:
+        return bool(self._result)
+
+    @property
+    def result(self) -> T:
+        return self._result[0]
+
     def train(self) -> None:
-        """Train an epoch. Raises StopIteration, whose value is the result, once the trial is over."""
+        """Train to the end of an epoch, or to the end. What the training raises is raised here, and ends it."""
+        given = () if self.has_begun else (self._pause,)
         self.has_begun = True
         with self._own_settings():
-            self.epoch = next(self._training)
+            self._follow(self._greenlet.switch(*given))
 
     def end(self, error: BaseException) -> None:
-        """Raise `error` in the trial, which ends it; what comes out is raised here."""
+        """Raise `error` in the training, where it paused; what comes out is raised here."""
         with self._own_settings():
-            self._training.throw(error)
+            self._follow(self._greenlet.throw(error))
+
+    def _pause(self, epoch: int) -> None:
+        self.epoch = epoch
+        parent = self._greenlet.parent
+        assert parent is not None
+        parent.switch()
+
+    def _follow(self, returned: T) -> None:
+        if self._greenlet.dead:
+            self._result.append(returned)
 
     @contextmanager
     def _own_settings(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -11,14 +11,8 @@ from sweep.config.metrics import direction_of, sign_of
 from sweep.config.nodes import Trainer, steps_per_epoch
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
+from sweep.training.trial import Trial
 from sweep.utils.errors import Diverged
-
-
-class Listener(Protocol):
-    """Hears of a trial's progress. `epoch` may raise to end the trial early, as a study's pruner does."""
-
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None: ...
 
 
 @dataclass
@@ -33,13 +27,15 @@ class Best:
 class TrainState:
     """What changes while a trial trains, but for its tensors and its random generators."""
 
-    def __init__(self, schedule: Schedule, trainer: Trainer, n_train: int) -> None:
+    def __init__(self, schedule: Schedule, trainer: Trainer, n_train: int, step_points: int | None = None) -> None:
+        """step_points: the most points of a curve over the steps that are recorded; None for all."""
         self.schedule, self.trainer = schedule, trainer
         self._n_train = n_train
         self.n_updates = steps_per_epoch(n_train, trainer.batch_size)  # an epoch
         self.epoch = 0  # finished
         self.step = 0  # finished
         self.losses: list[float] = []  # of the epoch in progress, one an update
+        self._stride = stride(self.n_updates * trainer.epochs, step_points)
         self.best: Best | None = None
         self._sign = sign_of(direction_of(trainer.monitored))
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
@@ -65,9 +61,18 @@ class TrainState:
             self.losses.append(value)
             self.step += 1
 
-    def tell_steps(self, listener: Listener) -> None:
-        """Of the epoch in progress; one that diverged is worth seeing too."""
-        listener.steps(self.epoch * self.n_updates + 1, self.losses, self._lrs())
+    def log_steps(self, trial: Trial) -> None:
+        """Log losses and learning rates of the epoch in progress; one that diverged is worth seeing too."""
+        if self._stride and self.losses:
+            first = self.epoch * self.n_updates + 1
+            points = slice(-(first - 1) % self._stride, len(self.losses), self._stride)  # the first step is always one
+            steps = range(first, first + len(self.losses))[points]
+            trial.log({"step/loss": self.losses[points], "step/lr": self._lrs()[points]}, steps)
+
+    def reached(self) -> dict[str, float]:
+        """Return the best epoch so far and its value, as they are recorded."""
+        monitored = self.trainer.monitored.replace("/", "_")
+        return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
     def finish_epoch(self, val: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
         """Keeps the weights, of which it asks for a copy, if they are the best so far, and moves on.
@@ -119,3 +124,10 @@ class TrainState:
         size = self.trainer.batch_size
         last = self._n_train - size * (self.n_updates - 1)  # the last batch may be smaller
         return (sum(self.losses[:-1]) * size + self.losses[-1] * last) / self._n_train
+
+
+def stride(n_steps: int, most: int | None) -> int:
+    """Return which steps to record, every how manieth, so that there are at most `most`; 0 for none at all."""
+    if most is None:
+        return 1
+    return max(1, -(-n_steps // most)) if most else 0

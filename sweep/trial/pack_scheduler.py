@@ -89,7 +89,14 @@ class PackScheduler:
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            member = PackMember(schedule=schedule, trainer=trainer, n_train=n_train, weights=weights, rule=rule)
+            member = PackMember(
+                schedule=schedule,
+                trainer=trainer,
+                n_train=n_train,
+                weights=weights,
+                rule=rule,
+                step_points=config.tracking.step_points,
+            )
             of_kind = self._groups.setdefault(kind, {})
             if rule not in of_kind:
                 try:

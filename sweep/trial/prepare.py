@@ -117,6 +117,7 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
             loss_fn=loss_function(trainer.loss, data.samples.task),
             data=tensors,
             trainer=trainer,
+            step_points=config.tracking.step_points,
         )
 
 

@@ -10,7 +10,6 @@ from sweep.config.schema import Config
 from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_in_words, with_fitting_batch
 from sweep.utils import gc_control
 from sweep.utils.errors import Diverged, SweepError
-from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from sweep.training.range_test import Ramp
@@ -56,12 +55,14 @@ def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
         "last_lr": settings.max_lr,
         "n_updates": settings.n_updates,
     }
-    n_epochs = -(-settings.n_updates // steps_per_epoch(n_train, config.trainer.batch_size))
+    n_steps = steps_per_epoch(n_train, config.trainer.batch_size)
+    n_epochs = -(-settings.n_updates // n_steps)
     trainer = replace(config.trainer, seed=seed, epochs=n_epochs, patience=None, compile=False)
-    return replace(config, seed=seed, trainer=trainer, scheduler=ramp)
+    tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # all of them
+    return replace(config, seed=seed, trainer=trainer, scheduler=ramp, tracking=tracking)
 
 
-def _listener(config: Config) -> "Ramp":
+def _ramp(config: Config) -> "Ramp":
     from sweep.training.range_test import Ramp
 
     settings = config.lr_range
@@ -78,7 +79,7 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
     try:
         for trial in trials:
             group, member = packer.member(trial)
-            member.listener = ramp = _listener(trial)
+            member.trial = ramp = _ramp(trial)
             ramps.append(ramp)
             group.pack.admit(member)
             if len(group.pack.members) == group.width:
@@ -103,8 +104,8 @@ def _train(packer: "PackScheduler") -> None:
             for member, error in ended.items():
                 group.pack.release(member)
                 if isinstance(error, Diverged):
-                    assert isinstance(member.listener, Ramp)
-                    member.listener.diverged = True
+                    assert isinstance(member.trial, Ramp)
+                    member.trial.diverged = True
                 elif error is not None and not isinstance(error, RampOver):
                     raise error
 
@@ -112,10 +113,10 @@ def _train(packer: "PackScheduler") -> None:
 def _alone(trial: Config, data: Data) -> "Ramp":
     from sweep.training.range_test import RampOver
 
-    ramp = _listener(trial)
+    ramp = _ramp(trial)
     with prepared(trial, data) as fit:
         try:
-            fit.run(ramp, StopRequest(), save=lambda: None)
+            fit.run(ramp)
         except RampOver:
             pass
         except Diverged:

@@ -1,52 +1,35 @@
 """One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
 import logging
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from sweep.config.metrics import best_of, direction_of
 from sweep.config.outputs import folder_name
 from sweep.config.schema import Config, fingerprint, validate
 from sweep.tracking import journal as journals
-from sweep.tracking.attempt import Attempt, locked, saved_state
 from sweep.tracking.description import run_name
-from sweep.tracking.ending import write_end
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.journal import Journal
 from sweep.tracking.ownership import require_no_run, require_unused
-from sweep.tracking.progress import Show, progress
 from sweep.tracking.provenance import resume_command, sync_command
-from sweep.tracking.recorder import Report
-from sweep.tracking.start import Membership, stored_config, study_command, write_start
+from sweep.tracking.run_recorder import Membership, RunRecorder, locked
 from sweep.tracking.store import Store, belongs_to, recorded_uri, store_of, tracking_store
+from sweep.tracking.stored_run import stored_config, study_command
 from sweep.tracking.upload_process import UploadProcess
-from sweep.trial.prepare import (
-    Data,
-    check_data,
-    load_data,
-    prepared,
-    smaller_batch_in_words,
-    undefined_metrics,
-    with_fitting_batch,
-)
-from sweep.utils import gc_control
+from sweep.training.trial import Trial
+from sweep.trial.builtin import BuiltInTraining
+from sweep.trial.prepare import Data, load_data
+from sweep.trial.recorded import Pause, RecordedTrial, Report
 from sweep.utils.curve import Curve
-from sweep.utils.errors import DISK_FULL, ConfigError, Damaged, DiskFull
+from sweep.utils.errors import DISK_FULL, ConfigError, DiskFull
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
-from sweep.utils.signals import stop_on_signal
-
-if TYPE_CHECKING:
-    from sweep.training.loop import TrainingLoop
 
 log = logging.getLogger("sweep")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,46 +62,25 @@ def run_trial(
     follower: UploadProcess | Callable[[Path], UploadProcess] | None = None,
     live: bool = False,
     member: Membership | None = None,
-    load: "Callable[[Config], Data] | None" = None,
+    load: Callable[[Config], Data] = load_data,
+    pause: Pause | None = None,
 ) -> Outcome:
-    """Trains the trial that `cfg` describes, or continues the one in the folder `cfg.resume`.
+    """Train the trial that `cfg` describes, or continue the one in the folder `cfg.resume`.
 
-    report: called after each epoch with (epoch, metrics); it may raise to end the trial.
-    folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
-    follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir` that
-    the trial belongs to; by default one for this trial.
-    live: whether progress is shown as a live line instead of log lines.
-    member: the trial's place in a study, which shows its progress and mirrors it.
-    load: what loads and divides the data, `load_data` by default.
+    Args:
+        cfg: as `sweep.compose` returns it.
+        report: called after each epoch with (epoch, metrics); it may raise to end the trial.
+        folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
+        follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir`
+            that the trial belongs to; by default one for this trial.
+        live: whether progress is shown as a live line instead of log lines.
+        member: the trial's place in a study, which shows its progress and mirrors it.
+        load: what loads and divides the data.
+        pause: called with the epoch after each, once it is reported, so that other trials may train in between.
 
-    Raises ConfigError before anything is recorded; Diverged, Interrupted or what `report` raises after it is recorded.
-    """
-    return finished(train_by_epochs(cfg, report, folder=folder, follower=follower, live=live, member=member, load=load))
-
-
-def finished(training: Generator[int, None, T]) -> T:
-    """Train to the end, epoch by epoch, and return what the training comes to."""
-    while True:
-        try:
-            next(training)
-        except StopIteration as over:
-            return over.value
-
-
-def train_by_epochs(
-    cfg: DictConfig,
-    report: Report | None = None,
-    *,
-    folder: str | Path | None = None,
-    follower: UploadProcess | Callable[[Path], UploadProcess] | None = None,
-    live: bool = False,
-    member: Membership | None = None,
-    load: "Callable[[Config], Data] | None" = None,
-) -> Generator[int, None, Outcome]:
-    """Do what `run_trial` does, and yield the number of each finished epoch.
-
-    While it is suspended other trials may train in this process, if `sweep.training.runtime.Turn` keeps them apart. An
-    exception that is thrown into it ends the trial as one that `report` raises does.
+    Raises:
+        ConfigError: before anything is recorded.
+        Diverged, Interrupted: after it is recorded, as what `report` raises.
     """
     config = validate(cfg)
     if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
@@ -140,9 +102,8 @@ def train_by_epochs(
     store = tracking_store(config.tracking, output_dir)
     if member is None:  # of trials the study says where they are sent
         store = store_of(run, config.tracking, output_dir)
-    data = (load or load_data)(config)
-    composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
-    check_data(data, config)
+    train = BuiltInTraining(config, load)
+    config = train.config
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(run))
@@ -159,109 +120,78 @@ def train_by_epochs(
             require_no_run(run, "folder")  # another process may have begun in it; a warning may be in our own log
         if follower is not None:
             follower.follow(run, store)  # it loads MLflow while we load torch
-        fit = stack.enter_context(prepared(config, data))
-        _restore(fit, run, is_member=member is not None)
-        if member is None and (lowered := smaller_batch_in_words(composed, config)):
-            log.warning(lowered)  # writes to the folder, which was seen to be unused before
-        if member is None and (names := undefined_metrics(data)):
-            why = "the targets do not vary there"
-            log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
-        with told_when_full(run, store):
-            recorded = recorded_uri(store, output_dir)
-            with Attempt(
-                run, config, data.description, output_dir, recorded, fit, fit.device.type, member, report
-            ) as attempt:
-                try:
-                    with _shown(config, fit, live, member) as attempt.recorder.show:
-                        test, train_s = yield from _train(fit, attempt, data.samples.noise)
-                except KeyboardInterrupt:
-                    if member is None:
-                        log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
-                    raise
-                finally:
-                    mirrored = follower is not None and _finish_mirror(
-                        follower, run, store, output_dir, config.tracking.close_timeout_s
-                    )
-    assert fit.best is not None
-    history = journals.curves(run.journal)
+        trial = RecordedTrial(
+            run,
+            config,
+            output_dir=output_dir,
+            store=recorded_uri(store, output_dir),
+            member=member,
+            report=report,
+            pause=pause,
+            live=live,
+        )
+        mirrored = False
+        try:
+            with told_when_full(run, store), trial:
+                metrics = _train(train, trial)
+        except KeyboardInterrupt:
+            if member is None and trial.has_begun:
+                log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
+            raise
+        finally:
+            if follower is not None and trial.has_begun:
+                mirrored = _finish_mirror(follower, run, store, output_dir, config.tracking.close_timeout_s)
+    return _outcome(config, run, metrics, trial.train_s, store.uri, mirrored)
+
+
+def _train(train: Callable[[Trial], dict[str, float]], trial: RecordedTrial) -> dict[str, float]:
+    """Train, and record how it ended, whatever happens."""
+    try:
+        metrics = train(trial)
+        trial.end()
+    except BaseException as error:
+        trial.end(error)
+        raise
+    return metrics
+
+
+def _outcome(
+    config: Config, run: RunFolder, test: dict[str, float], train_s: float, uri: str | None, mirrored: bool
+) -> Outcome:
+    history, monitor = journals.curves(run.journal), config.trainer.monitored
+    watched = history[monitor]
+    value = best_of(watched.values.tolist(), direction_of(monitor))
+    best_epoch = int(watched.steps[watched.values == value][0])
     val = {
-        name: curve.values[curve.steps == fit.best.epoch].item()
+        name: curve.values[curve.steps == best_epoch].item()
         for name, curve in history.items()
         if name.startswith("val/")
     }
     return Outcome(
         name=run_name(config),
-        monitor=config.trainer.monitored,
-        value=fit.best.value,
-        best_epoch=fit.best.epoch,
-        n_epochs=fit.epoch,
+        monitor=monitor,
+        value=value,
+        best_epoch=best_epoch,
+        n_epochs=int(watched.steps[-1]),
         metrics={**val, **test},
         history=history,
         train_s=train_s,
         folder=run.path,
-        tracking_uri=store.uri,
+        tracking_uri=uri,
         mirrored=mirrored,
     )
 
 
 def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Membership) -> None:
-    """Records a study's trial that could not even begin; other trials just raise."""
+    """Record a study's trial that could not even begin; other trials just raise."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     output_dir = absolute(config.output_dir)
     store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
     run.create()
-    with Journal(run.journal) as journal:
-        write_start(journal, run, config, None, output_dir, store, None, member)
-        write_end(journal, run, error, member)
-
-
-def _train(
-    fit: "TrainingLoop", attempt: Attempt, noise: float | None
-) -> Generator[int, None, tuple[dict[str, float], float]]:
-    """Trains and tests; the journal knows how it ended, whatever happens. Returns what `test` says, and the seconds
-    that it trained, in which it was not suspended."""
-    gc_control.resume()
-    train_s, start = 0.0, time.perf_counter()
-    try:
-        with stop_on_signal() as stop:
-            for epoch in fit.epochs(attempt.recorder, stop, lambda: attempt.save(fit.state_dict())):
-                train_s += time.perf_counter() - start
-                try:
-                    yield epoch
-                finally:
-                    start = time.perf_counter()
-        train_s += time.perf_counter() - start
-        start = time.perf_counter()
-        n_weights = sum(weight.numel() for weight in fit.model.parameters() if weight.requires_grad)
-        test = fit.test(noise)
-        attempt.complete(test, n_weights, train_s)
-    except BaseException as error:
-        attempt.end(error, train_s + time.perf_counter() - start)
-        raise
-    return test, train_s
-
-
-def _shown(config: Config, fit: "TrainingLoop", live: bool, member: Membership | None) -> AbstractContextManager[Show]:
-    if member is not None:  # a study shows its trials side by side
-        return nullcontext(lambda epoch, metrics: None)
-    return progress(config.trainer.epochs, fit.epoch, live)
-
-
-def _restore(fit: "TrainingLoop", run: RunFolder, is_member: bool) -> None:
-    """Raises Damaged; a study's trial is trained from its beginning instead, and comes to the same."""
-    try:
-        state = saved_state(run)
-    except Damaged as error:
-        if not is_member:
-            raise
-        log.warning("warning: %s; it is trained from its beginning", error)
-        return
-    if state is not None:
-        fit.load_state_dict(state)
-        log.info("resuming %s after epoch %d", run.path, fit.epoch)
-    elif run.journal.exists():
-        log.info("resuming %s from its beginning: it left no checkpoint", run.path)
+    with closing(RunRecorder(run, member)) as recorder:
+        recorder.start(config, output_dir=output_dir, store=store)
+        recorder.end(error)
 
 
 @contextmanager

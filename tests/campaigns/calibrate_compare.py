@@ -15,7 +15,7 @@ declare a difference (for other numbers of comparisons, the 99 % bound of the bi
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from sweep.config.nodes import MOST_SEEDS
 from sweep.config.schema import Config, validate
 from sweep.study.trial_result import TrialResult
 from sweep.training.packed.pack import PackMember
+from sweep.training.trial import UnrecordedTrial
 from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.prepare import RememberedData
 
@@ -78,7 +79,7 @@ class Packed:
         for rate, seed in pairs:
             group, slot = self._packer.member(self._with(rate, seed))
             heard.append(_Losses())
-            slot.listener = heard[-1]
+            slot.trial = heard[-1]
             group.pack.admit(slot)
             members.append(slot)
         found: dict[PackMember, Run | None] = {}
@@ -96,13 +97,11 @@ class Packed:
         return config
 
 
-class _Losses:
+class _Losses(UnrecordedTrial):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def steps(self, first: int, losses: Sequence[float], lrs: Sequence[float]) -> None: ...
-
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.values.append(metrics["val/loss"])
 
 

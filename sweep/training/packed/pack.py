@@ -4,7 +4,6 @@ Rows differ in numbers only: weights, data order, dropout masks and hyperparamet
 an epoch and leaves it at the end of one.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,9 @@ from sweep.training.packed.rules import Rule
 from sweep.training.packed.update import Update
 from sweep.training.runtime import in_precision, reproducible, seed_generators
 from sweep.training.schedule import Row, Schedule
-from sweep.training.state import Listener, TrainState
+from sweep.training.state import TrainState
 from sweep.training.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
+from sweep.training.trial import Trial, UnrecordedTrial
 from sweep.utils.errors import ConfigError, Diverged, one_line
 from sweep.utils.seeds import derive_seed
 
@@ -51,10 +51,17 @@ class PackMember(TrainState):
     """One trial in a pack."""
 
     def __init__(
-        self, *, schedule: Schedule, trainer: "Trainer", n_train: int, weights: Mapping[str, Tensor], rule: Rule
+        self,
+        *,
+        schedule: Schedule,
+        trainer: "Trainer",
+        n_train: int,
+        weights: Mapping[str, Tensor],
+        rule: Rule,
+        step_points: int | None = None,
     ) -> None:
-        """weights: the initial ones, as `state_dict` of the model."""
-        super().__init__(schedule, trainer, n_train)
+        """weights: the initial ones, as `state_dict` of the model. step_points: as in `TrainState`."""
+        super().__init__(schedule, trainer, n_train, step_points)
         self.weights = weights  # until it has its row
         self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
         self.scalars = dict(rule.scalars)
@@ -64,8 +71,7 @@ class PackMember(TrainState):
         self.random = torch.Generator(draws_on).manual_seed(
             derive_seed(trainer.seed, "train")
         )  # of dropout, as if alone
-        self.listener: Listener | None = None
-        self.saved_at = time.monotonic()
+        self.trial: Trial = UnrecordedTrial()
 
     def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
         """All that a checkpoint has of the trial, for the row that it is to take."""
@@ -102,10 +108,6 @@ class PackMember(TrainState):
     def group(self) -> dict[str, Any]:
         """The hyperparameters, and the optimizer's state as far as it is numbers."""
         return {**self.schedule.optimizer.param_groups[0], **self.scalars}
-
-    def checkpoint_due(self) -> bool:
-        interval_s = self.trainer.checkpoint_interval_s
-        return interval_s == 0 or 0 < interval_s <= time.monotonic() - self.saved_at
 
 
 class Pack:
@@ -186,9 +188,9 @@ class Pack:
         self._most_rows = max(self._most_rows, n_rows)
 
     def train_epoch(self) -> dict[PackMember, Exception | None]:
-        """One epoch of every trial, told to their listeners. Returns those that have come to their end.
+        """One epoch of every trial, which reports it. Returns those that have come to their end.
 
-        With what ended them: None for one that is complete, Diverged, or what its listener raised.
+        With what ended them: None for one that is complete, Diverged, or what its report raised.
         """
         ended: dict[PackMember, Exception | None] = {}
         for member in [*self.members]:
@@ -208,16 +210,14 @@ class Pack:
                 member.record(values)
             except Diverged as diverged:
                 ended[member] = diverged
-            assert member.listener is not None
-            member.tell_steps(member.listener)
+            member.log_steps(member.trial)
         metrics_of = self.evaluate("val") if self.members else []
         for row, (member, val) in enumerate(zip(self.members, metrics_of, strict=True)):
             if member in ended:
                 continue
             try:
                 metrics = member.finish_epoch(val, lambda row=row: self.weights(row))
-                assert member.listener is not None
-                member.listener.epoch(member.epoch, metrics)
+                member.trial.report(member.epoch, metrics)
             except Exception as error:
                 ended[member] = error
             else:

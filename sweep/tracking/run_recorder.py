@@ -1,0 +1,202 @@
+"""The record of one run, written: its start, its curves, its checkpoints, its end, and files that join it later."""
+
+import os
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sweep.config.schema import Config
+from sweep.tracking import journal as journals
+from sweep.tracking.chunks import artifact_names
+from sweep.tracking.description import group_choices, hyperparameters, run_name
+from sweep.tracking.folders import Busy, RunFolder
+from sweep.tracking.journal import Journal
+from sweep.tracking.provenance import provenance_tags, uncommitted_diff
+from sweep.utils.checked_file import write_checked
+from sweep.utils.errors import DISK_FULL, BeingTrained, ConfigError, Diverged, Pruned
+from sweep.utils.files import to_yaml, write_atomic
+from sweep.utils.passwords import without_password, without_passwords
+from sweep.utils.terminal import safe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """A trial's place in a study.
+
+    parent: the uid of the study's own record, in `folder`. replicate: which of several seeds it trains, from 0. params:
+    what the study sampled, by config key.
+    """
+
+    study: str
+    folder: Path
+    parent: str
+    number: int
+    replicate: int | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def tags(self) -> dict[str, str]:
+        tags = {"study": self.study, "trial": str(self.number)}
+        return tags if self.replicate is None else {**tags, "replicate": str(self.replicate)}
+
+
+class RunRecorder:
+    """Writes what one attempt at a trial leaves in its folder, from `start` to `end`."""
+
+    def __init__(self, run: RunFolder, member: Membership | None = None) -> None:
+        """member: the trial's place in a study, if it has one. Raises DamagedJournal, or OSError."""
+        self._run, self._member = run, member
+        self._journal = Journal(run.journal)
+
+    def start(
+        self,
+        config: Config,
+        *,
+        output_dir: Path,
+        store: str | None,
+        dataset: Mapping[str, Any] | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Say who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`.
+
+        Args:
+            config: what it is trained by.
+            output_dir: where results go.
+            store: as `recorded_uri` has it.
+            dataset: as `description.dataset` has it; None of a trial that was refused before it had any.
+            device: the kind of device that it trains on.
+
+        Raises:
+            ConfigError: a resumed trial's data have changed.
+        """
+        run, member = self._run, self._member
+        earlier = journals.first(run.journal, "start")
+        before = None if earlier is None else earlier.get("dataset")
+        if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
+            raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
+        if earlier is None:
+            if isinstance(path := config.data.get("path"), str):
+                config.data["path"] = os.path.abspath(os.path.expanduser(path))  # so that it resumes from any directory
+            write_checked(run.overrides, to_yaml(config.overrides or []))
+            write_checked(run.config, stored_text(config))  # from here on it can be resumed
+            if member is None and (diff := uncommitted_diff()):
+                write_atomic(run.diff, diff)
+        tags = {**provenance_tags(config.overrides), **group_choices(config)}
+        parent = None
+        if member is not None:
+            tags |= member.tags()
+            parent = {"uid": member.parent, "name": member.study, "folder": os.path.relpath(member.folder, run.path)}
+        self._journal.event(
+            "start",
+            uid=uuid.uuid4().hex if earlier is None else earlier["uid"],
+            name=run_name(config) if member is None else f"t{member.number}-{run_name(config)}",
+            experiment=config.experiment_name,
+            output_dir=os.path.relpath(output_dir, run.path),  # relative, so that the tree may be moved
+            store=store,
+            params=hyperparameters(config),
+            tags=tags if device is None else {**tags, "device": device},
+            parent=parent,
+            **({} if dataset is None else {"dataset": dataset}),
+        )
+
+    def log(self, steps: Sequence[int], columns: Mapping[str, Sequence[float]]) -> None:
+        """Record as many values of each metric as there are steps, but for steps that stand there already."""
+        self._journal.metrics(steps, columns)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint. Raises OSError where there is no room."""
+        from sweep.training import checkpoint
+
+        self._journal.sync()  # a checkpoint must not know of epochs that the journal lacks
+        checkpoint.save(self._run.checkpoint, state)
+
+    def end(
+        self, error: BaseException | None, values: Mapping[str, float] | None = None, artifacts: Sequence[str] = ()
+    ) -> None:
+        """Say how the attempt ended.
+
+        MLflow's status is KILLED for one that may be resumed. In a study the tag `state` is Optuna's, to which a trial
+        that diverged is one that was pruned, so that the sampler learns from it.
+
+        Args:
+            error: what ended the trial early.
+            values: what it came to, by metric name.
+            artifacts: files in the trial's folder that MLflow is to have, beside the usual ones.
+        """
+        run, member = self._run, self._member
+        status, state, tags = "FINISHED", "COMPLETE", {}
+        no_room = isinstance(error, OSError) and error.errno in DISK_FULL
+        if isinstance(error, KeyboardInterrupt) or (no_room and member is not None):  # the study will go on with it
+            self._journal.event("end", status="KILLED", steps=[], values={}, tags={}, artifacts=[])
+            return
+        if isinstance(error, Pruned):
+            state, tags = "PRUNED", {"pruned.epoch": str(error.epoch)}
+        elif error is not None:
+            status, state, tags = "FAILED", "FAIL", {"error": without_passwords(f"{type(error).__name__}: {error}")}
+            if isinstance(error, Diverged):
+                tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
+                if member is not None:
+                    status, state = "FINISHED", "PRUNED"
+            else:
+                write_atomic(run.error, safe("".join(traceback.format_exception(error))))
+        if member is not None:
+            tags["state"] = state
+        columns = {name: [value] for name, value in (values or {}).items()}
+        usual = [run.config.name, run.overrides.name, run.error.name]
+        if member is None:
+            usual += [run.curves.name, run.diff.name]
+        self._journal.event(
+            "end",
+            status=status,
+            steps=[0] if columns else [],  # step 0: bars in MLflow
+            values=columns,
+            tags=tags,
+            artifacts=[*usual, *artifacts],
+        )
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._journal.sync()
+        self._journal.close()
+
+
+def stored_text(config: Config) -> str:
+    """Return the config as a file keeps it, without the password of its store."""
+    tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
+    return to_yaml(asdict(replace(config, tracking=tracking)))
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """The folder, made where there is none, for this process alone. Raises BeingTrained, or OSError."""
+    run.create()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.lock())
+        except Busy:
+            raise BeingTrained("resume", f"'{run.path}' is being trained by another process") from None
+        yield
+
+
+def add_artifacts(run: RunFolder, names: Sequence[str]) -> None:
+    """End the record again as it ended, with further files of the run's folder named; MLflow then gets all of them.
+
+    A run whose process died without an end was KILLED. Raises Busy while it runs, OSError where nothing can be written.
+    """
+    with run.lock(), Journal(run.journal) as journal:
+        ended = journals.last_end(run.journal)
+        before = [] if ended is None else artifact_names(run, ended)
+        journal.event(
+            "end",
+            time=time.time_ns() // 1_000_000 if ended is None else ended["time"],
+            status="KILLED" if ended is None else ended["status"],
+            steps=[],
+            values={},
+            tags={},
+            artifacts=list(dict.fromkeys([*before, *names])),
+        )
+        journal.sync()
