@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sweep.config.composition import compose as compose
     from sweep.data import Samples as Samples
+    from sweep.training.trial import Trial as Trial
     from sweep.trial.run import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
     from sweep.utils.errors import ConfigError as ConfigError
@@ -20,10 +21,11 @@ _HOMES = {
     "ConfigError": "sweep.utils.errors",
     "Diverged": "sweep.utils.errors",
     "Outcome": "sweep.trial.run",
+    "Trial": "sweep.training.trial",
     "run_trial": "sweep.trial.run",
 }
 
-__all__ = ["ConfigError", "Diverged", "Outcome", "Samples", "compose", "run_trial"]
+__all__ = ["ConfigError", "Diverged", "Outcome", "Samples", "Trial", "compose", "run_trial"]
 
 
 def __getattr__(name: str) -> Any:

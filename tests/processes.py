@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from waiting import PATIENCE_S, wait_until
@@ -210,4 +211,6 @@ def go_at_once(commands: Sequence[Sequence[str]]) -> None:
         process.stdin.write("go\n")
         process.stdin.flush()
     errors = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), errors
+    failed = [f"{p.returncode}: {e.strip()[-800:]}" for p, e in zip(processes, errors, strict=True) if p.returncode]
+    if failed:
+        pytest.fail("\n\n".join(failed), pytrace=False)

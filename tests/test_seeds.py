@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +18,7 @@ from sweep.execution.replicates import Means
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 from sweep.training.runtime import Turn
+from sweep.utils.errors import Pruned
 
 N_SEEDS, EPOCHS = 3, 12
 RUNGS = (1, 2, 4, 8)  # a twelfth of the epochs, a sixth, a third and two thirds
@@ -96,6 +98,39 @@ def test_trials_in_turn_are_as_they_are_alone(tmp_path):
         alone = run_trial(cfg, folder=tmp_path / f"alone-{i}")
         assert turns[i].result.metrics == alone.metrics
         assert turns[i].result.history["step/loss"].values.tolist() == alone.history["step/loss"].values.tolist()
+
+
+def test_a_training_that_pauses_without_gradients_leaves_its_neighbours_theirs():
+    def train(pause):
+        with torch.no_grad():
+            pause(1)
+            assert not torch.is_grad_enabled()
+        return torch.is_grad_enabled()
+
+    turns = [Turn(train), Turn(train)]
+    for turn in turns:
+        turn.train()
+        assert (turn.epoch, turn.is_over, torch.is_grad_enabled()) == (1, False, True)
+    for turn in turns:
+        turn.train()
+    assert [turn.result for turn in turns] == [True, True]
+
+
+def test_what_ends_one_training_is_raised_where_it_paused():
+    seen = []
+
+    def train(pause):
+        try:
+            pause(1)
+        except Pruned as pruned:
+            seen.append(pruned.epoch)
+            raise
+
+    turn = Turn(train)
+    turn.train()
+    with pytest.raises(Pruned):
+        turn.end(Pruned(1))
+    assert (seen, turn.is_over) == ([1], False)
 
 
 @pytest.fixture(scope="module")

@@ -201,8 +201,9 @@ class Turn(Generic[T]):
 
 
 def _settings() -> dict[str, Any]:
-    """All that `reproducible`, `set_threads` and `seed_generators` change."""
+    """All that `reproducible`, `set_threads` and `seed_generators` change, and whether gradients are computed."""
     return {
+        "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -211,6 +212,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _set_settings(settings: Mapping[str, Any]) -> None:
+    torch.set_grad_enabled(settings["grad"])
     torch.set_num_threads(settings["threads"])
     torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
     set_random_states(settings["random"])
