@@ -637,7 +637,7 @@ def test_two_machines_that_keep_a_record_of_one_study_send_each_point_once(tmp_p
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (parent,) = [r for r in runs if r.data.tags.get("kind") == "study"]
-    assert len(runs) == 7
+    assert len(runs) == 7, [(r.info.run_name, r.info.status, r.data.tags.get("sweep.uid")) for r in runs]
     trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/optuna.db").trials
     values = [t.value for t in trials if t.value is not None]
     for name, expected in {"value": values, "best_value": [min(values[: i + 1]) for i in range(6)]}.items():

@@ -122,6 +122,7 @@ class Zygote:
         self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str], module: str = "sweep.run"
     ) -> Command:
         """In a process group of its own. module: what `python -m` is given."""
+        sys.audit("subprocess.Popen", module, list(arguments), str(cwd), None)  # as if it were started here
         self._n_started += 1
         out, err = (Path(self._folder.name) / f"{self._n_started}.{name}" for name in ("out", "err"))
         for file in (out, err):  # a command may be killed before it opens them
