@@ -34,7 +34,7 @@ from processes import make_store, quick
 from sweep import compose, run_trial
 from sweep.storage.journal_file import JournalFile
 from sweep.tracking import journal
-from sweep.tracking.mlflow_client import UID_TAG
+from sweep.tracking.mlflow_runs import UID_TAG
 from sweep.utils.errors import Interrupted
 
 SMALL = ("experiment=debug", "model.widths=[4]")

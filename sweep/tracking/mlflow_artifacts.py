@@ -1,0 +1,127 @@
+"""Where the artifacts of a store's runs go; what came with the outputs may not lead them elsewhere."""
+
+import hashlib
+import logging
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import append_to_uri_path
+
+from sweep.figures.drawing import drawing_problem
+from sweep.tracking import journal
+from sweep.tracking.chunks import artifact_files, artifact_names
+from sweep.tracking.curves_picture import ensure_curves
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.store import Store
+from sweep.utils.checked_file import damage_of
+from sweep.utils.errors import Damaged
+from sweep.utils.paths import is_inside
+
+_PATIENCE_S = 10.0
+
+
+class ArtifactPlaces:
+    """Sends the artifacts of runs to where the store has them."""
+
+    def __init__(self, client: MlflowClient, store: Store) -> None:
+        assert store.uri is not None
+        self._client = client
+        self._artifact_root = store.artifact_root
+        self._own_database = store.uri.removeprefix("sqlite:///") if store.is_in_outputs else None
+        self._locations: dict[str, str] = {}  # by experiment
+
+    def forget(self) -> None:
+        self._locations.clear()
+
+    def of_new_experiment(self, name: str) -> str | None:
+        """Return where the artifacts of an experiment that is to be made go; None: where the store likes."""
+        return None if self._artifact_root is None else self._own_location(name)
+
+    def location(self, experiment: str) -> str:
+        """Where the artifacts of the experiment's runs are."""
+        if experiment not in self._locations:
+            found = self._client.get_experiment(experiment)
+            location = found.artifact_location
+            if not self._may_hold(location):  # the outputs were moved, or are somebody else's
+                location = self._own_location(found.name)
+            self._locations[experiment] = location
+        return self._locations[experiment]
+
+    def _own_location(self, experiment_name: str) -> str:
+        """Where an embedded store has the artifacts of the experiment's runs."""
+        assert self._artifact_root is not None
+        return (self._artifact_root / hashlib.sha256(experiment_name.encode()).hexdigest()[:12]).as_uri()
+
+    def store(self, folder: RunFolder, end: journal.Record, artifact_uri: str) -> None:
+        """Put them where the client would send them; the store has no such run yet, so nobody reads a half of one."""
+        is_local = artifact_uri.startswith("file:///")
+        repository = None
+        for artifact, above in artifact_files(folder, end):
+            self._check_place(artifact_uri, artifact, above)
+            if is_local:  # MLflow's own way of copying costs 1 ms a file
+                target = os.path.join(local_file_uri_to_path(artifact_uri), above or "")
+                os.makedirs(target, exist_ok=True)
+                shutil.copy2(artifact, target)
+                continue
+            repository = repository or get_artifact_repository(artifact_uri, self._client.tracking_uri)
+            repository.log_artifact(str(artifact), above)
+
+    def _check_place(self, artifact_uri: str, artifact: Path, above: str | None) -> None:
+        """Raise MlflowException if the artifact would leave the outputs, as by a link, though the store is in them."""
+        name = os.path.join(above or "", artifact.name)
+        if not self._may_hold(artifact_uri, name):
+            problem = f"the store has {name} go to {artifact_uri}, which is not below {self._artifact_root}"
+            raise MlflowException(f"{problem}; send the runs to a store of your own: python -m sweep.sync --uri URI")
+
+    def _may_hold(self, uri: str, name: str = "") -> bool:
+        """Whether artifacts, or the one of that name, may go there.
+
+        A store that came with the outputs may only name places in them.
+        """
+        if self._own_database is None:
+            return True
+        assert self._artifact_root is not None
+        is_local = uri.startswith("/") or uri.startswith("file:///")
+        return is_local and is_inside(Path(local_file_uri_to_path(uri), name), self._artifact_root)
+
+    def send(self, folder: RunFolder, run_id: str, end: journal.Record) -> list[Damaged]:
+        """The files and folders that the record names, where they exist, under their paths below the trial's folder;
+        but for those that are damaged, which are returned."""
+        if folder.curves.name in artifact_names(folder, end):
+            problem = drawing_problem(lambda: ensure_curves(folder))
+            if problem is not None:
+                logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
+        files = list(artifact_files(folder, end))
+        if files and self._own_database is not None:
+            info = self._client.get_run(run_id).info
+            uri = str(info.artifact_uri)
+            if not self._may_hold(uri):
+                uri = artifact_uri_of(self.location(info.experiment_id), run_id)
+                _set_artifact_uri(self._own_database, run_id, uri)
+            for artifact, above in files:
+                self._check_place(uri, artifact, above)
+        damage = {artifact: problem for artifact, _ in files if (problem := damage_of(artifact)) is not None}
+        for artifact, above in files:
+            if artifact not in damage:
+                self._client.log_artifact(run_id, str(artifact), above)
+        return list(damage.values())
+
+
+def artifact_uri_of(location: str, run_id: str) -> str:
+    return append_to_uri_path(location, run_id, "artifacts")
+
+
+def _set_artifact_uri(database: str, run_id: str, uri: str) -> None:
+    """Have the store look for a run's artifacts where they are put. Its client cannot."""
+    try:
+        with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection, connection:
+            connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (uri, run_id))
+    except sqlite3.Error as error:
+        raise MlflowException(str(error)) from error
