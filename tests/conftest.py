@@ -100,29 +100,17 @@ def make_fit(
 
     make_model: makes another model than the config says.
     """
-    from sweep.training.evaluate import loss_function
-    from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import pick_device, seed_generators
     from sweep.training.tensors import to_device
     from sweep.trial import build
-    from sweep.trial.prepare import load_data, new_schedule
+    from sweep.trial.prepare import load_data, new_loop
 
     config = _config((*base, *overrides))
-    trainer = config.trainer
-    data = load_data(config)
-    seed_generators(trainer.seed, "init")
-    device = pick_device(trainer.device)
+    data, device = load_data(config), pick_device(config.trainer.device)
+    seed_generators(config.trainer.seed, "init")
     model = (make_model or (lambda: build.model(config.model, data.samples)))().to(device)
-    schedule = new_schedule(config, len(data.splits.train.x), [weight.shape for weight in model.parameters()])
-    seed_generators(trainer.seed, "train")
-    return TrainingLoop(
-        model=model,
-        optimizer=build.optimizer(config.optimizer)(model.parameters()),
-        schedule=schedule,
-        loss_fn=loss_function(trainer.loss, data.samples.task),
-        data=to_device(data.splits, device),
-        trainer=trainer,
-    )
+    config.tracking.step_points = 1_000_000  # all of them
+    return new_loop(config, data.samples, to_device(data.splits, device), model)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import SMALL
+from listener import Listener
 from omegaconf import OmegaConf
 from stores import Study
 
@@ -26,22 +26,6 @@ from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store, own_store, store_of, tracking_store
 
 SECRET = "hush-7b2c"
-
-
-class Listener:
-    """A server that counts who connects to it."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._socket.setblocking(False)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def was_asked(self) -> bool:
-        try:
-            self._socket.accept()[0].close()
-        except BlockingIOError:
-            return False
-        return True
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from conftest import Heard, make_fit
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from packs import member_of, pack_of, together
 from processes import error_line, quick, recorded
-from test_packed import pack_of, slot_of, together
 
 from sweep import ConfigError, Outcome, compose, run_trial
 from sweep.study.identity import IDENTITY
@@ -41,7 +41,7 @@ def test_best_weights_and_patience_follow_the_monitored_curve_alone_and_in_a_pac
     ]
     alone = [trained(*own) for own in overrides]
     fits = [make_fit(*ROUGH, *own, base=DIGITS) for own in overrides]
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [slot for slot, _ in placed])
     for own, (fit, heard), (slot, _) in zip(overrides, alone, placed, strict=True):
         curve = heard.curve(fit.trainer.monitored)

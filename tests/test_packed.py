@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import OVERSHOOTING, Heard, make_fit
+from packs import member_of, pack_of, together
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,7 +21,6 @@ from sweep.training.loop import TrainingLoop
 from sweep.training.packed import pack
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
-from sweep.training.packed.rules import rule_of
 from sweep.training.tensors import TensorData, TensorSplit
 from sweep.utils.errors import ConfigError, Diverged, Pruned
 
@@ -52,44 +52,10 @@ def _double(data: TensorData) -> TensorData:
     return replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
 
 
-def slot_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
-    """The trial's place in a pack, before it has begun."""
-    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
-    assert rule is not None
-    member = PackMember(
-        schedule=fit.schedule,
-        trainer=fit.trainer,
-        n_train=len(fit.data.train.x),
-        weights=copy.deepcopy(fit.model.state_dict()),
-        rule=rule,
-    )
-    heard = Heard()
-    member.trial = heard
-    return member, heard
-
-
-def pack_of(fit: TrainingLoop) -> Pack:
-    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
-    assert rule is not None
-    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
-
-
 def alone(fit: TrainingLoop) -> Heard:
     heard = Heard()
     fit.run(heard)
     return heard
-
-
-def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:
-    """Admits the members as rows get free, and trains until all have ended."""
-    waiting, ended = list(members), {}
-    while waiting or pack.members:
-        while waiting and len(pack.members) < width:
-            pack.admit(waiting.pop(0))
-        for member, ending in pack.train_epoch().items():
-            pack.release(member)
-            ended[member] = ending
-    return ended
 
 
 def assert_close(heard: Heard, expected: Heard, rtol: float) -> None:
@@ -123,7 +89,7 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
     ]
     expected = [alone(double(make_fit(*o))) for o in overrides]
     fits = [double(make_fit(*o)) for o in overrides]
-    members = [slot_of(fit) for fit in fits]
+    members = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [member for member, _ in members], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
     for (_, heard), one in zip(members, expected, strict=True):
@@ -143,7 +109,7 @@ def both_ways(
         expected.append(alone(fit))
         best.append(fit.best)
     fits = [make(*own) for own in overrides]
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
     members, pack = [member for member, _ in placed], pack_of(fits[0])
     ended = together(pack, members, width)
     assert ended == dict.fromkeys(members)
@@ -199,7 +165,7 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
             make_fit(*common, f"optimizer.lr={middle}", "seed=1", "trainer.epochs=1"),
             make_fit(*common, "optimizer.lr=0.1", "seed=2"),
         ]
-        placed = [slot_of(fit) for fit in fits]
+        placed = [member_of(fit) for fit in fits]
         ended = together(pack_of(fits[0]), [member for member, _ in placed])
         assert ended[placed[0][0]] is ended[placed[2][0]] is None
         return [heard for _, heard in placed], ended[placed[1][0]]
@@ -220,7 +186,7 @@ def test_a_trial_diverges_as_it_does_alone(lr: str, batch_size: int) -> None:
     with pytest.raises(Diverged) as caught:
         fit.run(expected)
     fits = [make_fit(*common, "optimizer.lr=0.01"), make_fit(*common, f"optimizer.lr={lr}")]
-    (good, _), (bad, heard) = [slot_of(fit) for fit in fits]
+    (good, _), (bad, heard) = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [good, bad])
     ending = ended[bad]
     assert ended[good] is None
@@ -250,7 +216,7 @@ def test_patience_ends_each_trial_where_it_ends_alone() -> None:
 def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
     n_epochs = (3, 1, 2, 4, 1)
     fits = [make_fit(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
     waiting, pack, widths = [member for member, _ in placed], pack_of(fits[0]), []
     while waiting or pack.members:
         while waiting and len(pack.members) < 2:
@@ -265,7 +231,7 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
 
 def test_a_report_that_ends_a_trial_ends_no_other() -> None:
     fits = [make_fit(f"seed={i}") for i in range(3)]
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
 
     def prune(epoch: int) -> None:
         if epoch == 2:
@@ -338,7 +304,7 @@ def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
     expected = [alone(make_fit(*own)) for own in overrides]
     fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
     for (_, heard), one in zip(placed, expected, strict=True):
         assert_close(heard, one, rtol=1e-4)
@@ -511,7 +477,7 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
     expected = [alone(make(*own)) for own in overrides]
 
     fits = [make(*own) for own in overrides]
-    placed, pack = [slot_of(fit) for fit in fits], pack_of(fits[0])
+    placed, pack = [member_of(fit) for fit in fits], pack_of(fits[0])
     for member, _ in placed:
         pack.admit(member)
     for _ in range(2):
@@ -529,7 +495,7 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
         with pytest.raises(Stop):
             fit.run(heard)
         checkpoint.save(tmp_path / f"{i}.pt", fit.state_dict())
-        member, later = slot_of(make(*own))
+        member, later = member_of(make(*own))
         later.points, later.epochs = heard.points, heard.epochs
         pack.load_state_dict(member, checkpoint.load(tmp_path / f"{i}.pt"))
         placed.append((member, later))
@@ -547,7 +513,7 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
 )
 def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
     fit, another = make_fit(), make_fit(other)
-    member, _ = slot_of(fit)
+    member, _ = member_of(fit)
     with pytest.raises(ConfigError, match=re.escape(told)):
         pack_of(fit).load_state_dict(member, another.state_dict())
 
@@ -564,7 +530,7 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
     expected = [alone(make_fit(*own)) for own in overrides]
     fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
     assert len(fits[0].data.train.x) % 4 == 1, "the case needs a last batch of one sample"
-    placed = [slot_of(fit) for fit in fits]
+    placed = [member_of(fit) for fit in fits]
     calls = []
     compile_it = _inductor.standalone_compile
     monkeypatch.setattr(_inductor, "standalone_compile", lambda *a, **k: calls.append(a) or compile_it(*a, **k))
@@ -595,7 +561,7 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
 def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_BLOCK", {})  # as on a GPU, where all rows are one block
     fits = [make_fit(f"seed={i}") for i in range(2)]
-    (good, heard), (bad, _) = [slot_of(fit) for fit in fits]
+    (good, heard), (bad, _) = [member_of(fit) for fit in fits]
 
     def fail(n_updates: int) -> None:
         raise ValueError("a scheduler of the user's")
@@ -603,7 +569,7 @@ def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad])
     assert isinstance(ended[bad], ValueError)
-    (bad, _) = slot_of(make_fit("seed=1"))
+    (bad, _) = member_of(make_fit("seed=1"))
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad, good])
     assert (type(ended[bad]), ended[good]) == (ValueError, None)
@@ -616,7 +582,7 @@ def test_a_trial_that_was_over_when_it_was_saved_is_not_trained_on() -> None:
     fit = make_fit("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
     fit.run(Heard(saves=True, on_save=lambda state: saved.append(copy.deepcopy({**state}))))
     fits = [make_fit("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
-    (over, heard), (other, others) = [slot_of(one) for one in fits]
+    (over, heard), (other, others) = [member_of(one) for one in fits]
     pack = pack_of(fits[0])
     pack.load_state_dict(over, saved[-1])
     assert together(pack, [over, other]) == {over: None, other: None}

@@ -22,8 +22,11 @@ from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
-    from test_trial import Trial
+
+    from sweep import Outcome
 
 SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1")
 INLINE = "module://matplotlib_inline.backend_inline"  # as a notebook sets it for all that it starts; not installed here
@@ -51,7 +54,7 @@ def test_a_users_own_backend_is_kept(backend: str) -> None:
 
 
 def test_a_run_whose_curves_cannot_be_drawn_is_in_mlflow(
-    small_trial: "Trial", tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_trial: "Callable[..., Outcome]", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def obstruct(epoch: int, metrics: object) -> None:
         (only_run(tmp_path).path / "curves.png.tmp").mkdir(exist_ok=True)

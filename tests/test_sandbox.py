@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listener import Listener
 from omegaconf import OmegaConf
 from processes import empty_store, environment
-from test_hostile import Listener
 from zygote import Zygote
 
 from sweep import compose

@@ -487,6 +487,22 @@ def test_the_lock_excludes_processes(lockable: str, folder: StudyFolder, tmp_pat
     assert counter.read_text() == "75"
 
 
+_ELSEWHERE = "import os; folder = StudyFolder(folder.path.parent / str(os.getpid()) / 's')\n"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+def test_processes_with_folders_of_their_own_that_share_a_storage_share_its_lock(
+    kind: str, request: pytest.FixtureRequest, folder: StudyFolder, tmp_path: Path
+) -> None:
+    """Without it, two commands on one SQLite database now and then began one trial too many."""
+    files = {"sqlite": f"sqlite:///{tmp_path}/optuna.db", "journal": f"{tmp_path}/optuna.log"}
+    url = files.get(kind) or request.getfixturevalue("postgresql")
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    run_together(3, _ELSEWHERE + _COUNT, url, folder.path, counter)
+    assert counter.read_text() == "75"
+
+
 _FORK = """
 import os
 from pathlib import Path

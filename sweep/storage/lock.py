@@ -1,13 +1,17 @@
 """The lock that all processes of a study share."""
 
+import fcntl
 import hashlib
 import os
 import threading
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.storage.journal_file import flocked
 from sweep.storage.url import connect_args, database_url, kind, told_in_one_line
 from sweep.tracking.folders import StudyFolder
+from sweep.utils.paths import absolute
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -90,13 +94,14 @@ _server_locks: dict[tuple[int, str, str], ServerLock] = {}  # by process: a fork
 class StudyLock:
     """Held for a moment by one of a study's processes while the others wait; freed when its process dies.
 
-    On PostgreSQL and MySQL it is the server's, named after the study's folder; else a file's in that folder, which
-    machines only share where they share the folder. Raises ConfigError where it cannot be had. Not reentrant.
+    On PostgreSQL and MySQL it is the server's, named after the study's folder. For a storage that is a file it is a
+    file's beside it, since commands with other output folders may share the storage. Else it is a file's in the study's
+    folder. Raises ConfigError where it cannot be had. Not reentrant.
     """
 
     def __init__(self, storage: str | None, folder: StudyFolder) -> None:
         self._storage, self._folder = storage, folder
-        self._held: AbstractContextManager[None] | None = None
+        self._held: AbstractContextManager[object] | None = None
 
     def __enter__(self) -> None:
         with told_in_one_line(self._storage):
@@ -109,7 +114,9 @@ class StudyLock:
         assert held is not None
         held.__exit__(None, None, None)
 
-    def _lock(self) -> AbstractContextManager[None]:
+    def _lock(self) -> AbstractContextManager[object]:
+        if (file := _file_of(self._storage)) is not None:
+            return flocked(Path(f"{file}.study.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         if kind(self._storage) not in ("postgresql", "mysql"):
             return self._folder.lock()
         key = os.getpid(), str(self._storage), self._folder.path.name
@@ -117,3 +124,12 @@ class StudyLock:
             lock = ServerLock(database_url(key[1]), f"sweep: study {key[2]}")
             return _server_locks.setdefault(key, lock)  # another thread may have been faster
         return _server_locks[key]
+
+
+def _file_of(storage: str | None) -> str | None:
+    """Return the file that a storage is kept in, if it has one of its own."""
+    if storage is None:
+        return None
+    if kind(storage) == "sqlite":
+        return database_url(storage).database
+    return str(absolute(storage)) if kind(storage) is None else None

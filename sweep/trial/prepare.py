@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sweep.training.loop import TrainingLoop
     from sweep.training.schedule import Schedule
+    from sweep.training.tensors import TensorData
 
 
 BATCH_SIZE = "trainer.batch_size"
@@ -91,12 +92,30 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
     return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
 
 
+def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
+    """The loop that trains a model with its initial weights. Seeds the global generators; raises ConfigError."""
+    from sweep.training.evaluate import loss_function
+    from sweep.training.loop import TrainingLoop
+    from sweep.training.runtime import seed_generators
+
+    trainer = config.trainer
+    schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
+    seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
+    return TrainingLoop(
+        model=model,
+        optimizer=build.optimizer(config.optimizer)(model.parameters()),
+        schedule=schedule,
+        loss_fn=loss_function(trainer.loss, samples.task),
+        data=tensors,
+        trainer=trainer,
+        step_points=config.tracking.step_points,
+    )
+
+
 @contextmanager
 def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     """Everything built and seeded, under the process-wide settings that training needs."""
-    from sweep.training.evaluate import loss_function
-    from sweep.training.loop import TrainingLoop
-    from sweep.training.runtime import check_last_batch, pick_device, reproducible, seed_generators, set_threads
+    from sweep.training.runtime import check_last_batch, pick_device, reproducible, set_threads
     from sweep.training.tensors import to_device
 
     trainer = config.trainer
@@ -104,21 +123,10 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     with reproducible(device):
         tensors = to_device(data.splits, device)
         batch = tensors.train.x[: trainer.batch_size]
-        make_optimizer = build.optimizer(config.optimizer)
         model = new_model(config, data.samples, batch)
         check_last_batch(model, tensors.train.x, trainer.batch_size)
         set_threads(trainer.threads, model, batch)
-        schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
-        seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
-        yield TrainingLoop(
-            model=model,
-            optimizer=make_optimizer(model.parameters()),
-            schedule=schedule,
-            loss_fn=loss_function(trainer.loss, data.samples.task),
-            data=tensors,
-            trainer=trainer,
-            step_points=config.tracking.step_points,
-        )
+        yield new_loop(config, data.samples, tensors, model)
 
 
 def check_data(data: Data, config: Config) -> None:

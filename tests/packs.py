@@ -1,0 +1,44 @@
+"""Packs of trials, as tests make and train them."""
+
+import copy
+from collections.abc import Sequence
+
+from conftest import Heard
+
+from sweep.training.loop import TrainingLoop
+from sweep.training.packed.pack import Pack, PackMember
+from sweep.training.packed.rules import rule_of
+
+
+def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
+    """The trial's place in a pack, before it has begun."""
+    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
+    assert rule is not None
+    member = PackMember(
+        schedule=fit.schedule,
+        trainer=fit.trainer,
+        n_train=len(fit.data.train.x),
+        weights=copy.deepcopy(fit.model.state_dict()),
+        rule=rule,
+    )
+    heard = Heard()
+    member.trial = heard
+    return member, heard
+
+
+def pack_of(fit: TrainingLoop) -> Pack:
+    rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
+    assert rule is not None
+    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
+
+
+def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:
+    """Admits the members as rows get free, and trains until all have ended."""
+    waiting, ended = list(members), {}
+    while waiting or pack.members:
+        while waiting and len(pack.members) < width:
+            pack.admit(waiting.pop(0))
+        for member, ending in pack.train_epoch().items():
+            pack.release(member)
+            ended[member] = ending
+    return ended
