@@ -20,7 +20,9 @@ from sweep.search.samplers import is_grid, is_uniform
 from sweep.search.settings import StudySettings, settings_of
 from sweep.search.space import make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
+from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
+from sweep.study.spec import make_root, make_spec
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError
@@ -198,7 +200,8 @@ def _study(
     who = "--".join(filter(None, [contender.name, task, part]))
     name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
     config = _composed(plan.context, plan.master, [name, *own], everything)
-    return StudyRunner(plan.context, config, settings_of(config), everything, plan.follower)
+    root = make_root(plan.context, config, settings_of(config).n_jobs)
+    return StudyRunner(make_spec(root, everything), Output.FAILURES, plan.follower)
 
 
 def _options(contender: Contender, task: str) -> list[str]:

@@ -41,6 +41,21 @@ def in_words(distribution: BaseDistribution) -> str:
     return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
 
 
+def spelled_range(distribution: BaseDistribution) -> str:
+    """A range in Hydra's sweep grammar, which `distribution_of` reads as the same one."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choice({','.join(map(str, distribution.choices))})"  # texts stand in that grammar already
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if distribution.log:
+        interval = f"tag(log,interval({low},{high}))"
+        return f"int({interval})" if isinstance(distribution, IntDistribution) else interval
+    if step is None:
+        return f"interval({low},{high})"
+    end = Decimal(str(high)) + Decimal(str(step))  # which Hydra leaves out
+    return f"range({low},{end})" if step == 1 and isinstance(low, int) else f"range({low},{end},{step})"
+
+
 def distribution_of(key: str, override: Override) -> BaseDistribution:
     """Raises ConfigError for what is no range."""
     if not override.is_sweep_override():
