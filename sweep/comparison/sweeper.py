@@ -13,5 +13,6 @@ class CompareSweeper(StudySweeper):
         assert self.config is not None
         settings = settings_of(self.config)
         from sweep.comparison.comparison import Comparison
+        from sweep.study.spec import make_root
 
-        Comparison(self.hydra_context, self.config, settings, arguments).run()
+        Comparison(make_root(self.hydra_context, self.config, settings.n_jobs), settings, arguments).run()

@@ -1,6 +1,7 @@
 """Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
 
 import math
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
@@ -78,6 +79,12 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         text = value_of(str(override.input_line))
         raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
     return found
+
+
+def whole_numbers(values: Collection[int]) -> BaseDistribution:
+    """All from the least of the values to the greatest."""
+    low, high = min(values), max(values)
+    return IntDistribution(low, high) if low < high else CategoricalDistribution([low])
 
 
 def _is_exact(distribution: FloatDistribution) -> bool:

@@ -185,7 +185,8 @@ class Space:
         """What a config has where a sampler gives `sampled`: of a text, the list or reference that it stands for."""
         if "${" in str(sampled):
             config = self.composer.readable(groups, {key: sampled})
-            return OmegaConf.select(OmegaConf.create(dict(config)), key)
+            found = OmegaConf.select(OmegaConf.create(dict(config)), key)
+            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
         return self.composer.plain(key, sampled)
 
     def everything(self) -> Iterator[Configuration]:
