@@ -54,14 +54,14 @@ class ComparisonResult:
 class Comparison:
     """Its methods stand in the order in which they are called.
 
-    root, settings, arguments: what a command line says, as `make_plan` has them. says: whether to print.
+    root: of the comparison. arguments: overrides of a trial's keys, as on the command line. says: whether to print.
     """
 
-    def __init__(self, root: HydraRoot, settings: StudySettings, arguments: Sequence[str], says: bool = True) -> None:
+    def __init__(self, root: HydraRoot, arguments: Sequence[str], says: bool = True) -> None:
         self._followers: dict[Path, UploadProcess] = {}
         self._says = says
         output = Output.FAILURES if says else Output.NOTHING
-        self._plan = make_plan(root, settings, arguments, output, self._follower)
+        self._plan = make_plan(root, arguments, output, self._follower)
 
     def run(self) -> ComparisonResult | None:
         """Return what came of it, None for a dry run.

@@ -17,7 +17,7 @@ from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
 from sweep.search.ranges import whole_numbers
 from sweep.search.samplers import is_grid, is_uniform
-from sweep.search.settings import NO_PRUNER, RANDOM_SAMPLER, StudySettings
+from sweep.search.settings import NO_PRUNER, RANDOM_SAMPLER, StudySettings, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
 from sweep.study.progress import Output
@@ -99,13 +99,12 @@ def refuse_foreign_files(plan: Plan) -> None:
 
 def make_plan(
     root: HydraRoot,
-    settings: StudySettings,
     arguments: Sequence[str],
     output: Output,
     follower: Callable[[Path], UploadProcess],
 ) -> Plan:
     """root: of the comparison, as `Plan.root` is of its studies. Raises ConfigError."""
-    master = root.like
+    master, settings = root.like, settings_of(root.like, root.changes)
     if is_auto(master.bounds):
         raise ConfigError("bounds", "auto is for a study; a comparison searches the ranges that options declare")
     over = OmegaConf.to_container(master.compare.over)
@@ -127,7 +126,7 @@ def make_plan(
     name = study_name(usual if config.compare.retune else settings, space, choices, field.shared)
     if config.compare.name is not None:
         name = checked_name("compare.name", config.compare.name)
-    own = [o for o in root.own if not sets(o, "hydra.mode", "hydra.searchpath")]
+    own = [o for o in root.own if not sets(o, "hydra.mode", "hydra.searchpath")] + spelled_settings(root.changes)
     again = command("sweep.compare", *searchpath_overrides(master.hydra), *own, *arguments)
     return Plan(root_of_studies, settings, field, config, name, again, output, follower)
 
@@ -214,7 +213,7 @@ def _study(
     fixed: Sequence[str] = (),
     ranges: Mapping[str, Any] | None = None,
 ) -> StudyRunner:
-    """changes: of the user's settings. fixed: overrides, and ranges: of what is searched; both take the user's place."""
+    """changes: of the user's settings. fixed: overrides, and ranges to search; both take the user's place."""
     taken = {*map(key_of, fixed), *(ranges or {})}
     shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
     arguments = [*shared, *_options(contender, task), *fixed]

@@ -1,7 +1,7 @@
 """Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +13,10 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.composition import config_error
-from sweep.config.overrides import value_of
+from sweep.config.overrides import spelled, value_of
 from sweep.utils.errors import ConfigError, one_line
+
+Range = str | Sequence[Any] | BaseDistribution  # as a program has it
 
 
 def parse_override(text: str, key: str) -> Override:
@@ -55,6 +57,18 @@ def spelled_range(distribution: BaseDistribution) -> str:
         return f"interval({low},{high})"
     end = Decimal(str(high)) + Decimal(str(step))  # which Hydra leaves out
     return f"range({low},{end})" if step == 1 and isinstance(low, int) else f"range({low},{end},{step})"
+
+
+def sweep_override(key: str, value: Range) -> str:
+    """The override that sweeps `key` over a range that a program gives. Raises ConfigError for what is none."""
+    if isinstance(value, str):
+        return f"{key}={value}"
+    if isinstance(value, FloatDistribution | IntDistribution):
+        return f"{key}={spelled_range(value)}"
+    choices = value.choices if isinstance(value, CategoricalDistribution) else value
+    if not isinstance(choices, list | tuple) or not choices:
+        raise ConfigError(key, f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}")
+    return f"{key}=choice({','.join(map(spelled, choices))})"
 
 
 def distribution_of(key: str, override: Override) -> BaseDistribution:

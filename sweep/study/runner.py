@@ -56,7 +56,7 @@ class StudyRunner:
     """Runs a study. Its methods stand in the order in which they are called.
 
     Args:
-        spec: what the study is.
+        spec: what the study is, but for what `bounds=auto` finds.
         output: what is printed of it.
         follower: gives the upload process of an `output_dir` where several studies share one, and their pictures; by
             default the study has one of its own.
@@ -69,7 +69,7 @@ class StudyRunner:
         follower: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
         self._began = time.time()
-        self._spec, self._settings, self._output, self._follower = spec, spec.settings, output, follower
+        self.spec, self._settings, self._output, self._follower = spec, spec.settings, output, follower
         self._plan: WorkerPlan | None = None
         self._stopped_by: int | None = None
         self._lowered: dict[str, None] = {}
@@ -173,7 +173,7 @@ class StudyRunner:
         if self._plan is None:
             settings = self._settings
             check_settings(settings, self._base, self._store.uri)
-            n_shares = self._spec.launching.shares(settings.n_jobs)
+            n_shares = self.spec.launching.shares(settings.n_jobs)
             plan = make_plan(settings, self.space, self._base, self.name, self.folder, n_shares)
             for groups in self.space.each_group_alone():
                 self._fit(self.space.of_options(groups))
@@ -223,7 +223,7 @@ class StudyRunner:
 
     def _recording(self, study: optuna.Study, plan: WorkerPlan) -> Recording:
         config = self._config
-        facts = start_facts(self.name, plan.uid, self._settings, self.space, config.experiment_name, self._spec.command)
+        facts = start_facts(self.name, plan.uid, self._settings, self.space, config.experiment_name, self.spec.command)
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
         return Recording(study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._follower)
@@ -232,7 +232,7 @@ class StudyRunner:
         """Have workers train the trials. Return the number of the signal that stopped one, if one did."""
         if self._settings.debug:
             return Worker(replace(plan, n_shares=1)).work()
-        launcher = self._spec.launching.launcher(Worker(plan), self.folder.path)
+        launcher = self.spec.launching.launcher(Worker(plan), self.folder.path)
         return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan)).work()
 
     @contextlib.contextmanager
@@ -242,7 +242,7 @@ class StudyRunner:
         A terminal that is closed may send SIGHUP more than once, so that one never does. A program in Python is not
         ended, but gets a KeyboardInterrupt. Signals are the main thread's, so that a study in another has none.
         """
-        launching = self._spec.launching
+        launching = self.spec.launching
 
         def stop(signum: int, frame: FrameType | None = None) -> None:
             if self._stopped_by is not None and signum == signal.SIGHUP:

@@ -1,6 +1,6 @@
 """What a study is, as objects, and what it takes of Hydra: options to compose configs from, and launchers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from sweep.search.ranges import spelled_range
 from sweep.search.settings import StudySettings, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
 
-_NOT_RECORDED = ("hydra.mode", "hydra.searchpath", "hydra.sweeper.retry_failed", "hydra.sweeper.debug")
+# What a command that goes on says by -m, with absolute paths, or not again.
+_ONCE = ("hydra.mode", "hydra.searchpath", "hydra.sweeper.retry_failed", "hydra.sweeper.debug")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,16 @@ class HydraRoot:
     """What Hydra composes the configs of studies from.
 
     context: the program's Hydra. name: of the root file. own: overrides of Hydra's own keys. launcher: further ones,
-    which start `n_jobs` workers. like: a config whose resolved values, such as the time, the composed ones share.
-    embedded: whether a program in Python calls: its logging stays as it is, and it is the worker where one is enough.
+    which have the launcher start `n_jobs` workers. changes: settings that a program gives, as `settings_of` has them.
+    like: a config whose resolved values, such as the time, the composed ones share. embedded: whether a program in
+    Python calls: its logging stays as it is, and it is the worker itself where one is enough.
     """
 
     context: HydraContext
     name: str
     own: Sequence[str]
     launcher: Sequence[str]
+    changes: Mapping[str, object]
     like: DictConfig
     embedded: bool = False
 
@@ -46,9 +49,14 @@ class HydraRoot:
         return master
 
 
-def make_root(context: HydraContext, config: DictConfig, n_jobs: int, embedded: bool = False) -> HydraRoot:
-    """What composed `config`, a sweep's, and has its launcher run `n_jobs` workers and say only what is wrong."""
-    own = list(config.hydra.overrides.hydra)
+def make_root(
+    context: HydraContext,
+    config: DictConfig,
+    changes: Mapping[str, object] | None = None,
+    embedded: bool = False,
+) -> HydraRoot:
+    """What composed `config`, a sweep's, and has its launcher say only what is wrong. Raises ConfigError."""
+    own, n_jobs = list(config.hydra.overrides.hydra), settings_of(config, changes).n_jobs
     name = config.hydra.runtime.choices.get("hydra/launcher")
     launcher = [f"hydra/hydra_logging={'none' if embedded else 'study'}"]
     if n_jobs > 1 and name == "basic":
@@ -61,6 +69,7 @@ def make_root(context: HydraContext, config: DictConfig, n_jobs: int, embedded: 
         name=config.hydra.job.config_name,
         own=own,
         launcher=launcher,
+        changes=changes or {},
         like=config,
         embedded=embedded,
     )
@@ -84,10 +93,9 @@ def make_spec(
 ) -> StudySpec:
     """A study with those overrides, which are what a command line says of a trial's keys. Raises ConfigError.
 
-    changes: settings that take the place of what the root says, as `settings_of` has them. ranges: further ones to
-    search, by config key.
+    changes: settings that take the place of what the root says. ranges: further ones to search, by config key.
     """
-    changes, ranges = changes or {}, ranges or {}
+    changes, ranges = {**root.changes, **(changes or {})}, ranges or {}
     master = root.compose(arguments)
     settings = settings_of(master, changes)
     words = [*_recorded(root.own, spelled_settings(changes)), *arguments]
@@ -100,15 +108,12 @@ def make_spec(
     )
 
 
-def _recorded(own: Sequence[str], changes: Sequence[str]) -> Iterator[str]:
-    """The overrides of Hydra's keys that another command gives: those that hold once, and still, then the changes."""
+def _recorded(own: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """The overrides of Hydra's keys that a command gives which goes on: those that still hold, then the changes."""
     changed = {key_of(change) for change in changes}
     below = tuple(f"{key.replace('/', '.')}." for key in changed if "/" in key)  # of an option that is another now
-    for override in own:
-        key = key_of(override)
-        if key not in _NOT_RECORDED and key not in changed and not key.startswith(below):
-            yield override
-    yield from changes
+    kept = [o for o in own if key_of(o) not in changed and not key_of(o).startswith(below)]
+    return [o for o in (*kept, *changes) if key_of(o) not in _ONCE]
 
 
 @dataclass(frozen=True)
