@@ -185,6 +185,8 @@ def _hydra(
     given = set(map(key_of, overrides))
     if (twice := next((key for key in search or () if key_of(key) in given), None)) is not None:
         raise ConfigError(twice, "is both set and searched; leave one of them out")
+    if "hydra/sweeper" in given:
+        raise ConfigError("hydra/sweeper", "is what this function does; leave it out")
     if settings.get("dry_run"):
         raise ConfigError("hydra.sweeper.dry_run", "prints, and has no result; use it on the command line")
     options = {key: value for key, value in settings.items() if key in ("sampler", "pruner")}

@@ -30,7 +30,9 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.errors import Interrupted
 
-SMALL = ["data.n=96", "model.widths=[8]", "trainer.epochs=2", "trainer.batch_size=16", "tracking=off"]
+README = Path(__file__).parent.parent / "README.md"
+TINY = ["data.n=96", "trainer.epochs=2", "trainer.batch_size=16", "tracking=off"]
+SMALL = [*TINY, "model.widths=[8]"]
 FEW: dict[str, Any] = {"sampler": "random", "pruner": "none"}
 
 
@@ -133,7 +135,7 @@ def test_a_study_in_a_thread_and_in_a_program_with_hydra_of_its_own(tmp_path: Pa
 
 
 def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    long = ["data.n=96", "model.widths=[8]", "trainer.epochs=400", "trainer.batch_size=16", "tracking=off"]
+    long = [*SMALL[:1], "trainer.epochs=400", *SMALL[2:]]
     begun = tmp_path / "outputs" / "studies" / "s" / "trials" / "0" / "journal.jsonl"
 
     def interrupt() -> None:
@@ -167,6 +169,7 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         ([], {}, {"sampler": {"_target_": "x"}}, "hydra.sweeper.sampler: must be the name of an option"),
         ([], {}, {"sampler": "bogus"}, "hydra/sweeper/sampler: no option 'bogus'"),
         ([], {}, {"dry_run": True}, "hydra.sweeper.dry_run: prints"),
+        (["hydra/sweeper=basic"], {}, {}, "hydra/sweeper: is what this function does"),
         (["hydra.job.chdir=x"], {}, {}, "hydra.job.chdir: "),
         ([], {}, {"study_name": "../x"}, "hydra.sweeper.study_name: "),
         (["bounds=wide"], {}, {}, "bounds: 'wide' is unknown"),
@@ -194,7 +197,7 @@ def test_a_config_that_was_edited_is_refused() -> None:
 @pytest.mark.parametrize("study", ["nope", Path("outputs/studies/nope"), Path("elsewhere")], ids=str)
 def test_a_study_that_is_not_there_is_an_error(study: str | Path, tmp_path: Path) -> None:
     for read in (load_study, write_report):
-        with pytest.raises(ConfigError, match="^study: "):
+        with pytest.raises(ConfigError, match=r"^study: "):
             read(study)
     assert list(tmp_path.iterdir()) == []
 
@@ -230,10 +233,9 @@ def test_choices_are_recorded_as_they_are() -> None:
 
 def test_a_comparison_returns_what_it_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A line cannot follow a sine."""
-    base = [*SMALL, "trainer.epochs=6", "data.n=400", "model.widths=[32]", "scheduler=constant", "compare.n_seeds=6"]
-    base = [o for o in base if o not in ("model.widths=[8]", "model.widths=[32]")]
+    base = ["data.n=400", "trainer.epochs=6", "trainer.batch_size=16", "scheduler=constant", "tracking=off"]
     contenders = {"model": ["mlp", "linear"], "optimizer.lr": "tag(log, interval(1e-2, 1e-1))"}
-    found = run_comparison([*base, "compare.name=c"], contenders, n_trials=1)
+    found = run_comparison([*base, "compare.name=c", "compare.n_seeds=6"], contenders, n_trials=1)
     assert capfd.readouterr() == ("", "")
     (task,) = found.tasks
     assert (found.name, found.winner, task.winner) == ("c", "mlp", "mlp")
@@ -252,8 +254,7 @@ def test_a_comparison_returns_what_it_judged(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_a_comparison_that_finds_nothing_to_compare_says_where_it_is_written() -> None:
-    few = [*SMALL, "compare.n_seeds=2", "compare.name=c"]
-    few = [o for o in few if not o.startswith("model.")]
+    few = [*TINY, "compare.n_seeds=2", "compare.name=c"]
     with pytest.raises(NothingToCompare, match=r"see .*/outputs/comparisons/c"):
         run_comparison(few, {"model": ["linear", "convnet"]}, n_trials=1)
     with pytest.raises(ConfigError, match="compare: needs two contenders"):
@@ -276,7 +277,7 @@ def test_a_range_test_returns_its_curve_and_what_it_suggests(tmp_path: Path, cap
     stored = yaml.safe_load(Path("kept/lr_range.yaml").read_text())
     assert stored["suggestion"]["scheduler.max_lr"]["value"] == found.bounds["scheduler.max_lr"].value
     assert Path("kept/lr_range.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="^folder: "):
+    with pytest.raises(ConfigError, match=r"^folder: "):
         run_lr_range([*quickly, "optimizer=sgd"], folder="kept")
     with pytest.raises(ConfigError, match=r"^lr_range.max_lr: .* raise it$"):
         run_lr_range([*quickly, "lr_range.max_lr=0.03"])
@@ -290,9 +291,20 @@ def test_a_report_is_written_where_it_is_told(tmp_path: Path, capfd: pytest.Capt
     assert page == tmp_path / "pages" / "it.html"
     assert "trial 1" in page.read_text()
     assert (tmp_path / "pages" / "plots" / "history.png").exists()
-    with pytest.raises(ConfigError, match="^trials: 's' has no trial 7"):
+    with pytest.raises(ConfigError, match=r"^trials: 's' has no trial 7"):
         write_report("s", trials=[7])
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_snippet_of_the_readme_runs_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    section = README.read_text(encoding="utf-8").partition("\n## From Python\n")[2].partition("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(snippet, str(README), "exec"), names)
+    assert len(names["study"].trials) == len(names["table"]) == 6
+    assert names["page"].is_file()
+    assert names["compared"].name
+    assert capfd.readouterr().err == ""
 
 
 def test_the_functions_are_those_of_the_package() -> None:
