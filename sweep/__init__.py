@@ -1,12 +1,18 @@
 """Experiments and sweeps for PyTorch, composed by Hydra.
 
-As a library: `run_trial(compose(["optimizer=adam"]))`. Nothing heavy is imported until it is used.
+As a library: `run_study(["model=mlp"], {"optimizer": ["sgd", "adam"]}, n_trials=20)` (sweep/api.py). Nothing heavy is
+imported until it is used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sweep.api import load_study as load_study
+    from sweep.api import run_comparison as run_comparison
+    from sweep.api import run_lr_range as run_lr_range
+    from sweep.api import run_study as run_study
+    from sweep.api import write_report as write_report
     from sweep.config.composition import compose as compose
     from sweep.data import Samples as Samples
     from sweep.training.trial import Trial as Trial
@@ -23,9 +29,27 @@ _HOMES = {
     "Outcome": "sweep.trial.run",
     "Trial": "sweep.training.trial",
     "run_trial": "sweep.trial.run",
+    "run_study": "sweep.api",
+    "load_study": "sweep.api",
+    "run_comparison": "sweep.api",
+    "run_lr_range": "sweep.api",
+    "write_report": "sweep.api",
 }
 
-__all__ = ["ConfigError", "Diverged", "Outcome", "Samples", "Trial", "compose", "run_trial"]
+__all__ = [
+    "ConfigError",
+    "Diverged",
+    "Outcome",
+    "Samples",
+    "Trial",
+    "compose",
+    "load_study",
+    "run_comparison",
+    "run_lr_range",
+    "run_study",
+    "run_trial",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

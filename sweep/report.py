@@ -2,29 +2,17 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sweep.config.outputs import require_begun_study
-from sweep.tracking import journal
-from sweep.tracking.folders import Busy, StudyFolder
-from sweep.tracking.provenance import sync_command
-from sweep.tracking.store import Store, output_dir_of, recorded_store
+from sweep.reporting.writing import write_page
+from sweep.tracking.folders import begun_study
 from sweep.utils import gc_control
 from sweep.utils.command_line import Parser, check_command_line, secure_streams
-from sweep.utils.errors import ConfigError, DamagedJournal, one_line
-from sweep.utils.passwords import without_password
-from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
+from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.paths import absolute
 from sweep.utils.terminal import complain, say
-
-if TYPE_CHECKING:
-    from sweep.tracking.upload_process import UploadProcess
-
-_PATIENCE_S = 60.0  # with MLflow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,18 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
-        output_dir = absolute(given.output_dir)
-        folder = StudyFolder(output_dir / "studies" / given.study)
-        require_begun_study(output_dir, given.study)
-        refuse_links_in(folder.path, "study")
-        _check_record(folder)
-        page = folder.report if given.page is None else absolute(given.page)
-        study = _study(folder, given.storage)  # before anything is made: its storage may be mistyped
-        store, told = _store_of(folder) if page == folder.report else (None, "")
-        with _follower(folder, store) as follower:
-            _write(folder, study, given.trials, page)
-            if follower is not None and store is not None:
-                told = _send(folder, follower, store)
+        folder = begun_study(absolute(given.output_dir), given.study)
+        write_page(folder, given.trials, given.page, given.storage, say)
     except ConfigError as error:
         complain(f"error: {error}")
         return error.exit_status
@@ -54,21 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         gc_control.resume()
-    if told:
-        say(told)
     return 0
-
-
-def _check_record(folder: StudyFolder) -> None:
-    """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
-    from sweep.tracking.stored_run import require_not_ended
-
-    record = folder.run.journal
-    journal.check(record)
-    if record.exists() and journal.first(record, "start") is None:
-        raise DamagedJournal(record, None, "it has no start", "run the study's command again, which writes it anew")
-    if not folder.run.is_running() and journal.status(record) is None:
-        require_not_ended(folder.run)
 
 
 def _parser() -> Parser:
@@ -95,91 +59,6 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' lists no numbers of trials, such as 3,7") from None
-
-
-def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
-    """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
-    try:
-        output_dir = folder.path.parent.parent
-        if output_dir_of(folder.run) not in (None, output_dir):
-            raise ConfigError("output_dir", f"its record names another one than '{output_dir}'")
-        refuse_links_at(output_dir)
-        store = recorded_store(folder.run)
-    except ConfigError as error:
-        return None, f"Not in MLflow ({error})"
-    return store, "Not in MLflow: the study's tracking is off" if store is None else ""
-
-
-def _follower(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
-    """The helper that sends, which imports MLflow while the page is made."""
-    if store is None:
-        return nullcontext()
-    from sweep.tracking.upload_process import UploadProcess
-
-    try:
-        follower = UploadProcess(folder.path.parent.parent / "mirror.log")
-    except OSError:  # nothing can be written there; the page will tell
-        return nullcontext()
-    follower.follow(folder.run, store)
-    return closing(follower)
-
-
-def _study(folder: StudyFolder, storage: str | None) -> Any:
-    from sweep.study.reading import read_study
-
-    return read_study(folder, storage)
-
-
-def _write(folder: StudyFolder, study: Any, trials: Sequence[int] | None, page: Path) -> None:
-    from sweep.reporting.study_page import Report
-
-    report = Report(study, folder, trials)
-    if page.is_dir():
-        raise ConfigError("-o", f"'{page}' is a folder; name a file")
-    _refuse_foreign(page, folder)
-    try:
-        pictures = report.write(page)
-    except OSError as error:
-        raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
-    say(f"Page:      {page}")
-    if pictures:
-        say(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
-
-
-def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
-    """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
-    from sweep.figures.page import is_page
-    from sweep.reporting.study_page import PICTURES
-
-    try:
-        if page.is_file() and not is_page(page):
-            raise ConfigError("-o", f"'{page}' is there and is no report; name another file")
-        new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
-        if page != folder.report and os.path.lexists(new):
-            raise ConfigError("-o", f"'{new}' is there, and would be overwritten; name another file")
-        pictures = [page.parent / folder.plots.name / name for name in PICTURES]
-        taken = [str(picture) for picture in pictures if picture.exists()]
-        if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
-            raise ConfigError("-o", f"'{taken[0]}' is of no report, and would be overwritten; name a file elsewhere")
-    except OSError as error:
-        raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
-
-
-def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
-    """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
-    from sweep.tracking.run_recorder import add_artifacts
-
-    try:
-        add_artifacts(folder.run, [folder.report.name, folder.plots.name])
-    except Busy:
-        return "MLflow gets the page when the command that runs the study ends"
-    except OSError as error:
-        return f"Not in MLflow: {one_line(error)}"
-    problem = follower.finish(folder.run, _PATIENCE_S)
-    where = without_password(store.uri or "")
-    if problem is not None:
-        return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent, store)}"
-    return f"In MLflow: an artifact of the run {folder.path.name} in {where}"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def master_of(hydra: Hydra, arguments: Sequence[str]) -> DictConfig:
 def space_of(*arguments: str, starts: Starts | None = None) -> Space:
     """The space of `python -m sweep.run -m ARGUMENTS`. starts: what range tests suggest."""
     with hydra_of_its_own() as hydra:
-        return make_space(hydra.config_loader, master_of(hydra, arguments), arguments, starts)
+        return make_space(hydra.config_loader, master_of(hydra, arguments), arguments).starting_from(starts or {})
 
 
 def ranges_of(space: Space, **groups: str) -> dict[str, Any]:

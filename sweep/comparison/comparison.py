@@ -1,24 +1,24 @@
-"""One `python -m sweep.compare`: tunes every contender, trains what was chosen on fresh seeds, reports."""
+"""One comparison: tunes every contender, trains what was chosen on fresh seeds, reports."""
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext
-from omegaconf import DictConfig
-
 from sweep.comparison import studies
 from sweep.comparison.contenders import Contender
+from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import in_words
 from sweep.search.settings import StudySettings
+from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
+from sweep.study.spec import HydraRoot
 from sweep.study.trial_result import TrialResult, range_of
 from sweep.tracking.upload_process import UploadProcess
 from sweep.utils.errors import ConfigError, StudyFailed, SweepError
@@ -29,17 +29,45 @@ class NothingToCompare(SweepError):
     """Fewer than two contenders came to anything, on any task."""
 
 
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What came of a comparison: `judgement.tasks` has a result for each task. folder: its report."""
+
+    name: str
+    folder: Path
+    metric: str
+    entries: list[Entry]
+    judgement: Judgement
+
+    @property
+    def tasks(self) -> list[TaskResult]:
+        """On each task the contenders that take part, every pair's test, and who failed."""
+        return self.judgement.tasks
+
+    @property
+    def winner(self) -> str | None:
+        """The contender that is detectably better than every other, on every task; None where there is none."""
+        winners = {task.winner for task in self.tasks}
+        return winners.pop() if len(winners) == 1 else None
+
+
 class Comparison:
-    """Its methods stand in the order in which they are called."""
+    """Its methods stand in the order in which they are called.
 
-    def __init__(
-        self, context: HydraContext, master: DictConfig, settings: StudySettings, arguments: Sequence[str]
-    ) -> None:
+    root: of the comparison. arguments: overrides of a trial's keys, as on the command line. says: whether to print.
+    """
+
+    def __init__(self, root: HydraRoot, arguments: Sequence[str], says: bool = True) -> None:
         self._followers: dict[Path, UploadProcess] = {}
-        self._plan = make_plan(context, master, settings, arguments, self._follower)
+        self._says = says
+        output = Output.FAILURES if says else Output.NOTHING
+        self._plan = make_plan(root, arguments, output, self._follower)
 
-    def run(self) -> None:
-        """Raises ConfigError before anything is stored, NothingToCompare, or Interrupted."""
+    def run(self) -> ComparisonResult | None:
+        """Return what came of it, None for a dry run.
+
+        Raises ConfigError before anything is stored, NothingToCompare once all is written, or Interrupted.
+        """
         plan = self._plan
         tunings = list(self._checked())
         _refuse_unlike(tunings)
@@ -49,27 +77,37 @@ class Comparison:
         if plan.settings.dry_run:
             for _, _, tuning in tunings:
                 tuning.run()
-            return
+            return None
         try:
             entries = self._worked(tunings)
         except KeyboardInterrupt:
-            say("stopped; the same command goes on with it", flush=True)
+            self._say("stopped; the same command goes on with it")
             raise
         finally:
             for follower in self._followers.values():
                 follower.close()
-        from sweep.comparison.report import report
+        from sweep.comparison.report import judged, print_report, write_report
 
-        report(plan, entries, metric_direction)
+        judgement = judged(plan, entries, metric_direction)
+        write_report(plan, entries, judgement)
+        if self._says:
+            print_report(plan, judgement)
         n_able = Counter(entry.task for entry in entries if entry.problem is None)
         if max(n_able.values(), default=0) < 2:
-            raise NothingToCompare("fewer than two contenders came to anything; see above")
+            raise NothingToCompare(
+                f"fewer than two contenders came to anything; see {'above' if self._says else plan.folder}"
+            )
+        return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement)
+
+    def _say(self, line: str) -> None:
+        if self._says:
+            say(line, flush=True)
 
     def _worked(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> list[Entry]:
         """Runs what is missing, all tuning first."""
         entries = [self._tuned(*tuning) for tuning in tunings]
         for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
-            self._train_chosen(entry)
+            self._train_chosen(entry, tuning)
             self._train_defaults(entry, tuning)
         return entries
 
@@ -105,13 +143,13 @@ class Comparison:
 
     def _announce(self, adjustments: Iterable[str]) -> None:
         plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""
-        say(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
-        say(
+        self._say(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
+        self._say(
             f"each is tuned {times}with {plan.n_trials} trials of {plan.config.trainer.epochs} epochs, then trained on "
             f"{plan.compare.n_seeds} fresh seeds; so are its defaults"
         )
         for line in adjustments:
-            say(line)
+            self._say(line)
 
     def _tuned(self, contender: Contender, task: str, tuning: StudyRunner) -> Entry:
         plan = self._plan
@@ -132,12 +170,12 @@ class Comparison:
             entry.problem = f"no trial of its tuning came to an end; the first: {problems[0] if problems else 'pruned'}"
         return entry
 
-    def _train_chosen(self, entry: Entry) -> None:
+    def _train_chosen(self, entry: Entry, tuning: StudyRunner) -> None:
         plan = self._plan
         if entry.problem is not None:
             return
         chosen = [(seed, t.params) for seed, t in zip(plan.seeds, entry.chosen, strict=True) if t is not None]
-        study = studies.fresh(plan, entry.contender, entry.task, chosen)
+        study = studies.fresh(plan, entry.contender, entry.task, chosen, tuning.space)
         entry.studies.append(study.name)
         if (trials := self._finished(entry, study, "trained")) is None:
             return
@@ -180,14 +218,14 @@ class Comparison:
                 study.run()
             except StudyFailed as error:
                 entry.problem = f"{error.reason} ({error.folder})"
-                say(f"{who}: fails, and is left out: {entry.problem}", flush=True)
+                self._say(f"{who}: fails, and is left out: {entry.problem}")
                 return None
             trials = study.tried()
         if trials is None:
             raise NothingToCompare(f"study {study.name} is not complete; the same command goes on with it")
         n_complete = sum(t.state == "complete" for t in trials)
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
-        say(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})", flush=True)
+        self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})")
         return trials
 
 

@@ -90,6 +90,12 @@ class TaskResult(NamedTuple):
     tests: list[PairwiseTest]
     failed: list[Entry]
 
+    @property
+    def winner(self) -> str | None:
+        """The contender that is detectably better than every other; None where there is none."""
+        wins = [(test.first, test.second)[test.better].name for test in self.tests if test.better is not None]
+        return next((s.name for s in self.standings if wins.count(s.name) == len(self.standings) - 1 > 0), None)
+
 
 @dataclass
 class Judgement:

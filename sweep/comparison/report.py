@@ -17,33 +17,33 @@ from sweep.utils.terminal import escaped, say
 _IN_TERMINAL = 3  # tables of a task
 
 
-def report(plan: Plan, entries: Sequence[Entry], direction: str) -> None:
-    """Writes comparison.yaml, comparison.md and comparison.png into the comparison's folder, and prints the gist.
-
-    direction: in which the metric gets better.
-    """
-    from sweep.comparison.plot import draw
-
-    compare, learns = plan.compare, not is_uniform(plan.settings.sampler)
-    judgement = judge(
+def judged(plan: Plan, entries: Sequence[Entry], direction: str) -> Judgement:
+    """direction: in which the metric gets better."""
+    return judge(
         entries,
-        compare.metric,
+        plan.compare.metric,
         direction,
         plan.settings.direction[0],
-        learns=learns,
-        level=compare.level,
-        target=compare.target,
+        learns=not is_uniform(plan.settings.sampler),
+        level=plan.compare.level,
+        target=plan.compare.target,
         n_trials=plan.n_trials,
     )
+
+
+def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> None:
+    """Write comparison.yaml, comparison.md and comparison.png into the comparison's folder."""
+    from sweep.comparison.plot import draw
+
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
     write_atomic(plan.folder / "comparison.md", escaped(_markdown(plan, judgement)))
     if (problem := drawing_problem(lambda: draw(plan, judgement, plan.folder / "comparison.png"))) is not None:
         say(f"warning: cannot draw the comparison ({problem})", err=True)
-    _print(plan, judgement)
 
 
-def _print(plan: Plan, judgement: Judgement) -> None:
+def print_report(plan: Plan, judgement: Judgement) -> None:
+    """Print the gist of it."""
     for task in judgement.tasks:
         for table in words.tables(task, judgement, plan)[:_IN_TERMINAL]:
             say(f"\n{words.aligned(table)}")

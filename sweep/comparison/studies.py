@@ -1,26 +1,28 @@
 """The studies of a comparison: each an ordinary one, under a name of its own, so that it resumes like any other."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_field
-from sweep.config.composition import load_multirun, searchpath_overrides
+from sweep.config.composition import searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
-from sweep.config.overrides import command, key_of, option, sets, setting
+from sweep.config.overrides import command, key_of, option, sets
 from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
+from sweep.search.ranges import whole_numbers
 from sweep.search.samplers import is_grid, is_uniform
-from sweep.search.settings import StudySettings, settings_of
-from sweep.search.space import make_space
+from sweep.search.settings import NO_PRUNER, RANDOM_SAMPLER, StudySettings, settings_of, spelled_settings
+from sweep.search.space import Space, make_space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
+from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
+from sweep.study.spec import HydraRoot, make_spec
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError
@@ -32,25 +34,31 @@ from sweep.utils.seeds import derive_seed
 _N_TRIALS, _N_TRIALS_ONCE = 8, 32  # of a tuning, where the command line does not say
 _GROUPS = ("hydra/sweeper/sampler", "hydra/sweeper/pruner")
 _LONGEST = 60  # part of a study's name, which has at most twice as many characters
-_NO_SEARCH = (
-    *("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none"),
-    *("hydra.sweeper.seeds=1", "hydra.sweeper.defaults_first=false"),
-)
+_NO_SEARCH = {
+    "sampler": {"_target_": RANDOM_SAMPLER},
+    "pruner": {"_target_": NO_PRUNER},
+    "seeds": 1,
+    "defaults_first": False,
+}
 
 Values = dict[str, Any]  # of searched keys
 
 
 @dataclass
 class Plan:
-    """What a comparison is to do, read from its config; nothing is stored yet. config: of the first contender."""
+    """What a comparison is to do, read from its config; nothing is stored yet.
 
-    context: HydraContext
-    master: DictConfig
+    root: what composes its studies. settings: of them all. config: of the first contender. command: what goes on with
+    the comparison. output: what is printed of each study. follower: gives the upload process of an `output_dir`.
+    """
+
+    root: HydraRoot
     settings: StudySettings
     field: ComparisonSpec
     config: Config
     name: str
-    arguments: Sequence[str]
+    command: str
+    output: Output
     follower: Callable[[Path], UploadProcess]
 
     @property
@@ -74,13 +82,6 @@ class Plan:
         return list(range(first, first + self.compare.n_seeds))
 
     @property
-    def command(self) -> str:
-        """What goes on with the comparison."""
-        own = [o for o in self.master.hydra.overrides.hydra if not sets(o, "hydra.mode", "hydra.searchpath")]
-        given = [*searchpath_overrides(self.master.hydra), *own, *self.arguments]
-        return command("sweep.compare", *given)
-
-    @property
     def folder(self) -> Path:
         return absolute(self.config.output_dir) / "comparisons" / self.name
 
@@ -97,20 +98,22 @@ def refuse_foreign_files(plan: Plan) -> None:
 
 
 def make_plan(
-    context: HydraContext,
-    master: DictConfig,
-    settings: StudySettings,
+    root: HydraRoot,
     arguments: Sequence[str],
+    output: Output,
     follower: Callable[[Path], UploadProcess],
 ) -> Plan:
-    """Raises ConfigError."""
+    """root: of the comparison, as `Plan.root` is of its studies. Raises ConfigError."""
+    master, settings = root.like, settings_of(root.like, root.changes)
     if is_auto(master.bounds):
         raise ConfigError("bounds", "auto is for a study; a comparison searches the ranges that options declare")
     over = OmegaConf.to_container(master.compare.over)
     assert isinstance(over, dict)
-    field = read_field(context.config_loader, arguments, {str(key): value for key, value in over.items()})
+    loader = root.context.config_loader
+    field = read_field(loader, arguments, {str(key): value for key, value in over.items()})
     options = [*field.shared, *_options(field.contenders[0], field.tasks[0])]
-    space = make_space(context.config_loader, _composed(context, master, [], options), options)
+    root_of_studies = _root_of_studies(root)
+    space = make_space(loader, root_of_studies.compose(options), options, objective=settings.objective)
     first = space.composer.compose({}, {})
     config = validate(first)
     _refuse(settings, config)
@@ -123,7 +126,19 @@ def make_plan(
     name = study_name(usual if config.compare.retune else settings, space, choices, field.shared)
     if config.compare.name is not None:
         name = checked_name("compare.name", config.compare.name)
-    return Plan(context, master, settings, field, config, name, arguments, follower)
+    own = [o for o in root.own if not sets(o, "hydra.mode", "hydra.searchpath")] + spelled_settings(root.changes)
+    again = command("sweep.compare", *searchpath_overrides(master.hydra), *own, *arguments)
+    return Plan(root_of_studies, settings, field, config, name, again, output, follower)
+
+
+def _root_of_studies(root: HydraRoot) -> HydraRoot:
+    """That of `python -m sweep.run`, with what the comparison's own config says of studies."""
+    given = [o for o in root.own if key_of(o) not in ("hydra.mode", "hydra/help", "hydra/sweeper")]
+    node = root.like.hydra
+    usual = [f"{group}={node.runtime.choices[group]}" for group in _GROUPS]
+    usual += [override(f"hydra.sweeper.{key}", node.sweeper[key]) for key in ("pack", "defaults_first")]
+    keys = set(map(key_of, given))
+    return replace(root, name="config", own=[*(o for o in usual if key_of(o) not in keys), *given])
 
 
 def _refuse(settings: StudySettings, config: Config) -> None:
@@ -154,23 +169,27 @@ def _refuse(settings: StudySettings, config: Config) -> None:
 
 def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
     """The study that tunes a contender. Its trial i belongs to tuning i modulo `n_tunings`: a larger budget goes on."""
-    own = []
+    changes: dict[str, Any] = {}
     if not (is_grid(plan.settings.sampler) and plan.settings.n_trials is None):
-        own.append(f"hydra.sweeper.n_trials={plan.n_trials * plan.n_tunings}")
+        changes["n_trials"] = plan.n_trials * plan.n_tunings
     if not is_grid(plan.settings.sampler):
         seed = plan.settings.sampler.get("seed")
         seed = derive_seed(plan.config.seed if seed is None else int(seed), f"{contender.name} {task}") % 2**31
-        own.append(f"hydra.sweeper.sampler.seed={seed}")
-    return _study(plan, contender, task, "tuning", own, [])
+        changes["sampler.seed"] = seed
+    return _study(plan, contender, task, "tuning", changes)
 
 
-def fresh(plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]]) -> StudyRunner:
-    """The study that trains what was chosen, each on its seed, in that order."""
+def fresh(
+    plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]], space: Space
+) -> StudyRunner:
+    """The study that trains what was chosen, each on its seed, in that order. space: that it was chosen from."""
     items = [{"seed": seed, **values} for seed, values in chosen]
-    known = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
-    digest = hashlib.sha256("".join(known).encode()).hexdigest()[:6]  # other choices are another study
-    own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={len(known)}", f"hydra.sweeper.enqueue=[{','.join(known)}]"]
-    return _study(plan, contender, task, f"chosen-{digest}", own, _swept([seed for seed, _ in chosen]))
+    words = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
+    digest = hashlib.sha256("".join(words).encode()).hexdigest()[:6]  # other choices are another study
+    enqueue = [{key: space.meaning({}, key, value) for key, value in item.items()} for item in items]
+    changes = {**_NO_SEARCH, "n_trials": len(items), "enqueue": enqueue}
+    ranges = {"seed": whole_numbers([seed for seed, _ in chosen])}
+    return _study(plan, contender, task, f"chosen-{digest}", changes, ranges=ranges)
 
 
 def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> StudyRunner:
@@ -180,43 +199,33 @@ def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> S
     if BATCH_SIZE in values:
         values[BATCH_SIZE] = like.default_config.trainer.batch_size
     fixed = [override(*pair) for pair in values.items()]
-    own = [*_NO_SEARCH, f"hydra.sweeper.n_trials={plan.compare.n_seeds}", "hydra.sweeper.enqueue=[]"]
-    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", own, [*fixed, *_swept(plan.seeds)])
-
-
-def _swept(seeds: Sequence[int]) -> list[str]:
-    return [f"seed=range({min(seeds)},{max(seeds) + 1})"] if len(seeds) > 1 else [f"seed=choice({seeds[0]})"]
+    changes = {**_NO_SEARCH, "n_trials": plan.compare.n_seeds, "enqueue": []}
+    ranges = {"seed": whole_numbers(plan.seeds)}
+    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", changes, fixed, ranges)
 
 
 def _study(
-    plan: Plan, contender: Contender, task: str, part: str, own: Sequence[str], arguments: Sequence[str]
+    plan: Plan,
+    contender: Contender,
+    task: str,
+    part: str,
+    changes: Mapping[str, Any],
+    fixed: Sequence[str] = (),
+    ranges: Mapping[str, Any] | None = None,
 ) -> StudyRunner:
-    """own: overrides of Hydra's keys, and arguments: of a trial's; both take the place of the user's."""
-    taken = set(map(key_of, arguments))
+    """changes: of the user's settings. fixed: overrides, and ranges to search; both take the user's place."""
+    taken = {*map(key_of, fixed), *(ranges or {})}
     shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
-    everything = [*shared, *_options(contender, task), *arguments]
+    arguments = [*shared, *_options(contender, task), *fixed]
     who = "--".join(filter(None, [contender.name, task, part]))
-    name = setting("hydra.sweeper.study_name", f"{_shortened(plan.name)}--{_shortened(who)}")
-    config = _composed(plan.context, plan.master, [name, *own], everything)
-    return StudyRunner(plan.context, config, settings_of(config), everything, plan.follower)
+    name = f"{_shortened(plan.name)}--{_shortened(who)}"
+    spec = make_spec(plan.root, arguments, {"study_name": name, **changes}, ranges)
+    return StudyRunner(spec, plan.output, plan.follower)
 
 
 def _options(contender: Contender, task: str) -> list[str]:
     options = [option(group, name) for group, name in contender.options.items()]
     return [option(TASK, task), *options] if task else options
-
-
-def _composed(context: HydraContext, master: DictConfig, own: Sequence[str], arguments: Sequence[str]) -> DictConfig:
-    """As `python -m sweep.run -m` composes it, from what the comparison's own config says of studies, and `own`."""
-    taken = set(map(key_of, own))
-    below = tuple(f"{group.replace('/', '.')}." for group in _GROUPS if group in taken)
-    dropped = {*taken, "hydra.mode", "hydra/help", "hydra/sweeper"}
-    theirs = [o for o in master.hydra.overrides.hydra if key_of(o) not in dropped and not key_of(o).startswith(below)]
-    given = {*map(key_of, theirs), *taken}
-    defaults = [f"{group}={master.hydra.runtime.choices[group]}" for group in _GROUPS]
-    defaults += [override(f"hydra.sweeper.{key}", master.hydra.sweeper[key]) for key in ("pack", "defaults_first")]
-    overrides = [*(o for o in defaults if key_of(o) not in given), *theirs, *own, *arguments]
-    return load_multirun(context.config_loader, "config", overrides, master)
 
 
 def _shortened(name: str) -> str:

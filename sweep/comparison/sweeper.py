@@ -11,7 +11,10 @@ class CompareSweeper(StudySweeper):
         """Runs what the comparison lacks, and reports. Raises ConfigError before anything is stored."""
         assert self.hydra_context is not None
         assert self.config is not None
-        settings = settings_of(self.config)
+        settings_of(self.config)  # refuses what is wrong, before Optuna is loaded
         from sweep.comparison.comparison import Comparison
+        from sweep.storage.quiet import quiet_optuna
+        from sweep.study.spec import make_root
 
-        Comparison(self.hydra_context, self.config, settings, arguments).run()
+        with quiet_optuna():
+            Comparison(make_root(self.hydra_context, self.config), arguments).run()

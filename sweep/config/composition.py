@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -34,9 +37,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     """
     if isinstance(overrides, str):
         raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
-    register_schema()
-    searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
-    with composing(overrides), _own_hydra(), unavailable_refused():
+    searchpath = searchpath_of(config_dir)
+    with composing(overrides), own_hydra():
         cfg = hydra.compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
@@ -57,24 +59,32 @@ def composing(overrides: Sequence[str]) -> Iterator[None]:
         raise told from error
 
 
-def load_multirun(loader: Any, name: str, overrides: Sequence[str], like: DictConfig) -> DictConfig:
+def load_multirun(
+    loader: ConfigLoader, name: str, overrides: Sequence[str], like: DictConfig | None = None
+) -> DictConfig:
     """Return config `name` as Hydra composes it for a multirun, with what `like` has cached. Raises ConfigError."""
     with composing(overrides):
-        config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
-    OmegaConf.copy_cache(from_config=like, to_config=config)
+        config = loader.load_configuration(name, [*overrides], RunMode.MULTIRUN)
+    if like is not None:
+        OmegaConf.copy_cache(from_config=like, to_config=config)
     return config
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Hydra initialised with our conf/, also inside a program that has initialised it with its own."""
-    outer = GlobalHydra.instance().hydra
+def own_hydra() -> Iterator[ConfigLoader]:
+    """Hydra initialised with our conf/, also inside a program that has initialised it with its own.
+
+    Gives what loads configs. Hydra's global state is as before afterwards.
+    """
+    register_schema()
+    outer, job, name = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF_DIR), job_name="sweep"):
-            yield
+        with hydra.initialize_config_dir(str(CONF_DIR), job_name="sweep"), unavailable_refused():
+            yield GlobalHydra.instance().config_loader()
     finally:
-        GlobalHydra.instance().hydra = outer
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer, job
+        JobRuntime.instance().set("name", name)
 
 
 @contextmanager
@@ -85,10 +95,14 @@ def unavailable_refused() -> Iterator[None]:
         yield
 
 
-def _searchpath(folder: Path) -> str:
+def searchpath_of(config_dir: str | Path | None) -> list[str]:
+    """A folder with options of the user's own as an override, if there is one. Raises ConfigError."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).absolute()
     if not folder.is_dir():  # Hydra would only warn
         raise ConfigError("config_dir", f"no folder '{folder}'")
-    return setting("hydra.searchpath", [f"file://{folder}"])
+    return [setting("hydra.searchpath", [f"file://{folder}"])]
 
 
 def searchpath_overrides(hydra_node: Any) -> list[str]:

@@ -28,6 +28,11 @@ def value_of(override: str) -> str:
     return override.partition("=")[2]
 
 
+def is_hydras(override: str) -> bool:
+    """Return True if the override is about one of Hydra's own keys or groups."""
+    return key_of(override).startswith(("hydra.", "hydra/"))
+
+
 def sets(override: str, *keys: str) -> bool:
     """Return True if the override gives one of the keys a value; `~KEY` takes the key away instead."""
     return not override.startswith("~") and key_of(override) in keys

@@ -7,7 +7,6 @@ or machines.
 import os
 from dataclasses import dataclass
 
-import optuna
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -15,10 +14,9 @@ from sweep.config.guard import check_hydra
 from sweep.execution.executors import make_executor
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.session import WorkerSession
+from sweep.storage.quiet import quiet_optuna
 from sweep.utils.command_line import secure_streams
 from sweep.utils.signals import stop_on_signal
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # what there is to say, the study says itself
 
 
 @dataclass
@@ -31,7 +29,8 @@ class Worker:
         """Train the study's trials as one job of a launcher. Return what `work` does."""
         secure_streams()
         check_hydra(HydraConfig.get())
-        return self.work(HydraConfig.get().job.num)
+        with quiet_optuna():
+            return self.work(HydraConfig.get().job.num)
 
     def work(self, index: int = 0) -> int | None:
         """Train the study's trials, as the worker of that number.

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext
-from omegaconf import DictConfig
+from hydra.plugins.launcher import Launcher
 
 from sweep.config.overrides import setting
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import TrialQueue
-from sweep.execution.worker import Worker
 from sweep.storage.lock import StudyLock
 from sweep.storage.retry import RetryPolicy
 from sweep.utils import gc_control
@@ -25,19 +22,16 @@ _MOST_LOST_LAUNCHES = 3  # in a row, without a trial finished between them
 
 
 class WorkerPool:
-    """The workers of one command. is_over: whether the study is complete or has to stop."""
+    """The workers of one command. launcher: of a `Worker`. is_over: whether the study is complete or has to stop."""
 
     def __init__(
         self,
-        context: HydraContext,
-        master: DictConfig,
+        launcher: Launcher,
         study: optuna.Study,
         plan: WorkerPlan,
         is_over: Callable[[], bool],
     ) -> None:
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=Worker(plan), config=master
-        )
+        self._launcher = launcher
         self._study, self._plan, self._is_over = study, plan, is_over
         settings = plan.settings
         lock = StudyLock(settings.storage, plan.folder)

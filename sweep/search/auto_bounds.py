@@ -1,7 +1,7 @@
 """`bounds=auto`: a study that searches learning rates around what range tests suggest (docs/lr_range.md)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
 from typing import Any
@@ -20,7 +20,6 @@ from sweep.training.range_test import Suggestion, suggest
 from sweep.trial.prepare import RememberedData
 from sweep.trial.range_test import lr_keys, range_test
 from sweep.utils.errors import ConfigError, SweepError
-from sweep.utils.terminal import say
 
 STARTS = "bounds"  # user attribute of the study
 _RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")
@@ -76,8 +75,8 @@ def _are_bounds(bounds: Any) -> bool:
     return bounds["low"] <= bounds["high"]
 
 
-def tested_starts(space: Space) -> Starts:
-    """What range tests suggest under each choice of options that searches learning rates, printed line by line.
+def tested_starts(space: Space, say: Callable[[str], object]) -> Starts:
+    """What range tests suggest under each choice of options that searches learning rates; `say` gets a line for each.
 
     Raises ConfigError where none does, or where a test suggests nothing.
     """
@@ -94,7 +93,7 @@ def tested_starts(space: Space) -> Starts:
                     "bounds", f"auto finds no learning rates{told} ({error}); leave it out, and give ranges yourself"
                 ) from error
         starts[chosen(groups)] = _starts(suggestions[what], keys)
-        say(_line(groups, starts[chosen(groups)]), flush=True)
+        say(_line(groups, starts[chosen(groups)]))
     if not starts:
         raise ConfigError("bounds", "auto finds no learning rate among what is searched; leave it out")
     return starts

@@ -1,6 +1,7 @@
 """Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
 
 import math
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -12,8 +13,10 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.composition import config_error
-from sweep.config.overrides import value_of
+from sweep.config.overrides import spelled, value_of
 from sweep.utils.errors import ConfigError, one_line
+
+Range = str | Sequence[Any] | BaseDistribution  # as a program has it
 
 
 def parse_override(text: str, key: str) -> Override:
@@ -41,6 +44,33 @@ def in_words(distribution: BaseDistribution) -> str:
     return f"{distribution.low:g} to {distribution.high:g}{', log' if distribution.log else step}"
 
 
+def spelled_range(distribution: BaseDistribution) -> str:
+    """A range in Hydra's sweep grammar, which `distribution_of` reads as the same one."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choice({','.join(map(str, distribution.choices))})"  # texts stand in that grammar already
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if distribution.log:
+        interval = f"tag(log,interval({low},{high}))"
+        return f"int({interval})" if isinstance(distribution, IntDistribution) else interval
+    if step is None:
+        return f"interval({low},{high})"
+    end = Decimal(str(high)) + Decimal(str(step))  # which Hydra leaves out
+    return f"range({low},{end})" if step == 1 and isinstance(low, int) else f"range({low},{end},{step})"
+
+
+def sweep_override(key: str, value: Range) -> str:
+    """The override that sweeps `key` over a range that a program gives. Raises ConfigError for what is none."""
+    if isinstance(value, str):
+        return f"{key}={value}"
+    if isinstance(value, FloatDistribution | IntDistribution):
+        return f"{key}={spelled_range(value)}"
+    choices = value.choices if isinstance(value, CategoricalDistribution) else value
+    if not isinstance(choices, list | tuple) or not choices:
+        raise ConfigError(key, f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}")
+    return f"{key}=choice({','.join(map(spelled, choices))})"
+
+
 def distribution_of(key: str, override: Override) -> BaseDistribution:
     """Raises ConfigError for what is no range."""
     if not override.is_sweep_override():
@@ -63,6 +93,12 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         text = value_of(str(override.input_line))
         raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
     return found
+
+
+def whole_numbers(values: Collection[int]) -> BaseDistribution:
+    """All from the least of the values to the greatest."""
+    low, high = min(values), max(values)
+    return IntDistribution(low, high) if low < high else CategoricalDistribution([low])
 
 
 def _is_exact(distribution: FloatDistribution) -> bool:

@@ -15,12 +15,12 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from sweep.search.ranges import first_of
+from sweep.search.settings import RANDOM_SAMPLER
 from sweep.search.space import Configuration, Space
 from sweep.trial import build
 from sweep.utils.errors import ConfigError
 from sweep.utils.seeds import derive_seed
 
-_RANDOM = "optuna.samplers.RandomSampler"
 _GRID = "optuna.samplers.GridSampler"
 _QMC = "optuna.samplers.QMCSampler"
 _TPE = "optuna.samplers.TPESampler"
@@ -34,7 +34,7 @@ def is_grid(node: Mapping[str, Any]) -> bool:
 
 def is_uniform(node: Mapping[str, Any]) -> bool:
     """Whether the sampler learns nothing, and takes any point of the space as soon as any other."""
-    return node.get("_target_") in (_RANDOM, _QMC)
+    return node.get("_target_") in (RANDOM_SAMPLER, _QMC)
 
 
 def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.metrics import CURVES, DIRECTIONS, METRICS, direction_of
 from sweep.config.nodes import MOST_SEEDS
-from sweep.config.overrides import key_of
+from sweep.config.overrides import key_of, option, setting
 from sweep.utils.errors import ConfigError, one_line
 
 OBJECTIVES = (
@@ -31,6 +31,8 @@ _COMPLETE_ONLY = (
     "optuna.samplers.NSGAIIISampler",
 )
 NO_PRUNER = "optuna.pruners.NopPruner"
+RANDOM_SAMPLER = "optuna.samplers.RandomSampler"
+_OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # by target
 _N_TRIALS = 32  # where the command line does not say
 
 
@@ -118,23 +120,41 @@ class StudySettings:
         return int(min(wanted, n_configurations))
 
 
-def settings_of(config: DictConfig) -> StudySettings:
-    """The settings under `hydra.sweeper` of a composed config. Raises ConfigError."""
+def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) -> StudySettings:
+    """The settings under `hydra.sweeper` of a composed config, but for `changes`. Raises ConfigError.
+
+    changes: values by key, such as "n_trials" or "sampler.seed"; a sampler or a pruner as a node with a _target_.
+    """
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
     node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    for key, value in (changes or {}).items():
+        name, _, part = key.partition(".")
+        node[name] = {**node[name], part: value} if part else value
     for name in ("sampler", "pruner"):
         told = f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
         _require(isinstance(node.get(name) or {}, dict), name, told)
-    overrides = list(config.hydra.overrides.hydra)
-    sampler = sampler_node(node["sampler"] or {}, overrides)
+    named = {*map(key_of, config.hydra.overrides.hydra), *(f"hydra.sweeper.{key}" for key in changes or ())}
+    sampler = sampler_node(node["sampler"] or {}, named)
     pruner = dict(node["pruner"] or {})
-    is_named = any(key_of(o).startswith("hydra.sweeper.pruner.") for o in overrides)
+    is_named = any(key.startswith("hydra.sweeper.pruner.") for key in named)
     if pruner.pop("by_sampler", False) and sampler["_target_"] in _COMPLETE_ONLY and not is_named:
         pruner = {"_target_": NO_PRUNER}
     if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
         sampler = {"consider_pruned_trials": True, **sampler}
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def spelled_settings(changes: Mapping[str, Any]) -> list[str]:
+    """Overrides of Hydra's keys that say what `changes` of `settings_of` do; an option's name may stand for a node."""
+    spelled = []
+    for key, value in changes.items():
+        if key in ("sampler", "pruner"):
+            name = value if isinstance(value, str) else _OPTIONS[value["_target_"]]
+            spelled.append(option(f"hydra/sweeper/{key}", name))
+        else:
+            spelled.append(setting(f"hydra.sweeper.{key}", value))
+    return spelled
 
 
 def implied_monitor(objective: Any) -> str | None:
@@ -146,17 +166,18 @@ def implied_monitor(objective: Any) -> str | None:
     return first if first in CURVES and first != "val/loss" else None
 
 
-def sampler_node(node: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def sampler_node(node: dict[str, Any], named: Collection[str]) -> dict[str, Any]:
     """The sampler's node without what hydra-optuna-sweeper's own config defaults to, so that Optuna's defaults hold.
 
-    Its TPE, for example, says multivariate: false. What `overrides`, of Hydra's keys, name is kept.
+    Its TPE, for example, says multivariate: false. named: keys that somebody set, which are kept.
     """
-    named = {key_of(o).removeprefix(_SAMPLER) for o in overrides}
     defaults: dict[str, Any] = {}
     for config in vars(hydra_optuna_sweeper).values():
         if dataclasses.is_dataclass(config) and getattr(config, "_target_", None) == node.get("_target_"):
             defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    kept = {key: value for key, value in node.items() if key in named or value != defaults.get(key, _UNKNOWN)}
+    kept = {
+        key: value for key, value in node.items() if f"{_SAMPLER}{key}" in named or value != defaults.get(key, _UNKNOWN)
+    }
     return {"_target_": node.get("_target_"), **kept}
 
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Glob, Override
@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.config.composition import config_error
 from sweep.config.overrides import key_of, sets
-from sweep.config.schema import Config, validate
+from sweep.config.schema import Config, is_auto, validate
 from sweep.search.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.conditions import NoCondition, holds
@@ -70,6 +70,15 @@ class Space:
     swept: dict[str, BaseDistribution]
     fixed: frozenset[str]
     splits: TrainingSplits = field(default_factory=TrainingSplits)
+
+    def starting_from(self, starts: Starts) -> "Space":
+        """The same space with learning rates around which range tests have it search."""
+        return replace(self, composer=replace(self.composer, starts=starts))
+
+    @property
+    def bounds_are_auto(self) -> bool:
+        """Whether range tests are to suggest where to search learning rates. Raises ConfigError."""
+        return is_auto(self.composer.master.bounds)
 
     def __post_init__(self) -> None:
         self._cuts: dict[str, None] = {}
@@ -168,14 +177,17 @@ class Space:
         if not isinstance(distribution, CategoricalDistribution):
             return value
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for choice in distribution.choices:
-            meant = self.composer.plain(key, choice)
-            if "${" in str(choice):
-                config = self.composer.readable(groups, {key: choice})
-                meant = OmegaConf.select(OmegaConf.create(dict(config)), key)
-            if alike(meant, value):
-                return choice
-        return value
+        return next(
+            (choice for choice in distribution.choices if alike(self.meaning(groups, key, choice), value)), value
+        )
+
+    def meaning(self, groups: Mapping[str, str], key: str, sampled: Any) -> Any:
+        """What a config has where a sampler gives `sampled`: of a text, the list or reference that it stands for."""
+        if "${" in str(sampled):
+            config = self.composer.readable(groups, {key: sampled})
+            found = OmegaConf.select(OmegaConf.create(dict(config)), key)
+            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        return self.composer.plain(key, sampled)
 
     def everything(self) -> Iterator[Configuration]:
         """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
@@ -202,6 +214,11 @@ class Space:
     def first_groups(self) -> dict[str, str]:
         """The first option of each sampled group."""
         return {name: str(distribution.choices[0]) for name, distribution in self.groups.items()}
+
+    def configured_groups(self) -> dict[str, str]:
+        """The configured option of each sampled group if it is among those sampled, else the first."""
+        choices = self.composer.master.hydra.runtime.choices
+        return {g: choices[g] if choices.get(g) in d.choices else d.choices[0] for g, d in self.groups.items()}
 
     def each_group_alone(self) -> list[dict[str, str]]:
         """The first options, and every other option of one group beside the first of the others."""
@@ -320,27 +337,36 @@ def make_space(
     loader: Any,
     master: DictConfig,
     arguments: Sequence[str],
-    starts: Starts | None = None,
-    splits: TrainingSplits | None = None,
+    ranges: Mapping[str, BaseDistribution] | None = None,
+    objective: Sequence[str] = ("val/loss",),
 ) -> Space:
-    """The space of `arguments`, the overrides of the command line. Raises ConfigError.
+    """The space of `arguments`, overrides as on the command line. Raises ConfigError.
 
-    starts: learning rates to search around, where `bounds=auto` has found them; that is the study's business, and no
-    trial's. splits: those whose sizes are known already.
+    ranges: of keys that the overrides leave alone. objective: of the study.
     """
     sweeps, plain = read_command_line(arguments)
-    plain = [o for o in plain if not sets(o, "bounds")]
-    groups: dict[str, CategoricalDistribution] = {}
-    swept: dict[str, BaseDistribution] = {}
+    plain = [o for o in plain if not sets(o, "bounds")]  # the study's business, and no trial's
+    groups, swept = _swept(loader, sweeps)
+    for key in ranges or ():
+        _refuse_unsearchable(key)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
+    composer = Composer(loader, master, plain, prefixes, monitor=implied_monitor(objective))
+    return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)))
+
+
+def _swept(
+    loader: Any, sweeps: Sequence[Override]
+) -> tuple[dict[str, CategoricalDistribution], dict[str, BaseDistribution]]:
+    """The options of each swept group, and the range of each swept key. Raises ConfigError."""
+    groups: dict[str, CategoricalDistribution] = {}
+    ranges: dict[str, BaseDistribution] = {}
     for override in sweeps:
         key = override.key_or_group
         if override.package is not None:
             raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave that out")
         if override.is_value_path:
             raise ConfigError(key, "cannot be searched alone; search the whole list, as in key=[1,2],[3,4]")
-        if _NOT_A_TRIALS.match(key):
-            raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
+        _refuse_unsearchable(key)
         options = loader.get_group_options(key)
         value = override.value()
         if isinstance(value, Glob):
@@ -352,11 +378,13 @@ def make_space(
         elif options:
             groups[key] = options_of(key, distribution_of(key, override))
         else:
-            swept[key] = distribution_of(key, override)
-    fixed = frozenset(map(key_of, plain))
-    monitor = implied_monitor(OmegaConf.select(master, "hydra.sweeper.objective", default="val/loss"))
-    composer = Composer(loader, master, plain, prefixes, starts or {}, monitor)
-    return Space(composer, groups, swept, fixed, splits or TrainingSplits())
+            ranges[key] = distribution_of(key, override)
+    return groups, ranges
+
+
+def _refuse_unsearchable(key: str) -> None:
+    if _NOT_A_TRIALS.match(key):
+        raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
 
 
 def _name(key: str, options: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
@@ -34,18 +35,26 @@ _MOST_ROWS = 16
 _MOST_NAMED = 10
 
 
+class Output(Enum):
+    """What is printed of a study: nothing, only the trials that fail (and a live table in a terminal), or all."""
+
+    NOTHING = auto()
+    FAILURES = auto()
+    ALL = auto()
+
+
 class Watch:
     """Follows the study in a thread of its own: shows what workers do, wherever they run, and records what is done."""
 
-    def __init__(
-        self, study: optuna.Study, n_trials: int, recording: Recording, live: bool, lines: bool = True
-    ) -> None:
-        """live: a table in a terminal. lines: otherwise, a line for each trial, and not only for one that fails."""
-        self._study, self._n_trials, self._recording, self._lines = study, n_trials, recording, lines
+    def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, output: Output, live: bool) -> None:
+        """live: a table in a terminal takes the place of lines."""
+        live = live and output is not Output.NOTHING
+        self._study, self._n_trials, self._recording = study, n_trials, recording
+        self._lines = output is Output.ALL
         self._seen = {t.number for t in trials_of(study) if t.state.is_finished()}
         self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
-        self._console = Console(stderr=live, soft_wrap=not live)
+        self._console = Console(stderr=live, soft_wrap=not live, quiet=output is Output.NOTHING)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)

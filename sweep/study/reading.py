@@ -23,8 +23,6 @@ from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.passwords import without_password
 from sweep.utils.paths import absolute, is_inside
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in worker.py
-
 KEY = "storage"
 _WITH_VALUE = [STATES[state] for state in (TrialState.COMPLETE, TrialState.PRUNED)]
 

@@ -29,6 +29,12 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     return numbered([study.best_trial] if len(study.directions) == 1 else study.best_trials)
 
 
+def best_value(study: optuna.Study) -> float | None:
+    """The value of the best trial; None where there is none, and with several objectives."""
+    best = best_trials(study)
+    return best[0].value if best and len(study.directions) == 1 else None
+
+
 def counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     """How many trials are complete, pruned and failed."""
     return {word: sum(t.state == state for t in trials) for state, word in STATES.items()}

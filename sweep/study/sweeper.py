@@ -28,7 +28,12 @@ class StudySweeper(Sweeper):
         """Runs what the study lacks of its trials. Raises ConfigError before anything starts or is stored."""
         assert self.hydra_context is not None
         assert self.config is not None
-        settings = settings_of(self.config)
+        settings_of(self.config)  # refuses what is wrong, before Optuna is loaded
+        from sweep.storage.quiet import quiet_optuna
+        from sweep.study.results import best_value
         from sweep.study.runner import StudyRunner
+        from sweep.study.spec import make_root, make_spec
 
-        return StudyRunner(self.hydra_context, self.config, settings, arguments).run()
+        with quiet_optuna():
+            study = StudyRunner(make_spec(make_root(self.hydra_context, self.config), arguments)).run()
+            return None if study is None else best_value(study)

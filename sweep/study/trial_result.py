@@ -11,7 +11,7 @@ from sweep.study.results import STATES, config_values
 
 class TrialResult(NamedTuple):
     """A finished trial. params: by config key. value: the objective, where it has one; of a trial that was pruned, what
-    it had reached. state: complete, pruned or failed. problem: why it failed or diverged."""
+    it had reached. state: complete, pruned or failed. problem: why it failed or diverged. values: of all objectives."""
 
     number: int
     params: dict[str, Any]
@@ -19,6 +19,7 @@ class TrialResult(NamedTuple):
     state: str
     diverged: bool
     problem: str | None
+    values: tuple[float, ...] = ()
 
 
 class Range(NamedTuple):
@@ -33,8 +34,9 @@ class Range(NamedTuple):
 def tried(trial: FrozenTrial) -> TrialResult:
     problem = trial.user_attrs.get(PROBLEM)
     diverged = trial.state == TrialState.PRUNED and problem is not None  # what the pruner ends has no problem
-    value = None if trial.state == TrialState.FAIL else trial.value
-    return TrialResult(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem)
+    values = () if trial.state == TrialState.FAIL else tuple(trial.values or ())
+    value = values[0] if len(values) == 1 else None
+    return TrialResult(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem, values)
 
 
 def range_of(distribution: BaseDistribution) -> Range | None:

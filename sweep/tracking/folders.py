@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sweep.config.outputs import BEST
+from sweep.config.outputs import BEST, require_begun_study
+from sweep.utils.paths import refuse_links_in
 
 
 class Busy(Exception):
@@ -107,6 +108,14 @@ class StudyFolder:
         """Whether a worker of this machine lives; None where its lock is not to be seen from here."""
         path = self.workers / f"{worker}.lock"
         return _is_locked(path) if path.exists() else None
+
+
+def begun_study(output_dir: Path, name: str) -> StudyFolder:
+    """The folder of a study that has begun, finished or not. Raises ConfigError."""
+    require_begun_study(output_dir, name)
+    folder = StudyFolder(output_dir / "studies" / name)
+    refuse_links_in(folder.path, "study")
+    return folder
 
 
 def _is_locked(path: Path) -> bool:

@@ -1,0 +1,143 @@
+"""A study's page, written into its folder or elsewhere; into its folder, it goes to MLflow as well."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.tracking import journal
+from sweep.tracking.folders import Busy, StudyFolder
+from sweep.tracking.provenance import sync_command
+from sweep.tracking.store import Store, output_dir_of, recorded_store
+from sweep.utils.errors import ConfigError, DamagedJournal, one_line
+from sweep.utils.passwords import without_password
+from sweep.utils.paths import absolute, refuse_links_at
+
+if TYPE_CHECKING:
+    from sweep.tracking.upload_process import UploadProcess
+
+_PATIENCE_S = 60.0  # with MLflow
+
+
+def write_page(
+    folder: StudyFolder,
+    trials: Sequence[int] | None = None,
+    page: Path | None = None,
+    storage: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Write the page and its pictures; return where it is.
+
+    Args:
+        trials: whose curves are shown; by default the best.
+        page: where it goes, its pictures in plots/ beside it; by default report.html in the study's folder, whence
+            MLflow gets it as an artifact.
+        storage: the study's, where that has moved.
+        say: gets a line on the page, on the pictures, and on what came of MLflow.
+
+    Raises:
+        ConfigError: no such trial, storage or place; or a file that is damaged.
+        OSError: the study cannot be read.
+    """
+    from sweep.reporting.study_page import Report
+    from sweep.storage.quiet import quiet_optuna
+    from sweep.study.reading import read_study
+
+    _check_record(folder)
+    page = folder.report if page is None else absolute(page)
+    with quiet_optuna():
+        study = read_study(folder, storage)  # before anything is made: its storage may be mistyped
+    store, told = _store_of(folder) if page == folder.report else (None, "")
+    with _follower(folder, store) as follower, quiet_optuna():
+        report = Report(study, folder, trials)
+        if page.is_dir():
+            raise ConfigError("-o", f"'{page}' is a folder; name a file")
+        _refuse_foreign(page, folder)
+        try:
+            pictures = report.write(page)
+        except OSError as error:
+            raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
+        say(f"Page:      {page}")
+        if pictures:
+            say(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
+        if follower is not None and store is not None:
+            told = _send(folder, follower, store)
+    if told:
+        say(told)
+    return page
+
+
+def _check_record(folder: StudyFolder) -> None:
+    """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
+    from sweep.tracking.stored_run import require_not_ended
+
+    record = folder.run.journal
+    journal.check(record)
+    if record.exists() and journal.first(record, "start") is None:
+        raise DamagedJournal(record, None, "it has no start", "run the study's command again, which writes it anew")
+    if not folder.run.is_running() and journal.status(record) is None:
+        require_not_ended(folder.run)
+
+
+def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
+    """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
+    try:
+        output_dir = folder.path.parent.parent
+        if output_dir_of(folder.run) not in (None, output_dir):
+            raise ConfigError("output_dir", f"its record names another one than '{output_dir}'")
+        refuse_links_at(output_dir)
+        store = recorded_store(folder.run)
+    except ConfigError as error:
+        return None, f"Not in MLflow ({error})"
+    return store, "Not in MLflow: the study's tracking is off" if store is None else ""
+
+
+def _follower(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
+    """The helper that sends, which imports MLflow while the page is made."""
+    if store is None:
+        return nullcontext()
+    from sweep.tracking.upload_process import UploadProcess
+
+    try:
+        follower = UploadProcess(folder.path.parent.parent / "mirror.log")
+    except OSError:  # nothing can be written there; the page will tell
+        return nullcontext()
+    follower.follow(folder.run, store)
+    return closing(follower)
+
+
+def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
+    """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
+    from sweep.figures.page import is_page
+    from sweep.reporting.study_page import PICTURES
+
+    try:
+        if page.is_file() and not is_page(page):
+            raise ConfigError("-o", f"'{page}' is there and is no report; name another file")
+        new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
+        if page != folder.report and os.path.lexists(new):
+            raise ConfigError("-o", f"'{new}' is there, and would be overwritten; name another file")
+        pictures = [page.parent / folder.plots.name / name for name in PICTURES]
+        taken = [str(picture) for picture in pictures if picture.exists()]
+        if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
+            raise ConfigError("-o", f"'{taken[0]}' is of no report, and would be overwritten; name a file elsewhere")
+    except OSError as error:
+        raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
+
+
+def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
+    """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
+    from sweep.tracking.run_recorder import add_artifacts
+
+    try:
+        add_artifacts(folder.run, [folder.report.name, folder.plots.name])
+    except Busy:
+        return "MLflow gets the page when the command that runs the study ends"
+    except OSError as error:
+        return f"Not in MLflow: {one_line(error)}"
+    problem = follower.finish(folder.run, _PATIENCE_S)
+    where = without_password(store.uri or "")
+    if problem is not None:
+        return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent, store)}"
+    return f"In MLflow: an artifact of the run {folder.path.name} in {where}"

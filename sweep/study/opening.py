@@ -1,0 +1,141 @@
+"""A study in its storage: begun, or found as it was begun. What belongs to another study is refused, and stays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import check_distribution_compatibility
+from optuna.trial import FrozenTrial
+
+from sweep.search.auto_bounds import STARTS, covers, stored_starts
+from sweep.search.composer import Starts
+from sweep.search.settings import StudySettings
+from sweep.search.space import Space
+from sweep.storage.lock import StudyLock
+from sweep.storage.storage import open_storage
+from sweep.study.identity import IDENTITY, differences, identity
+from sweep.study.reading import refuse_lost_trials
+from sweep.tracking.folders import StudyFolder
+from sweep.tracking.journal import first
+from sweep.utils.errors import ConfigError, Damaged
+from sweep.utils.ownership import refuse_existing
+
+_UID = "uid"  # user attribute of the study, as is IDENTITY
+_KEY = "hydra.sweeper.study_name"
+
+
+@dataclass
+class StudyEntry:
+    """A study's place in its storage and on disk. starts: of bounds=auto."""
+
+    name: str
+    folder: StudyFolder
+    settings: StudySettings
+    space: Space
+    starts: Starts | None = None
+
+    def stored_starts(self) -> Starts | None:
+        """What range tests suggested when the study was begun; None if that is to be found out. Raises ConfigError."""
+        starts = stored_starts(self.settings, self.name, self.folder, _UID)
+        if starts is None or self.settings.accept_changes:  # of what has changed, the old tests say nothing
+            return None
+        if not covers(starts, self.space):
+            raise ConfigError(
+                "bounds",
+                f"the tests of study '{self.name}' were of other options; choose another {_KEY}, or "
+                "test these with hydra.sweeper.accept_changes=true",
+            )
+        return starts
+
+    def open(self, uid: str) -> tuple[optuna.Study, str]:
+        """Begin the study, with `uid` for its record, or find it as it was begun. Return it, and its uid.
+
+        Raises ConfigError.
+        """
+        settings, facts = self.settings, identity(self.settings, self.space)
+        storage = open_storage(settings.storage, self.folder)
+        with StudyLock(settings.storage, self.folder):
+            names = [s.study_name for s in storage.get_all_studies()]
+            if self.name not in names:
+                self._refuse_trials_of_another(None)
+                study = optuna.create_study(storage=storage, study_name=self.name, directions=settings.direction)
+            else:
+                study = optuna.load_study(study_name=self.name, storage=storage)
+            if _UID not in study.user_attrs:  # new, or its command was killed just then
+                if study.get_trials(deepcopy=False):
+                    raise ConfigError(_KEY, f"'{self.name}' was not begun here; choose another")
+                self._refuse_trials_of_another(None)
+                self._store_facts(study, facts)
+                study.set_user_attr(_UID, uid)
+            self._refuse_another(study, facts)
+            self._refuse_trials_of_another(study.user_attrs[_UID])
+            refuse_lost_trials(study, self.folder)
+            if study.user_attrs[IDENTITY] != facts:
+                self._store_facts(study, facts)
+            return study, study.user_attrs[_UID]
+
+    def refuse_foreign_files(self) -> None:
+        """Raise ConfigError if the folder is no study's, and has files that would be overwritten."""
+        folder, is_remote = self.folder, self.settings.storage is not None
+        is_study = first(folder.run.journal, "start") is not None
+        is_study = is_study or (folder.storage.is_file() and folder.storage.stat().st_size > 0)
+        if is_remote:  # where the study is known, so that these are its own from the first moment
+            is_study = is_study or folder.trials.is_dir() or folder.workers.is_dir()
+        if not is_study:
+            refuse_existing(_KEY, folder.path, folder.written)
+
+    def _store_facts(self, study: optuna.Study, facts: dict[str, str]) -> None:
+        if self.starts is not None:
+            study.set_user_attr(STARTS, self.starts)
+        study.set_user_attr(IDENTITY, facts)
+
+    def _refuse_trials_of_another(self, uid: str | None) -> None:
+        """Raise ConfigError if the folder has trials of a study that is kept elsewhere, or was."""
+        for run in self.folder.runs():
+            parent = (first(run.journal, "start") or {}).get("parent")
+            if parent is None:  # trained by itself, which an earlier version allowed
+                continue
+            start = first(self.folder.run.journal, "start")
+            if uid is None and self.settings.storage is None and start is not None and start.get("storage") is None:
+                remedy = "restore it from a copy, or choose another name for the study"
+                raise Damaged(_KEY, self.folder.storage, "the study is not in it", remedy)
+            if parent["uid"] != uid:
+                raise ConfigError(
+                    _KEY,
+                    f"'{self.folder.path}' has trials of another study, whose storage is gone or another one; "
+                    "choose another name, or remove the folder",
+                )
+            return  # one of them will do
+
+    def _refuse_another(self, study: optuna.Study, facts: dict[str, str]) -> None:
+        """Raise ConfigError if the study was begun as another one, unless the changes are accepted and possible."""
+        directions = [d.name.lower() for d in study.directions]
+        if directions != self.settings.direction:
+            key = "direction" if len(directions) == len(self.settings.direction) else "objective"
+            raise ConfigError(
+                f"hydra.sweeper.{key}",
+                f"study '{self.name}' was begun to {' and '.join(directions)}; set another {_KEY}",
+            )
+        changed = differences(study.user_attrs[IDENTITY], facts)
+        if not changed:
+            return
+        told = f"study '{self.name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
+        if fixed := _incompatible(study.get_trials(deepcopy=False), self.space.named_ranges()):
+            told += f"; choose another name, as {fixed} cannot change within a study"
+        elif self.settings.accept_changes:
+            return
+        else:
+            told += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
+        raise ConfigError(_KEY, told)
+
+
+def _incompatible(trials: Sequence[FrozenTrial], ranges: dict[str, Any]) -> str | None:
+    """The first parameter whose range Optuna does not allow to become what it is now."""
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            try:
+                check_distribution_compatibility(distribution, ranges.get(name, distribution))
+            except ValueError:
+                return name
+    return None

@@ -1,0 +1,90 @@
+"""All that can be refused of a study before a worker starts, looked at; what its workers then have to know."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sweep.config.schema import Config, validate
+from sweep.execution.objective import check_objectives
+from sweep.execution.plan import WorkerPlan
+from sweep.search.initial_trials import known_params
+from sweep.search.pruners import check_pruner
+from sweep.search.samplers import is_grid, is_uniform, shuffled
+from sweep.search.settings import StudySettings
+from sweep.search.space import Configuration, Space
+from sweep.storage.url import without_driver
+from sweep.tracking.folders import StudyFolder
+from sweep.trial.prepare import check_data, check_monitor
+from sweep.utils.errors import ConfigError
+
+_MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
+_SMALL = 1000  # configurations, of which random draws would repeat some
+
+
+def make_plan(
+    settings: StudySettings, space: Space, base: DictConfig, name: str, folder: StudyFolder, n_shares: int
+) -> WorkerPlan:
+    """base: the default configuration. n_shares: workers that share a machine's cores. Raises ConfigError."""
+    seed = settings.sampler.get("seed")
+    seed = int(base.seed if seed is None else seed)
+    known = known_params(settings, space, space.configured_groups())
+    order = _order(settings, space, seed, known)
+    return WorkerPlan(
+        settings=settings,
+        name=name,
+        folder=folder,
+        space=space,
+        n_trials=settings.total(float("inf") if order is None else len(order), is_grid(settings.sampler)),
+        known=known if order is None else [],
+        order=order,
+        uid=uuid.uuid4().hex,
+        seed=seed,
+        n_shares=n_shares,
+    )
+
+
+def check_plan(plan: WorkerPlan, config: Config) -> None:
+    """Compose and check the first configurations, with their data. config: the default. Raises ConfigError."""
+    space = plan.space
+    data = space.splits.load(config)
+    check_objectives(plan.settings, data)
+    for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
+        tried = space.splits.fit(validate(space.compose(configuration)))
+        check_data(space.splits.load(tried), tried)
+        if n < _MOST_CHECKED:
+            space.composer.check(configuration.groups, configuration.values)
+    check_monitor(data, config)
+
+
+def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
+    """Raise ConfigError for a pruner that cannot prune, a storage that MLflow has taken, and keys of a single run."""
+    check_pruner(settings)
+    if settings.storage and tracking_uri and without_driver(settings.storage) == without_driver(tracking_uri):
+        raise ConfigError(
+            "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
+        )
+    if base.resume is not None:
+        raise ConfigError("resume", "is for a single run; a study goes on when its command is given again")
+    if base.from_study is not None:
+        raise ConfigError("from_study", "is for a single run; leave out --multirun")
+    if settings.seeds > 1 and base.trainer.seed != base.seed:
+        raise ConfigError("trainer.seed", "would be the same for every replicate; set seed, which it follows")
+
+
+def _order(
+    settings: StudySettings, space: Space, seed: int, known: Sequence[Mapping[str, Any]]
+) -> list[Configuration] | None:
+    """What each trial tries, where that is settled: in a grid, or where random draws would repeat themselves."""
+    if is_grid(settings.sampler):
+        if settings.enqueue:
+            raise ConfigError("hydra.sweeper.enqueue", "says nothing to a grid, which has every configuration")
+        order = list(space.everything())
+    elif is_uniform(settings.sampler) and space.size() <= _SMALL:
+        order = shuffled(space, seed, known)
+    else:
+        return None
+    if not order:
+        raise ConfigError("where", "leaves nothing of the space; change it, or the ranges")
+    return order

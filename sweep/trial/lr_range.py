@@ -1,0 +1,122 @@
+"""A learning-rate range test from its ramps to what is left of it: bounds, and files of a folder (docs/lr_range.md)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from sweep.config.overrides import key_of
+from sweep.config.schema import Config
+from sweep.figures.drawing import drawing_problem
+from sweep.tracking.description import group_choices
+from sweep.tracking.provenance import rerun_command
+from sweep.trial.range_test import lr_keys
+from sweep.trial.range_test_record import RangeFolder, draw, write_losses, write_result
+from sweep.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sweep.training.range_test import Interval, Ramp, Suggestion
+
+log = logging.getLogger("sweep")
+
+_NOT_OF_A_TEST = {
+    "resume": "continues a run; leave it out",
+    "from_study": "is for `python -m sweep.run`; leave it out",
+    "bounds": "is for a study, which makes this test itself; leave it out",
+}
+
+
+@dataclass(frozen=True)
+class RangeResult:
+    """What a range test says of a config.
+
+    ramps: learning rates and losses, update by update, for each seed. commands: `run` trains with the bounds, `study`
+    searches around them; none where the config's overrides are not known.
+    """
+
+    config: Config
+    ramps: "Sequence[Ramp]"
+    suggestion: "Suggestion"
+    commands: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return _name(self.config)
+
+    @property
+    def keys(self) -> list[str]:
+        """The config keys of the learning rates that the schedule goes by."""
+        return lr_keys(self.config.scheduler)
+
+    @property
+    def bounds(self) -> "dict[str, Interval]":
+        """What to set each key to, and between which values the seeds lie."""
+        return {key: self.suggestion.of(key) for key in self.keys}
+
+    @property
+    def reason(self) -> str:
+        return self.suggestion.reason(self.keys)
+
+
+def check_range_config(config: Config) -> Config:
+    """Return the config. Raise ConfigError for keys that mean nothing to a range test."""
+    for key, problem in _NOT_OF_A_TEST.items():
+        if getattr(config, key) is not None:
+            raise ConfigError(key, problem)
+    return config
+
+
+def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | None = None) -> RangeResult:
+    """What the ramps say, with files of it in `folder`, if one is given. Raises ConfigError if they say nothing."""
+    from sweep.training.range_test import suggest
+
+    begun = [ramp for ramp in ramps if ramp.losses]
+    if folder is not None:
+        write_losses(folder, config.trainer.seed, ramps)
+    try:
+        suggestion = suggest(ramps)
+    except ConfigError as problem:
+        if not begun or folder is None:
+            raise
+        drawn = _drawn(folder, config, begun, None)
+        where = f"picture: {folder.picture}" if drawn else f"losses: {folder.losses}"
+        raise ConfigError(problem.key, f"{problem.problem} ({where})") from problem
+    result = RangeResult(config, ramps, suggestion, _commands(config, suggestion))
+    if folder is not None:
+        _drawn(folder, config, begun, suggestion)
+        write_result(folder, _facts(result))
+    return result
+
+
+def _drawn(folder: RangeFolder, config: Config, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> bool:
+    problem = drawing_problem(lambda: draw(folder, _name(config), ramps, suggestion))
+    if problem is not None:
+        log.warning("warning: cannot draw the losses (%s)", problem)
+    return problem is None
+
+
+def _commands(config: Config, suggestion: "Suggestion") -> dict[str, str]:
+    if config.overrides is None:
+        return {}
+    keys = lr_keys(config.scheduler)
+    test = [o for o in config.overrides if key_of(o).startswith("lr_range.")]
+    plain = [o for o in config.overrides if o not in test and key_of(o) not in keys]
+    bounds = [f"{key}={suggestion.of(key).value:g}" for key in keys]
+    return {"run": rerun_command([*plain, *bounds]), "study": rerun_command(["-m", "bounds=auto", *plain, *test])}
+
+
+def _facts(result: RangeResult) -> dict[str, object]:
+    diverged = result.suggestion.diverged_lr
+    return {
+        "suggestion": {key: asdict(interval) for key, interval in result.bounds.items()},
+        "diverged_lr": None if diverged is None else asdict(diverged),
+        "reason": result.reason,
+        "n_ramps": result.suggestion.n_ramps,
+        "commands": result.commands,
+    }
+
+
+def _name(config: Config) -> str:
+    """Such as adam-mlp-noisy_sine: the schedule plays no part."""
+    choices = group_choices(config)
+    return "-".join(choices[group] for group in ("optimizer", "model", "data"))

@@ -1,0 +1,70 @@
+"""Studies that an earlier version began are the same studies still: their names, what they rest on, their command.
+
+tests/reference/studies.json has what the commit before StudySpec made of some command lines.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra.types import HydraContext
+
+from sweep.comparison import studies
+from sweep.config.composition import load_multirun, own_hydra
+from sweep.config.output_folders import register
+from sweep.study.identity import identity
+from sweep.study.progress import Output
+from sweep.study.runner import StudyRunner
+from sweep.study.spec import HydraRoot, make_root, make_spec
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "studies.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def context() -> Iterator[HydraContext]:
+    register()
+    with own_hydra() as loader:
+        yield HydraContext(loader, Callbacks())
+
+
+def root_of(context: HydraContext, name: str, told: dict[str, Any]) -> HydraRoot:
+    return make_root(context, load_multirun(context.config_loader, name, [*told["own"], *told["arguments"]]))
+
+
+def facts(study: StudyRunner) -> dict[str, Any]:
+    """As they are stored: through JSON."""
+    spec = study.spec
+    found = {"name": study.name, "identity": identity(spec.settings, spec.space), "command": spec.command}
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("told", REFERENCE["studies"], ids=lambda told: told["name"])
+def test_a_study_is_the_one_that_it_was(told: dict[str, Any], context: HydraContext) -> None:
+    study = StudyRunner(make_spec(root_of(context, "config", told), told["arguments"]))
+    assert facts(study) == {key: told[key] for key in ("name", "identity", "command")}
+
+
+@pytest.mark.parametrize("told", REFERENCE["comparisons"], ids=lambda told: told["name"])
+def test_the_studies_of_a_comparison_are_those_that_they_were(told: dict[str, Any], context: HydraContext) -> None:
+    """Its tunings, what was chosen on fresh seeds, and the defaults."""
+    plan = studies.make_plan(
+        root_of(context, "compare", told), told["arguments"], Output.NOTHING, lambda folder: pytest.fail("it began")
+    )
+    assert (plan.name, plan.command) == (told["name"], told["command"])
+    found = []
+    for task in plan.field.tasks:
+        for contender in plan.field.contenders:
+            tuning = studies.tuning(plan, contender, task)
+            chosen = [*enumerate(told["chosen"], 1000)]
+            found.append(facts(tuning))
+            found.append(facts(studies.fresh(plan, contender, task, chosen, tuning.space)))
+            found.append(facts(studies.untuned(plan, contender, task, tuning)))
+    assert found == told["studies"]
