@@ -19,6 +19,7 @@ from yaml import YAMLError
 from sweep.config.overrides import key_of, setting, value_of
 from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register_schema, with_origin
 from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.paths import absolute
 
 _UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")
 _OF_NO_PACKAGE = re.compile(
@@ -35,7 +36,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     if isinstance(overrides, str):
         raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
     register_schema()
-    searchpath = [] if config_dir is None else [_searchpath(Path(config_dir).absolute())]
+    searchpath = [] if config_dir is None else [_searchpath(absolute(config_dir))]
     with composing(overrides), _own_hydra(), unavailable_refused():
         cfg = hydra.compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
@@ -131,7 +132,9 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return _no_name_for_option(overrides)
     if isinstance(error, UserWarning) and _UNAVAILABLE.search(str(error)):
-        return ConfigError("hydra.searchpath", f"{str(error).partition('path=')[2]}; name a folder with options")
+        return ConfigError(
+            "hydra.searchpath", f"{str(error).partition('path=')[2].rstrip('.')}; name a folder with options"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _of_key(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
     return _of_hydra(error, overrides)

@@ -76,7 +76,7 @@ class Uploader:
         self._childless: set[str] = set()  # studies whose first child was still to be sent
         self.n_lost = 0  # runs that were sent once and are no longer in the store
         self._n_forgotten = 0  # times that the store was found to have lost something that these remember
-        with _first_start(store.artifact_root):
+        with _first_start(store.lock):
             _make_tables(store.uri)
             self._client = MlflowClient(store.uri)
             self.reach()
@@ -588,12 +588,12 @@ def _make_tables(uri: str) -> None:
 
 
 @contextmanager
-def _first_start(artifact_root: Path | None) -> Iterator[None]:
+def _first_start(path: Path | None) -> Iterator[None]:
     """One process at a time makes the tables of an embedded store: MLflow's own first start races."""
-    if artifact_root is None:
+    if path is None:
         yield
         return
-    artifact_root.parent.mkdir(parents=True, exist_ok=True)
-    with open(artifact_root.parent / ".mlflow.lock", "a") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
