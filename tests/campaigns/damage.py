@@ -235,7 +235,7 @@ class Campaign:
         if other := _other_points(found.store, right.store):
             return f"other numbers in MLflow: {other}"
         if found.status == right.status and found.said == right.said:
-            return self._compared(found, right, command)
+            return self._compared(found, right, command, file if content is None else None)
         if found.status == 0 and _says_unsent(found, right) and _names(file, found.errors + "\n".join(found.said)):
             return "warned" if (told := self._compared(found, right, command)) == "right" else told
         if found.status == 0:
@@ -248,14 +248,17 @@ class Campaign:
             return f"says that all is sent: {found.said[-1]}"
         return "refused" if is_sync or len(lines) == 1 else f"{len(lines)} lines of errors: {found.errors}"
 
-    def _compared(self, found: Result, right: Result, command: str) -> str:
+    def _compared(self, found: Result, right: Result, command: str, removed: str | None = None) -> str:
+        """removed: a file that MLflow may lack, since it is no longer there."""
         if found.status != 0:
             return "right"
         for path, content in found.files.items():
             if content != right.files.get(path, content):
                 return f"writes another {path}: {_first_difference(content, right.files[path])}"
-        if self.kind.commands[command].module == "sweep.sync" and found.store != right.store:
-            return f"says that all is sent, but: {_first_difference(found.store, right.store)}"
+        if self.kind.commands[command].module == "sweep.sync":
+            sent, all_there = (_without(removed, result.store) for result in (found, right))
+            if sent != all_there:
+                return f"says that all is sent, but: {_first_difference(sent, all_there)}"
         return "right"
 
     def _result(self, name: str, file: str | None = None, content: bytes | None = None) -> Result:
@@ -297,9 +300,9 @@ def _durable(outputs: Path) -> Iterator[Path]:
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Without what takes as long as it takes."""
+    """Without times, and without epochs: a run whose checkpoint is gone trains those before it again."""
     lines = (re.sub(r"\((\d+ s|done before)\)", "", line).rstrip() for line in done.stdout.splitlines())
-    return [line for line in lines if line and not line.lstrip().startswith("time ")]
+    return [line for line in lines if line and not line.lstrip().startswith(("time ", "resuming ", "epoch "))]
 
 
 def _content(path: Path) -> Any:
@@ -376,6 +379,12 @@ def _other_points(found: dict[str, Any], right: dict[str, Any]) -> str:
         if uid in right and (other := run["points"] - right[uid]["points"]):
             return f"{run['tags'].get('mlflow.runName')}: {sorted(other, key=str)[:3]}"
     return ""
+
+
+def _without(removed: str | None, store: dict[str, Any]) -> dict[str, Any]:
+    """The runs without the artifact that the removed file would be."""
+    gone = {f"artifact {'/'.join(removed.split('/')[-n:])}" for n in (1, 2)} if removed is not None else set()
+    return {uid: {key: told for key, told in run.items() if key not in gone} for uid, run in store.items()}
 
 
 def _first_difference(found: Any, right: Any) -> str:
