@@ -29,7 +29,7 @@ from sweep.tracking.ownership import JobFolder, require_unused
 from sweep.utils import gc_control
 from sweep.utils.command_line import check_command_line, hydra_arguments, secure_streams
 from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
-from sweep.utils.ownership import note_directories, remove_hydras_files
+from sweep.utils.ownership import note_directories, remove_empty_logs, remove_hydras_files
 from sweep.utils.terminal import Shown, complain, escaped_line, say
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         if told is None:
             raise
         if isinstance(told, ConfigError):  # jobs that began, or were left, show beside such a file, which then stays
+            remove_empty_logs()
             remove_hydras_files()
         if show_tracebacks:
             say(traceback.format_exc(), err=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
-from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store
+from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store, recorded_tracking
+from sweep.utils.checked_file import is_checked
 from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.utils.passwords import without_password
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not os.path.isdir(output_dir):  # pathlib's raises OSError for a name that is too long
         complain(f"error: output_dir: no folder '{output_dir}'")
         return 2
-    runs = [RunFolder(path.parent) for path in sorted(output_dir.rglob("journal.jsonl"))]
+    runs = sorted(_begun(output_dir), key=lambda run: run.path)
     tracked: list[tuple[RunFolder, Store]] = []
     refused: list[ConfigError] = []
     for run in runs:
@@ -63,8 +64,29 @@ def _parser() -> Parser:
     return parser
 
 
+def _begun(output_dir: Path) -> Iterator[RunFolder]:
+    """Every run below the folder that has a record, or has lost it."""
+    for name, folders, files in os.walk(output_dir):
+        run = RunFolder(name)
+        if run.journal.name in (*folders, *files) or _has_lost_its_record(run, files):
+            yield run
+
+
+def _has_lost_its_record(run: RunFolder, files: Sequence[str]) -> bool:
+    """Whether the folder has other files of a run or a study that is tracked. MLflow keeps copies of some of them."""
+    if run.mirror_state.name in files:
+        return True
+    if run.config.name not in files or run.path.name == "artifacts":
+        return False
+    study = StudyFolder(run.path)
+    others = {path.name for path in (*run.written, study.results, study.storage)} - {run.config.name}
+    return not others.isdisjoint(files) and is_checked(run.config) and recorded_tracking(run).mlflow
+
+
 def _check_begun(run: RunFolder) -> None:
     """Raises Damaged for a record that is gone, or has no start. A trial that died early may not have begun one."""
+    if not os.path.lexists(run.journal):
+        raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
     damage: list[DamagedJournal] = []
     for record, _ in journal.read(run.journal, damage=damage):
         if record["kind"] != "start":

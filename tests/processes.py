@@ -66,9 +66,9 @@ def quick(
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
 
 
-def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run") -> Command:
+def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run", tracked: bool = False) -> Command:
     """Like `start`, forked in the same way."""
-    return _zygote(True).start(cwd, overrides, environment(), module)
+    return _zygote(True, tracked).start(cwd, overrides, environment(), module)
 
 
 def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -> None:

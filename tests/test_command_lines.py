@@ -37,6 +37,8 @@ ODD = {
     "a line break in a path": (['resume="a\nerror: b"'], "resume"),
     "an option that is none": (["--no\x1b[31mpe"], "command line"),
     "no kind of config": (["--cfg", "foo"], "command line"),
+    "a part that the config lacks": (["--cfg", "job", "-p", "nope"], "--package"),
+    "a part that is null": (["--cfg", "job", "-p", "resume"], "--package"),
     "a parent folder": (["optimizer=../nope"], ".."),
     "study: a glob in a range": (["-m", "+search.seed='glob(*)'"], "search.seed"),
     "study: a list for a group": (["-m", "optimizer=[1,2]"], "optimizer"),
@@ -133,6 +135,16 @@ def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[s
 def test_a_config_that_is_shown_is_escaped(tmp_path: Path):
     done = quickly(tmp_path, "--cfg", "job", 'experiment_name="x\u202ey"')
     assert "experiment_name: x\\u202ey\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "given", [["--config-dir", "~/x"], ['hydra.searchpath=["~/x"]'], ['hydra.searchpath=["file://~/x"]']]
+)
+def test_a_folder_of_options_may_be_in_the_home_directory(given: list[str], tmp_path: Path):
+    (tmp_path / "x" / "model").mkdir(parents=True)
+    (tmp_path / "x" / "model" / "mine.yaml").write_text("_target_: sweep.models.MLP\nwidths: [8]\n")
+    done = quickly(tmp_path, *given, "model=mine", "--cfg", "job", "-p", "model.widths", HOME=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "# @package model.widths\n- 8\n", "")
 
 
 def test_a_list_for_a_group_is_told_what_works(tmp_path: Path):

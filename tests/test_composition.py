@@ -163,6 +163,8 @@ def test_a_folder_of_options_may_be_relative(tmp_path: Path, monkeypatch: pytest
     own_option(tmp_path / "own", "optimizer", "mine", "_target_: torch.optim.Adamax\nlr: 0.1\n")
     monkeypatch.chdir(tmp_path)
     assert compose(["optimizer=mine"], config_dir="own").optimizer.lr == 0.1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compose(["optimizer=mine"], config_dir="~/own").optimizer.lr == 0.1
 
 
 def test_own_options_are_gone_without_their_folder(tmp_path: Path):

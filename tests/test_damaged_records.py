@@ -171,6 +171,32 @@ def test_a_record_that_lost_its_end_is_not_all_there(study: Study, outputs: Path
     assert synced()[:2] == (0, f"4 of 4 tracked runs below {outputs} are in MLflow\n")
 
 
+def test_a_run_whose_record_is_gone_is_named_whether_it_was_sent_or_not(
+    study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    run = study.folder.trial(1)
+    write_checked(run.config, "tracking: {}\n")
+    write_checked(run.overrides, "[]\n")
+    copies = outputs / "mlartifacts" / "0" / "artifacts"  # such as MLflow has them
+    shutil.copytree(run.path, copies)
+    (copies / run.journal.name).unlink()
+    whole = run.journal.read_bytes()
+    run.journal.unlink()
+    gone = (
+        f"error: journal: '{run.journal}' is damaged (it is gone, but the run has begun); put back a copy of the file\n"
+    )
+    for _ in range(2):
+        assert synced() == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n", gone)
+        run.journal.write_bytes(whole)
+        assert synced()[0] == 0
+        run.journal.unlink()
+    run.config.unlink()
+    assert synced()[2] == gone
+    run.mirror_state.unlink()
+    write_checked(run.config, "tracking: {mlflow: false}\n")
+    assert synced() == (0, f"3 of 3 tracked runs below {outputs} are in MLflow\n", "")
+
+
 def test_a_damaged_artifact_is_named_and_not_sent(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
     run = study.folder.trial(1)
     write_checked(run.overrides, "- seed=1\n")

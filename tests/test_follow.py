@@ -193,6 +193,20 @@ def test_a_controller_that_is_killed_leaves_a_helper_that_sends_what_is_there(
     assert len(points(run_of(alive.path, store.uri or ""), outputs / "mlflow.db")["lr"]) == 3
 
 
+def test_helpers_that_no_run_began_with_leave_no_log_and_none_takes_the_log_of_another(tmp_path: Path) -> None:
+    log, run = tmp_path / "mirror.log", RunFolder(tmp_path / "runs" / "x")
+    first, second = UploadProcess(log), UploadProcess(log)
+    first.follow(run, embedded(tmp_path))
+    first.close()
+    assert log.exists()
+    second.close()
+    log.unlink()
+    alone = UploadProcess(log)
+    alone.follow(run, embedded(tmp_path))
+    alone.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_untracked_study_is_neither_mirrored_nor_drawn(tmp_path: Path, follower: UploadProcess) -> None:
     study = Study(tmp_path, "untracked")
     run = study.trial(0)

@@ -61,7 +61,36 @@ def test_a_refused_command_leaves_the_folder_as_it_was(case, mine):
     assert done.returncode == 2, done.stderr
     assert error_line(done).startswith("error: ")
     assert contents(mine) == before
-    assert not (mine.parent / "outputs").exists() or case == "after its lock"  # then with the log of uploads
+    assert not (mine.parent / "outputs").exists()
+
+
+FILE = "hydra.job_logging.handlers.file"
+SHARED = "handlers.s={class: logging.FileHandler, filename: %s}"
+OPENED_AT_ONCE = {
+    "the run's": ["hydra.run.dir=.", f"{FILE}.delay=false"],
+    "named on the command line": [f"{FILE}.delay=false", f"{FILE}.filename=new.log"],
+    "of several runs": [
+        *("-m", "hydra/sweeper=basic", "hydra.job_logging.root.handlers=[console,s]"),
+        "+hydra.job_logging." + SHARED % '"${hydra.sweep.dir}/s.log"',
+    ],
+    "Hydra's": ["-m", "hydra.hydra_logging.root.handlers=[s]", "+hydra.hydra_logging." + SHARED % "new.log"],
+}
+
+
+@pytest.mark.parametrize("case", OPENED_AT_ONCE)
+def test_a_refused_command_leaves_no_log_that_it_opened_at_once(case, mine):
+    before = contents(mine)
+    done = quick(mine, "output_dir=../outputs", "trainer.epochs=-1", *OPENED_AT_ONCE[case], torch=False)
+    assert error_line(done) == "error: trainer.epochs: must be >= 1, got -1"
+    assert contents(mine) == before
+    assert not (mine.parent / "outputs").exists()
+
+
+def test_a_refused_command_leaves_an_empty_log_that_was_there(mine):
+    (mine / "new.log").touch()
+    done = quick(mine, "trainer.epochs=-1", *OPENED_AT_ONCE["named on the command line"], torch=False)
+    assert done.returncode == 2
+    assert (mine / "new.log").exists()
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl", "curves.png", "run.log", "best.pt.tmp"])
@@ -182,6 +211,22 @@ def test_a_study_overwrites_no_file_of_the_user(name, tmp_path):
     line = error_line(done)
     assert line.startswith(f"error: hydra.sweeper.study_name: '{folder.path}' has files that would be overwritten (")
     assert name.partition("/")[0] in line
+    assert (done.returncode, contents(tmp_path)) == (2, before)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_file_of_the_user_where_a_study_would_keep_its_trials_is_left(is_folder, tmp_path):
+    storage = StudyFolder(tmp_path / "outputs" / "studies" / "s").storage
+    storage.parent.mkdir(parents=True)
+    if is_folder:
+        (storage / "mine").mkdir(parents=True)
+    else:
+        storage.write_text("mine\n")
+    before = contents(tmp_path)
+    done = quick(tmp_path, "-m", *DEBUG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=1", torch=False)
+    reason = f"cannot open '{storage}': Is a directory" if is_folder else f"'{storage}' is no journal of Optuna's"
+    remedy = "move it away, or set another hydra.sweeper.study_name"
+    assert error_line(done) == f"error: study: {reason}, and the study would keep its trials there; {remedy}"
     assert (done.returncode, contents(tmp_path)) == (2, before)
 
 

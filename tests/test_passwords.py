@@ -80,6 +80,37 @@ def test_no_output_and_no_row_of_mlflow_holds_it(tmp_path: Path) -> None:
     assert [path for path in private if path.stat().st_mode & 0o077] == []
 
 
+def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> None:
+    storage = f"postgresql+psycopg://postgres:{SECRET}@{postgresql.partition('://')[2]}"  # which is trusted without it
+    compared = ("optimizer=sgd,adam", "compare.name=c", "compare.n_seeds=2", "hydra.sweeper.n_trials=2")
+    given = (f"hydra.sweeper.storage='{storage}'", f"tracking.uri='http://me:{SECRET}@127.0.0.1:1'")
+    commands = [
+        ("sweep.compare", (*_SMALL, *compared, "hydra.sweeper.n_jobs=1", *given)),
+        ("sweep.sync", ("--uri", f"sqlite:///{tmp_path}/mlflow.db")),
+        ("sweep.report", ("c--sgd--tuning", "--storage", storage)),
+    ]
+    told = ""
+    for module, arguments in commands:
+        done = quick(tmp_path, *arguments, module=module, tracked=True, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        assert done.returncode == 0, done.stderr
+        told += done.stdout + done.stderr
+    assert SECRET not in told
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        dumped = "\n".join(store.iterdump())
+    files = {path.relative_to(tmp_path / "outputs").as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert [name for name, path in files.items() if SECRET.encode() in path.read_bytes()] == []
+    hidden = ("http://me:***@127.0.0.1:1", f"postgresql+psycopg://postgres:***@{postgresql.partition('://')[2]}")
+    for shown in hidden:
+        for text in (
+            dumped,
+            *(
+                files[name].read_text()
+                for name in ("comparisons/c/comparison.yaml", "studies/c--sgd--tuning/journal.jsonl")
+            ),
+        ):
+            assert shown in text
+
+
 def _may_hold_a_secret(path: Path) -> bool:
     return path.suffix in (".jsonl", ".log", ".yaml") and path.name != "optuna.log"
 

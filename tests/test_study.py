@@ -42,6 +42,7 @@ from sweep.config.composition import compose
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
+from sweep.utils.checked_file import OF_AN_OPTION, write_checked
 from sweep.utils.files import from_yaml
 
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
@@ -228,6 +229,13 @@ def test_a_best_configuration_without_a_key_of_its_option_is_no_option(tmp_path)
     folder = folder_of(tmp_path)
     assert "~optimizer.fused" in folder.best.read_text()
     assert not folder.option.exists()
+    folder.option.parent.mkdir()
+    folder.option.write_text("the user's own")
+    assert quick(tmp_path, "-m", *SMALL, *adamax, NAMED, "hydra.sweeper.n_trials=1").returncode == 0
+    assert folder.option.read_text() == "the user's own"
+    write_checked(folder.option, "seed: 7\n", first=OF_AN_OPTION)  # as of a trial that was the best before
+    assert quick(tmp_path, "-m", *SMALL, *adamax, NAMED, "hydra.sweeper.n_trials=1").returncode == 0
+    assert not folder.option.parent.exists()
 
 
 def test_trials_of_a_study_whose_storage_is_gone_are_not_taken_for_those_of_a_new_one(tmp_path):

@@ -22,6 +22,7 @@ from yaml import YAMLError
 from sweep.config.overrides import key_of, setting, value_of
 from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register_schema, with_origin
 from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.paths import absolute
 
 _UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")
 _OF_NO_PACKAGE = re.compile(
@@ -99,7 +100,7 @@ def searchpath_of(config_dir: str | Path | None) -> list[str]:
     """A folder with options of the user's own as an override, if there is one. Raises ConfigError."""
     if config_dir is None:
         return []
-    folder = Path(config_dir).absolute()
+    folder = absolute(config_dir)
     if not folder.is_dir():  # Hydra would only warn
         raise ConfigError("config_dir", f"no folder '{folder}'")
     return [setting("hydra.searchpath", [f"file://{folder}"])]
@@ -145,7 +146,9 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return _no_name_for_option(overrides)
     if isinstance(error, UserWarning) and _UNAVAILABLE.search(str(error)):
-        return ConfigError("hydra.searchpath", f"{str(error).partition('path=')[2]}; name a folder with options")
+        return ConfigError(
+            "hydra.searchpath", f"{str(error).partition('path=')[2].rstrip('.')}; name a folder with options"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _of_key(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
     return _of_hydra(error, overrides)

@@ -3,24 +3,30 @@
 The command line is the user's own. A config file may come from somebody else.
 """
 
+import argparse
 import functools
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra._internal import hydra as hydra_commands
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import basic_sweeper
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.utils import _run_hydra
 from hydra.core import utils as hydra_utils
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, Node, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.overrides import key_of
 from sweep.utils.errors import ConfigError
-from sweep.utils.ownership import is_hydras_file, note_hydras_file, refuse_existing
+from sweep.utils.ownership import is_hydras_file, note_hydras_file, note_log, refuse_existing
 from sweep.utils.passwords import without_passwords
 from sweep.utils.private import private
 
@@ -80,6 +86,9 @@ def guard_hydra() -> None:
     Plugins.instantiate_sweeper = _before(Plugins.instantiate_sweeper, _refuse_own_sweep)
     hydra_utils._save_config = _save_config
     basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
+    hydra_commands.OmegaConf = _Selecting  # type: ignore[attr-defined]
+    importlib.import_module("hydra.main")._run_hydra = _before(_run_hydra, _expand_config_dir)
+    FileConfigSource.__init__ = _in_home(FileConfigSource.__init__)  # type: ignore[method-assign]
 
 
 def _expand_home(node: DictConfig) -> None:
@@ -88,6 +97,24 @@ def _expand_home(node: DictConfig) -> None:
     if folder is not None and folder.startswith("~"):
         with read_write(node):
             node.dir = os.path.expanduser(folder)
+
+
+def _expand_config_dir(*, args: argparse.Namespace, **rest: Any) -> None:
+    """Have `~` mean the home directory in --config-dir and --config-path."""
+    for name in ("config_dir", "config_path"):
+        if (folder := getattr(args, name)) is not None:
+            setattr(args, name, os.path.expanduser(folder))
+
+
+def _in_home(init: Callable[..., None]) -> Callable[..., None]:
+    """Have `~` mean the home directory in hydra.searchpath."""
+
+    @functools.wraps(init)
+    def expanded(self: FileConfigSource, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.path = os.path.expanduser(self.path)
+
+    return expanded
 
 
 def _before(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
@@ -123,10 +150,18 @@ def _refuse_own_logs(node: DictConfig | None, *rest: Any, **others: Any) -> None
     node: hydra.hydra_logging or hydra.job_logging. Jobs of one sweep may share a file in its folder.
     """
     if node is not None:
+        _note_logs(node)
         hydra = node._get_parent()
         assert isinstance(hydra, DictConfig)
         shared = hydra.mode == RunMode.MULTIRUN and node._key() == "job_logging"
         _refuse_logs(hydra, str(node._key()), "${hydra.runtime.output_dir}" if shared else "${")
+
+
+def _note_logs(node: DictConfig) -> None:
+    for name, handler in (_plain(node, "handlers") or {}).items():
+        if isinstance(handler, dict) and "filename" in handler and not handler.get("delay"):
+            with suppress(OmegaConfBaseException, TypeError):  # Hydra, which opens it, will say so
+                note_log(Path(OmegaConf.select(node, f"handlers.{name}.filename")))
 
 
 def _refuse_own_sweep(plugins: Any, *, config: DictConfig, **rest: Any) -> None:
@@ -148,6 +183,16 @@ def _refuse_logs(hydra: DictConfig, key: str, prefix: str) -> None:
             file = OmegaConf.select(hydra, ".".join(names[1:]))
             if os.path.lexists(file):
                 raise ConfigError(path, f"'{file}' is there already; name another file, or set it on the command line")
+
+
+class _Selecting(OmegaConf):
+    """What Hydra takes the part of a config with that --package names."""
+
+    @staticmethod
+    def select(cfg: Any, key: str, **rest: Any) -> Any:
+        if (part := OmegaConf.select(cfg, key, **rest)) is None:
+            raise ConfigError("--package", f"'{key}' is no key of that config, or null; leave it out, or name another")
+        return part
 
 
 class _Saving(OmegaConf):

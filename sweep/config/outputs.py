@@ -22,18 +22,21 @@ def require_run(folder: Path) -> None:
 
 def require_study(output_dir: Path, name: str) -> None:
     """Raises ConfigError unless the study `name` below `output_dir` has a best configuration."""
-    _require_study("from_study", output_dir, name, BEST, "has no complete trial yet")
+    _require_study("from_study", output_dir, name, BEST, "no trial is complete yet")
 
 
 def require_begun_study(output_dir: Path, name: str) -> None:
     """Raises ConfigError unless there is a study `name` below `output_dir`, finished or not."""
-    _require_study("study", output_dir, name, "journal.jsonl", "has not begun")
+    _require_study("study", output_dir, name, "journal.jsonl", "it has not begun")
 
 
-def _require_study(key: str, output_dir: Path, name: str, file: str, without_it: str) -> None:
+def _require_study(key: str, output_dir: Path, name: str, file: str, reason: str) -> None:
     studies = output_dir.absolute() / "studies"
     known = sorted(path.parent.name for path in studies.glob(f"*/{file}"))
     if name not in known:
         is_there = name not in ("", ".", "..") and (studies / name).is_dir()
-        problem = without_it if is_there else f"is not below '{studies}'"
+        problem = f"is not below '{studies}'"
+        if is_there:
+            told = f"{reason}, or the file was removed, and the study's command writes it anew"
+            problem = f"has no '{studies / name / file}': {told}"
         raise ConfigError(key, f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")

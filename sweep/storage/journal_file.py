@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from sweep.storage.url import KEY
+from sweep.storage.url import KEY, NotAStorage
 from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.fsync import fsync
 
@@ -39,7 +39,7 @@ class JournalFile(BaseJournalBackend):
         self._mark = (0, 0, 0)  # lines read, the offset behind them, and the CRC of all bytes before that
         with self._locked(os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH):
             if not self._path.is_file():
-                raise ConfigError(KEY, f"'{self._path}' is no file")
+                raise NotAStorage(KEY, f"'{self._path}' is no file")
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """All of the logs or, when the disk is full, none."""
@@ -84,7 +84,7 @@ class JournalFile(BaseJournalBackend):
             if line.endswith(b"}") or _is_sealed(line, crc):
                 return log
         elif number == 1 and not line.startswith(_BEGINNING):
-            raise ConfigError(KEY, f"'{self._path}' is no journal of Optuna's; name another file")
+            raise NotAStorage(KEY, f"'{self._path}' is no journal of Optuna's")
         raise self._damaged(number)
 
     def _damaged(self, number: int) -> Damaged:
@@ -123,7 +123,7 @@ class JournalFile(BaseJournalBackend):
     def _check_beginning(self, torn: bytes) -> None:
         """A file of a single unfinished line is only cut off if it was a journal; a power cut may leave zeros."""
         if not _BEGINNING.startswith(torn.rstrip(b"\0")[: len(_BEGINNING)]):
-            raise ConfigError(KEY, f"'{self._path}' is no journal of Optuna's; name another file")
+            raise NotAStorage(KEY, f"'{self._path}' is no journal of Optuna's")
 
     def _size(self, file: int) -> int:
         size = os.fstat(file).st_size

@@ -30,6 +30,10 @@ _CONNECT_ARGS = {  # by driver
 }
 
 
+class NotAStorage(ConfigError):
+    """A file stands where a study would be kept, and no storage of Optuna's wrote it."""
+
+
 def kind(url: str | None) -> str | None:
     """The URL's scheme without a driver; None for a path."""
     scheme = re.match(r"(\w{2,})(\+\w+)?:", url or "")
@@ -56,6 +60,12 @@ def told_in_one_line(url: str | None) -> Iterator[None]:
             raise Damaged(_STUDY, error.path, error.reason, remedy, error.line) from error
         raise
     except ConfigError as error:
+        is_foreign = isinstance(error, NotAStorage) or isinstance(error.__cause__, IsADirectoryError)
+        if is_foreign and url is None:
+            told = "and the study would keep its trials there; move it away, or set another hydra.sweeper.study_name"
+            raise ConfigError("study", f"{error.problem}, {told}") from error
+        if is_foreign:
+            raise ConfigError(KEY, f"{error.problem}; name another file") from error
         if url is None:
             raise ConfigError("output_dir", f"{error.problem}; give another one") from error
         raise

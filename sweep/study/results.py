@@ -16,7 +16,7 @@ from sweep.search.space import Space
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.provenance import provenance_tags
-from sweep.utils.checked_file import OF_AN_OPTION, load_checked, write_checked
+from sweep.utils.checked_file import OF_AN_OPTION, load_checked, remove_checked, write_checked
 from sweep.utils.files import to_yaml
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -63,6 +63,7 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
     if any(o.startswith("~") for o in overrides):
+        remove_checked(folder.option, first=OF_AN_OPTION)  # of a trial that was the best before
         return  # an option cannot take keys away; `from_study` does
     folder.option.parent.mkdir(exist_ok=True)
     text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)

@@ -54,7 +54,7 @@ class Uploader:
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
         self._agreed = False  # whether it was seen that the tables are as they are known here
-        with _first_start(store.artifact_root):
+        with _first_start(store.lock):
             _make_tables(store.uri)
             self._client = MlflowClient(store.uri)
             self.reach()
@@ -337,12 +337,12 @@ def _make_tables(uri: str) -> None:
 
 
 @contextmanager
-def _first_start(artifact_root: Path | None) -> Iterator[None]:
+def _first_start(path: Path | None) -> Iterator[None]:
     """One process at a time makes the tables of an embedded store: MLflow's own first start races."""
-    if artifact_root is None:
+    if path is None:
         yield
         return
-    artifact_root.parent.mkdir(parents=True, exist_ok=True)
-    with open(artifact_root.parent / ".mlflow.lock", "a") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

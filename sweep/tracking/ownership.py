@@ -9,7 +9,7 @@ from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import first, status
 from sweep.tracking.provenance import resume_command
 from sweep.utils.errors import ConfigError, DamagedJournal
-from sweep.utils.ownership import refuse_existing, remove_hydras_files, remove_made
+from sweep.utils.ownership import is_new_log, refuse_existing, remove_empty_logs, remove_hydras_files, remove_made
 
 
 class JobFolder:
@@ -20,16 +20,17 @@ class JobFolder:
         self._before = set(os.listdir(path)) if self._path.is_dir() else set()
 
     def leave_unused(self) -> None:
-        """Close the job's log, and remove what this process wrote for a job that never began."""
+        """Close the job's logs, and remove what this process wrote for a job that never began."""
         logs = [Path(handler.baseFilename) for handler in self._handlers()]
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)
             handler.close()
+        remove_empty_logs()
         run = RunFolder(self._path)
         if run.path.is_dir() and not _has_begun(run):
             with suppress(Busy, OSError), run.lock():  # else the files are another process's
                 for file in (*logs, run.lock_file):
-                    if file.name not in self._before:
+                    if file.name not in self._before or is_new_log(file):
                         file.unlink(missing_ok=True)
         remove_hydras_files(below=self._path)
         remove_made(self._path)

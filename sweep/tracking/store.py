@@ -30,6 +30,11 @@ class Store(NamedTuple):
     artifact_root: Path | None
 
     @property
+    def lock(self) -> Path | None:
+        """The file that whoever opens the store makes and locks; None for a store that has its own artifact root."""
+        return None if self.artifact_root is None else self.artifact_root.parent / ".mlflow.lock"
+
+    @property
     def is_in_outputs(self) -> bool:
         """Whether it is the file in an `output_dir`, which whoever made that folder may have written."""
         root = self.artifact_root
@@ -124,13 +129,13 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     output_dir = output_dir_of(run)
     if output_dir is None:
         return None
-    recorded = _recorded_tracking(run, is_needed=uri is None)
+    recorded = recorded_tracking(run, is_needed=uri is None)
     tracking = Tracking(mlflow=recorded.mlflow, uri=uri)  # where to, the record does not say
     store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
     return store if store.uri else None
 
 
-def _recorded_tracking(run: RunFolder, is_needed: bool) -> Tracking:
+def recorded_tracking(run: RunFolder, is_needed: bool = False) -> Tracking:
     """What the run's config says of tracking. Raises Damaged if that is needed; the default will do otherwise."""
     key, remedy = "output_dir", "its journal may be whole: name its store with --uri"
     try:

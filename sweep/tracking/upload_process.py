@@ -8,8 +8,11 @@ a run whose curves could not be drawn, and now and then {"finishing": FOLDER, "l
 standard input closes, it sends what is left and ends.
 """
 
+import fcntl
+import importlib
 import json
 import logging
+import os
 import queue
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.store import Store
 from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyUpload, attempt
 from sweep.utils.command_line import secure_streams
+from sweep.utils.ownership import remove_made
 from sweep.utils.private import private
 
 if TYPE_CHECKING:
@@ -39,9 +43,9 @@ class UploadProcess:
     """The trial's side: starts the helper and speaks to it. A helper that dies costs the mirror, never the trial."""
 
     def __init__(self, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
-        with open(log, "ab", opener=private) as errors:
+        self._log, self._followed = log, list[RunFolder]()
+        errors, self._made_log = _opened(log)
+        with errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweep.tracking.upload_process"],
                 stdin=subprocess.PIPE,
@@ -51,14 +55,17 @@ class UploadProcess:
                 start_new_session=True,  # Ctrl-C is for the trial; the helper then sends what is left
             )
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def follow(self, folder: RunFolder, store: Store) -> None:
         """Mirrors the trial to the store from now on; without tracking it is only drawn."""
+        self._followed.append(folder)
         self._say({"follow": str(folder.path), "store": _spelled(store)})
 
     def follow_study(self, folder: StudyFolder, store: Store) -> None:
         """Mirrors the study and every trial in its folder, whichever process trains it, from now on."""
+        self._followed.append(folder.run)
         self._say({"follow_study": str(folder.path), "store": _spelled(store)})
 
     def finish(
@@ -103,10 +110,22 @@ class UploadProcess:
                 return f"the mirror process ended early, see {self._log}"
 
     def close(self) -> None:
-        """Lets the helper finish what it has been given, and go."""
+        """Let the helper finish what it has been given, and go. If no run has begun, it leaves no new log."""
         assert self._process.stdin is not None
+        if not any(run.journal.exists() for run in self._followed):
+            self._process.kill()  # it may be importing MLflow
+            self._listener.join()
+            self._remove_log()
         with suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.close()
+
+    def _remove_log(self) -> None:
+        """Remove the log if this process made it, and nothing is in it."""
+        with suppress(OSError), open(self._log, "rb") as log:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while the helper of another process may write
+            if self._made_log and os.fstat(log.fileno()).st_size == 0:
+                self._log.unlink()
+        remove_made(self._log.parent)
 
     def _say(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -123,6 +142,18 @@ class UploadProcess:
                 self._answers.put(json.loads(line))
         self._answers.put({"ended": True})
         self._process.wait()  # leaves no zombie behind
+
+
+def _opened(log: Path) -> tuple[IO[bytes], bool]:
+    """Open the log to append to it. Return it, and whether it is new. It is locked, so that nobody removes it."""
+    while True:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not log.exists()
+        errors = open(log, "ab", opener=private)  # noqa: SIM115  # the caller closes it
+        fcntl.flock(errors, fcntl.LOCK_SH)
+        if os.fstat(errors.fileno()).st_nlink > 0:  # else another process removed it meanwhile
+            return errors, is_new
+        errors.close()
 
 
 class _Helper:
@@ -157,8 +188,13 @@ class _Helper:
             self._finish(name)
 
     def _follow(self, message: dict[str, Any], store: Store) -> None:
-        """From now on; and loads what is slow to load while the trial trains."""
-        if store.uri:
+        """From now on; and loads what is slow to load while the trial trains.
+
+        A new store is made once a run has begun: one that is refused before leaves none.
+        """
+        if store.uri and store.lock is not None and not store.lock.exists():
+            attempt(lambda: importlib.import_module("sweep.tracking.mlflow_client"))
+        elif store.uri:
             attempt(lambda: self._mirror(store))
         if "follow" in message:
             self._followed[message["follow"]] = store

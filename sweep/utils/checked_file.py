@@ -5,6 +5,7 @@ of it is there: damage to the line itself must not make the file pass for an old
 """
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,31 @@ def write_checked(path: Path, text: str, durable: bool = True, first: str = "") 
     write_atomic(path, f"{first}{_head(text.encode()).decode()}{text}", durable)
 
 
+def is_checked(path: Path) -> bool:
+    """Return whether the file begins as `write_checked` has it, damaged or not."""
+    return path.is_file() and path.read_bytes().startswith(_MARK)
+
+
+def remove_checked(path: Path, first: str = "") -> None:
+    """Remove the file, and its folder if that is empty then. A file that is not as it was written is left alone."""
+    if path.is_file() and _is_whole(path.read_bytes(), first):
+        path.unlink()
+        with suppress(OSError):  # something else is in it
+            path.parent.rmdir()
+
+
 def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
     """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError.
 
     first: the line before the digest, as in `write_checked`.
     """
     data, mark = path.read_bytes(), first.encode() + _MARK
-    n_head = len(mark) + _DIGEST_BYTES
-    head, body = data[:n_head], data[n_head:]
-    is_whole = head == first.encode() + _head(body)
+    is_whole = _is_whole(data, first)
     same = sum(a == b for a, b in zip(data, mark, strict=False))
     if not data.strip() or (same > min(len(data), len(mark)) // 2 and not is_whole):
         raise Damaged(key, path, "it is empty" if not data.strip() else "it is not as it was written", remedy)
     try:
-        return (body if is_whole else data).decode()
+        return (data[len(mark) + _DIGEST_BYTES :] if is_whole else data).decode()
     except UnicodeDecodeError as error:
         raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
 
@@ -69,6 +81,11 @@ def damage_of(path: Path) -> Damaged | None:
     except Exception as error:  # zipfile trips over damage in any way
         return Damaged(key, path, one_line(error, 120), remedy)
     return None
+
+
+def _is_whole(data: bytes, first: str) -> bool:
+    n_head = len(first.encode()) + len(_MARK) + _DIGEST_BYTES
+    return data[:n_head] == first.encode() + _head(data[n_head:])
 
 
 def _head(body: bytes) -> bytes:

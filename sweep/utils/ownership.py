@@ -1,6 +1,7 @@
 """What is the user's, and what this process made: only the latter may be removed, and nothing else overwritten."""
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from sweep.utils.errors import ConfigError
 
 _made: set[str] = set()  # directories, by absolute path
+_logs: set[str] = set()  # that were not there before Hydra opened them, by absolute path
 _hydras: list[tuple[Path, set[str]]] = []  # files that Hydra wrote, each with what lay beside it before
 
 
@@ -69,12 +71,37 @@ def remove_hydras_files(below: Path | None = None) -> None:
                 remove_made(path.parent)
 
 
+def note_log(path: Path) -> None:
+    """Note that Hydra is about to open the log file `path`, and thereby makes it if it is not there."""
+    if not os.path.lexists(path):
+        _logs.add(os.path.abspath(path))
+
+
+def is_new_log(path: Path) -> bool:
+    """Return whether Hydra made the log file in this process."""
+    return str(path) in _logs
+
+
+def remove_empty_logs() -> None:
+    """Close and remove the log files that Hydra made in this process, as long as nothing is in them."""
+    for path in map(Path, sorted(_logs)):
+        with suppress(OSError):
+            if path.stat().st_size > 0 or not path.is_file():
+                continue
+            for handler in logging.getLogger().handlers.copy():
+                if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(path):
+                    logging.getLogger().removeHandler(handler)  # Hydra would write the traceback of a refused job
+                    handler.close()
+            path.unlink()
+            remove_made(path.parent)
+
+
 def refuse_existing(key: str, folder: Path, files: Sequence[Path]) -> None:
     """Raise ConfigError, with `key` to change, if one of the files that are to be written is there already.
 
     Where `files` names a directory, it may be there as long as it is empty.
     """
-    there = [file for file in files if _is_taken(file)]
+    there = [file for file in files if _is_taken(file) and not is_new_log(file)]
     there += [tmp for file in files if os.path.lexists(tmp := file.with_name(file.name + ".tmp"))]
     there = [os.path.relpath(file, folder) for file in there]
     if there:

@@ -1,12 +1,12 @@
 """Every durable file of a run, a study and a comparison is damaged in every way, and every command gets what is left.
 
-    python tests/campaigns/damage.py [--kinds run,study,comparison] [--share 1.0]
+    python tests/campaigns/damage.py [--kinds run,study,stopped] [--share 1.0]
 
 Tracking is on, in a local store. Allowed are the numbers that the undamaged files give, one by one, in the terminal, in
 every file that the command writes and in MLflow; or an exit status other than 0 and one line that names the file. Never
 a traceback, and never "all are in MLflow" when the store lacks something. tests/test_damage.py has the short form.
 
-All of it is about 2,400 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
+All of it is about 3,400 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
 lr_range writes, which only must not be lost.
 """
 
@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from processes import make_store, quick
+from processes import make_store, quick, quick_start
+from waiting import wait_until
 
 from sweep import compose, run_trial
 from sweep.storage.journal_file import JournalFile
@@ -39,7 +40,10 @@ from sweep.utils.errors import Interrupted
 
 SMALL = ("experiment=debug", "model.widths=[4]")
 N_EPOCHS, STOPPED_AFTER = 6, 3
+_LONG = ("-m", "experiment=debug", "trainer.epochs=200", "hydra/sweeper/pruner=none")
+STOPPED_STUDY = (*_LONG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
 STUDY = ("-m", *SMALL, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
+SQLITE_STUDY = (*STUDY, "hydra.sweeper.storage=sqlite:///outputs/study.db")
 COMPARE = (*SMALL, "optimizer=sgd,adam", "compare.name=c", "compare.n_seeds=2", "hydra.sweeper.n_trials=2")
 COMPARE += ("hydra.sweeper.n_jobs=1",)
 LR_RANGE = (*SMALL, "lr_range.n_updates=20", "lr_range.n_seeds=2", "hydra.run.dir=outputs/lr")
@@ -52,11 +56,12 @@ _PARTS = ("tuning", "chosen-*", "defaults-2")  # of a contender
 
 class Command(NamedTuple):
     """module, arguments: of the process. mlflow: what becomes of MLflow's store before it: "kept", "lost" or "unsent",
-    as if nothing had ever been sent."""
+    as if nothing had ever been sent. below: the folder in outputs that it reads, "" for all of them."""
 
     module: str
     arguments: tuple[str, ...]
     mlflow: str = "kept"
+    below: str = ""
 
 
 class Kind(NamedTuple):
@@ -94,6 +99,24 @@ def _make_study(cwd: Path) -> None:
     _done(cwd, *STUDY)
 
 
+def _make_stopped_study(cwd: Path) -> None:
+    """A study whose second trial is stopped in the middle."""
+    with quick_start(cwd, *STOPPED_STUDY, tracked=True) as command:
+        wait_until(lambda: _n_epochs(cwd / "outputs/studies/s/trials/1/journal.jsonl") > STOPPED_AFTER, command)
+        command.send_signal(signal.SIGTERM)
+    assert (cwd / "outputs/studies/s/trials/1/checkpoint.pt").exists()
+    assert journal.status(cwd / "outputs/studies/s/trials/0/journal.jsonl") == "FINISHED"
+
+
+def _n_epochs(record: Path) -> int:
+    losses = journal.curves(record).get("val/loss")
+    return 0 if losses is None else len(losses.steps)
+
+
+def _make_sqlite_study(cwd: Path) -> None:
+    _done(cwd, *SQLITE_STUDY)
+
+
 def _make_comparison(cwd: Path) -> None:
     _done(cwd, *COMPARE, module="sweep.compare")
 
@@ -124,10 +147,34 @@ KINDS = {
             **SYNC,
         },
     ),
+    "stopped": Kind(
+        _make_stopped_study,
+        tuple(f"studies/s/{name}" for name in _STUDY),
+        {
+            "study": Command("sweep.run", STOPPED_STUDY),
+            "report": Command("sweep.report", ("s",)),
+            "unsent": SYNC["unsent"],
+        },
+    ),
+    "sqlite": Kind(
+        _make_sqlite_study,
+        ("study.db", "studies/s/journal.jsonl"),
+        {"study": Command("sweep.run", SQLITE_STUDY), "report": Command("sweep.report", ("s",))},
+    ),
     "comparison": Kind(
         _make_comparison,
-        (*(f"studies/c--sgd--{part}/{name}" for part in _PARTS for name in _STUDY), "comparisons/c/comparison.yaml"),
-        {"compare": Command("sweep.compare", COMPARE), **SYNC},
+        (
+            *(f"studies/c--sgd--{part}/{name}" for part in _PARTS for name in _STUDY),
+            *(f"comparisons/c/comparison.{suffix}" for suffix in ("yaml", "md")),
+        ),
+        {
+            "compare": Command("sweep.compare", COMPARE),
+            **{
+                f"report of {study}": Command("sweep.report", (study,), below=f"studies/{study}/")
+                for study in ("c--sgd--tuning", "c--sgd--defaults-2")
+            },
+            **SYNC,
+        },
     ),
     "lr_range": Kind(
         _make_lr_range,
@@ -137,8 +184,8 @@ KINDS = {
 }
 
 
-def damages(data: bytes, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """The file's content, damaged, by what was done to it."""
+def damages(data: bytes, seed: int = 0) -> Iterator[tuple[str, bytes | None]]:
+    """The file's content, damaged, by what was done to it; None for a file that is removed."""
     drawn = random.Random(seed)
     for share in (0.05, 0.3, 0.5, 0.8, 0.99):
         yield f"cut at {share}", data[: int(share * len(data))]
@@ -153,6 +200,7 @@ def damages(data: bytes, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     yield "a line of garbage", b"".join([*lines[:middle], b"\xff}garbage{\n", *lines[middle:]])
     yield "garbage appended", data + b"garbage: 1\n"
     yield "emptied", b""
+    yield "removed", None
 
 
 class Campaign:
@@ -170,7 +218,7 @@ class Campaign:
         outputs = self._original / "outputs"
         return [str(path.relative_to(outputs)) for pattern in self.kind.files for path in sorted(outputs.glob(pattern))]
 
-    def damages(self, file: str) -> dict[str, bytes]:
+    def damages(self, file: str) -> dict[str, bytes | None]:
         return dict(damages((self._original / "outputs" / file).read_bytes(), zlib.crc32(file.encode())))
 
     def right(self, command: str) -> Result:
@@ -179,7 +227,7 @@ class Campaign:
             self._right[command] = self._result(command)
         return self._right[command]
 
-    def outcome(self, file: str, content: bytes, command: str) -> str:
+    def outcome(self, file: str, content: bytes | None, command: str) -> str:
         """ "right", "warned" (right, but MLflow lacks something) or "refused", or what is wrong."""
         found, right = self._result(command, file, content), self.right(command)
         if "Traceback" in found.errors or any("Traceback" in line for line in found.said):
@@ -187,7 +235,7 @@ class Campaign:
         if other := _other_points(found.store, right.store):
             return f"other numbers in MLflow: {other}"
         if found.status == right.status and found.said == right.said:
-            return self._compared(found, right, command)
+            return self._compared(found, right, command, file if content is None else None)
         if found.status == 0 and _says_unsent(found, right) and _names(file, found.errors + "\n".join(found.said)):
             return "warned" if (told := self._compared(found, right, command)) == "right" else told
         if found.status == 0:
@@ -200,17 +248,20 @@ class Campaign:
             return f"says that all is sent: {found.said[-1]}"
         return "refused" if is_sync or len(lines) == 1 else f"{len(lines)} lines of errors: {found.errors}"
 
-    def _compared(self, found: Result, right: Result, command: str) -> str:
+    def _compared(self, found: Result, right: Result, command: str, removed: str | None = None) -> str:
+        """removed: a file that MLflow may lack, since it is no longer there."""
         if found.status != 0:
             return "right"
         for path, content in found.files.items():
             if content != right.files.get(path, content):
                 return f"writes another {path}: {_first_difference(content, right.files[path])}"
-        if self.kind.commands[command].module == "sweep.sync" and found.store != right.store:
-            return f"says that all is sent, but: {_first_difference(found.store, right.store)}"
+        if self.kind.commands[command].module == "sweep.sync":
+            sent, all_there = (_without(removed, result.store) for result in (found, right))
+            if sent != all_there:
+                return f"says that all is sent, but: {_first_difference(sent, all_there)}"
         return "right"
 
-    def _result(self, name: str, file: str | None = None, content: bytes = b"") -> Result:
+    def _result(self, name: str, file: str | None = None, content: bytes | None = None) -> Result:
         command, outputs = self.kind.commands[name], self._cwd / "outputs"
         shutil.rmtree(self._cwd, ignore_errors=True)
         shutil.copytree(self._original, self._cwd)
@@ -220,7 +271,9 @@ class Campaign:
         if command.mlflow == "unsent":
             for state in outputs.rglob("mlflow.json"):
                 state.unlink()
-        if file is not None:
+        if file is not None and content is None:
+            (outputs / file).unlink()
+        elif file is not None:
             (outputs / file).write_bytes(content)
         before = {path: path.read_bytes() for path in _durable(outputs)}
         done = quick(self._cwd, *command.arguments, module=command.module, tracked=True)
@@ -242,14 +295,14 @@ def _says_unsent(found: Result, right: Result) -> bool:
 
 
 def _durable(outputs: Path) -> Iterator[Path]:
-    for suffix in ("yaml", "jsonl", "html", "log", "best.pt"):
+    for suffix in ("yaml", "md", "jsonl", "html", "log", "best.pt"):
         yield from outputs.rglob(f"*{suffix}")
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Without what takes as long as it takes."""
+    """Without times, and without epochs: a run whose checkpoint is gone trains those before it again."""
     lines = (re.sub(r"\((\d+ s|done before)\)", "", line).rstrip() for line in done.stdout.splitlines())
-    return [line for line in lines if line and not line.lstrip().startswith("time ")]
+    return [line for line in lines if line and not line.lstrip().startswith(("time ", "resuming ", "epoch "))]
 
 
 def _content(path: Path) -> Any:
@@ -268,7 +321,7 @@ def _content(path: Path) -> Any:
                 return hashlib.sha256(path.read_bytes()).hexdigest()
     except Exception as error:
         return repr(error)
-    return path.read_text(errors="replace") if path.suffix == ".yaml" else None
+    return path.read_text(errors="replace") if path.suffix in (".yaml", ".md") else None
 
 
 def _journal(path: Path) -> Any:
@@ -328,6 +381,12 @@ def _other_points(found: dict[str, Any], right: dict[str, Any]) -> str:
     return ""
 
 
+def _without(removed: str | None, store: dict[str, Any]) -> dict[str, Any]:
+    """The runs without the artifact that the removed file would be."""
+    gone = {f"artifact {'/'.join(removed.split('/')[-n:])}" for n in (1, 2)} if removed is not None else set()
+    return {uid: {key: told for key, told in run.items() if key not in gone} for uid, run in store.items()}
+
+
 def _first_difference(found: Any, right: Any) -> str:
     if isinstance(found, dict) and isinstance(right, dict):
         for key in [*right, *found]:
@@ -340,13 +399,13 @@ def _first_difference(found: Any, right: Any) -> str:
     return f"{found!s:.200} for {right!s:.200}"
 
 
-def cases(campaign: Campaign, share: float) -> Iterator[tuple[str, str, bytes, str]]:
+def cases(campaign: Campaign, share: float) -> Iterator[tuple[str, str, bytes | None, str]]:
     """File, damage, content, command: all of them, or a drawn share."""
     drawn = random.Random(0)
     for file in campaign.files():
         for what, content in campaign.damages(file).items():
-            for command in campaign.kind.commands:
-                if drawn.random() < share:
+            for command, read in campaign.kind.commands.items():
+                if file.startswith(read.below) and drawn.random() < share:
                     yield file, what, content, command
 
 
