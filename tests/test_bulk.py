@@ -368,7 +368,7 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, o
     for study in studies:
         if after == "one that saw no trials":
             first = study.folder.trial(0)
-            witness._parent(first, {"parent": study.as_parent(first), "experiment": study.folder.path.name})
+            witness._runs.parent(first, {"parent": study.as_parent(first), "experiment": study.folder.path.name})
         for number in range(3):
             study.end(study.trial(number), artifacts=["config.yaml"])
         study.end(study.folder.run)

@@ -124,7 +124,7 @@ def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
 def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
     mirror = Uploader(embedded(outputs))
     monkeypatch.setattr(type(mirror._client), "tracking_uri", "postgresql://me:secret@host/db")
-    line = str(mirror._deleted("run", "mine", "12"))
+    line = str(mirror._runs._deleted("run", "mine", "12"))
     assert "secret" not in line
     assert "in place of ***" in line
 
