@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import QuotedString
 from hydra.core.utils import JobRuntime
 from optuna.distributions import FloatDistribution, IntDistribution
 from processes import quick
@@ -36,6 +37,9 @@ SMALL = [*TINY, "model.widths=[8]"]
 FEW: dict[str, Any] = {"sampler": "random", "pruner": "none"}
 
 
+_OF_OTHERS = ("PYTEST_", "TORCHINDUCTOR_", "KMP_")  # what torch sets as it is imported, and joblib
+
+
 def _state() -> dict[str, Any]:
     """What a program shares with what it calls."""
     root = logging.getLogger()
@@ -47,7 +51,8 @@ def _state() -> dict[str, Any]:
         ),
         "signals": {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)},
         "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "place": (os.getcwd(), sys.argv, dict(os.environ)),
+        "place": (os.getcwd(), sys.argv),
+        "environment": {key: value for key, value in os.environ.items() if not key.startswith(_OF_OTHERS)},
         "logging": (root.handlers[:], root.level, logging.getLogRecordFactory(), optuna.logging.get_verbosity()),
         "streams": (sys.stdin, sys.stdout, sys.stderr),
     }
@@ -220,12 +225,12 @@ def test_a_distribution_is_recorded_as_a_range_that_is_the_same(distribution: An
     assert distribution_of("key", parse_override(text, "key")) == distribution
 
 
-def test_choices_are_recorded_as_they_are() -> None:
-    choices = [None, "a,b", "1e3", "choice(x)", "${x}", "it's"]
-    text = sweep_override("key", choices)
-    assert parse_override(text, "key").value().list == choices
-    lists = parse_override(sweep_override("key", [[8], [16, 16]]), "key").value().list
-    assert lists == [[8], [16, 16]]
+@pytest.mark.parametrize(
+    "choices", [[None, "a,b", "1e3", "choice(x)", "${x}", "it's"], [[8], [16, 16]], [1.5], ["sgd"]], ids=str
+)
+def test_choices_are_recorded_as_they_are(choices: list[Any]) -> None:
+    sweep_of: Any = parse_override(sweep_override("key", choices), "key").value()
+    assert [choice.text if isinstance(choice, QuotedString) else choice for choice in sweep_of.list] == choices
 
 
 # Comparisons, range tests, reports, runs
@@ -301,9 +306,9 @@ def test_the_snippet_of_the_readme_runs_as_it_is(capfd: pytest.CaptureFixture[st
     (snippet,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(snippet, str(README), "exec"), names)
-    assert len(names["study"].trials) == len(names["table"]) == 6
+    assert len(names["study"].trials) == len(names["table"]) == 4
     assert names["page"].is_file()
-    assert names["compared"].name
+    assert names["compared"].winner in (None, "mlp")
     assert capfd.readouterr().err == ""
 
 

@@ -30,7 +30,7 @@ _OF_NO_PACKAGE = re.compile(
 )
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """The config that `python -m sweep.run OVERRIDES` would use.
 
     `config_dir` is a folder with options of your own, like Hydra's --config-dir. Hydra's global state is as before

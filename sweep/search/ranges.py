@@ -68,7 +68,8 @@ def sweep_override(key: str, value: Range) -> str:
     choices = value.choices if isinstance(value, CategoricalDistribution) else value
     if not isinstance(choices, list | tuple) or not choices:
         raise ConfigError(key, f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}")
-    return f"{key}=choice({','.join(map(spelled, choices))})"
+    words = ",".join(map(spelled, choices))  # `choice` takes no null
+    return f"{key}={words}" if len(choices) > 1 else f"{key}=choice({words})"
 
 
 def distribution_of(key: str, override: Override) -> BaseDistribution:

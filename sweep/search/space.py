@@ -217,8 +217,8 @@ class Space:
 
     def configured_groups(self) -> dict[str, str]:
         """The configured option of each sampled group if it is among those sampled, else the first."""
-        choices = self.composer.master.hydra.runtime.choices
-        return {g: choices[g] if choices.get(g) in d.choices else d.choices[0] for g, d in self.groups.items()}
+        choices, first = self.composer.master.hydra.runtime.choices, self.first_groups()
+        return {g: choices[g] if choices.get(g) in d.choices else first[g] for g, d in self.groups.items()}
 
     def each_group_alone(self) -> list[dict[str, str]]:
         """The first options, and every other option of one group beside the first of the others."""

@@ -252,7 +252,7 @@ class StudyRunner:
                     os._exit(128 + signum)
                 if frame is not None:
                     raise KeyboardInterrupt
-                _thread.interrupt_main(signum)
+                _thread.interrupt_main(signal.Signals(signum))
             self._stopped_by = signum
             self.folder.workers.mkdir(parents=True, exist_ok=True)
             plan.stop_request.touch()

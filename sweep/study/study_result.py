@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import optuna
+from optuna import Study
 
 from sweep.execution.attempts import trials_of
 from sweep.study.reading import snapshot
@@ -22,10 +22,10 @@ class StudyResult:
 
     name: str
     folder: Path
-    optuna: optuna.Study
+    optuna: Study
 
     @classmethod
-    def of(cls, study: optuna.Study, folder: StudyFolder) -> "StudyResult":
+    def of(cls, study: Study, folder: StudyFolder) -> "StudyResult":
         return cls(study.study_name, folder.path, snapshot(study))
 
     @cached_property
