@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sweep.config.schema import Config
 from sweep.tracking import journal as journals
+from sweep.tracking.chunks import forget_offsets, most_sent
 from sweep.tracking.ending import write_end
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
@@ -35,7 +36,10 @@ class Attempt:
     ) -> None:
         """data: as `dataset` has it. store: as `recorded_uri` has it. device: the kind that it trains on."""
         self._run, self._course, self._member = run, course, member
+        is_shorter = journals.whole_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
+        if is_shorter:  # it lost its end, and nothing that the checkpoint has
+            forget_offsets(run)
         try:
             write_start(self._journal, run, config, data, output_dir, store, device, member)
         except BaseException:
