@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.stored_run import stored_config
 from sweep.tracking.study_upload import Damage, StudyUpload
+from sweep.tracking.upload_process import UploadProcess
 from sweep.utils.checked_file import write_checked
-from sweep.utils.errors import Damaged, DamagedJournal
+from sweep.utils.errors import Damaged, DamagedJournal, Interrupted
 
 GARBAGE = b"\x00\xff garbage\n"
 Synced = tuple[int, str, str]
@@ -281,6 +283,29 @@ def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tm
             resume()
         assert caught.value.exit_status == 1
     assert {path: path.read_bytes() for path in run.path.iterdir()} == files
+
+
+def test_a_run_that_lost_its_config_is_not_resumed(small_trial: Callable[..., Outcome]) -> None:
+    run = RunFolder(small_trial().folder)
+    run.config.unlink()
+    with pytest.raises(Damaged, match=r"resume: '.*config.yaml' is damaged \(it is gone\); start a new run"):
+        run_trial(compose([f"resume={run.path}"]))
+
+
+def test_a_resumed_run_whose_journal_lost_its_end_is_sent_whole(outputs: Path, follower: UploadProcess) -> None:
+    def stop(epoch: int, metrics: Mapping[str, float]) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    run = RunFolder(outputs / "runs" / "x")
+    with pytest.raises(Interrupted):
+        run_trial(compose(["experiment=debug", f"output_dir={outputs}"]), stop, folder=run.path, follower=follower)
+    *lines, end = run.journal.read_bytes().splitlines(keepends=True)
+    assert b"KILLED" in end
+    run.journal.write_bytes(b"".join(lines))
+    outcome = run_trial(compose([f"resume={run.path}", f"output_dir={outputs}"]), follower=follower)
+    assert outcome.mirrored
+    in_store = run_of(run.path, f"sqlite:///{outputs}/mlflow.db")
+    assert points(in_store, outputs / "mlflow.db") == recorded(run.path)
 
 
 def test_a_trial_that_lost_its_config_is_damaged_and_so_stops_its_study(study: Study) -> None:

@@ -91,23 +91,19 @@ def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> N
     ]
     told = ""
     for module, arguments in commands:
-        done = quick(tmp_path, *arguments, module=module, tracked=True, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        tracked = module != "sweep.compare"  # a helper forked with MLflow in it would try again for minutes
+        done = quick(tmp_path, *arguments, module=module, tracked=tracked, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         assert done.returncode == 0, done.stderr
         told += done.stdout + done.stderr
     assert SECRET not in told
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         dumped = "\n".join(store.iterdump())
-    files = {path.relative_to(tmp_path / "outputs").as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
-    assert [name for name, path in files.items() if SECRET.encode() in path.read_bytes()] == []
-    hidden = ("http://me:***@127.0.0.1:1", f"postgresql+psycopg://postgres:***@{postgresql.partition('://')[2]}")
-    for shown in hidden:
-        for text in (
-            dumped,
-            *(
-                files[name].read_text()
-                for name in ("comparisons/c/comparison.yaml", "studies/c--sgd--tuning/journal.jsonl")
-            ),
-        ):
+    assert SECRET not in dumped
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
+    record = tmp_path / "outputs" / "studies" / "c--sgd--tuning" / "journal.jsonl"
+    facts = tmp_path / "outputs" / "comparisons" / "c" / "comparison.yaml"
+    for shown in ("http://me:***@127.0.0.1:1", storage.replace(SECRET, "***")):
+        for text in (dumped, record.read_text(), facts.read_text()):
             assert shown in text
 
 

@@ -275,6 +275,9 @@ class _Forking:
             os.close(to_command)
             self.stdin, self.stdout = os.fdopen(to_helper, "w"), os.fdopen(of_command)
 
+        def kill(self) -> None:
+            os.kill(self.pid, signal.SIGKILL)
+
         def wait(self) -> None:
             os.waitpid(self.pid, 0)
 

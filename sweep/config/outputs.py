@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from sweep.utils.errors import ConfigError
+from sweep.utils.errors import ConfigError, Damaged
 
 _LONGEST_FOLDER = 200
+ANEW = "start a new run; in a study, remove the trial's folder and run the study's command again"  # without its files
 BEST = "best.yaml"  # in the folder of a study: its best configuration
 
 
@@ -15,8 +16,11 @@ def folder_name(name: str) -> str:
 
 
 def require_run(folder: Path) -> None:
-    """Raises ConfigError unless there is an earlier run to resume in `folder`."""
-    if not (folder / "config.yaml").is_file():
+    """Raises ConfigError unless there is an earlier run to resume in `folder`; Damaged if it has lost its config."""
+    config, journal = folder / "config.yaml", folder / "journal.jsonl"
+    if not config.is_file():
+        if journal.is_file() and journal.stat().st_size > 0:
+            raise Damaged("resume", config, "it is gone", ANEW)
         raise ConfigError("resume", f"no run in '{folder}'; give the folder that the run printed")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sweep.config.schema import Config
 from sweep.tracking import journal as journals
-from sweep.tracking.chunks import artifact_names
+from sweep.tracking.chunks import artifact_names, forget_offsets, most_sent
 from sweep.tracking.description import group_choices, hyperparameters, run_name
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import Journal
@@ -50,7 +50,10 @@ class RunRecorder:
     def __init__(self, run: RunFolder, member: Membership | None = None) -> None:
         """member: the trial's place in a study, if it has one. Raises DamagedJournal, or OSError."""
         self._run, self._member = run, member
+        is_shorter = journals.whole_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
+        if is_shorter:  # it lost its end, and nothing that the checkpoint has
+            forget_offsets(run)
 
     def start(
         self,

@@ -10,12 +10,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.outputs import require_run
+from sweep.config.outputs import ANEW, require_run
 from sweep.config.overrides import known_command
 from sweep.config.schema import Config, literal, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.journal import first, status, whole_size
+from sweep.tracking.journal import first, status
 from sweep.utils.checked_file import load_checked, read_checked
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
 
@@ -25,18 +25,16 @@ def stored_config(run: RunFolder, own: Config) -> Config:
 
     Raises ConfigError, or Damaged.
     """
-    if whole_size(run.journal) and not run.config.exists():
-        raise Damaged("resume", run.config, "it is gone", _ANEW)
     require_run(run.path)
     try:
         ending = status(run.journal)
     except DamagedJournal as error:
-        raise error.with_remedy(f"put back a copy of it, or {_ANEW}") from error
+        raise error.with_remedy(f"put back a copy of it, or {ANEW}") from error
     if ending == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
-    plain = dict(load_checked(run.config, "resume", _ANEW))
+    plain = dict(load_checked(run.config, "resume", ANEW))
     if run.overrides.exists():  # which MLflow gets
-        read_checked(run.overrides, "resume", _ANEW)
+        read_checked(run.overrides, "resume", ANEW)
     plain |= {"resume": None, "from_study": None, "output_dir": own.output_dir}
     tracking = plain.get("tracking")
     known = tracking if isinstance(tracking, dict) else asdict(own.tracking)
@@ -44,7 +42,7 @@ def stored_config(run: RunFolder, own: Config) -> Config:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(plain)))
     except OmegaConfBaseException as error:
-        raise Damaged("resume", run.config, one_line(error, 120), _ANEW) from error
+        raise Damaged("resume", run.config, one_line(error, 120), ANEW) from error
     assert isinstance(merged, DictConfig)
     return validate(merged)
 
@@ -108,6 +106,3 @@ def study_command(run: RunFolder) -> str | None:
 
 def _told(tags: Mapping[str, Any], study: RunFolder) -> str:
     return known_command(tags.get("command")) or f"the command of the study in '{os.path.normpath(study.path)}'"
-
-
-_ANEW = "start a new run; in a study, remove the trial's folder and run the study's command again"

@@ -272,7 +272,7 @@ class Campaign:
             for state in outputs.rglob("mlflow.json"):
                 state.unlink()
         if file is not None and content is None:
-            (outputs / file).unlink()
+            (outputs / file).unlink(missing_ok=True)  # as "unsent" does
         elif file is not None:
             (outputs / file).write_bytes(content)
         before = {path: path.read_bytes() for path in _durable(outputs)}
