@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from processes import error_line, quick
 
-sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "campaigns"))
 from damage import ALLOWED, STUDY, Campaign
 
 N_DRAWN = {"run": 1, "study": 1}

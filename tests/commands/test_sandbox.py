@@ -26,7 +26,7 @@ from sweep.tracking.journal import Journal
 from sweep.tracking.run_recorder import stored_text
 
 SECRET = "hush-7b2c"
-_HOOKS = Path(__file__).parent / "sandbox"
+_HOOKS = Path(__file__).parents[1] / "sandbox"
 _SMALL = ("experiment=debug", "trainer.epochs=1", "data.n=96", "trainer.batch_size=16")
 _DATASET = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
 

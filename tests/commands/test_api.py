@@ -31,7 +31,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.errors import Interrupted
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 TINY = ["data.n=96", "trainer.epochs=2", "trainer.batch_size=16", "tracking=off"]
 SMALL = [*TINY, "model.widths=[8]"]
 FEW: dict[str, Any] = {"sampler": "random", "pruner": "none"}

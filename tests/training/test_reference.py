@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from campaigns.record_reference import KINDS, N_TRIALS, trials
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "curves.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "curves.json").read_text())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import RUN, environment, only_run, recorded, run
 
-SOURCE = Path(__file__).parent.parent
+SOURCE = Path(__file__).parents[2]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 
 

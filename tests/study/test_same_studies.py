@@ -20,7 +20,7 @@ from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot, make_root, make_spec
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "studies.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "studies.json").read_text())
 
 
 @pytest.fixture(autouse=True)
