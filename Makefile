@@ -4,7 +4,7 @@ BIN ?= .venv/bin
 OUTPUTS ?= outputs
 PORT ?= 5000
 
-.PHONY: run ui test check setup
+.PHONY: run ui test test-fast check setup
 
 run: setup
 	$(BIN)/python -m sweep.run optimizer=adam
@@ -16,6 +16,9 @@ ui:  # one worker and no job runner are enough for one person
 
 test: setup check
 	$(BIN)/python -m pytest -n auto
+
+test-fast: setup  # in this process, below a minute
+	$(BIN)/python -m pytest -n auto -m "not process and not slow"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -53,6 +53,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
+_STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn")
+_ASKED_OF_THE_MACHINE = ("git", "lscpu")  # in passing, by whatever records or counts
+_started: list[str] = []
+
+
+def _note_start(event: str, args: tuple[Any, ...]) -> None:
+    if event in _STARTS:
+        program = os.fspath(args[0]) if event == "subprocess.Popen" else event
+        if os.path.basename(os.fsdecode(program)) not in _ASKED_OF_THE_MACHINE:
+            _started.append(os.fsdecode(program))
+
+
+sys.addaudithook(_note_start)
+
+
+@pytest.fixture(autouse=True)
+def _unmarked_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that `make test-fast` is what it says."""
+    n_before = len(_started)
+    yield
+    if request.node.get_closest_marker("process") is None:
+        assert _started[n_before:] == [], "mark the test as one of processes: @pytest.mark.process"
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tester's own settings must not reach the tests."""

@@ -4,7 +4,8 @@
 
 Tracking is on, in a local store. Allowed are the numbers that the undamaged files give, one by one, in the terminal, in
 every file that the command writes and in MLflow; or an exit status other than 0 and one line that names the file. Never
-a traceback, and never "all are in MLflow" when the store lacks something. tests/commands/test_damage.py has the short form.
+a traceback, and never "all are in MLflow" when the store lacks something. The short form is in
+tests/commands/test_damage.py.
 
 All of it is about 3,400 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
 lr_range writes, which only must not be lost.

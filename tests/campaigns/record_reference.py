@@ -1,4 +1,4 @@
-"""Record what 20 configurations come to, for tests/training/test_reference.py: run it on a commit whose numbers are right.
+"""Record what 20 configurations come to, for tests/training/test_reference.py; on a commit whose numbers are right:
 
     python tests/campaigns/record_reference.py tests/reference/curves.json
 

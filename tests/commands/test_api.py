@@ -31,6 +31,8 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.errors import Interrupted
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 README = Path(__file__).parents[2] / "README.md"
 TINY = ["data.n=96", "trainer.epochs=2", "trainer.batch_size=16", "tracking=off"]
 SMALL = [*TINY, "model.widths=[8]"]

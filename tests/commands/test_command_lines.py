@@ -56,6 +56,7 @@ ODD = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("odd", ODD)
 def test_an_odd_command_line_is_one_line_that_names_its_key(odd: str, tmp_path: Path):
     arguments, key = ODD[odd]
@@ -94,6 +95,7 @@ FILES = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("file", FILES)
 def test_an_odd_file_of_ones_own_is_one_line(file: str, tmp_path: Path):
     content, says = FILES[file]
@@ -121,6 +123,7 @@ _VALUES = st.one_of(
 )
 
 
+@pytest.mark.process
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=st.lists(st.tuples(_KEYS, _VALUES), min_size=1, max_size=2), many=st.booleans())
 def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[str, str]], many: bool):
@@ -132,11 +135,13 @@ def test_no_command_line_ends_in_a_traceback(tmp_path: Path, drawn: list[tuple[s
     assert error_line(done).startswith("error: ")
 
 
+@pytest.mark.process
 def test_a_config_that_is_shown_is_escaped(tmp_path: Path):
     done = quickly(tmp_path, "--cfg", "job", 'experiment_name="x\u202ey"')
     assert "experiment_name: x\\u202ey\n" in done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "given", [["--config-dir", "~/x"], ['hydra.searchpath=["~/x"]'], ['hydra.searchpath=["file://~/x"]']]
 )
@@ -147,11 +152,13 @@ def test_a_folder_of_options_may_be_in_the_home_directory(given: list[str], tmp_
     assert (done.returncode, done.stdout, done.stderr) == (0, "# @package model.widths\n- 8\n", "")
 
 
+@pytest.mark.process
 def test_a_list_for_a_group_is_told_what_works(tmp_path: Path):
     line = error_line(quickly(tmp_path, "experiment=[1,2]"))
     assert line.startswith("error: experiment: no option '[1,2]'; choose one of: ")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["run", "compare", "lr_range", "sync", "report"])
 def test_a_folder_that_is_gone_and_bytes_that_are_no_text_are_one_line(module: str, tmp_path: Path):
     command = [sys.executable, "-c", "import os, runpy, sys; os.rmdir(os.getcwd()); runpy.run_module(sys.argv.pop(1), "]
@@ -172,6 +179,7 @@ def test_a_folder_that_is_gone_and_bytes_that_are_no_text_are_one_line(module: s
         assert done.returncode == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "arguments", "key"),
     [
@@ -221,6 +229,7 @@ def test_neither_does_one_of_sync_or_report(
         assert told.err.count("\n") == 1
 
 
+@pytest.mark.process
 def test_folders_are_named_after_the_options_that_were_trained(tmp_path: Path):
     """Also where an option is in a subfolder, and where a study's best is trained again, as the study says how."""
     (tmp_path / "model" / "sub").mkdir(parents=True)

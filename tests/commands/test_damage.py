@@ -10,6 +10,8 @@ from processes import error_line, quick
 sys.path.insert(0, str(Path(__file__).parents[1] / "campaigns"))
 from damage import ALLOWED, STUDY, Campaign
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 N_DRAWN = {"run": 1, "study": 1}
 KNOWN = {  # damage that once went unseen, by kind: file, damage, command
     "run": [

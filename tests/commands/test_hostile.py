@@ -25,6 +25,8 @@ from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store, own_store, store_of, tracking_store
 
+pytestmark = pytest.mark.slow  # MLflow, or many compositions
+
 SECRET = "hush-7b2c"
 
 
@@ -261,6 +263,7 @@ def test_a_sign_that_a_url_cannot_hold_is_refused_where_it_would_lead_astray(tmp
     assert own_store(tmp_path / "a b'c").uri == f"sqlite:///{tmp_path}/a b'c/mlflow.db"
 
 
+@pytest.mark.process
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,8 @@ from hydra.test_utils.launcher_common_tests import LauncherTestSuite
 
 from sweep.study.sweeper import StudySweeper
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 
 @pytest.fixture(scope="module", autouse=True)
 def plugins() -> None:

@@ -11,6 +11,8 @@ from sweep.tracking.ownership import JobFolder
 from sweep.utils.errors import ConfigError
 from sweep.utils.ownership import refuse_existing
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 DEBUG = ("experiment=debug", "tracking=off")
 
 

@@ -51,6 +51,7 @@ def test_what_lacks_its_password_is_asked_for_it() -> None:
         open_storage("postgresql://me@host/db?password=***", None)  # type: ignore[arg-type]  # of a file only
 
 
+@pytest.mark.process
 def test_no_output_and_no_row_of_mlflow_holds_it(tmp_path: Path) -> None:
     tracked = (*_SMALL, f"tracking.uri='http://me:{SECRET}@127.0.0.1:1'")  # nobody is there, which is told with the URI
     study = ("-m", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-3,1e-2)")
@@ -80,6 +81,7 @@ def test_no_output_and_no_row_of_mlflow_holds_it(tmp_path: Path) -> None:
     assert [path for path in private if path.stat().st_mode & 0o077] == []
 
 
+@pytest.mark.process
 def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> None:
     storage = f"postgresql+psycopg://postgres:{SECRET}@{postgresql.partition('://')[2]}"  # which is trusted without it
     compared = ("optimizer=sgd,adam", "compare.name=c", "compare.n_seeds=2", "hydra.sweeper.n_trials=2")

@@ -18,6 +18,8 @@ from waiting import wait_until
 from sweep.config.overrides import option, setting
 from sweep.tracking.folders import StudyFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 OUT = 'my out\'s "1", größe=$HOME'
 CONF = "conf 'a', \"b\" \\ $HOME"
 FIRST, SECOND = "a b", 'it\'s, "x"=1'

@@ -34,6 +34,8 @@ from processes import (
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 DEBUG = "experiment=debug"  # 64 samples, 2 epochs of 3 updates
 UNTRACKED = (DEBUG, "tracking=off")
 

@@ -25,6 +25,8 @@ from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.run_recorder import stored_text
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 SECRET = "hush-7b2c"
 _HOOKS = Path(__file__).parents[1] / "sandbox"
 _SMALL = ("experiment=debug", "trainer.epochs=1", "data.n=96", "trainer.batch_size=16")

@@ -11,6 +11,8 @@ from processes import RUN, environment, only_run
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1", "tracking=off")
 
 _SECURED = """

@@ -39,6 +39,7 @@ def test_a_console_colours_what_it_draws_and_obeys_no_text(capsys: pytest.Captur
     assert escaped(plain) == plain
 
 
+@pytest.mark.process
 def test_what_a_model_of_the_users_own_prints_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(_COLOURFUL)
     model = ("model._target_=mine.Colourful", "~model.widths", "~model.activation", "~model.dropout")
@@ -93,6 +94,7 @@ def odd(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 def test_no_command_sends_the_terminal_what_it_was_given(odd: Path) -> None:
     quoted = f'"{ODD}"'
     commands = [

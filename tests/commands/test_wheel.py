@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from processes import RUN, environment, only_run, recorded, run
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 SOURCE = Path(__file__).parents[2]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 

@@ -19,6 +19,8 @@ from waiting import wait_until
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 MODULE = "sweep.compare"
 SMALL = ("experiment=debug", "trainer.batch_size=16", "scheduler=constant", "compare.name=c")
 UNTRACKED = (*SMALL, "tracking=off")

@@ -110,6 +110,7 @@ def test_a_profile_is_the_share_within_each_factor() -> None:
 SKEWED, NORMAL = stats.lognorm(1), stats.norm(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "n"), [(NORMAL, 20), (SKEWED, 20), (NORMAL, 6)], ids=["normal", "skewed", "few"])
 def test_a_95_percent_interval_of_the_iqm_holds_it_in_95_percent_of_samples(law, n: int) -> None:
     """Within three standard errors below, and not idly wide."""
@@ -122,6 +123,7 @@ def test_a_95_percent_interval_of_the_iqm_holds_it_in_95_percent_of_samples(law,
     assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / n_samples) <= held / n_samples <= 0.99
 
 
+@pytest.mark.slow
 def test_an_interval_of_the_probability_of_improvement_holds_it() -> None:
     """Of N(0, 1) against N(0.7, 1): the normal distribution's share below 0.7 / sqrt 2."""
     truth = stats.norm.cdf(0.7 / math.sqrt(2))

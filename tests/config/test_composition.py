@@ -249,6 +249,7 @@ def command(cwd: Path, *arguments: str) -> "tuple[int, str, str, set[str]]":
     return done.returncode, done.stdout, "".join(said[-1:]), modules
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -266,6 +267,7 @@ def test_what_needs_no_training_loads_neither_torch_nor_mlflow(tmp_path: Path, a
     assert not {"torch", "mlflow", "optuna", "pandas", "sklearn"} & modules
 
 
+@pytest.mark.process
 def test_compose_gives_what_the_command_line_uses(tmp_path: Path):
     overrides = ["optimizer=sgd", "scheduler=onecycle", "seed=3", "model.widths=[8]", "experiment=debug"]
     _, printed, _, _ = command(tmp_path, "--cfg", "job", *overrides)

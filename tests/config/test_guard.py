@@ -93,6 +93,7 @@ def test_what_a_config_may_say(tmp_path: Path):
     compose(["hydra/job_logging=default", "hydra/hydra_logging=none"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_refuses_before_it_does_anything(tmp_path: Path, command: tuple[str, ...]):
     module, *arguments = command
@@ -109,6 +110,7 @@ def test_every_command_refuses_before_it_does_anything(tmp_path: Path, command: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_an_option_that_only_some_trials_have_is_refused_too(tmp_path: Path):
     options = experiment(tmp_path, "{job: {env_set: {PATH: /x}}}")
     arguments = ("-m", "--config-dir", str(options), "experiment=debug,evil")
@@ -117,6 +119,7 @@ def test_an_option_that_only_some_trials_have_is_refused_too(tmp_path: Path):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.process
 def test_hydras_rerun_of_a_folder_is_refused(tmp_path: Path):
     done = quick(tmp_path, "--experimental-rerun=x", torch=False)
     assert (done.returncode, done.stderr.partition(":")[2].partition(":")[0]) == (2, " --experimental-rerun")
@@ -125,6 +128,7 @@ def test_hydras_rerun_of_a_folder_is_refused(tmp_path: Path):
 # Log files that the text of a config names
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", [("sweep.run",), ("sweep.compare", "optimizer=sgd,adam")], ids=" ".join)
 def test_a_log_of_a_command_is_a_new_file(tmp_path: Path, command: tuple[str, ...]):
     module, *arguments = command
@@ -141,6 +145,7 @@ def test_a_log_of_a_command_is_a_new_file(tmp_path: Path, command: tuple[str, ..
     assert (done.returncode, mine.read_text()) == (2, "mine")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [("hydra.run.dir=.",), ("-m", "hydra/sweeper=basic", "hydra.sweep.dir=.")])
 def test_so_is_a_log_of_a_job(tmp_path: Path, arguments: tuple[str, ...]):
     mine = tmp_path / "mine.log"
@@ -155,6 +160,7 @@ def test_so_is_a_log_of_a_job(tmp_path: Path, arguments: tuple[str, ...]):
     assert {path.name for path in tmp_path.iterdir()} == {"mine.log", "experiment"}
 
 
+@pytest.mark.process
 def test_jobs_of_a_sweep_may_share_a_log_in_its_folder(tmp_path: Path):
     options = experiment(tmp_path, "{job_logging: {handlers: {file: {filename: '${hydra.sweep.dir}/all.log'}}}}")
     sweep = ("-m", "hydra/sweeper=basic", "hydra.sweep.dir=new", "--config-dir", str(options), "experiment=evil")
@@ -163,6 +169,7 @@ def test_jobs_of_a_sweep_may_share_a_log_in_its_folder(tmp_path: Path):
     assert (tmp_path / "new" / "all.log").read_text().count("failed: trainer.epochs: ") == 2
 
 
+@pytest.mark.process
 def test_a_folder_may_begin_with_the_home_directory(tmp_path: Path):
     done = quick(tmp_path, "--cfg", "hydra", 'hydra.run.dir="~/x"', torch=False, HOME=str(tmp_path / "home"))
     assert f"dir: {tmp_path}/home/x" in done.stdout

@@ -263,6 +263,7 @@ def test_rows_are_where_they_are_said_to_be(tmp_path_factory, cells: list[str]):
     assert places == [f"line {begin}" for begin in begins]
 
 
+@pytest.mark.process
 def test_a_warning_about_the_data_does_not_make_the_folder_of_a_new_run_a_used_one(tmp_path: Path):
     rows = "".join(f"{i},{i % 7},{i % 5},{i % 3}\n" for i in range(60))
     (tmp_path / "t.csv").write_text(f",a,b,y\n{rows}")

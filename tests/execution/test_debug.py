@@ -12,6 +12,8 @@ from processes import environment, quick
 
 from sweep.tracking.folders import StudyFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 _MODEL = """
 import os
 from torch import nn

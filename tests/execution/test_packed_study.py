@@ -19,6 +19,8 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 SMALL = ("-m", "experiment=debug", "tracking=off", "trainer.epochs=4", "hydra.sweeper.study_name=s")
 AS_DRAWN = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none")
 

@@ -103,6 +103,7 @@ def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claim
         assert RETRIES not in again.user_attrs
 
 
+@pytest.mark.process
 def test_the_trial_of_a_killed_worker_is_claimed_at_once(folder):
     assert claim_and_die(folder, "dead") == 0
     with folder.worker_lock("a"):
@@ -113,6 +114,7 @@ def test_the_trial_of_a_killed_worker_is_claimed_at_once(folder):
     assert len(trials(folder)) == 1
 
 
+@pytest.mark.process
 def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(folder):
     for i in range(3):
         assert claim_and_die(folder, f"dead{i}") == 0
@@ -123,6 +125,7 @@ def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(fo
     assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("directions", [[StudyDirection.MINIMIZE], [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]])
 def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, tmp_path):
     folder = begun(tmp_path, *directions)

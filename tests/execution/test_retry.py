@@ -12,6 +12,8 @@ from processes import quick, recorded
 from sweep.execution.attempts import numbered, renumbered, retry, trials_of
 from sweep.tracking.folders import StudyFolder
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 BROKEN = """
 from pathlib import Path
 from torch import nn

@@ -78,6 +78,7 @@ def test_what_was_recorded_before_and_not_reported_is_reported():
     assert means.n_epochs == 4
 
 
+@pytest.mark.slow
 def test_trials_in_turn_are_as_they_are_alone(tmp_path):
     """Each has its own random generators, for dropout here, and its own settings of the process."""
     small = (f"output_dir={tmp_path}", "experiment=debug", "tracking=off", "model.dropout=0.3", "trainer.epochs=3")
@@ -139,6 +140,7 @@ def in_turn(tmp_path_factory):
     return cwd, searched(cwd, "hydra.sweeper.n_trials=8")
 
 
+@pytest.mark.process
 def test_the_same_trials_are_pruned_packed_or_not(in_turn, tmp_path):
     cwd, trials = in_turn
     packed = searched(tmp_path, "hydra.sweeper.n_trials=8", "hydra.sweeper.pack=9")
@@ -152,6 +154,7 @@ def test_the_same_trials_are_pruned_packed_or_not(in_turn, tmp_path):
             assert one.user_attrs["stopped"] == other.user_attrs["stopped"]
 
 
+@pytest.mark.process
 def test_every_seed_of_a_pruned_trial_ends_at_the_rung(in_turn):
     cwd, trials = in_turn
     for trial in trials:
@@ -162,6 +165,7 @@ def test_every_seed_of_a_pruned_trial_ends_at_the_rung(in_turn):
                 assert list(journal.read(run.journal))[-1][0]["tags"]["state"] == "PRUNED"
 
 
+@pytest.mark.process
 def test_what_cannot_be_packed_is_judged_at_the_same_epochs(tmp_path):
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)
     (tmp_path / "conf" / "optimizer" / "adamax.yaml").write_text(ADAMAX)
@@ -178,6 +182,7 @@ def test_what_cannot_be_packed_is_judged_at_the_same_epochs(tmp_path):
             assert max(trial.intermediate_values) in (*RUNGS, EPOCHS)
 
 
+@pytest.mark.process
 def test_seeds_in_turn_resume_after_a_kill_to_the_same_values(in_turn, tmp_path):
     cwd, trials = in_turn
     study = (*STUDY, "hydra.sweeper.n_trials=1", "trainer.checkpoint_interval_s=0.0001")
@@ -212,6 +217,7 @@ class Large(nn.Linear):
 """
 
 
+@pytest.mark.process
 def test_seeds_that_do_not_fit_into_memory_together_train_one_after_the_other(tmp_path):
     (tmp_path / "large.py").write_text(ONE_AT_A_TIME)
     done = quick(

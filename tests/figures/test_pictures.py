@@ -39,12 +39,14 @@ print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))
 """
 
 
+@pytest.mark.process
 def test_a_backend_that_is_missing_keeps_nothing_from_being_drawn(tmp_path: Path) -> None:
     study = run(tmp_path, "-m", *SMALL, "tracking=off", "hydra.sweeper.n_trials=2", MPLBACKEND=INLINE)
     assert (study.returncode, study.stderr) == (0, "")
     assert len([*tmp_path.glob("outputs/studies/*/plots/*.png")]) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backend", [INLINE, "svg"])
 def test_a_users_own_backend_is_kept(backend: str) -> None:
     env = {**os.environ, "MPLBACKEND": backend}
@@ -53,6 +55,7 @@ def test_a_users_own_backend_is_kept(backend: str) -> None:
     assert done.stdout.split() in ([backend, backend], [INLINE, "None"])
 
 
+@pytest.mark.process
 def test_a_run_whose_curves_cannot_be_drawn_is_in_mlflow(
     small_trial: "Callable[..., Outcome]", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,6 +69,7 @@ def test_a_run_whose_curves_cannot_be_drawn_is_in_mlflow(
     assert mirrored.info.status == "FINISHED"
 
 
+@pytest.mark.process
 def test_a_study_whose_plots_cannot_be_drawn_ends_well(tmp_path: Path) -> None:
     command = ("-m", *SMALL, "tracking=off", "hydra.sweeper.study_name=s")
     folder = StudyFolder(tmp_path / "outputs/studies/s")

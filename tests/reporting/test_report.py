@@ -45,6 +45,8 @@ from sweep.tracking.folders import RunFolder, StudyFolder
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 REPORT = (sys.executable, "-m", "sweep.report")
 NAME = "seen"
 EVIL = "<img src=x onerror=alert(1)>"

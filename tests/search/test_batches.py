@@ -81,11 +81,13 @@ def test_where_the_number_of_samples_is_searched_too_every_configuration_fits():
     assert len(space.cuts()) == 1
 
 
+@pytest.mark.process
 def test_a_batch_size_that_is_given_is_never_changed(small_trial: Callable[..., Outcome]):
     with pytest.raises(ConfigError, match="is 16, more than the 14 samples"):
         small_trial("data.n=20")  # whose overrides say 16
 
 
+@pytest.mark.process
 def test_a_run_a_study_and_its_dry_run_agree_on_tiny_data(tmp_path: Path):
     run = quick(tmp_path, *TINY)
     assert run.returncode == 0, run.stderr
@@ -103,6 +105,7 @@ def test_a_run_a_study_and_its_dry_run_agree_on_tiny_data(tmp_path: Path):
     assert "goes on, 3 of 4" in done.stdout
 
 
+@pytest.mark.process
 def test_tiny_data_fail_no_contender(tmp_path: Path):
     shared = ("compare.n_seeds=2", "compare.name=c", "hydra.sweeper.n_trials=2", "scheduler=constant")
     done = quick(tmp_path, *TINY, *shared, "optimizer=sgd,adam", module="sweep.compare")

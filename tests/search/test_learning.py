@@ -77,6 +77,7 @@ def random_search() -> float:
     return statistics.median(best_of(settings, space, seed) for seed in SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("sampler", LEARNING)
 def test_a_sampler_that_learns_beats_random_search(sampler, random_search):

@@ -66,6 +66,7 @@ def test_another_seed_is_another_study(node, space):
     assert proposals(node, space, [0, 1]) != proposals(node, space, [0, 1], seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", [TPE, CMAES, GP, NSGAII])
 def test_samplers_that_learn_go_on_from_what_the_storage_has(node, space, recwarn):
     numbers = list(range(14 if node is TPE else 6))

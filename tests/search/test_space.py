@@ -156,6 +156,7 @@ SOME = {  # keys that not every sampled option has
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOME)
 def test_what_a_trial_records_composes_to_the_same_config_again(kind: str):
     space, rng = searched(kind), random.Random(kind)

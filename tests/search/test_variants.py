@@ -82,6 +82,7 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[object, ...]]:
             yield from nodes(node._get_node(key), f"{path}.{key}")  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "n_by_hydra"),
     [

@@ -163,6 +163,7 @@ def told(outputs: list[str]) -> dict[int, float]:
 # The journal
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_costs_only_itself_wherever_it_is_torn(path: Path) -> None:
     run_trials(opened(path), 2)
     whole = path.read_bytes()
@@ -221,6 +222,7 @@ def test_optuna_reads_and_continues_our_file_and_we_theirs(path: Path) -> None:
     assert content(opened_by_optuna(path)) == content(ours)
 
 
+@pytest.mark.process
 def test_eight_processes_on_one_file_share_out_the_numbers(path: Path, folder: StudyFolder) -> None:
     values = told(run_together(8, _RUN_TRIALS, path, folder.path, 30, 10))
     assert sorted(values) == list(range(240))
@@ -228,6 +230,7 @@ def test_eight_processes_on_one_file_share_out_the_numbers(path: Path, folder: S
     assert finished(opened_by_optuna(path)) == values
 
 
+@pytest.mark.process
 def test_no_finished_trial_is_lost_to_kill_9(path: Path, folder: StudyFolder) -> None:
     printed = []
     for n_before_the_kill in (3, 8):
@@ -305,6 +308,7 @@ for logs in ([{"op_code": 7}, {"op_code": 7, "long": "x" * 20_000}], [{"op_code"
 """
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_a_file_that_goes_on(path: Path, folder: StudyFolder) -> None:
     values = told(run_together(1, _FULL_DISK, path, folder.path))
     assert len(values) > 5
@@ -342,6 +346,7 @@ def outcome(storage: BaseStorage, operation: tuple[Any, ...], trial_id: int) -> 
         return type(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), _OPERATIONS), max_size=25))
 def test_a_file_holds_what_a_storage_in_memory_would(steps: list[tuple[int, int, tuple[Any, ...]]]) -> None:
@@ -390,6 +395,7 @@ def test_without_a_url_the_study_is_in_its_folder(folder: StudyFolder) -> None:
     assert list(finished(opened_by_optuna(folder.storage))) == [0]
 
 
+@pytest.mark.process
 def test_eight_processes_begin_and_share_one_sqlite_file(tmp_path: Path, folder: StudyFolder) -> None:
     (tmp_path / "new").mkdir()
     url = f"sqlite:///{tmp_path}/new/{{study}}.db"
@@ -415,6 +421,7 @@ def used(storage: BaseStorage) -> Iterator[BaseStorage]:
         storage._backend.engine.dispose()  # psycopg warns of connections that nobody closed
 
 
+@pytest.mark.process
 def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgresql: str, folder: StudyFolder) -> None:
     values = told(run_together(3, _RUN_TRIALS, postgresql, folder.path, 4, 10))
     assert sorted(values) == list(range(12))
@@ -422,6 +429,7 @@ def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgre
         assert finished(storage) == values
 
 
+@pytest.mark.process
 def test_reading_a_postgresql_makes_nothing_in_it(postgresql: str, folder: StudyFolder) -> None:
     engine = sqlalchemy.create_engine(postgresql, poolclass=sqlalchemy.NullPool)
     with pytest.raises(ConfigError, match="is no storage of Optuna's"):
@@ -437,6 +445,7 @@ def test_reading_a_postgresql_makes_nothing_in_it(postgresql: str, folder: Study
         assert "mine" not in study.user_attrs
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
 def test_a_postgresql_url_needs_no_driver(driver: str, postgresql: str, folder: StudyFolder) -> None:
     with database(postgresql.replace("postgresql+psycopg", driver), folder) as storage:
@@ -444,6 +453,7 @@ def test_a_postgresql_url_needs_no_driver(driver: str, postgresql: str, folder: 
         assert list(finished(storage)) == [0]
 
 
+@pytest.mark.process
 def test_a_restart_of_postgresql_between_two_trials_is_survived(postgresql: str, folder: StudyFolder) -> None:
     with database(postgresql, folder) as storage:
         run_trials(storage, 1)
@@ -480,6 +490,7 @@ for _ in range(25):
 """
 
 
+@pytest.mark.process
 def test_the_lock_excludes_processes(lockable: str, folder: StudyFolder, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -490,6 +501,7 @@ def test_the_lock_excludes_processes(lockable: str, folder: StudyFolder, tmp_pat
 _ELSEWHERE = "import os; folder = StudyFolder(folder.path.parent / str(os.getpid()) / 's')\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
 def test_processes_with_folders_of_their_own_that_share_a_storage_share_its_lock(
     kind: str, request: pytest.FixtureRequest, folder: StudyFolder, tmp_path: Path
@@ -523,6 +535,7 @@ if child:
 """
 
 
+@pytest.mark.process
 def test_the_lock_excludes_a_forked_process(lockable: str, folder: StudyFolder, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -530,6 +543,7 @@ def test_the_lock_excludes_a_forked_process(lockable: str, folder: StudyFolder, 
     assert counter.read_text() == "200"
 
 
+@pytest.mark.process
 def test_the_lock_excludes_threads_and_survives_pickling(lockable: str, folder: StudyFolder) -> None:
     lock = StudyLock(lockable or None, folder)
     with lock:
@@ -559,6 +573,7 @@ with StudyLock(url, folder):
 """
 
 
+@pytest.mark.process
 def test_a_process_that_is_killed_gives_the_lock_back(lockable: str, folder: StudyFolder) -> None:
     holder, waiter = start(_HOLD, lockable, folder.path), start(_HOLD, lockable, folder.path)
     let_begin([holder])
@@ -570,22 +585,26 @@ def test_a_process_that_is_killed_gives_the_lock_back(lockable: str, folder: Stu
     holder.communicate()
 
 
+@pytest.mark.process
 def test_an_error_inside_gives_the_lock_back(lockable: str, folder: StudyFolder) -> None:
     with pytest.raises(KeyError), StudyLock(lockable or None, folder):
         raise KeyError
     assert run_together(1, "with StudyLock(url, folder): print('held')", lockable, folder.path) == ["held\n"]
 
 
+@pytest.mark.process
 def test_two_studies_in_one_database_do_not_wait_for_each_other(postgresql: str, tmp_path: Path) -> None:
     with StudyLock(postgresql, StudyFolder(tmp_path / "a")), StudyLock(postgresql, StudyFolder(tmp_path / "b")):
         pass
 
 
+@pytest.mark.process
 def test_tables_are_made_while_the_study_is_locked(lockable: str, folder: StudyFolder) -> None:
     with StudyLock(lockable or None, folder):
         assert run_together(1, "open_storage(url, folder)", lockable, folder.path) == [""]
 
 
+@pytest.mark.process
 def test_the_lock_is_had_again_after_a_restart_of_postgresql(postgresql: str, folder: StudyFolder) -> None:
     lock = StudyLock(postgresql, folder)
     with lock:
@@ -645,6 +664,7 @@ def test_what_cannot_be_used_is_told_in_one_line(url: str, words: str, tmp_path:
     assert words.replace("{tmp}", str(tmp_path)) in refused(url.replace("{tmp}", str(tmp_path)), folder)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("change", [{"database": "sweep_test_none"}, {"username": "sweep_none", "password": "hush"}])
 def test_what_postgresql_refuses_is_told_in_one_line(
     change: dict[str, Any], postgresql: str, folder: StudyFolder
@@ -655,6 +675,7 @@ def test_what_postgresql_refuses_is_told_in_one_line(
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(folder: StudyFolder) -> None:
     pytest.importorskip("psycopg")
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -668,6 +689,7 @@ run_grpc_proxy_server(InMemoryStorage(), host="127.0.0.1", port=int(sys.argv[3])
 """
 
 
+@pytest.mark.process
 def test_a_grpc_proxy_is_spoken_to(folder: StudyFolder) -> None:
     pytest.importorskip("grpc")
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -20,6 +20,8 @@ from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot, make_root, make_spec
 
+pytestmark = pytest.mark.slow  # MLflow, or many compositions
+
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "studies.json").read_text())
 
 

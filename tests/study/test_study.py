@@ -45,6 +45,8 @@ from sweep.training import checkpoint
 from sweep.utils.checked_file import OF_AN_OPTION, write_checked
 from sweep.utils.files import from_yaml
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"
 N_TRIALS = 12  # of `searched`

@@ -273,6 +273,7 @@ def test_a_comparison_does_not_take_a_damaged_record_for_a_failed_run(study: Stu
         read_run(run, "complete")
 
 
+@pytest.mark.process
 def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tmp_path: Path) -> None:
     run = RunFolder(small_trial().folder)
     with_garbage(run, 2)
@@ -285,6 +286,7 @@ def test_a_damaged_record_is_not_resumed(small_trial: Callable[..., Outcome], tm
     assert {path: path.read_bytes() for path in run.path.iterdir()} == files
 
 
+@pytest.mark.process
 def test_a_run_that_lost_its_config_is_not_resumed(small_trial: Callable[..., Outcome]) -> None:
     run = RunFolder(small_trial().folder)
     run.config.unlink()
@@ -292,6 +294,7 @@ def test_a_run_that_lost_its_config_is_not_resumed(small_trial: Callable[..., Ou
         run_trial(compose([f"resume={run.path}"]))
 
 
+@pytest.mark.process
 def test_a_resumed_run_whose_journal_lost_its_end_is_sent_whole(outputs: Path, follower: UploadProcess) -> None:
     def stop(epoch: int, metrics: Mapping[str, float]) -> None:
         raise Interrupted(signal.SIGTERM)

@@ -23,6 +23,8 @@ from sweep.tracking.store import Store
 from sweep.tracking.study_upload import StudyUpload
 from sweep.utils.errors import DeletedInStore
 
+pytestmark = pytest.mark.slow  # MLflow, or many compositions
+
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
@@ -62,6 +64,7 @@ def delete(client: MlflowClient, kind: str, study: Study) -> None:
         client.delete_run(run.info.run_id)
 
 
+@pytest.mark.process
 def test_the_printed_commands_bring_back_what_was_deleted(
     outputs: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +166,7 @@ def collect(client: MlflowClient, experiment: str) -> None:
     client.create_experiment("of somebody else")
 
 
+@pytest.mark.process
 def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: Path) -> None:
     assert store.uri is not None
     client, mirror = MlflowClient(store.uri), Uploader(store)
@@ -200,6 +204,7 @@ def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: 
         assert (len(found), len(children)) == (6, 5)
 
 
+@pytest.mark.process
 def test_nobody_deletes_while_whole_runs_are_written(
     store: Store, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_nobody_deletes_while_whole_runs_are_written(
     assert refused == ["experiments", "runs"]
 
 
+@pytest.mark.process
 def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
     store: Store, outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

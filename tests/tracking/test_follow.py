@@ -18,6 +18,8 @@ from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 from sweep.tracking.upload_process import UploadProcess
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

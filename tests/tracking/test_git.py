@@ -9,6 +9,8 @@ import pytest
 from sweep.tracking.git import git
 from sweep.tracking.provenance import uncommitted_diff
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 Git = Callable[..., None]
 
 

@@ -166,6 +166,7 @@ journal.event("end", status="KILLED")  # there is room for a short one, behind w
 """
 
 
+@pytest.mark.process
 def test_a_full_disk_is_an_oserror_and_what_was_recorded_stays_readable(path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], check=True, capture_output=True, text=True)
     (n, errno_of_row), (_, errno_of_long_row) = (map(int, line.split()) for line in done.stdout.splitlines())
@@ -256,6 +257,7 @@ def test_every_damaged_line_is_named_and_what_is_whole_behind_it_can_still_be_re
         assert len(missing) == name.startswith("missing"), name
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_read_as_other_numbers(path: Path) -> None:
     a_small_journal(path)
     whole, kept = path.read_bytes(), records(path)

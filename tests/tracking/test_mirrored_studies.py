@@ -16,6 +16,8 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
 
+pytestmark = pytest.mark.slow  # MLflow, or many compositions
+
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -208,6 +210,7 @@ while left:
 """
 
 
+@pytest.mark.process
 def test_two_processes_may_mirror_a_study_at_once(
     study: Study, mirror: Uploader, outputs: Path, database: Path
 ) -> None:
@@ -224,6 +227,7 @@ _PUSH = """
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("beside_another", [False, True])
 def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
     beside_another: bool, outputs: Path, mirror: Uploader, database: Path
@@ -264,6 +268,7 @@ Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n_statements", [1, 30, 200])
 def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_half_made(
     n_statements: int, tmp_path: Path

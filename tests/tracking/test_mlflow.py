@@ -30,6 +30,8 @@ from sweep.tracking.mlflow_client import Uploader, _batches
 from sweep.tracking.store import Store
 from sweep.tracking.upload_process import UploadProcess
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 Trial = Callable[..., Outcome]
 
 

@@ -19,6 +19,8 @@ from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 from sweep.tracking.study_upload import StudyUpload
 
+pytestmark = pytest.mark.slow  # MLflow, or many compositions
+
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "input_tags", "datasets")
 ARTIFACTS_OF = {4: ["plots"], 5: ["plots"]}  # of some trials
 Contents = dict[str, list[Any]]
@@ -157,6 +159,7 @@ def test_every_row_and_artifact_is_what_the_client_makes(tmp_path: Path, outputs
         assert together[table] == expected, table
 
 
+@pytest.mark.process
 def test_every_row_in_postgresql_is_what_the_client_makes(tmp_path: Path, outputs: Path, postgresql: str) -> None:
     singly, together = both_ways(tmp_path, outputs, Store(postgresql, tmp_path / "two" / "mlartifacts"))
     for table, expected in singly.items():
@@ -339,6 +342,7 @@ assert not failures, failures
 """
 
 
+@pytest.mark.process
 def test_processes_may_send_at_once_to_one_store(study: Study, outputs: Path, database: Path) -> None:
     """Two of them the same study."""
     another = Study(outputs, f"beside {study.folder.path.name}")
@@ -361,6 +365,7 @@ _PUSH = """
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("after", ["the same", "the client", "one that saw no trials"])
 def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, outputs: Path, database: Path) -> None:
     studies = [Study(outputs, f"killed at {n}, {after}") for n in range(1, 60)]

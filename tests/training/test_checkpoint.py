@@ -62,6 +62,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.process
 def test_a_full_disk_is_an_oserror_and_leaves_the_old_checkpoint_alone(path: Path) -> None:
     checkpoint.save(path, {"epoch": 1})
     done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], check=False, capture_output=True, text=True)

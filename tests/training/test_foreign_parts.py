@@ -110,6 +110,7 @@ def test_a_rise_of_one_update_or_of_all_is_a_rise(pct_start: str, epochs: int) -
     assert (lrs.index(max(lrs)) == 1) is (float(pct_start) == 1)
 
 
+@pytest.mark.process
 def test_one_cycle_has_no_room_in_one_update(tmp_path: Path) -> None:
     told = refused(tmp_path, "scheduler=onecycle", "trainer.epochs=1", "trainer.batch_size=44")
     assert told == "scheduler: a rise and a fall need two updates, the run has one; raise trainer.epochs, or lower " + (
@@ -152,6 +153,7 @@ class ScheduleFree(SGD):
         return super().step()
 
 
+@pytest.mark.process
 def test_a_schedule_free_optimizer_trains_in_train_mode_and_is_judged_in_eval_mode(tmp_path: Path) -> None:
     optimizer = (
         "optimizer=sgd",
@@ -177,6 +179,7 @@ class Broken(SGD):
         raise AttributeError("no such thing")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("target", "told"),
     [
@@ -244,6 +247,7 @@ def plain_function(in_features: int) -> int:
     return in_features
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("target", "told"),
     [
@@ -272,6 +276,7 @@ def normalised(in_features: int, out_features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(in_features, 4), nn.BatchNorm1d(4), nn.Linear(4, out_features))
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_fail(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     model = ("model=mlp", f"model._target_={own('normalised')}", *only)
@@ -288,6 +293,7 @@ def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_f
     run_trial(compose([*DEBUG, *model, f"output_dir={tmp_path}", f"trainer.batch_size={named[0]}"]))
 
 
+@pytest.mark.process
 def test_r2_of_one_row_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one_row = ("data.n=40", "split.max_samples=40", "split.test=0.025")
     with caplog.at_level(logging.WARNING, "sweep"):

@@ -32,6 +32,7 @@ def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
     return fit, heard
 
 
+@pytest.mark.slow
 def test_best_weights_and_patience_follow_the_monitored_curve_alone_and_in_a_pack() -> None:
     overrides = [
         (),
@@ -55,6 +56,7 @@ def test_best_weights_and_patience_follow_the_monitored_curve_alone_and_in_a_pac
     assert alone[2][0].epoch == 7, "the case needs patience to end"
 
 
+@pytest.mark.slow
 def test_a_plateau_is_one_of_the_monitored_curve() -> None:
     plateau = ("scheduler=plateau", "scheduler.patience=1", "trainer.epochs=12")
     _, by_loss = trained(*plateau)
@@ -67,6 +69,7 @@ def test_a_plateau_is_one_of_the_monitored_curve() -> None:
     assert fit.best is not None
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -81,6 +84,7 @@ def test_a_curve_that_trials_lack_is_refused(overrides: list[str], told: str, tm
     assert str(caught.value).startswith(told)
 
 
+@pytest.mark.process
 def test_a_run_says_which_curve_its_weights_follow(tmp_path: Path) -> None:
     outcome: Outcome = run_trial(compose([*DIGITS, *ROUGH, ACCURACY, f"output_dir={tmp_path}"]))
     curve = outcome.history["val/accuracy"].values
@@ -104,6 +108,7 @@ def folder_of(cwd: Path) -> StudyFolder:
     return StudyFolder(cwd / "outputs" / "studies" / "s")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("pack", [1, 3])
 def test_the_weights_of_a_studys_trial_are_those_that_its_value_is_of(pack: int, tmp_path: Path) -> None:
     done = quick(tmp_path, *BY_ACCURACY, f"hydra.sweeper.pack={pack}")

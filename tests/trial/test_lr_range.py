@@ -161,6 +161,7 @@ def test_seeds_side_by_side_say_what_they_say_one_by_one(optimizer: str) -> None
 # Its command
 
 
+@pytest.mark.process
 def test_it_suggests_draws_and_prints_a_command_that_works(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "optimizer=sgd")
     assert (done.returncode, done.stderr) == (0, "")
@@ -181,6 +182,7 @@ def test_it_suggests_draws_and_prints_a_command_that_works(tmp_path: Path) -> No
     assert trained.returncode == 0, trained.stderr
 
 
+@pytest.mark.process
 def test_a_schedule_without_bounds_gets_a_rate(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "optimizer=adam", "scheduler=constant", "lr_range.n_seeds=1")
     assert done.returncode == 0, done.stderr
@@ -189,6 +191,7 @@ def test_a_schedule_without_bounds_gets_a_rate(tmp_path: Path) -> None:
     assert "optimizer.lr is half of" in done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -205,6 +208,7 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ..
     assert [*(tmp_path / "outputs").rglob("*.*")] == []
 
 
+@pytest.mark.process
 def test_a_ramp_that_is_too_short_is_one_line_with_a_picture(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "lr_range.max_lr=0.03")
     assert done.returncode == 2
@@ -213,6 +217,7 @@ def test_a_ramp_that_is_too_short_is_one_line_with_a_picture(tmp_path: Path) -> 
     assert Path(picture.rstrip(")")).is_file()
 
 
+@pytest.mark.process
 def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "from torch import nn\n"
@@ -234,6 +239,7 @@ def ranges(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("bounds=auto:")]
 
 
+@pytest.mark.process
 def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None:
     study = ("-m", "bounds=auto", "optimizer=sgd,adam", "hydra.sweeper.study_name=s", *QUICK)
     begun = quick(tmp_path, *study, "hydra.sweeper.n_trials=1")
@@ -256,6 +262,7 @@ def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.process
 def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
     """The first test was of another optimizer and a schedule with bounds."""
     named = ("-m", "bounds=auto", "hydra.sweeper.study_name=s", *QUICK)
@@ -273,6 +280,7 @@ def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
     assert ranges(resumed.stdout) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -288,6 +296,7 @@ def test_bounds_that_cannot_be_found_are_one_line(tmp_path: Path, overrides: tup
     assert not (tmp_path / "outputs" / "studies").exists()
 
 
+@pytest.mark.process
 def test_a_single_run_has_no_bounds_to_find(tmp_path: Path) -> None:
     done = quick(tmp_path, "bounds=auto", torch=False)
     assert done.returncode == 2

@@ -69,6 +69,7 @@ def test_step_curves_are_evenly_spaced_across_epochs_from_the_first_step_on() ->
     assert heard.points == {step: whole.points[step] for step in heard.points}
 
 
+@pytest.mark.process
 def test_step_points_0_keeps_no_step_curve(small_trial: Callable[..., Any]) -> None:
     assert not any(name.startswith("step/") for name in small_trial("tracking.step_points=0").history)
 

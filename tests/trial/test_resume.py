@@ -32,6 +32,8 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import stored_config
 from sweep.utils.files import to_yaml
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 N_EPOCHS = 200
 SMALL = ("experiment=debug", "model.widths=[8]", "model.dropout=0.1", f"trainer.epochs={N_EPOCHS}")
 EVERY_EPOCH, NEVER = "trainer.checkpoint_interval_s=0", "trainer.checkpoint_interval_s=1000"

@@ -26,6 +26,8 @@ from sweep.utils import gc_control
 from sweep.utils.curve import Curve
 from sweep.utils.errors import Interrupted, TrainingFailed
 
+pytestmark = pytest.mark.process  # commands, servers, a browser
+
 Trial = Callable[..., Outcome]
 DROPOUT = "model.dropout=0.3"  # so that the generators' states count
 

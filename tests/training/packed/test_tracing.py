@@ -46,6 +46,7 @@ def test_a_trace_that_is_wrong_for_other_sizes_is_not_used_for_them() -> None:
         assert traced.serves((n_rows,), *arguments) == (n_rows == 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_nested_tensors_of_any_size_come_back_as_the_function_gives_them(is_compiled: bool) -> None:
     calls = []
