@@ -5,8 +5,10 @@ import copy
 from collections.abc import Sequence
 
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sweep.storage.optuna_internals import add_trial
 
 # User attributes of a trial.
 NUMBER = "number"  # the study's number of it, where that is not Optuna's
@@ -39,7 +41,7 @@ def renumbered(study: optuna.Study) -> optuna.Study:
     for key, value in study.user_attrs.items():
         made.set_user_attr(key, value)
     for trial in numbered(trials):
-        made._storage.create_new_trial(made._study_id, template_trial=trial)
+        add_trial(made, copy.copy(trial))
     return made
 
 
@@ -48,7 +50,7 @@ def failed(trials: Sequence[FrozenTrial], n_trials: int) -> list[int]:
     return [t.number for t in trials[:n_trials] if t.state == TrialState.FAIL]
 
 
-def retry(storage: BaseStorage, study: optuna.Study, numbers: Sequence[int]) -> None:
+def retry(study: optuna.Study, numbers: Sequence[int]) -> None:
     """Add an attempt at each of those numbers, with the parameters that failed."""
     trials = trials_of(study)
     for number in numbers:
@@ -59,7 +61,7 @@ def retry(storage: BaseStorage, study: optuna.Study, numbers: Sequence[int]) -> 
             distributions=before.distributions,
             user_attrs={NUMBER: number, ATTEMPT: n_failed(before) + 1},
         )
-        storage.create_new_trial(study._study_id, template_trial=again)
+        add_trial(study, again)
 
 
 def n_failed(trial: FrozenTrial) -> int:

@@ -20,6 +20,7 @@ from sweep.execution.sequential import SequentialExecutor
 from sweep.execution.session import WorkerSession, log
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
+from sweep.storage.optuna_internals import trial_id
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership, locked
@@ -341,7 +342,7 @@ class PackedExecutor:
         """Have the study's command show a line, once."""
         if told not in self._noted:
             self._noted.add(told)
-            self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial._trial_id, PACKING, told))
+            self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, told))
 
 
 def _values(entry: _Entry) -> list[float]:

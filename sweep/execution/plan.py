@@ -15,6 +15,7 @@ from sweep.config.output_folders import register
 from sweep.search.samplers import draw, make_sampler
 from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
+from sweep.storage.optuna_internals import add_trial
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError, one_line
 
@@ -55,7 +56,7 @@ class WorkerPlan:
             return [self.order[number] for number in numbers]
         study = optuna.create_study(directions=self.settings.direction)
         trial = optuna.trial.create_trial(state=TrialState.WAITING)
-        trial._trial_id = study._storage.create_new_trial(study._study_id, trial)
+        add_trial(study, trial)
         try:
             return [self.propose(study, trial, number) for number in numbers]
         except (ValueError, NotImplementedError, RuntimeError) as error:

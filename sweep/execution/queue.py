@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.execution.attempts import NUMBER, numbered
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import trial_id
 from sweep.tracking.folders import StudyFolder
 
 # A trial's user attributes.
@@ -97,28 +98,28 @@ class TrialQueue:
     def release(self, trial: FrozenTrial) -> None:
         """Lets another worker, or a later one, go on with the trial."""
         with self._lock:
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self._storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
 
     def return_to_owner(self, trial: FrozenTrial) -> None:
         """For a trial whose silent owner turns out to be alive."""
-        self._heard.pop(trial._trial_id, None)
-        self._storage.set_trial_user_attr(trial._trial_id, OWNER, self._taken_from[trial.number])
+        self._heard.pop(trial_id(trial), None)
+        self._storage.set_trial_user_attr(trial_id(trial), OWNER, self._taken_from[trial.number])
 
     def is_mine(self, trial: FrozenTrial) -> bool:
         """Whether no other worker has taken the trial over, or finished it."""
-        now = self._storage.get_trial(trial._trial_id)
+        now = self._storage.get_trial(trial_id(trial))
         return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._me
 
     def _take(self, trial: FrozenTrial) -> FrozenTrial | None:
         """The waiting trial as this worker's own; None if another was faster, which the lock mostly rules out."""
         self._taken_from[trial.number] = trial.user_attrs.get(OWNER, "")
-        if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+        if not self._storage.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
             return None
-        self._storage.set_trial_user_attr(trial._trial_id, OWNER, self._me)
-        return self._read(trial._trial_id)
+        self._storage.set_trial_user_attr(trial_id(trial), OWNER, self._me)
+        return self._read(trial_id(trial))
 
-    def _read(self, trial_id: int) -> FrozenTrial:
-        return numbered([self._storage.get_trial(trial_id)])[0]
+    def _read(self, key: int) -> FrozenTrial:
+        return numbered([self._storage.get_trial(key)])[0]
 
     def _take_back(self, trial: FrozenTrial) -> None:
         """From a dead worker."""
@@ -131,8 +132,8 @@ class TrialQueue:
                 f"its worker died {retries} times without the trial getting further; out of memory, perhaps"
             )
         for name, value in attrs.items():
-            self._storage.set_trial_user_attr(trial._trial_id, name, value)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self._storage.set_trial_user_attr(trial_id(trial), name, value)
+        self._storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
 
     def _lost(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Those whose worker is dead. A worker has many where it packs them, and is looked for once."""
@@ -145,9 +146,9 @@ class TrialQueue:
         if host == self._host and (known := lives(worker)) is not None:
             return not known
         beat, now = trial.user_attrs.get(BEAT, 0), self._clock()
-        before, since = self._heard.get(trial._trial_id, (None, now))
+        before, since = self._heard.get(trial_id(trial), (None, now))
         if before != (host, worker, beat):
-            self._heard[trial._trial_id] = ((host, worker, beat), now)
+            self._heard[trial_id(trial)] = ((host, worker, beat), now)
             return False
         return now - since > _SILENT_S
 
@@ -163,7 +164,7 @@ class TrialQueue:
                     number = trial.number
                     beats[number] = (beats[number] or trial.user_attrs.get(BEAT, 0)) + 1
                     with suppress(Exception):  # a storage that is out of reach shows elsewhere
-                        self._storage.set_trial_user_attr(trial._trial_id, BEAT, beats[number])
+                        self._storage.set_trial_user_attr(trial_id(trial), BEAT, beats[number])
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

@@ -20,6 +20,7 @@ from sweep.execution.queue import PROBLEM, TrialQueue
 from sweep.execution.replicates import Means
 from sweep.search.space import Configuration
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
 from sweep.tracking import journal
@@ -156,7 +157,7 @@ class WorkerSession:
         for name, distribution in space.distributions(configuration).items():
             if name not in trial.params:
                 internal = distribution.to_internal_repr(configuration.params[name])
-                self.storage.set_trial_param(trial._trial_id, name, internal, distribution)
+                self.storage.set_trial_param(trial_id(trial), name, internal, distribution)
         return configuration
 
     def open(self, trial: FrozenTrial) -> Means:
@@ -169,7 +170,7 @@ class WorkerSession:
             run = self.plan.folder.trial(trial.number, self.replicate(place))
             if run.journal.exists() and (curve := journal.curves(run.journal).get(name)) is not None:
                 means.extend(place, curve.steps.tolist(), curve.values.tolist())
-        self._means[trial._trial_id] = means
+        self._means[trial_id(trial)] = means
         return means
 
     def runs(self, configuration: Configuration) -> list[dict[str, Any]]:
@@ -234,9 +235,9 @@ class WorkerSession:
         """
         try:
             for step, value in means.unreported():
-                self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+                self.storage.set_trial_intermediate_value(trial_id(trial), step, value)
                 prunes = self.settings.prunes and self._study.pruner.prune(
-                    self._study, self.storage.get_trial(trial._trial_id)
+                    self._study, self.storage.get_trial(trial_id(trial))
                 )
                 means.reported(step)
                 if prunes:
@@ -254,7 +255,7 @@ class WorkerSession:
         values: list[float] | None,
         attrs: Mapping[str, str] | None = None,
     ) -> None:
-        means = self._means.pop(trial._trial_id, None)
+        means = self._means.pop(trial_id(trial), None)
 
         def tell() -> None:
             if not self.queue.is_mine(trial):  # it was silent for too long, or this has been told
@@ -262,10 +263,10 @@ class WorkerSession:
                 return
             if means is not None:  # a finished trial takes no more of them
                 for step, value in means.unreported():
-                    self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+                    self.storage.set_trial_intermediate_value(trial_id(trial), step, value)
                     means.reported(step)
             for name, value in (attrs or {}).items():
-                self.storage.set_trial_user_attr(trial._trial_id, name, value)
-            self._study.tell(self.storage.get_trial(trial._trial_id).number, values, state)
+                self.storage.set_trial_user_attr(trial_id(trial), name, value)
+            self._study.tell(self.storage.get_trial(trial_id(trial)).number, values, state)
 
         self.patiently(tell)

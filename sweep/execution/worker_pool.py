@@ -12,6 +12,7 @@ from sweep.config.overrides import setting
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import TrialQueue
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import storage_of
 from sweep.storage.retry import RetryPolicy
 from sweep.utils import gc_control
 from sweep.utils.errors import ConfigError, DiskFull, one_line
@@ -35,7 +36,7 @@ class WorkerPool:
         self._study, self._plan, self._is_over = study, plan, is_over
         settings = plan.settings
         lock = StudyLock(settings.storage, plan.folder)
-        self._queue = TrialQueue(study._storage, plan.name, plan.folder, lock, "controller", settings.max_retries)
+        self._queue = TrialQueue(storage_of(study), plan.name, plan.folder, lock, "controller", settings.max_retries)
         self._patiently = RetryPolicy(settings.storage)
 
     def work(self) -> int | None:

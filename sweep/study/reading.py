@@ -1,5 +1,6 @@
 """A study that others made, opened to be read: where its storage is, and its trials as they are shown."""
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.config.overrides import word
+from sweep.storage.optuna_internals import add_trial
 from sweep.storage.storage import open_to_read
 from sweep.storage.url import database_url, kind, told_in_one_line
 from sweep.study.identity import IDENTITY
@@ -116,7 +118,7 @@ def snapshot(study: optuna.Study) -> optuna.Study:
     for key, value in study.user_attrs.items():
         copied.set_user_attr(key, value)
     for trial in trials:
-        copied._storage.create_new_trial(copied._study_id, trial)  # `add_trial` takes no trial that is half begun
+        add_trial(copied, copy.copy(trial))
     return copied
 
 

@@ -205,7 +205,7 @@ class StudyRunner:
             numbers = [n for n in numbers if trials[n].state == TrialState.FAIL]  # another command may have been faster
             for number in numbers:
                 self.folder.set_aside(number, n_failed(trials[number]) + 1)
-            retry(study._storage, study, numbers)
+            retry(study, numbers)
 
     def _say(self, line: str) -> None:
         if self._output is Output.ALL:

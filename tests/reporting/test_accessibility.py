@@ -20,9 +20,11 @@ from sweep.study.reading import as_shown
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.process  # commands, servers, a browser
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; apt-get install chromium")
+pytestmark = [
+    pytest.mark.process,  # a browser
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium; apt-get install chromium"),
+]
 
 NARROW = (375, 812)
 LONG = "model.encoder." + "very_long_name_of_a_part." * 8 + "dropout"
@@ -90,7 +92,6 @@ def tab(request: pytest.FixtureRequest) -> Tab:
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(tab: Tab, scheme: Any):
     tab.page.emulate_media(color_scheme=scheme)

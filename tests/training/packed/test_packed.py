@@ -24,6 +24,8 @@ from sweep.training.packed.parameters import Unpackable
 from sweep.training.tensors import TensorData, TensorSplit
 from sweep.utils.errors import ConfigError, Diverged, Pruned
 
+pytestmark = pytest.mark.slow
+
 RULES = {
     "sgd": ("optimizer=sgd",),
     "momentum": ("optimizer=momentum", "+optimizer.dampening=0.2", "optimizer.weight_decay=1e-3"),
@@ -79,7 +81,6 @@ def float64() -> Iterator[None]:
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-4")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("rule", RULES)
 def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
@@ -249,7 +250,6 @@ def test_a_report_that_ends_a_trial_ends_no_other() -> None:
 DIGITS = ("data=digits", "split.max_samples=50", "trainer.batch_size=16", "trainer.epochs=2")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("model", [("model.widths=[8]",), ("model=convnet", "model.channels=[2]", "model.dropout=0.2")])
 def test_classification_is_that_of_each_trial_alone(model: tuple[str, ...]) -> None:
@@ -302,7 +302,6 @@ def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(opti
     both_ways(*overrides, make=in_float64, rtol=1e-9)
 
 
-@pytest.mark.slow
 def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
     expected = [alone(make_fit(*own)) for own in overrides]
@@ -363,7 +362,6 @@ class Odd(nn.Module):
         return self.last(torch.tanh(self.tied(x)) * self.gain)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "adagrad"])
 def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str) -> None:
@@ -375,7 +373,6 @@ def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str)
     assert not torch.equal(weights[0]["scale"], weights[1]["scale"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     common = ("trainer.precision=bf16", f"model.dropout={dropout}", "trainer.epochs=6")
@@ -472,7 +469,6 @@ def stop_after_2(epoch: int) -> None:
         raise Stop
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("kind", "model"), RESUMED, ids=[kind[0] for kind, _ in RESUMED])
 def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
@@ -524,7 +520,6 @@ def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
         pack_of(fit).load_state_dict(member, another.state_dict())
 
 
-@pytest.mark.slow
 def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import _inductor  # it takes a second to load
 
@@ -547,7 +542,6 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
         assert_close(heard, one, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
     def with_lr(lr: str) -> TrainingLoop:
         """Without a config of its own, which takes longer to compose than the trial to train."""
