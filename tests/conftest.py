@@ -267,6 +267,8 @@ def _fresh_database() -> Iterator[str]:
         with server.connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
     except OperationalError as error:
+        if os.environ.get("SWEEP_NEEDS_POSTGRESQL") == "1":  # as in .ci/run
+            pytest.fail(f"there must be a PostgreSQL server here, but: {error.orig}", pytrace=False)
         pytest.skip(f"no PostgreSQL: {error.orig}")
     yield server.url.set(database=name).render_as_string(hide_password=False)
     with server.connect() as connection:

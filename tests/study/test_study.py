@@ -702,7 +702,7 @@ def test_workers_side_by_side_have_a_gpu_each_and_share_the_cores(tmp_path):
 
 
 def test_a_launcher_that_cannot_start_workers_is_told_in_one_line(tmp_path):
-    done = quick(tmp_path, "-m", *SMALL, "hydra/launcher=submitit_slurm")  # where there is no Slurm
+    done = quick(tmp_path, "-m", *SMALL, "hydra/launcher=submitit_slurm", PATH=str(tmp_path))  # without Slurm in it
     assert error_line(done).startswith("error: hydra/launcher: cannot start workers: ")
     assert done.returncode == 2
 

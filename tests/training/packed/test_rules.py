@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
-from torch.testing import assert_close
 
-from sweep.training.packed.rules import Rule, Table, rule_of
+from sweep.testing import check_packed_rule
+from sweep.training.packed.rules import Rule, rule_of
 from sweep.utils.errors import TrainingFailed
 
-N_WEIGHTS = 5
-EPOCHS = (5, 4, 3)  # updates of each; the table is worked out anew for every one
+N_UPDATES = 12
 
 numbers = st.floats  # of a hyperparameter
 BETAS = st.tuples(numbers(0.0, 0.95), numbers(0.5, 0.9999))
@@ -112,17 +111,9 @@ class Alone:
         return self.optimizer.state[self.weights]
 
 
-def table_of(scheduled: list[dict[str, Any]]) -> Table:
-    """As a pack hands it to the rule."""
-    table = {name: np.array([row[name] for row in scheduled]) for name in scheduled[0] if name != "betas"}
-    if "betas" in scheduled[0]:
-        table["beta1"], table["beta2"] = np.array([row["betas"] for row in scheduled]).T
-    return table
-
-
 def schedule(kind: Kind, group: Mapping[str, Any], more: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Other values in each update."""
-    rows: list[dict[str, Any]] = [{"lr": float(lr)} for lr in 10 ** rng.uniform(-4, -0.5, sum(EPOCHS))]
+    rows: list[dict[str, Any]] = [{"lr": float(lr)} for lr in 10 ** rng.uniform(-4, -0.5, N_UPDATES)]
     for row in rows:
         if kind.scheduled == "betas":
             row["betas"] = (rng.uniform(0, 0.95), rng.uniform(0.5, 0.999)) if more else group["betas"]
@@ -141,45 +132,9 @@ def schedule(kind: Kind, group: Mapping[str, Any], more: bool, rng: np.random.Ge
 def test_stacked_updates_are_torchs_own_trial_by_trial(name: str, data: st.DataObject, seed: int) -> None:
     kind, rng = KINDS[name], np.random.default_rng(seed)
     arguments, more = data.draw(trials(kind))
-    stacked = torch.from_numpy(rng.normal(size=(len(arguments), N_WEIGHTS)))
-    alone = [Alone(kind, own, weights) for own, weights in zip(arguments, stacked, strict=True)]
-    groups = [dict(one.optimizer.param_groups[0]) for one in alone]
-    schedules = [schedule(kind, group, more, rng) for group in groups]
-    changing = {name for rows in schedules for name in rows[0]} if more else ()
-    rules = [rule_of(one.optimizer, changing) for one in alone]
-    rule = rules[0]
-    assert rule is not None
-    assert all(other == rule and hash(other) == hash(rule) for other in rules)
-    groups = [group | dict(rule.scalars) for group in groups]
-    state = {name: torch.tensor([[rule.initial(name, group)] * N_WEIGHTS for group in groups]) for name in rule.state}
-    step = 0
-    for n_updates in EPOCHS:
-        steps = np.arange(step + 1, step + n_updates + 1, dtype=np.float64)
-        tables = [
-            rule.table(group, table_of(rows[step : step + n_updates]), steps)
-            for group, rows in zip(groups, schedules, strict=True)
-        ]
-        for group, table in zip(groups, tables, strict=True):
-            group.update({name: float(table[name][-1]) for name in rule.scalars})
-        for i in range(n_updates):
-            gradients = torch.from_numpy(rng.normal(size=stacked.shape) * rng.integers(0, 2, size=stacked.shape))
-            columns = {name: torch.tensor([[table[name][i]] for table in tables]) for name in tables[0]}
-            rule.update(stacked, gradients.clone(), state, columns)
-            for one, gradient, rows in zip(alone, gradients, schedules, strict=True):
-                one.update(gradient, rows[step])
-            step += 1
-            for k, one in enumerate(alone):
-                told = f"trial {k}, update {step}: {{}}".format
-                assert_close(stacked[k], one.weights.detach(), rtol=1e-12, atol=1e-12, msg=told)
-                for part in rule.state:
-                    own = one.state.get(part)  # SGD has no buffer before it has used one
-                    assert_close(state[part][k], torch.zeros(N_WEIGHTS) if own is None else own, rtol=1e-12, atol=1e-12)
-    for group, one in zip(groups, alone, strict=True):
-        scalars = {name: group[name] for name in rule.scalars}
-        assert scalars == pytest.approx(rule.loaded(one.state), rel=1e-12)
-        kept = {name for name, value in one.state.items() if value is not None} - {"step"}
-        own_scalars, names = rule.kept(scalars)
-        assert kept == {*own_scalars, *names}, "a checkpoint needs all of torch's state"
+    groups = [kind.made_by([nn.Parameter(torch.zeros(1))], **own).param_groups[0] for own in arguments]
+    schedules = [schedule(kind, group, more, rng) for group in groups] if more else None
+    check_packed_rule(kind.made_by, arguments, schedules, seed=seed)
 
 
 def rule(made_by: type[Optimizer], **arguments: Any) -> Rule:

@@ -1,0 +1,234 @@
+"""Conformance checks for what you add to sweep: a training function, a data option, a rule for packed trials.
+
+Call them from a test of your own; each raises AssertionError, which names what does not hold:
+
+    def test_my_training(tmp_path):
+        sweep.testing.check_training_function(mypkg.train, tmp_path)
+"""
+
+import math
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweep.config.nodes import Split
+from sweep.data import Samples
+from sweep.data.split import divide
+from sweep.training.trial import Trial, UnrecordedTrial
+from sweep.utils.errors import Interrupted, Pruned
+
+_EPOCHS = (5, 4, 3)  # updates of each; a rule works out its numbers anew for every one
+
+
+class TrialInMemory(UnrecordedTrial):
+    """A trial that keeps what a training function says of it, and can be pruned, stopped and gone on with.
+
+    reports: metrics by epoch. values: what `finish` was given. checkpoint: the file that `save` writes.
+    """
+
+    def __init__(
+        self, folder: Path, *, number: int = 0, prune_at: int | None = None, stop_at: int | None = None
+    ) -> None:
+        """Begin the trial, or go on with one that saved its state in that folder.
+
+        Args:
+            folder: the trial's own.
+            number: in its study.
+            prune_at: the report, from 1, at which it is pruned.
+            stop_at: the report, from 1, after which it is asked to save and stop.
+        """
+        self.folder, self.number = folder, number
+        self.reports: dict[int, dict[str, float]] = {}
+        self.values: dict[str, float] = {}
+        self.checkpoint = folder / "checkpoint.pt"
+        self._prune_at, self._stop_at = prune_at, stop_at
+
+    @property
+    def epoch(self) -> int:
+        state = self.restore()
+        return 0 if state is None else state["epoch"]
+
+    @property
+    def should_save(self) -> bool:
+        return True
+
+    @property
+    def should_stop(self) -> bool:
+        return self._stop_at is not None and len(self.reports) >= self._stop_at
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        before = max(self.reports, default=self.epoch)
+        assert isinstance(epoch, int), f"an epoch is a whole number, not {epoch!r}"
+        assert epoch > before, f"epoch {epoch} is reported after epoch {before}"
+        for name, value in metrics.items():
+            assert math.isfinite(float(value)), f"{name} is {value} in epoch {epoch}; raise Diverged instead"
+        self.reports[epoch] = {name: float(value) for name, value in metrics.items()}
+        if len(self.reports) == self._prune_at:
+            raise Pruned(epoch)
+
+    def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        from sweep.training import checkpoint
+
+        checkpoint.save(self.checkpoint, {**state, "epoch": epoch})
+        if self.should_stop:
+            raise Interrupted(signal.SIGTERM)
+
+    def restore(self) -> dict[str, Any] | None:
+        from sweep.training import checkpoint
+
+        return checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        self.values.update(metrics)
+
+
+def check_training_function(train: Callable[[Trial], object], folder: Path) -> None:
+    """Check that a training function reports, can be pruned, and goes on from where it was stopped to the same end.
+
+    Args:
+        train: trains for two epochs or more; `functools.partial(mypkg.train, config)` for one that takes a config.
+        folder: empty; gets a folder for each of the four trials.
+
+    Raises:
+        AssertionError: what does not hold.
+    """
+
+    def trial(name: str, **more: int) -> TrialInMemory:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return TrialInMemory(folder / name, **more)
+
+    whole = trial("whole")
+    train(whole)
+    assert len(whole.reports) > 1, f"{len(whole.reports)} epochs are reported; a study can judge no trial by that"
+    names = {frozenset(metrics) for metrics in whole.reports.values()}
+    assert len(names) == 1, "not every epoch reports the same metrics"
+
+    pruned = trial("pruned", prune_at=1)
+    try:
+        train(pruned)
+    except Pruned:
+        pass
+    else:
+        raise AssertionError("Pruned, which `report` raises, must not be caught")
+    assert len(pruned.reports) == 1, "a pruned trial goes on"
+
+    stopped = trial("stopped", stop_at=1)
+    try:
+        train(stopped)
+    except Interrupted:
+        pass
+    else:
+        raise AssertionError("a trial that is asked to stop goes on; ask `should_save` after each report, and save")
+    resumed = trial("stopped")
+    assert resumed.checkpoint.exists(), "nothing is saved"
+    train(resumed)
+    assert not stopped.reports.keys() & resumed.reports.keys(), "an epoch that was saved is trained again"
+    assert {**stopped.reports, **resumed.reports} == whole.reports, "a trial that was stopped comes to other numbers"
+    assert resumed.values == whole.values, "a trial that was stopped ends with other values"
+
+
+def check_data_option(load: Callable[[], Samples]) -> None:
+    """Check that a data option returns samples that can be divided and trained on, the same each time.
+
+    Raises:
+        AssertionError: what does not hold.
+        ConfigError: the samples do not fit one another, or are too few to divide.
+    """
+    first, second = load(), load()
+    assert isinstance(first, Samples), f"a data option returns sweep.Samples, not {type(first).__name__}"
+    for part in ("x", "y", "clean"):
+        one, other = getattr(first, part), getattr(second, part)
+        same = one is other or (one is not None and other is not None and np.array_equal(one, other))
+        assert same, f"{part} differs from one call to the next; draw from a seed that is an argument"
+    splits = divide(first, Split())
+    n = sum(len(part.x) for part in (splits.train, splits.val, splits.test))
+    assert n <= len(first.x), "the split has more samples than the data"
+
+
+def check_packed_rule(
+    make: Callable[..., Any],
+    arguments: Sequence[Mapping[str, Any]],
+    schedules: Sequence[Sequence[Mapping[str, Any]]] | None = None,
+    *,
+    n_weights: int = 5,
+    seed: int = 0,
+) -> None:
+    """Check that the rule for packed trials updates them as the optimizer updates each alone, in float64 to 1e-12.
+
+    Args:
+        make: the optimizer's class.
+        arguments: of each trial's optimizer; they may differ in numbers only.
+        schedules: what the scheduler sets, for each trial a mapping for each of 12 updates; by default a random `lr`.
+        n_weights: of a trial.
+        seed: of the weights and gradients.
+
+    Raises:
+        AssertionError: there is no rule, the trials may not share a pass, or an update differs.
+    """
+    import torch
+    from torch import nn
+    from torch.testing import assert_close
+
+    from sweep.training.packed.rules import rule_of
+
+    rng, n_updates = np.random.default_rng(seed), sum(_EPOCHS)
+    if schedules is None:
+        schedules = [[{"lr": float(lr)} for lr in 10 ** rng.uniform(-4, -0.5, n_updates)] for _ in arguments]
+        changing: set[str] = set()
+    else:
+        changing = {name for rows in schedules for name in rows[0]}
+    stacked = torch.from_numpy(rng.normal(size=(len(arguments), n_weights)))
+    weights = [nn.Parameter(row.clone()) for row in stacked]
+    optimizers = [make([weight], **own) for weight, own in zip(weights, arguments, strict=True)]
+    rules = [rule_of(optimizer, changing - {"lr"}) for optimizer in optimizers]
+    rule = rules[0]
+    assert rule is not None, f"there is no rule for {make.__name__} with such arguments"
+    assert all(other == rule for other in rules), "the trials differ in more than numbers, and may not share a pass"
+    groups = [{**optimizer.param_groups[0], **rule.scalars} for optimizer in optimizers]
+    state = {
+        name: torch.tensor([[rule.initial(name, group)] * n_weights for group in groups], dtype=torch.float64)
+        for name in rule.state
+    }
+    step = 0
+    for length in _EPOCHS:
+        steps = np.arange(step + 1, step + length + 1, dtype=np.float64)
+        tables = [
+            rule.table(group, _table(rows[step : step + length]), steps)
+            for group, rows in zip(groups, schedules, strict=True)
+        ]
+        for group, table in zip(groups, tables, strict=True):
+            group.update({name: float(table[name][-1]) for name in rule.scalars})
+        for i in range(length):
+            gradients = torch.from_numpy(rng.normal(size=stacked.shape) * rng.integers(0, 2, size=stacked.shape))
+            columns = {name: torch.tensor([[table[name][i]] for table in tables]) for name in tables[0]}
+            rule.update(stacked, gradients.clone(), state, columns)
+            for k, (weight, optimizer) in enumerate(zip(weights, optimizers, strict=True)):
+                optimizer.param_groups[0].update(schedules[k][step])
+                weight.grad = gradients[k].clone()
+                optimizer.step()
+                told = f"trial {k}, update {step + 1}: {{}}".format
+                assert_close(stacked[k], weight.detach(), rtol=1e-12, atol=1e-12, msg=told)
+                for part in rule.state:
+                    own = optimizer.state[weight].get(part)  # SGD has no buffer before it has used one
+                    own = torch.zeros_like(weight) if own is None else own
+                    assert_close(state[part][k], own.detach(), rtol=1e-12, atol=1e-12, msg=told)
+            step += 1
+    for group, weight, optimizer in zip(groups, weights, optimizers, strict=True):
+        own = optimizer.state[weight]
+        scalars = {name: group[name] for name in rule.scalars}
+        loaded = rule.loaded(own)
+        assert all(math.isclose(scalars[name], loaded[name], rel_tol=1e-12) for name in scalars), "its scalars differ"
+        kept = {name for name, value in own.items() if value is not None} - {"step"}
+        own_scalars, names = rule.kept(scalars)
+        assert kept == {*own_scalars, *names}, "a checkpoint needs all of torch's state"
+
+
+def _table(scheduled: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the scheduler sets, as a pack hands it to the rule."""
+    table = {name: np.array([row[name] for row in scheduled]) for name in scheduled[0] if name != "betas"}
+    if "betas" in scheduled[0]:
+        table["beta1"], table["beta2"] = np.array([row["betas"] for row in scheduled]).T
+    return table
