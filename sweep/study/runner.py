@@ -323,10 +323,11 @@ class StudyRunner:
             parent = (first(run.journal, "start") or {}).get("parent")
             if parent is None:  # trained by itself, which an earlier version allowed
                 continue
-            start = first(self.folder.run.journal, "start")
-            if uid is None and self._settings.storage is None and start is not None and start.get("storage") is None:
+            start, storage = first(self.folder.run.journal, "start"), recorded_url(self._settings.storage)
+            if uid is None and start is not None and start.get("storage") == storage:
                 remedy = "restore it from a copy, or choose another name for the study"
-                raise Damaged("hydra.sweeper.study_name", self.folder.storage, "the study is not in it", remedy)
+                lost = storage or self.folder.storage
+                raise Damaged("hydra.sweeper.study_name", lost, "the study is not in it", remedy)
             if parent["uid"] != uid:
                 raise ConfigError(
                     "hydra.sweeper.study_name",
