@@ -18,6 +18,7 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
         ("studies/s/optuna.log", "cut at 0.5", "study"),
         ("studies/s/journal.jsonl", "removed", "report"),
         ("studies/s/best.yaml", "removed", "from_study"),
+        ("studies/s/best.yaml", "removed", "report"),
         ("studies/s/trials/1/journal.jsonl", "a line of garbage", "study"),
     ],
     "stopped": [
