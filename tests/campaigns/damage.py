@@ -6,7 +6,7 @@ Tracking is on, in a local store. Allowed are the numbers that the undamaged fil
 every file that the command writes and in MLflow; or an exit status other than 0 and one line that names the file. Never
 a traceback, and never "all are in MLflow" when the store lacks something. tests/test_damage.py has the short form.
 
-All of it is about 3,400 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
+All of it is about 3,500 commands, of one to four seconds each; `--share` draws some of them. Nothing reads what
 lr_range writes, which only must not be lost.
 """
 
@@ -260,10 +260,10 @@ class Campaign:
         if command.mlflow == "unsent":
             for state in outputs.rglob("mlflow.json"):
                 state.unlink()
-        if file is not None and content is None:
+        if file is not None:
             (outputs / file).unlink(missing_ok=True)  # as "unsent" does
-        elif file is not None:
-            (outputs / file).write_bytes(content)
+            if content is not None:
+                (outputs / file).write_bytes(content)
         before = {path: path.read_bytes() for path in _durable(outputs)}
         done = quick(self._cwd, *command.arguments, module=command.module, tracked=True)
         written = {path: path.read_bytes() for path in _durable(outputs)}
