@@ -21,6 +21,8 @@ log = logging.getLogger("sweep")
 def stored_best(best: Path, key: str) -> dict[str, Any]:
     """Return what a study's best.yaml says: the number of the `trial`, its `values` and `overrides`. Raises Damaged."""
     remedy = "run the study's command again, which writes it anew"
+    if not best.exists():
+        raise Damaged(key, best, "it is gone", remedy)
     found = load_checked(best, key, remedy)
     overrides = found.get("overrides")
     if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):

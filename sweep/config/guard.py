@@ -87,7 +87,8 @@ def guard_hydra() -> None:
     hydra_utils._save_config = _save_config
     basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
     hydra_commands.OmegaConf = _Selecting  # type: ignore[attr-defined]
-    importlib.import_module("hydra.main")._run_hydra = _before(_run_hydra, _expand_config_dir)
+    main: Any = importlib.import_module("hydra.main")  # the name `hydra.main` is a function
+    main._run_hydra = _before(_run_hydra, _expand_config_dir)
     FileConfigSource.__init__ = _in_home(FileConfigSource.__init__)  # type: ignore[method-assign]
 
 

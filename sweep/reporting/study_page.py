@@ -141,7 +141,7 @@ class Report:
         return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])
 
     def _stored_best(self) -> Mapping[str, Any]:
-        if not self._folder.best.exists():
+        if not self._folder.best.exists() and not self._folder.results.exists():  # which is written right before
             return {}
         return stored_best(self._folder.best, "study")
 

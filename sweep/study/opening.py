@@ -14,6 +14,7 @@ from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
+from sweep.storage.url import recorded_url
 from sweep.study.identity import IDENTITY, differences, identity
 from sweep.study.reading import refuse_lost_trials
 from sweep.tracking.folders import StudyFolder
@@ -96,10 +97,10 @@ class StudyEntry:
             parent = (first(run.journal, "start") or {}).get("parent")
             if parent is None:  # trained by itself, which an earlier version allowed
                 continue
-            start = first(self.folder.run.journal, "start")
-            if uid is None and self.settings.storage is None and start is not None and start.get("storage") is None:
+            start, storage = first(self.folder.run.journal, "start"), recorded_url(self.settings.storage)
+            if uid is None and start is not None and start.get("storage") == storage:
                 remedy = "restore it from a copy, or choose another name for the study"
-                raise Damaged(_KEY, self.folder.storage, "the study is not in it", remedy)
+                raise Damaged(_KEY, storage or self.folder.storage, "the study is not in it", remedy)
             if parent["uid"] != uid:
                 raise ConfigError(
                     _KEY,

@@ -240,13 +240,15 @@ def test_a_best_configuration_without_a_key_of_its_option_is_no_option(tmp_path)
     assert not folder.option.parent.exists()
 
 
-def test_trials_of_a_study_whose_storage_is_gone_are_not_taken_for_those_of_a_new_one(tmp_path):
-    command = ("-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1")
+@pytest.mark.parametrize("storage", ["optuna.log", "study.db"])
+def test_trials_of_a_study_whose_storage_is_gone_are_not_taken_for_those_of_a_new_one(storage, tmp_path):
+    kept = [f"hydra.sweeper.storage=sqlite:///{storage}"] if storage == "study.db" else []
+    command = ("-m", *SMALL, NAMED, "hydra.sweeper.n_trials=1", *kept)
     assert quick(tmp_path, *command).returncode == 0
-    folder_of(tmp_path).storage.unlink()
+    (tmp_path / storage if kept else folder_of(tmp_path).storage).unlink()
     done = quick(tmp_path, *command, "data=digits", "split.max_samples=100")
     assert error_line(done).startswith("error: hydra.sweeper.study_name: ")
-    assert "optuna.log' is damaged (the study is not in it)" in done.stderr
+    assert f"{storage}' is damaged (the study is not in it)" in done.stderr
     assert done.returncode != 0
 
 
