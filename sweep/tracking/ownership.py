@@ -10,6 +10,7 @@ from sweep.tracking.journal import first, status
 from sweep.tracking.provenance import resume_command
 from sweep.utils.errors import ConfigError, DamagedJournal
 from sweep.utils.ownership import refuse_existing, remove_hydras_files, remove_made
+from sweep.utils.private import PrivateLog
 
 
 class JobFolder:
@@ -41,10 +42,15 @@ class JobFolder:
 
 
 def require_unused(run: RunFolder, key: str) -> None:
-    """Raise ConfigError, with `key` to change, unless a new run can be kept in that folder without touching a file."""
+    """Raise ConfigError, with `key` to change, unless a new run can be kept in that folder without touching a file.
+
+    The run's own log may have a warning by now.
+    """
     with suppress(DamagedJournal, OSError):  # then it is no run's, or a damaged one's: a file in the way in any case
         require_no_run(run, key)
-    refuse_existing(key, run.path, run.written)
+    logs = [log for log in logging.getLogger().handlers if isinstance(log, PrivateLog)]
+    made = [Path(log.baseFilename) for log in logs if log.made]
+    refuse_existing(key, run.path, [file for file in run.written if file not in made])
 
 
 def require_no_run(run: RunFolder, key: str) -> None:

@@ -13,9 +13,12 @@ def private(path: str | os.PathLike[str], flags: int) -> int:
 
 
 class PrivateLog(logging.FileHandler):
-    """The log of a run."""
+    """The log of a run. made: whether this process made its file."""
+
+    made = False
 
     def _open(self) -> io.TextIOWrapper:
+        self.made = not os.path.lexists(self.baseFilename)
         file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # noqa: SIM115
         assert isinstance(file, io.TextIOWrapper)
         return file
