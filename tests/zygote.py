@@ -15,6 +15,7 @@ each command, and answers with lines: "started PID", and some time later "ended 
 import hashlib
 import importlib
 import json
+import logging
 import os
 import pickle
 import runpy
@@ -264,6 +265,7 @@ class _Forking:
                     os.dup2(file, number)
                 os.closerange(3, 256)
                 sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+                logging.root.handlers.clear()  # a new process would not log where the command does
                 status = 1
                 try:
                     importlib.import_module(command[-1]).main()

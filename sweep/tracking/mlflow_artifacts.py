@@ -99,7 +99,7 @@ class ArtifactPlaces:
             if problem is not None:
                 logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
         files = list(artifact_files(folder, end))
-        if files and self._own_database is not None:
+        if self._own_database is not None:
             info = self._client.get_run(run_id).info
             uri = str(info.artifact_uri)
             if not self._may_hold(uri):

@@ -72,18 +72,18 @@ def remove_hydras_files(below: Path | None = None) -> None:
 
 
 def note_log(path: Path) -> None:
-    """Note that Hydra is about to open the log file `path`, and thereby makes it if it is not there."""
+    """Note that the log file `path` is about to be opened, and thereby made if it is not there."""
     if not os.path.lexists(path):
         _logs.add(os.path.abspath(path))
 
 
 def is_new_log(path: Path) -> bool:
-    """Return whether Hydra made the log file in this process."""
+    """Return whether this process made the log file."""
     return str(path) in _logs
 
 
 def remove_empty_logs() -> None:
-    """Close and remove the log files that Hydra made in this process, as long as nothing is in them."""
+    """Close and remove the log files that this process made, as long as nothing is in them."""
     for path in map(Path, sorted(_logs)):
         with suppress(OSError):
             if path.stat().st_size > 0 or not path.is_file():

@@ -3,6 +3,9 @@
 import io
 import logging
 import os
+from pathlib import Path
+
+from sweep.utils.ownership import note_log
 
 _OWNER_ALONE = 0o600
 
@@ -16,6 +19,7 @@ class PrivateLog(logging.FileHandler):
     """The log of a run."""
 
     def _open(self) -> io.TextIOWrapper:
+        note_log(Path(self.baseFilename))
         file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=private)  # noqa: SIM115
         assert isinstance(file, io.TextIOWrapper)
         return file

@@ -262,6 +262,22 @@ def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
         assert_mirrored(study, folder / "mlflow.db")
 
 
+def test_a_trial_without_artifacts_of_outputs_that_were_moved_is_as_it_is_known(
+    tmp_path: Path, outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trial was stopped and sent before they were moved."""
+    made, moved = tmp_path / "made", tmp_path / "moved"
+    made.mkdir()
+    shutil.copy(outputs / "mlflow.db", made)
+    study = Study(made, "s")
+    study.end(study.trial(0), "KILLED", steps=[], values={}, tags={})
+    assert Uploader(embedded(made)).push(study.folder.trial(0))
+    made.rename(moved)
+    runs = StudyFolder(moved / "studies" / "s").runs()
+    assert Uploader(embedded(moved)).push_whole(runs) == set(runs)
+    assert caplog.text == ""  # else they would be sent singly from now on
+
+
 @pytest.mark.parametrize(
     ("uri", "may_be"),
     [
