@@ -1,0 +1,85 @@
+"""Every command and every file that README and docs show, run as it stands, but for fewer epochs and trials."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from processes import quick
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
+ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example")  # a cluster, a package that is not here, a server
+STUDY = re.compile(r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+")
+FEWER = {
+    "sweep.run": ["trainer.epochs=2", "tracking=off"],
+    "sweep.lr_range": ["lr_range.n_seeds=2"],
+    "sweep.compare": [
+        *("compare.n_seeds=3", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
+    ],
+    "sweep.report": [],
+}
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """The language and the text of each block of code."""
+    yield from BLOCK.findall((ROOT / page).read_text())
+
+
+def commands(page: str) -> list[str]:
+    """Each with its module first, as in `sweep.run optimizer=adam`."""
+    found = []
+    for language, text in blocks(page):
+        for line in text.replace("\\\n", " ").splitlines() if not language else ():
+            if (command := COMMAND.match(line)) and not any(name in line for name in ELSEWHERE):
+                found.append(" ".join(filter(None, command.groups())))
+    return found
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages speak of: their own, and the tables of a reader's."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for page in PAGES:
+        for language, text in blocks(page):
+            if language in ("python", "yaml") and (name := re.match(r"# ([\w/]+\.(py|yaml))\n", text)):
+                path = folder / name[1]
+                if not name[1].startswith("conf/"):  # which is there
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(text)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 3)), columns=["area", "rooms", "age"])
+    table.assign(price=table.area * 2 + table.rooms).to_csv(folder / "houses.csv", index=False)
+    table.assign(kind=np.where(table.area > 0, "round", "flat")).to_parquet(folder / "cells.parquet", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_the_commands_of_a_page_run(page: str, workshop: Path) -> None:
+    ran = 0
+    for command in commands(page):
+        studies = workshop / "outputs" / "studies"
+        made = sorted((path for path in studies.glob("*") if "+" in path.name), key=lambda path: path.stat().st_mtime)
+        module, *arguments = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)
+        fewer = list(FEWER[module])
+        if module == "sweep.run" and "-m" in arguments and "hydra/sweeper=basic" not in arguments:
+            fewer.append("hydra.sweeper.n_trials=8")
+        done = quick(workshop, *arguments, *fewer, module=module, SWEEP_TARGETS="mypkg.*", PYTHONPATH=str(workshop))
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        ran += 1
+    assert ran
+
+
+def test_no_command_is_overlooked() -> None:
+    """What is run is what is shown: lines of other forms are none of sweep's commands."""
+    for page in PAGES:
+        shown = re.findall(r"^(?:\$ )?(?:python|python3) -m sweep[\w.]* ?.*$", (ROOT / page).read_text(), re.MULTILINE)
+        left_out = [line for line in shown if any(name in line for name in ELSEWHERE)]
+        assert len(commands(page)) >= len(shown) - len(left_out) - 1, page
