@@ -21,7 +21,7 @@ from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot
 from sweep.study.trial_result import TrialResult, range_of
 from sweep.tracking.upload_process import UploadProcess
-from sweep.utils.errors import ConfigError, StudyFailed, SweepError
+from sweep.utils.errors import ConfigError, Damaged, StudyFailed, SweepError
 from sweep.utils.terminal import say
 
 
@@ -195,6 +195,8 @@ class Comparison:
         try:
             study = studies.untuned(plan, entry.contender, entry.task, tuning)
             study.check()
+        except Damaged:  # which says nothing of the defaults
+            raise
         except ConfigError as error:
             entry.untuned_problem = str(error)
             return

@@ -185,6 +185,8 @@ def damages(data: bytes, seed: int = 0) -> Iterator[tuple[str, bytes | None]]:
             flipped[place] ^= 1 << drawn.randrange(8)
         yield told, bytes(flipped)
     lines = data.splitlines(keepends=True)
+    first = len(lines[0]) // 2
+    yield "its first line damaged", data[:first] + bytes([data[first] ^ 1]) + data[first + 1 :]
     middle = len(lines) // 2
     yield "a line doubled", b"".join([*lines[: middle + 1], *lines[middle:]])
     yield "a line of garbage", b"".join([*lines[:middle], b"\xff}garbage{\n", *lines[middle:]])

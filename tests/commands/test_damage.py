@@ -29,7 +29,7 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
     ],
     "sqlite": [("study.db", "cut at 0.5", "report")],
     "comparison": [
-        ("studies/c--sgd--defaults-2/optuna.log", "cut at 0.05", "compare"),
+        ("studies/c--sgd--defaults-2/journal.jsonl", "its first line damaged", "compare"),
         ("studies/c--sgd--tuning/optuna.log", "removed", "report of c--sgd--tuning"),
     ],
 }
