@@ -142,7 +142,7 @@ def test_a_study_in_a_thread_and_in_a_program_with_hydra_of_its_own(tmp_path: Pa
 
 
 def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    long = [*SMALL[:1], "trainer.epochs=400", *SMALL[2:]]
+    long = [*SMALL[:1], "trainer.epochs=200", *SMALL[2:]]
     begun = tmp_path / "outputs" / "studies" / "s" / "trials" / "0" / "journal.jsonl"
 
     def interrupt() -> None:
