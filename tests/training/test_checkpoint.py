@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweep.training import checkpoint
-from sweep.utils.errors import ConfigError
+from sweep.utils.checked_file import damage_of
+from sweep.utils.errors import ConfigError, Damaged
 
 
 @pytest.fixture
@@ -88,6 +89,16 @@ class _Malicious:
 
     def __reduce__(self):
         return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize(("before", "behind"), [(b"x", b""), (b"", b"x"), (b"", b"\n" * 30)])
+def test_bytes_before_and_behind_a_checkpoint_are_damage(before: bytes, behind: bytes, path: Path) -> None:
+    """Torch reads such a file as if they were not there."""
+    checkpoint.save(path, {"weight": torch.ones(3)})
+    path.write_bytes(before + path.read_bytes() + behind)
+    with pytest.raises(Damaged):
+        checkpoint.load(path)
+    assert damage_of(path) is not None
 
 
 def test_a_foreign_file_is_refused_and_nothing_in_it_runs(path: Path) -> None:
