@@ -59,9 +59,9 @@ def _print(result: "RangeResult", folder: RangeFolder) -> None:
 
 def _ramps(result: "RangeResult") -> str:
     settings = result.config.lr_range
-    told = f"{settings.n_seeds} ramp{'s' * (settings.n_seeds > 1)} of {settings.n_updates} updates"
+    message = f"{settings.n_seeds} ramp{'s' * (settings.n_seeds > 1)} of {settings.n_updates} updates"
     lost = settings.n_seeds - result.suggestion.n_ramps
-    return told + (f", of which {lost} say{'s' * (lost == 1)} nothing" if lost else "")
+    return message + (f", of which {lost} say{'s' * (lost == 1)} nothing" if lost else "")
 
 
 if __name__ == "__main__":

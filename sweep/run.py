@@ -102,11 +102,11 @@ def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator
     try:
         yield
     except Exception as error:
-        told = _told(error)
-        if isinstance(told, refused):
+        shown_error = _told(error)
+        if isinstance(shown_error, refused):
             folder.leave_unused()
-        if told is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
-            log.error("failed: %s", escaped_line(str(told)))
+        if shown_error is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
+            log.error("failed: %s", escaped_line(str(shown_error)))
         raise
 
 
@@ -134,16 +134,18 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
             _refuse_rerun(sys.argv[1:])
             command()
     except Exception as error:
-        told = _told(error)
-        if told is None:
+        shown_error = _told(error)
+        if shown_error is None:
             raise
-        if isinstance(told, ConfigError):  # jobs that began, or were left, show beside such a file, which then stays
+        if isinstance(
+            shown_error, ConfigError
+        ):  # jobs that began, or were left, show beside such a file, which then stays
             remove_empty_logs()
             remove_hydras_files()
         if show_tracebacks:
             say(traceback.format_exc(), err=True)
-        complain(f"error: {told}")
-        sys.exit(told.exit_status)
+        complain(f"error: {shown_error}")
+        sys.exit(shown_error.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:  # a second Ctrl-C in training

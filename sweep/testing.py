@@ -209,12 +209,12 @@ def check_packed_rule(
                 optimizer.param_groups[0].update(schedules[k][step])
                 weight.grad = gradients[k].clone()
                 optimizer.step()
-                told = f"trial {k}, update {step + 1}: {{}}".format
-                assert_close(stacked[k], weight.detach(), rtol=1e-12, atol=1e-12, msg=told)
+                message = f"trial {k}, update {step + 1}: {{}}".format
+                assert_close(stacked[k], weight.detach(), rtol=1e-12, atol=1e-12, msg=message)
                 for part in rule.state:
                     own = optimizer.state[weight].get(part)  # SGD has no buffer before it has used one
                     own = torch.zeros_like(weight) if own is None else own
-                    assert_close(state[part][k], own.detach(), rtol=1e-12, atol=1e-12, msg=told)
+                    assert_close(state[part][k], own.detach(), rtol=1e-12, atol=1e-12, msg=message)
             step += 1
     for group, weight, optimizer in zip(groups, weights, optimizers, strict=True):
         own = optimizer.state[weight]

@@ -64,8 +64,10 @@ def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colou
         axes.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot(judgement.sign * s.score.iqm, y, "|", color="black", markersize=16, markeredgewidth=2)
         if s.untuned is not None:
-            told = "untuned defaults" if y == 0 else None
-            axes.plot(judgement.sign * s.untuned.iqm, y, "D", color="black", fillstyle="none", markersize=7, label=told)
+            label = "untuned defaults" if y == 0 else None
+            axes.plot(
+                judgement.sign * s.untuned.iqm, y, "D", color="black", fillstyle="none", markersize=7, label=label
+            )
     axes.set_yticks(range(len(ordered)), [s.name for s in ordered])
     axes.set(xlabel=plan.compare.metric, title=_titled("fresh seeds, IQM and 95 % interval", task))
     finite = np.concatenate([s.score.costs[np.isfinite(s.score.costs)] for s in ordered] or [np.empty(0)])

@@ -57,8 +57,8 @@ def print_report(plan: Plan, judgement: Judgement) -> None:
 
 def _markdown(plan: Plan, judgement: Judgement) -> str:
     parts = [f"# {plan.name}", *(words.verdict(task, judgement, plan) for task in judgement.tasks)]
-    if told := list(words.warnings(judgement, plan)):
-        parts.append("\n".join(f"- Warning: {warning}" for warning in told))
+    if warnings := list(words.warnings(judgement, plan)):
+        parts.append("\n".join(f"- Warning: {warning}" for warning in warnings))
     parts.append("![Scores, budget, curves and learning rates](comparison.png)")
     for task in judgement.tasks:
         for table in words.tables(task, judgement, plan):
@@ -111,8 +111,8 @@ def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[s
 
 def _score(score: Score, sign: float) -> dict[str, Any]:
     low, high = sorted(sign * end for end in score.interval)
-    told = {"by_seed": sign * score.costs, "median": sign * score.median, "iqm": sign * score.iqm}
-    return {**told, "iqm_interval": [low, high], "missing": score.n_missing}
+    columns = {"by_seed": sign * score.costs, "median": sign * score.median, "iqm": sign * score.iqm}
+    return {**columns, "iqm_interval": [low, high], "missing": score.n_missing}
 
 
 def _plain(value: Any) -> Any:

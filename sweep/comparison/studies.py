@@ -157,14 +157,18 @@ def _refuse(settings: StudySettings, config: Config) -> None:
         raise ConfigError("trainer.seed", "would be the same for every run; set seed, which it follows")
     if not config.compare.retune:
         return
-    told = "set compare.retune=false to tune each contender once"
+    message = "set compare.retune=false to tune each contender once"
     if not is_uniform(settings.sampler):
-        raise ConfigError("hydra/sweeper/sampler", f"only random draws make tunings of one study independent; {told}")
+        raise ConfigError(
+            "hydra/sweeper/sampler", f"only random draws make tunings of one study independent; {message}"
+        )
     if not settings.pruner["_target_"].endswith(".NopPruner"):
-        raise ConfigError("hydra/sweeper/pruner", f"would make the tunings of one study depend on each other; {told}")
+        raise ConfigError(
+            "hydra/sweeper/pruner", f"would make the tunings of one study depend on each other; {message}"
+        )
     for key in ("enqueue", "defaults_first"):
         if getattr(settings, key):
-            raise ConfigError(f"hydra.sweeper.{key}", f"would favour one tuning of many; {told}")
+            raise ConfigError(f"hydra.sweeper.{key}", f"would favour one tuning of many; {message}")
 
 
 def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:

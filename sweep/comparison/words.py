@@ -110,10 +110,10 @@ def _duels(task: TaskResult, on: str) -> Table:
     for duel in task.tests:
         one, other, pair = duel.first.name, duel.second.name, duel.pair
         low, high = pair.interval
-        told = "no detectable difference" if duel.better is None else f"{(one, other)[duel.better]} is better"
+        verdict = "no detectable difference" if duel.better is None else f"{(one, other)[duel.better]} is better"
         ends = f"{low:.0%} to {high:.0%}"
         numbers = [f"{pair.improvement:.0%}", ends, f"{pair.effect:+.2f}", _p(pair.p), _p(duel.adjusted)]
-        rows.append([f"{one} against {other}", *numbers, told])
+        rows.append([f"{one} against {other}", *numbers, verdict])
     return Table(f"pairs{on}", columns, rows)
 
 
@@ -160,8 +160,8 @@ def _searched(s: ContenderResult, sign: float) -> list[str]:
     rates = "; ".join(f"{k}: {short(low)} to {short(high)} ({high / low:.3g}x)" for k, (low, high) in s.rates.items())
     complete = [t for t in e.trials if t.state == "complete" and t.value is not None]
     best = min(complete, key=lambda t: sign * (t.value or 0.0))
-    told = "  ".join(f"{key}={short(value)}" for key, value in best.params.items())
-    return [e.name, str(e.n_tunings), str(len(e.trials)), f"{s.diverged:.0%}", searched, rates, told]
+    values = "  ".join(f"{key}={short(value)}" for key, value in best.params.items())
+    return [e.name, str(e.n_tunings), str(len(e.trials)), f"{s.diverged:.0%}", searched, rates, values]
 
 
 def _expected(budget: Budget, k: int, sign: float) -> str:

@@ -54,10 +54,10 @@ def composing(overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = config_error(error, overrides)
-        if told is None:
+        refusal = config_error(error, overrides)
+        if refusal is None:
             raise
-        raise told from error
+        raise refusal from error
 
 
 def load_multirun(
@@ -209,8 +209,8 @@ def _of_key(error: BaseException) -> ConfigError:
     key = str(getattr(error, "full_key", None) or _key_in(str(error)) or "config")
     problem = one_line(error)
     if (option := _OF_NO_PACKAGE.match(str(error))) is not None:
-        told = "for its keys to be those of the config, it must begin with the line  # @package _global_"
-        return ConfigError("experiment", f"'{option[1]}.yaml' is taken for keys below experiment; {told}")
+        message = "for its keys to be those of the config, it must begin with the line  # @package _global_"
+        return ConfigError("experiment", f"'{option[1]}.yaml' is taken for keys below experiment; {message}")
     if problem.startswith(("Additional config directory", "Primary config")):
         return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):

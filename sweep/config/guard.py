@@ -238,8 +238,8 @@ def _check_environment(node: DictConfig) -> None:
     for key, names in (("env_set", job.get("env_set") or {}), ("env_copy", job.get("env_copy") or [])):
         for name in names:
             if name not in ENVIRONMENT:
-                told = "a config may not set it, since programs go by it; set it in the shell"
-                raise ConfigError(f"hydra.job.{key}.{name}", f"{told} (allowed are {', '.join(ENVIRONMENT)})")
+                message = "a config may not set it, since programs go by it; set it in the shell"
+                raise ConfigError(f"hydra.job.{key}.{name}", f"{message} (allowed are {', '.join(ENVIRONMENT)})")
 
 
 def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
@@ -251,8 +251,10 @@ def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
             raise ConfigError(path, f"'{value}' could run code; choose one of: {', '.join(_STREAMS)}")
         is_file = name == "filename" and not (isinstance(value, str) and _LOG_FILE.fullmatch(value))
         if is_file and not _is_given(path, given):
-            told = f"'{value}' may be anywhere; write ${{hydra.runtime.output_dir}}/NAME.log, or set it on the command"
-            raise ConfigError(path, f"{told} line")
+            message = (
+                f"'{value}' may be anywhere; write ${{hydra.runtime.output_dir}}/NAME.log, or set it on the command"
+            )
+            raise ConfigError(path, f"{message} line")
         if name == "mode" and value != "a" and not _is_given(path, given):
             raise ConfigError(path, f"'{value}' could empty a file; leave it out, or set it on the command line")
 

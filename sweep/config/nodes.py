@@ -145,8 +145,8 @@ class Compare:
 
     def __post_init__(self) -> None:
         require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
-        told = f"must be one of the test split, such as test/loss, got '{self.metric}'"
-        require(self.metric.startswith("test/"), "compare.metric", told)
+        message = f"must be one of the test split, such as test/loss, got '{self.metric}'"
+        require(self.metric.startswith("test/"), "compare.metric", message)
         require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
         if self.target is not None:
             require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")
@@ -171,15 +171,15 @@ class LrRange:
         for name in ("min_lr", "max_lr"):
             lr = getattr(self, name)
             require(is_positive(lr), f"lr_range.{name}", f"must be a finite number > 0, got {lr}")
-        told = f"is {self.min_lr:g}, less than ten times below lr_range.max_lr = {self.max_lr:g}; lower it"
-        require(self.min_lr * 10 <= self.max_lr, "lr_range.min_lr", told)
-        told = f"must be {FEWEST_UPDATES} to {_MOST_UPDATES}, got {self.n_updates}"
-        require(FEWEST_UPDATES <= self.n_updates <= _MOST_UPDATES, "lr_range.n_updates", told)
+        message = f"is {self.min_lr:g}, less than ten times below lr_range.max_lr = {self.max_lr:g}; lower it"
+        require(self.min_lr * 10 <= self.max_lr, "lr_range.min_lr", message)
+        message = f"must be {FEWEST_UPDATES} to {_MOST_UPDATES}, got {self.n_updates}"
+        require(FEWEST_UPDATES <= self.n_updates <= _MOST_UPDATES, "lr_range.n_updates", message)
         require(1 <= self.n_seeds <= MOST_SEEDS, "lr_range.n_seeds", f"must be 1 to {MOST_SEEDS}, got {self.n_seeds}")
-        told = f"must be a share of the ramp from 0 to 0.2, got {self.smoothing}"
-        require(0 <= self.smoothing <= 0.2, "lr_range.smoothing", told)
-        told = f"must be a finite number > 1, got {self.divergence}"
-        require(1 < self.divergence < math.inf, "lr_range.divergence", told)
+        message = f"must be a share of the ramp from 0 to 0.2, got {self.smoothing}"
+        require(0 <= self.smoothing <= 0.2, "lr_range.smoothing", message)
+        message = f"must be a finite number > 1, got {self.divergence}"
+        require(1 < self.divergence < math.inf, "lr_range.divergence", message)
 
     @property
     def memory(self) -> float:

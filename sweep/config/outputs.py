@@ -41,6 +41,6 @@ def _require_study(key: str, output_dir: Path, name: str, file: str, reason: str
         is_there = name not in ("", ".", "..") and (studies / name).is_dir()
         problem = f"is not below '{studies}'"
         if is_there:
-            told = f"{reason}, or the file was removed, and the study's command writes it anew"
-            problem = f"has no '{studies / name / file}': {told}"
+            message = f"{reason}, or the file was removed, and the study's command writes it anew"
+            problem = f"has no '{studies / name / file}': {message}"
         raise ConfigError(key, f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")

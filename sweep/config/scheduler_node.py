@@ -52,8 +52,8 @@ def check_learning_rates(optimizer: Mapping[str, Any], scheduler: Mapping[str, A
         require(min_lr < lr, "scheduler.min_lr", f"is {min_lr:g}, not below optimizer.lr = {lr:g}; lower it")
     for name, length in scheduler.items():
         if name.endswith("_epochs") and scheduler["_target_"].startswith("sweep.schedules."):
-            told = f"must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}"
-            require(in_epochs(length, 1) is not None, f"scheduler.{name}", told)
+            message = f"must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}"
+            require(in_epochs(length, 1) is not None, f"scheduler.{name}", message)
     for name in ("div_factor", "final_div_factor"):
         factor = scheduler.get(name)
         if isinstance(factor, int | float):

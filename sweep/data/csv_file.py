@@ -185,8 +185,8 @@ class CsvFile:
         for line, n_cells in records:
             if n_cells > header:
                 quoted = "; a cell that holds the separator needs quotation marks"
-                told = f"line {line} of '{self.path}' has {n_cells} cells, more than its header, which has {header}"
-                return ConfigError("data.path", told + quoted)
+                message = f"line {line} of '{self.path}' has {n_cells} cells, more than its header, which has {header}"
+                return ConfigError("data.path", message + quoted)
         if "EOF inside string" not in pandas_says:
             return None
         line = records[-1][0] if records else 1

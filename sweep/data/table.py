@@ -83,14 +83,14 @@ class _Rows:
         others = [str(name) for name in self.frame.columns if name not in targets]
         kinds = {name: kind for name in others if (kind := self._kind_of_index(name)) is not None}
         kept = [name for name in others if name not in kinds]
-        told = ", ".join(f"'{shown(name)}' ({kind})" for name, kind in kinds.items())
+        listed = ", ".join(f"'{shown(name)}' ({kind})" for name, kind in kinds.items())
         if kinds and not kept:
-            raise ConfigError("data.features", f"no column is left but {told}; to train with it, list it here")
+            raise ConfigError("data.features", f"no column is left but {listed}; to train with it, list it here")
         if kinds:
             them = "it" if len(kinds) == 1 else "them"
             log.warning(
                 "warning: data.features: left out %s, which may tell the order of the rows; to train with %s, list %s",
-                told, them, them,
+                listed, them, them,
             )  # fmt: skip
         return kept
 

@@ -313,17 +313,17 @@ class PackedExecutor:
         if is_out_of_memory(error) and len(trainings) > 1:
             self._most_places = self._n_places = len(trainings) // 2
             self._scheduler.forget(group)
-            told = f"out of memory with {len(trainings)} in a pack, {self._n_places} from now on"
+            message = f"out of memory with {len(trainings)} in a pack, {self._n_places} from now on"
         else:
             why = Unpackable(one_line(error, 160))
             self._scheduler.refuse(group, why)
-            told = f"trains alone: {why}"
-        self._hand_back([*{id(training.entry): training.entry for training in trainings}.values()], told, error)
+            message = f"trains alone: {why}"
+        self._hand_back([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
 
-    def _hand_back(self, entries: list[_Entry], told: str, error: Exception) -> None:
+    def _hand_back(self, entries: list[_Entry], message: str, error: Exception) -> None:
         """Release trials that will be claimed again in a moment, here or by another worker."""
-        log.warning("%d trials are handed back: %s", len(entries), told, exc_info=error)
-        self._note(entries[0].trial, told)
+        log.warning("%d trials are handed back: %s", len(entries), message, exc_info=error)
+        self._note(entries[0].trial, message)
         for entry in entries:
             self._give_back([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
@@ -338,11 +338,13 @@ class PackedExecutor:
             training.trial.end(why)
             self._release(training)
 
-    def _note(self, trial: FrozenTrial, told: str) -> None:
+    def _note(self, trial: FrozenTrial, message: str) -> None:
         """Have the study's command show a line, once."""
-        if told not in self._noted:
-            self._noted.add(told)
-            self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, told))
+        if message not in self._noted:
+            self._noted.add(message)
+            self._session.patiently(
+                lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, message)
+            )
 
 
 def _values(entry: _Entry) -> list[float]:

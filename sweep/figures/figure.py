@@ -36,21 +36,21 @@ def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
 
     Logarithmic ticks stand where numbers are short: at 1, 2 and 5 within two decades.
     """
-    told: dict[str, Any] = {"title": {"text": title}}
+    layout: dict[str, Any] = {"title": {"text": title}}
     low, high = min(values), max(values)
     if not is_log or high < 5 * low:
-        return {**told, "type": "linear"}
+        return {**layout, "type": "linear"}
     few = high < 100 * low
-    return {**told, "type": "log", "dtick": "D2" if few else 1, "minorloglabels": "complete"}
+    return {**layout, "type": "log", "dtick": "D2" if few else 1, "minorloglabels": "complete"}
 
 
 def figure_of(name: str, figure: "go.Figure", **layout: Any) -> Figure:
     """One of Optuna's, without its template and title. layout: on top of its own, one level deep."""
-    told = figure.to_plotly_json()
-    own = {key: value for key, value in told["layout"].items() if key not in ("template", "title")}
+    plotted = figure.to_plotly_json()
+    own = {key: value for key, value in plotted["layout"].items() if key not in ("template", "title")}
     for key, value in layout.items():
         own[key] = {**own[key], **value} if isinstance(value, dict) and isinstance(own.get(key), dict) else value
-    return Figure(name, list(told["data"]), own)
+    return Figure(name, list(plotted["data"]), own)
 
 
 def _plain(value: Any) -> Any:

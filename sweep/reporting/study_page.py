@@ -86,12 +86,12 @@ class Report:
         return names
 
     def _document(self) -> Document:
-        told = counts(self._trials)
-        sections = [self._best_section(), *self._figure_sections(), self._trials_section(), self._endings(told)]
+        n_by_ending = counts(self._trials)
+        sections = [self._best_section(), *self._figure_sections(), self._trials_section(), self._endings(n_by_ending)]
         return Document(
             title=self._study.study_name,
             subtitle=f"A study of {', '.join(self._objectives())}, {self._span()}",
-            facts=self._facts(told),
+            facts=self._facts(n_by_ending),
             sections=[section for section in (*sections, self._environment()) if section is not None],
             footer=f"Made by python -m sweep.report on {_date(time.time())}; figures by plotly.js (MIT licence).",
         )
@@ -104,9 +104,9 @@ class Report:
         began = [t.datetime_start.timestamp() for t in self._trials if t.datetime_start]
         return f"begun {_date(min(began))}" if began else "not begun"
 
-    def _facts(self, told: Mapping[str, int]) -> list[tuple[str, str]]:
-        facts = [(f"{n}", word) for word, n in told.items() if n or word == "complete"]
-        n_open = len(self._trials) - sum(told.values())
+    def _facts(self, n_by_ending: Mapping[str, int]) -> list[tuple[str, str]]:
+        facts = [(f"{n}", word) for word, n in n_by_ending.items() if n or word == "complete"]
+        n_open = len(self._trials) - sum(n_by_ending.values())
         if n_open:
             facts.append((f"{n_open}", "running or waiting"))
         if self._best and len(self._names) == 1:
@@ -132,8 +132,8 @@ class Report:
         if stored.get("trial") != best.number:
             note += " The command that trains it is here once the study's own command has ended."
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
-        if told := only_one_seed(self._study.user_attrs):
-            note += f" Training it again {told}."
+        if note := only_one_seed(self._study.user_attrs):
+            note += f" Training it again {note}."
         overrides = [str(override) for override in stored["overrides"]]
         again = again_command(self._study.study_name, output_dir, overrides)
         commands = [(again, "Train it again, where the study is:")]
@@ -192,10 +192,10 @@ class Report:
             rows.append([str(trial.number), *map(short, trial.values), STATES[trial.state], *cells])
         return Section("Best trials", tables=[Table(rows, ["trial", *self._names, "state", *keys])])
 
-    def _endings(self, told: Mapping[str, int]) -> Section:
+    def _endings(self, n_by_ending: Mapping[str, int]) -> Section:
         """How trials ended, and what the failed ones said."""
         ended = Counter(_ending(t) for t in self._trials if t.state.is_finished())
-        rows = [(ending, f"{n} of {sum(told.values())}") for ending, n in ended.most_common()]
+        rows = [(ending, f"{n} of {sum(n_by_ending.values())}") for ending, n in ended.most_common()]
         failed = [t for t in self._trials if t.state == TrialState.FAIL]
         texts = []
         for trial in failed[:_N_FAILURES]:
@@ -207,7 +207,7 @@ class Report:
     def _environment(self) -> Section:
         tags = self._start.get("tags", {})
         rows = [(name, tags[tag]) for tag, name in _TAGS.items() if tag in tags]
-        rows += [(tag.removeprefix("version."), told) for tag, told in tags.items() if tag.startswith("version.")]
+        rows += [(tag.removeprefix("version."), message) for tag, message in tags.items() if tag.startswith("version.")]
         if "git.commit" in tags:
             changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
             rows.append(("git commit", tags["git.commit"] + changed))
@@ -238,8 +238,8 @@ def _bands(
     """Curves by epoch: the objectives that are such, the losses, the learning rate."""
     bands: dict[str, dict[str, Band]] = {name: {} for name in (*objectives, "val/loss", "train/loss", "lr")}
     for trial in trials:
-        told = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
-        label = f"trial {trial.number}{told}"
+        suffix = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
+        label = f"trial {trial.number}{suffix}"
         runs = _runs_of(folder, trial.number)
         if trial.state == TrialState.COMPLETE:
             _check_ended(runs)

@@ -48,7 +48,7 @@ def write_page(
     page = folder.report if page is None else absolute(page)
     with quiet_optuna():
         study = read_study(folder, storage)  # before anything is made: its storage may be mistyped
-    store, told = _store_of(folder) if page == folder.report else (None, "")
+    store, message = _store_of(folder) if page == folder.report else (None, "")
     with _follower(folder, store) as follower, quiet_optuna():
         report = Report(study, folder, trials)
         if page.is_dir():
@@ -62,9 +62,9 @@ def write_page(
         if pictures:
             say(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
         if follower is not None and store is not None:
-            told = _send(folder, follower, store)
-    if told:
-        say(told)
+            message = _send(folder, follower, store)
+    if message:
+        say(message)
     return page
 
 

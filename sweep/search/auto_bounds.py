@@ -88,9 +88,9 @@ def tested_starts(space: Space, say: Callable[[str], object]) -> Starts:
             try:
                 suggestions[what] = suggest(range_test(config, load))
             except SweepError as error:
-                told = f" with {' '.join(f'{g}={o}' for g, o in groups.items())}" if groups else ""
+                options = f" with {' '.join(f'{g}={o}' for g, o in groups.items())}" if groups else ""
                 raise ConfigError(
-                    "bounds", f"auto finds no learning rates{told} ({error}); leave it out, and give ranges yourself"
+                    "bounds", f"auto finds no learning rates{options} ({error}); leave it out, and give ranges yourself"
                 ) from error
         starts[chosen(groups)] = _starts(suggestions[what], keys)
         say(_line(groups, starts[chosen(groups)]))
@@ -138,5 +138,5 @@ def _starts(suggestion: Suggestion, keys: Sequence[str]) -> dict[str, dict[str, 
 
 def _line(groups: Mapping[str, str], starts: Mapping[str, Mapping[str, float]]) -> str:
     where = [f"{group}={option}" for group, option in groups.items()]
-    told = [f"{key} {short(s['value'])} ({short(s['low'])} to {short(s['high'])})" for key, s in starts.items()]
-    return "  ".join(["bounds=auto:", *where, *told])
+    parts = [f"{key} {short(s['value'])} ({short(s['low'])} to {short(s['high'])})" for key, s in starts.items()]
+    return "  ".join(["bounds=auto:", *where, *parts])

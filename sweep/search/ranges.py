@@ -24,10 +24,10 @@ def parse_override(text: str, key: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except Exception as error:
-        told = config_error(error, [text])
-        if told is None:
+        refusal = config_error(error, [text])
+        if refusal is None:
             raise
-        raise ConfigError(key, told.problem) from error
+        raise ConfigError(key, refusal.problem) from error
 
 
 def short(value: object) -> str:

@@ -75,8 +75,8 @@ class StudySettings:
         for name in ("n_trials", "n_jobs", "seeds"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
-        told = f"must be a number >= 1 or auto, got {self.pack!r}"
-        _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", told)
+        message = f"must be a number >= 1 or auto, got {self.pack!r}"
+        _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", message)
         _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
         _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
         _require(
@@ -132,8 +132,10 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         name, _, part = key.partition(".")
         node[name] = {**node[name], part: value} if part else value
     for name in ("sampler", "pruner"):
-        told = f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
-        _require(isinstance(node.get(name) or {}, dict), name, told)
+        message = (
+            f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
+        )
+        _require(isinstance(node.get(name) or {}, dict), name, message)
     named = {*map(key_of, config.hydra.overrides.hydra), *(f"hydra.sweeper.{key}" for key in changes or ())}
     sampler = sampler_node(node["sampler"] or {}, named)
     pruner = dict(node["pruner"] or {})

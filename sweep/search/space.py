@@ -153,8 +153,8 @@ class Space:
                 if not holds(str(condition), config):
                     return str(name)
             except NoCondition as error:
-                told = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
-                raise ConfigError(f"where.{name}", f"cannot judge '{told}': {error}") from error
+                shown = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
+                raise ConfigError(f"where.{name}", f"cannot judge '{shown}': {error}") from error
         return None
 
     def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:

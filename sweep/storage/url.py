@@ -62,8 +62,8 @@ def told_in_one_line(url: str | None) -> Iterator[None]:
     except ConfigError as error:
         is_foreign = isinstance(error, NotAStorage) or isinstance(error.__cause__, IsADirectoryError)
         if is_foreign and url is None:
-            told = "and the study would keep its trials there; move it away, or set another hydra.sweeper.study_name"
-            raise ConfigError("study", f"{error.problem}, {told}") from error
+            message = "and the study would keep its trials there; move it away, or set another hydra.sweeper.study_name"
+            raise ConfigError("study", f"{error.problem}, {message}") from error
         if is_foreign:
             raise ConfigError(KEY, f"{error.problem}; name another file") from error
         if url is None:

@@ -87,12 +87,12 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
     for options in space.each_group_alone():
         plain = OmegaConf.to_container(space.composer.base(options).config, resolve=True)
         searched = space.ranges(options)
-        told = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
+        suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         for key, value in _flat("", plain):
             if key == "trainer.monitor" and value in (None, space.composer.monitor or "val/loss"):
                 continue  # follows from the objective, as in studies from before there was such a key
             if key not in searched and facts.get(key) != json.dumps(value):
-                facts[f"{key}{told}"] = json.dumps(value)
+                facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": in_words(distribution) for name, distribution in space.named_ranges().items()}
     return facts | {f"hydra.sweeper.{key}": json.dumps(getattr(settings, key)) for key in _SETTINGS}
 

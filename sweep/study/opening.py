@@ -121,14 +121,14 @@ class StudyEntry:
         changed = differences(study.user_attrs[IDENTITY], facts)
         if not changed:
             return
-        told = f"study '{self.name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
+        message = f"study '{self.name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
         if fixed := _incompatible(study.get_trials(deepcopy=False), self.space.named_ranges()):
-            told += f"; choose another name, as {fixed} cannot change within a study"
+            message += f"; choose another name, as {fixed} cannot change within a study"
         elif self.settings.accept_changes:
             return
         else:
-            told += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
-        raise ConfigError(_KEY, told)
+            message += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
+        raise ConfigError(_KEY, message)
 
 
 def _incompatible(trials: Sequence[FrozenTrial], ranges: dict[str, Any]) -> str | None:

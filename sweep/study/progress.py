@@ -92,9 +92,9 @@ class Watch:
         self._seen |= {t.number for t in new}
         self._recording.update(trials)
         for trial in trials:
-            if (told := trial.user_attrs.get(PACKING, "")) not in self._noted:
-                self._noted.add(told)
-                self._console.print(f"trial {trial.number} {told}")
+            if (note := trial.user_attrs.get(PACKING, "")) not in self._noted:
+                self._noted.add(note)
+                self._console.print(f"trial {trial.number} {note}")
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
             if (self._live is None and self._lines) or trial.state == TrialState.FAIL:  # which stays above the table
                 self._console.print(_line(trial, n_done, self._n_trials))
@@ -157,8 +157,8 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
         again = again_command(study.study_name, folder.path.parent.parent, [str(override) for override in overrides])
         say(f"Train it again:  {again}")
-        if told := only_one_seed(study.user_attrs):
-            say(f"                 ({told})")
+        if note := only_one_seed(study.user_attrs):
+            say(f"                 ({note})")
         storage = recorded_storage(folder)
         elsewhere = None if storage is None or is_own_storage(storage, folder) else storage
         say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent, elsewhere)}")
@@ -172,8 +172,10 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
 def failures_in_words(numbers: Sequence[int]) -> str:
     """How many trials failed, and how to train them again."""
     which = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if numbers[_MOST_NAMED:] else "")
-    told = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"
-    return f"{told}; mend the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
+    message = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"
+    return (
+        f"{message}; mend the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
+    )
 
 
 def params_text(trial: FrozenTrial) -> str:
@@ -191,7 +193,7 @@ def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
 
 
 def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:
-    told = counts(trials)
-    parts = [f"{told[word]} {word}" for word in STATES.values() if told[word] or word == "complete"]
-    n_done = sum(told.values())
+    n_by_ending = counts(trials)
+    parts = [f"{n_by_ending[word]} {word}" for word in STATES.values() if n_by_ending[word] or word == "complete"]
+    n_done = sum(n_by_ending.values())
     return f"{n_done} of {max(n_done, n_trials)} trials: {', '.join(parts)}"

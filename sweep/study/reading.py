@@ -37,9 +37,9 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
     """
     recorded = recorded_storage(folder)
     if storage is None and recorded is not None and not is_own_storage(recorded, folder):
-        told = " with its password" if "***" in recorded else ""
+        suffix = " with its password" if "***" in recorded else ""
         raise ConfigError(
-            KEY, f"the study's record names {recorded}; if you trust that, give it{told}: --storage {word(recorded)}"
+            KEY, f"the study's record names {recorded}; if you trust that, give it{suffix}: --storage {word(recorded)}"
         )
     try:
         return _open(folder, storage or recorded or str(folder.storage))
@@ -148,8 +148,8 @@ def as_shown(study: optuna.Study) -> optuna.Study:
 
 def objective_names(study: optuna.Study) -> list[str]:
     """Such as val/loss."""
-    told = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
-    return json.loads(told) if told else [f"value {i}" for i in range(len(study.directions))]
+    recorded_names = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
+    return json.loads(recorded_names) if recorded_names else [f"value {i}" for i in range(len(study.directions))]
 
 
 def has_value(trial: FrozenTrial) -> bool:

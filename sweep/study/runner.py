@@ -130,8 +130,8 @@ class StudyRunner:
         if self._output is Output.ALL:
             print_outcome(study, self.folder, plan.n_trials, self._store.uri)
         if failure is not None:
-            told = failure.user_attrs.get(PROBLEM, "no reason recorded")
-            raise StudyFailed(self.name, failure.number, told, self.folder.trial(failure.number).path)
+            message = failure.user_attrs.get(PROBLEM, "no reason recorded")
+            raise StudyFailed(self.name, failure.number, message, self.folder.trial(failure.number).path)
         if self._stopped_by is not None:
             raise Interrupted(self._stopped_by)
         if recording.damage is not None:

@@ -41,8 +41,8 @@ def _setting() -> dict[str, str]:
 
 def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
-    told = "" if overrides is None else rerun_command(overrides)
-    return {**_setting(), "command": told, "mlflow.source.name": told or "sweep.run_trial"}
+    rerun = "" if overrides is None else rerun_command(overrides)
+    return {**_setting(), "command": rerun, "mlflow.source.name": rerun or "sweep.run_trial"}
 
 
 def uncommitted_diff() -> str:

@@ -116,9 +116,9 @@ def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
     store = tracking_store(tracking, output_dir)
     if recorded_uri(store, output_dir) == start["store"]:
         return store
-    told = " with its password" if "***" in str(start["store"]) else ""
+    suffix = " with its password" if "***" in str(start["store"]) else ""
     problem = f"'{run.path}' was begun in {start['store']}, which is not your own setting; if you trust that, set it"
-    raise ConfigError("tracking.uri", f"{problem}{told}, or MLFLOW_TRACKING_URI")
+    raise ConfigError("tracking.uri", f"{problem}{suffix}, or MLFLOW_TRACKING_URI")
 
 
 def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:

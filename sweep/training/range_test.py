@@ -151,15 +151,17 @@ class Suggestion:
         """Why these, of these config keys, in words."""
         begun, done = (f"{share * 100:.0f} %" for share in (BEGUN, DONE))
         base, top = self.base_lr.value, self.max_lr.value
-        told = f"at {base:g} the averaged loss has made {begun} of its fall, at {top:g} {done}"
+        message = f"at {base:g} the averaged loss has made {begun} of its fall, at {top:g} {done}"
         if base > top * _AT_MOST_OF_MAX * 0.97:
-            told = f"at {top:g} the averaged loss has made {done} of its fall, all at once; {base:g} is a third of that"
+            message = (
+                f"at {top:g} the averaged loss has made {done} of its fall, all at once; {base:g} is a third of that"
+            )
         if keys == ["optimizer.lr"]:
-            told += f", and optimizer.lr is half of {top:g}"
+            message += f", and optimizer.lr is half of {top:g}"
         if self.diverged_lr is None:
-            return f"{told}; it does not diverge on this ramp"
+            return f"{message}; it does not diverge on this ramp"
         times = self.diverged_lr.value / self.max_lr.value
-        return f"{told}; it diverges at {self.diverged_lr.value:g}, {times:.2g} times as high"
+        return f"{message}; it diverges at {self.diverged_lr.value:g}, {times:.2g} times as high"
 
 
 def suggest(ramps: Sequence[Ramp]) -> Suggestion:

@@ -239,6 +239,6 @@ def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) ->
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine, had no more memory to give."""
-    told = ("can't allocate memory", "not enough memory")  # by torch, of a CPU's
+    texts = ("can't allocate memory", "not enough memory")  # by torch, of a CPU's
     kinds = torch.OutOfMemoryError | MemoryError
-    return any(isinstance(e, kinds) for e in (error, error.__cause__)) or any(words in str(error) for words in told)
+    return any(isinstance(e, kinds) for e in (error, error.__cause__)) or any(words in str(error) for words in texts)

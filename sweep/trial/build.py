@@ -136,8 +136,10 @@ def scheduler(
             is_one_cycle = isinstance(target, type) and issubclass(target, OneCycleLR)
             if not (is_one_cycle and isinstance(error.__cause__, ZeroDivisionError)):
                 raise
-            told = f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
-            raise ConfigError("scheduler", told) from error
+            message = (
+                f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
+            )
+            raise ConfigError("scheduler", message) from error
         if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
             raise ConfigError(
                 "scheduler.mode",

@@ -149,8 +149,8 @@ def check_monitor(data: Data, config: Config) -> None:
     monitor = config.trainer.monitored
     known = ["train/loss", *(name for name in metric_names(data) if name.startswith("val/"))]
     if monitor not in known:
-        told = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
-        raise ConfigError("trainer.monitor", told)
+        message = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
+        raise ConfigError("trainer.monitor", message)
 
 
 def with_fitting_batch(config: Config, n_train: int) -> Config:

@@ -81,9 +81,9 @@ def _show(axes: Any, suggestion: "Suggestion") -> None:
     axes.axvspan(suggestion.base_lr.value, suggestion.max_lr.value, color=_BASE, alpha=0.08, linewidth=0)
     for name, colour in (("base_lr", _BASE), ("max_lr", _MAX)):
         interval: Interval = getattr(suggestion, name)
-        told = f"{name} {interval.value:g} ({interval.low:g} to {interval.high:g})"
+        message = f"{name} {interval.value:g} ({interval.low:g} to {interval.high:g})"
         axes.axvspan(interval.low, interval.high, color=colour, alpha=0.18, linewidth=0)
-        axes.axvline(interval.value, color=colour, linewidth=1.8, label=told)
+        axes.axvline(interval.value, color=colour, linewidth=1.8, label=message)
     if suggestion.diverged_lr is not None:
         lr = suggestion.diverged_lr.value
         axes.axvline(lr, color=_DIVERGED, linewidth=1.2, linestyle="--", label=f"diverges at {lr:g}")

@@ -85,8 +85,8 @@ class TracedFunction(Generic[T]):
         """Whether the trace does. Where in their memory the tensors begin is left out: it concerns no operation."""
         shapes = self._inputs[0].fake_mode.shape_env
         conditions = shapes.produce_guards_expression(self._inputs, ignore_static=False) or "True"
-        told = " and ".join(c for c in conditions.split(" and ") if "storage_offset" not in c)
-        return shapes.evaluate_guards_expression(told or "True", tensors)
+        guards = " and ".join(c for c in conditions.split(" and ") if "storage_offset" not in c)
+        return shapes.evaluate_guards_expression(guards or "True", tensors)
 
 
 def sizes_apart() -> AbstractContextManager[None]:
