@@ -236,7 +236,8 @@ class Uploader:
         """
         run_id = self._runs.cursor(folder).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
-            self._client.set_terminated(run_id, "KILLED")
+            last = journal.last(folder.journal)  # the same time, however often it is said
+            self._client.set_terminated(run_id, "KILLED", None if last is None else last["time"])
             require_not_ended(folder)
 
     def _forget(self) -> None:

@@ -9,7 +9,6 @@ The names of this machine, its system and its user do not. Studies in PostgreSQL
 
 import argparse
 import json
-import lzma
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MACHINE = "old-machine"  # where the outputs were made
 EVERY_EPOCH = "trainer.checkpoint_interval_s=0"  # a checkpoint, for what is to be killed
@@ -67,7 +67,7 @@ def main() -> None:
             place.mkdir()
             make(place)
             print(f"{name}: {sum(1 for _ in place.rglob('journal.jsonl'))} journals", flush=True)
-        with tarfile.open(given.archive, "w:xz", preset=9 | lzma.PRESET_EXTREME) as archive:
+        with tarfile.open(given.archive, "w:xz", preset=9) as archive:
             for name in KINDS:
                 archive.add(given.folder / name, name, filter=_as_kept)
     finally:
@@ -225,7 +225,7 @@ def _has_epochs(journal: Path) -> bool:
     return sum(map(len, recorded)) >= _N_EPOCHS
 
 
-def _records(journal: Path) -> list[dict[str, object]]:
+def _records(journal: Path) -> list[dict[str, Any]]:
     """Those in whole lines; none before there is a journal."""
     text = journal.read_text() if journal.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -12,6 +12,7 @@ from processes import go_at_once
 from stores import Study, assert_mirrored, embedded, endings_of_killed, points, recorded, rows, run_of
 
 from sweep import sync
+from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
@@ -171,6 +172,9 @@ def test_sync_sends_a_study_with_its_trials_and_again_nothing(
     assert "5 of 5 tracked runs" in capsys.readouterr().out
     dead = run_of(study.folder.trial(3).path, f"sqlite:///{tmp_path}/mlflow.db")
     assert dead.info.status == "KILLED"
+    last = journal.last(study.folder.trial(3).journal)
+    assert last is not None
+    assert dead.info.end_time == last["time"], "as of what it recorded last, however often it is sent"
     study.end(study.folder.trial(3), "KILLED")
     assert sync.main([str(tmp_path)]) == 0
     assert_mirrored(study, tmp_path / "mlflow.db")
