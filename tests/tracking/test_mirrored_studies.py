@@ -158,6 +158,7 @@ def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, mirror: Upl
     assert run.curves.read_bytes() != early
 
 
+@pytest.mark.usefixtures("mirror")  # which has made the store
 def test_sync_sends_a_study_with_its_trials_and_again_nothing(
     tmp_path: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
