@@ -50,7 +50,7 @@ def run_study(
     show: bool = False,
     **settings: Any,
 ) -> StudyResult:
-    """Begin a study, or go on with it, and return it once it is complete. Like `python -m sweep.run -m`.
+    """Begin a study, or go on with it, and return it once it is complete, or its timeout over. Like `sweep.run -m`.
 
     Args:
         base: the configuration that all trials share: a composed config, or overrides as on the command line.

@@ -90,7 +90,7 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
 
     Args:
         train: trains for two epochs or more; `functools.partial(mypkg.train, config)` for one that takes a config.
-        folder: empty; gets a folder for each of the four trials.
+        folder: empty; gets a folder for each trial.
 
     Raises:
         AssertionError: what does not hold.

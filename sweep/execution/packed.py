@@ -178,7 +178,7 @@ class PackedExecutor:
     ) -> _Training | None:
         """Return the run with a place in a pack, not taken yet; None if it has finished before."""
         session, trial, groups = self._session, entry.trial, configuration.groups
-        membership = session.membership(trial, session.replicate(place), configuration.params)
+        membership = session.membership(trial, session.replicate(place), configuration)
         run = session.plan.folder.trial(trial.number, membership.replicate)
         composed = partial(session.composer.compose, groups, values)
         try:
@@ -197,6 +197,7 @@ class PackedExecutor:
                 store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
                 member=membership,
                 report=session.reporter(trial, entry.means, place, config.trainer.epochs),
+                stop=session.stop,
                 is_timed=False,  # members of a pack share the time
             )
             if (state := recorded.restore()) is not None:
@@ -218,10 +219,11 @@ class PackedExecutor:
     def _begin(self, training: _Training) -> None:
         """Begin the run's record, and admit it to its pack."""
         data, device = training.group.data.description, training.group.pack.device.type
-        with told_when_full(training.run):
-            training.held.enter_context(locked(training.run))
-            training.held.enter_context(training.trial)
+        with ExitStack() as held, told_when_full(training.run):
+            held.enter_context(locked(training.run))
+            held.enter_context(training.trial)
             training.trial.describe(dataset=data, device=device)
+            training.held = held.pop_all()
         training.member.trial = training.trial
         if self._session.settings.pack == "auto":
             self._n_places = min(max(self._n_places, training.group.width), self._most_places)
@@ -244,8 +246,9 @@ class PackedExecutor:
                 if member in self._trainings:  # else it left with another run of its trial
                     self._finish(self._trainings[member], ending)
             for member in group.pack.members:
-                if (training := self._trainings[member]).trial.should_save:
-                    self._save(training)
+                trial = self._trainings[member].trial
+                if trial.should_save and not trial.should_stop:  # `run` saves all that are left when it stops
+                    self._save(self._trainings[member])
 
     def _finish(self, training: _Training, ending: Exception | None) -> None:
         """End the run; and the trial, if that was its last run or ended badly."""
@@ -305,7 +308,7 @@ class PackedExecutor:
         training.entry.trainings.remove(training)
 
     def _save(self, training: _Training) -> None:
-        with told_when_full(training.run):
+        with told_when_full(training.run), suppress(Interrupted):  # `run` asks for a stop itself
             training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
@@ -333,7 +336,7 @@ class PackedExecutor:
         """Leave the runs for later. resumable: whether their state is that of the last finished epoch."""
         for training in trainings:
             if resumable:
-                with suppress(OSError, DiskFull, Interrupted):
+                with suppress(OSError, DiskFull):
                     self._save(training)
             training.trial.end(why)
             self._release(training)

@@ -55,7 +55,7 @@ class SequentialExecutor:
 
         def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Training:
             config = session.composer.compose(configuration.groups, values)
-            member = session.membership(trial, session.replicate(place), configuration.params)
+            member = session.membership(trial, session.replicate(place), configuration)
             return partial(self._train_one, trial, config, member, means, anew)
 
         runs = session.runs(configuration)
@@ -119,7 +119,15 @@ class SequentialExecutor:
                 report = session.reporter(trial, means, place, config.trainer.epochs)
                 begun = journal.first(run.journal, "start") is not None
                 config.resume = str(run.path) if begun else None
-                run_trial(config, report, folder=run.path, member=member, load=session.load, pause=pause)
+                run_trial(
+                    config,
+                    report,
+                    folder=run.path,
+                    member=member,
+                    load=session.load,
+                    pause=pause,
+                    stop=session.stop,
+                )
                 values = session.objectives(run)
             means.end(place)
             return values

@@ -185,7 +185,7 @@ class WorkerSession:
         """Return the number of a run among those of its trial; None if the trial has one run alone."""
         return None if self.settings.seeds == 1 else place
 
-    def membership(self, trial: FrozenTrial, replicate: int | None, params: Mapping[str, Any]) -> Membership:
+    def membership(self, trial: FrozenTrial, replicate: int | None, configuration: Configuration) -> Membership:
         """Return the place of a run in the study, and what the study sampled for it."""
         return Membership(
             study=self.plan.name,
@@ -193,7 +193,7 @@ class WorkerSession:
             parent=self.plan.uid,
             number=trial.number,
             replicate=replicate,
-            params=params,
+            params={**configuration.groups, **configuration.values},
         )
 
     def record_failure(self, run: RunFolder, config: DictConfig, error: Exception, member: Membership) -> None:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from sweep.search.ranges import first_of
 from sweep.search.settings import RANDOM_SAMPLER
 from sweep.search.space import Configuration, Space
-from sweep.storage.optuna_internals import as_pruner_sees
+from sweep.storage.optuna_internals import as_sampler_sees
 from sweep.trial import build
 from sweep.utils.errors import ConfigError
 from sweep.utils.seeds import derive_seed
@@ -81,7 +81,7 @@ def draw(
     at this trial stored stays.
     """
     settled = {**known, **trial.params}
-    study = as_pruner_sees(study, trial)  # as Optuna's own trials do
+    study = as_sampler_sees(study, trial)  # as Optuna's own trials do
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     sampled: dict[str, Any] = {}

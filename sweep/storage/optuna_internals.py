@@ -28,6 +28,6 @@ def add_trial(study: optuna.Study, trial: FrozenTrial) -> None:
     trial._trial_id = study._storage.create_new_trial(study._study_id, trial)
 
 
-def as_pruner_sees(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
+def as_sampler_sees(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     """Return the study as its sampler is to see it: of hyperband's brackets, each learns alone."""
     return optuna.pruners._filter_study(study, trial)

@@ -58,8 +58,8 @@ class StudyRunner:
     Args:
         spec: what the study is, but for what `bounds=auto` finds.
         output: what is printed of it.
-        follower: gives the upload process of an `output_dir` where several studies share one, and their pictures; by
-            default the study has one of its own.
+        follower: gives the upload process of an `output_dir`, where several studies share one; by default the study has
+            one of its own.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ _MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
 _MAX_TAG_LENGTH = 8000
 _STATE = ("run_id", "offset", "attempted")  # of a trial's run in a store
 
-_FOLDERS = {"experiment": ".yaml", "plots": ".png"}  # and the kind of the files in them
+_FOLDERS = {"experiment": ".yaml", "plots": ".png", "artifacts": ""}  # and how the names of files in them end
 _ARTIFACTS = (
     *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "curves.png", "uncommitted.diff"),
     *("optimization_results.yaml", "best.yaml", "report.html", *_FOLDERS),
@@ -140,8 +140,8 @@ def artifact_files(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Pat
             continue
         if path.is_file():
             yield path, None
-        elif path.is_dir() and (kind := _FOLDERS.get(name)):
-            for inner in sorted(path.glob(f"*{kind}")):
+        elif path.is_dir() and name in _FOLDERS:
+            for inner in sorted(path.glob(f"*{_FOLDERS[name]}")):
                 if inner.is_file() and not inner.is_symlink():
                     yield inner, name
 

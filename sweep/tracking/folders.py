@@ -28,6 +28,7 @@ class RunFolder:
         self.best = self.path / "best.pt"  # weights of the best epoch
         self.curves = self.path / "curves.png"
         self.diff = self.path / "uncommitted.diff"
+        self.artifacts = self.path / "artifacts"  # files that a training function logs
         self.error = self.path / "error.txt"  # the traceback of a trial that failed
         self.mirror_state = self.path / "mlflow.json"
         self.log = self.path / "run.log"  # Hydra's, of a run that is a job of its own
@@ -36,9 +37,9 @@ class RunFolder:
 
     @property
     def written(self) -> list[Path]:
-        """Every file that a run writes, but for locks, whose content does not matter."""
+        """Every file and folder that a run writes, but for locks, whose content does not matter."""
         files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
-        return [*files, self.error, self.mirror_state, self.log]
+        return [*files, self.artifacts, self.error, self.mirror_state, self.log]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

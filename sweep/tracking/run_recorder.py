@@ -52,7 +52,7 @@ class RunRecorder:
         self._run, self._member = run, member
         is_shorter = journals.whole_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
-        if is_shorter:  # it lost its end, and nothing that the checkpoint has
+        if is_shorter:  # only its end was lost, or the checkpoint would have been refused
             forget_offsets(run)
 
     def start(
@@ -117,9 +117,7 @@ class RunRecorder:
         self._journal.sync()  # a checkpoint must not know of epochs that the journal lacks
         checkpoint.save(self._run.checkpoint, state)
 
-    def end(
-        self, error: BaseException | None, values: Mapping[str, float] | None = None, artifacts: Sequence[str] = ()
-    ) -> None:
+    def end(self, error: BaseException | None, values: Mapping[str, float] | None = None) -> None:
         """Say how the attempt ended.
 
         MLflow's status is KILLED for one that may be resumed. In a study the tag `state` is Optuna's, to which a trial
@@ -128,7 +126,6 @@ class RunRecorder:
         Args:
             error: what ended the trial early.
             values: what it came to, by metric name.
-            artifacts: files in the trial's folder that MLflow is to have, beside the usual ones.
         """
         run, member = self._run, self._member
         status, state, tags = "FINISHED", "COMPLETE", {}
@@ -149,16 +146,18 @@ class RunRecorder:
         if member is not None:
             tags["state"] = state
         columns = {name: [value] for name, value in (values or {}).items()}
-        usual = [run.config.name, run.overrides.name, run.error.name]
-        if member is None:
-            usual += [run.curves.name, run.diff.name]
+        artifacts = [run.config.name, run.overrides.name, run.error.name]
+        if member is None:  # those of a study stay on the disk
+            artifacts += [run.best.name, run.curves.name, run.diff.name]
+        if run.artifacts.is_dir():
+            artifacts.append(run.artifacts.name)
         self._journal.event(
             "end",
             status=status,
             steps=[0] if columns else [],  # step 0: bars in MLflow
             values=columns,
             tags=tags,
-            artifacts=[*usual, *artifacts],
+            artifacts=artifacts,
         )
 
     def close(self) -> None:

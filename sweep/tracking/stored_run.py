@@ -83,9 +83,10 @@ def require_not_ended(run: RunFolder) -> None:
 def _lacks_epochs(run: RunFolder, state: Mapping[str, Any]) -> bool:
     """Whether the record is shorter than the checkpoint, which is always the younger one."""
     curves = journals.curves(run.journal)
-    if curves and "val/loss" not in curves:  # a training function reports what it likes
+    reported = [name for name in curves if not name.startswith("step/")]
+    if reported and "val/loss" not in reported:  # a training function reports what it likes
         return False
-    return state["epoch"] > (len(curves["val/loss"].steps) if curves else 0)
+    return state["epoch"] > (len(curves["val/loss"].steps) if reported else 0)
 
 
 def study_command(run: RunFolder) -> str | None:

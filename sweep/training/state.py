@@ -127,7 +127,7 @@ class TrainState:
 
 
 def stride(n_steps: int, most: int | None) -> int:
-    """Return which steps to record, every how manieth, so that there are at most `most`; 0 for none at all."""
+    """Return n to record every n-th step, so that there are at most `most` points; 0 to record none."""
     if most is None:
         return 1
     return max(1, -(-n_steps // most)) if most else 0

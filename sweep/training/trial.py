@@ -38,7 +38,7 @@ class Trial(Protocol):
 
     @property
     def should_save(self) -> bool:
-        """Whether the last `save` was `trainer.checkpoint_interval_s` seconds ago, or a stop was asked for."""
+        """Whether the last `save` was at least `trainer.checkpoint_interval_s` seconds ago, or a stop was asked for."""
         ...
 
     @property
@@ -92,11 +92,11 @@ class Trial(Protocol):
         ...
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Record single values, such as a test's, once the trial has ended, however it ends."""
+        """Have single values, such as a test's, recorded when the trial ends, unless it is only stopped for now."""
         ...
 
     def log_artifact(self, path: Path) -> None:
-        """Have MLflow keep a file with the trial; one from outside the trial's folder is copied into it."""
+        """Have MLflow keep a copy of a file, from `artifacts/` in the trial's folder."""
         ...
 
 

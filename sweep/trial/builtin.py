@@ -73,9 +73,6 @@ def record_best(trial: Trial, state: "TrainState", n_weights: int, test: Mapping
     from sweep.training import checkpoint
 
     assert state.best is not None
-    path = RunFolder(trial.folder).best
     best: dict[str, Any] = {"model": state.best.weights, "epoch": state.best.epoch, "value": state.best.value}
-    checkpoint.save(path, {**best, "monitor": state.trainer.monitored})
-    if trial.number is None:  # those of a study stay on the disk
-        trial.log_artifact(path)
+    checkpoint.save(RunFolder(trial.folder).best, {**best, "monitor": state.trainer.monitored})
     trial.finish({"model/n_weights": n_weights, **test})

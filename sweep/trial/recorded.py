@@ -28,7 +28,8 @@ class RecordedTrial:
     Its record begins with the first thing that the training function says. Until then the trial may be refused without
     a trace, and a signal ends the process; from then on a signal asks the function to save and stop.
 
-    train_s: seconds from the begin of the record to the last report, without those in which others trained.
+    train_s: seconds from the beginning of the record to the last report, or to what ended the trial early. Time in
+    which others trained does not count.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class RecordedTrial:
         member: Membership | None = None,
         report: Report | None = None,
         pause: Pause | None = None,
+        stop: StopRequest | None = None,
         live: bool = False,
         is_timed: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Describe the trial; nothing is written yet.
+        """Make the trial; nothing is written yet.
 
         Args:
             run: its folder, which is this process's own as long as the trial lives.
@@ -54,7 +56,8 @@ class RecordedTrial:
             store: as `recorded_uri` has it.
             member: its place in a study.
             report: asked after each epoch; what it raises ends the trial.
-            pause: called after each epoch.
+            pause: called after each epoch, unless the trial is to stop.
+            stop: what asks the trial to save and stop; by default a signal does, once the record has begun.
             live: whether progress is shown as a live line instead of log lines; a study shows that of its trials.
             is_timed: whether `train_s` is counted here; else who executes the trial counts it.
             clock: seconds, by which checkpoints are due.
@@ -64,15 +67,14 @@ class RecordedTrial:
         self._ask, self._pause, self._live, self._clock = report, pause, live, clock
         self._recorder: RunRecorder | None = None
         self._open = ExitStack()
-        self._stop = StopRequest()
+        self._stop, self._hears_signals = stop or StopRequest(), stop is None
         self._show: Show = lambda epoch, metrics: None
         self._saved: dict[str, Any] | None = None
-        self._is_read, self._epoch = False, 0
+        self._epoch: int | None = None  # None until the checkpoint is looked at
         self._is_timed, self._since = is_timed, time.perf_counter()
         self._saved_at = clock()
-        self._is_unheeded = False  # whether an epoch was reported since a stop was asked for
+        self._was_reported_since_stop = False
         self._values: dict[str, float] = {}
-        self._artifacts: list[str] = []
         self.train_s = 0.0
 
     @property
@@ -94,7 +96,9 @@ class RecordedTrial:
 
     @property
     def epoch(self) -> int:
-        self._read()
+        if self._epoch is None:
+            self._saved = self._load()
+        assert self._epoch is not None
         return self._epoch
 
     @property
@@ -112,19 +116,20 @@ class RecordedTrial:
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         now = time.perf_counter()
         recorder = self._begin()
-        if self._is_timed:
-            self.train_s += now - self._since
-        recorder.log([epoch], {name: [value] for name, value in metrics.items()})
-        self._show(epoch, metrics)
-        if self._ask is not None:
-            self._ask(epoch, metrics)
-        if self._pause is not None:
-            self._pause(epoch)
-        self._since = time.perf_counter()
-        if self._is_unheeded:
+        self._count_time(now)
+        try:
+            recorder.log([epoch], {name: [value] for name, value in metrics.items()})
+            self._show(epoch, metrics)
+            if self._ask is not None:
+                self._ask(epoch, metrics)
+            if self._pause is not None and not self.should_stop:
+                self._pause(epoch)
+        finally:
+            self._since = time.perf_counter()
+        if self._was_reported_since_stop:
             assert self._stop.signum is not None
             raise Interrupted(self._stop.signum)
-        self._is_unheeded = self.should_stop
+        self._was_reported_since_stop = self.should_stop
 
     def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
         steps = step if isinstance(step, Sequence) else [step]
@@ -135,19 +140,20 @@ class RecordedTrial:
         if state.get("epoch", epoch) != epoch:
             raise ValueError(f"state['epoch'] is {state['epoch']}, but the epoch that is saved {epoch}")
         self._begin().save({**state, "epoch": epoch})
-        self._epoch, self._is_read, self._saved = epoch, True, None
+        self._epoch, self._saved = epoch, None
         self._saved_at = self._clock()
         if self._stop.signum is not None:
             raise Interrupted(self._stop.signum)
 
     def restore(self) -> dict[str, Any] | None:
         """As `Trial.restore`. Raises Damaged; but a study's trial is then trained from its beginning."""
-        self._read()
-        if self._saved is not None:
+        state = self._load() if self._saved is None else self._saved
+        self._saved = None  # it is large
+        if state is not None:
             log.info("resuming %s after epoch %d", self._run.path, self._epoch)
         elif self._run.journal.exists():
             log.info("resuming %s from its beginning: it left no checkpoint", self._run.path)
-        return self._saved
+        return state
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         self._begin()
@@ -155,10 +161,9 @@ class RecordedTrial:
 
     def log_artifact(self, path: Path) -> None:
         self._begin()
-        if path.resolve().parent != self._run.path.resolve():
-            shutil.copy2(path, self._run.path)
-        if path.name not in self._artifacts:
-            self._artifacts.append(path.name)
+        self._run.artifacts.mkdir(exist_ok=True)
+        if path.resolve().parent != self._run.artifacts.resolve():
+            shutil.copy2(path, self._run.artifacts)
 
     def end(self, error: BaseException | None = None) -> None:
         """Record how the trial ended: complete, or by `error`. One that was refused before it began leaves no record.
@@ -168,8 +173,10 @@ class RecordedTrial:
         recorder = self._recorder
         if recorder is None:
             return
+        if error is not None:
+            self._count_time(time.perf_counter())
         with suppress(*([] if error is None else [OSError])):
-            recorder.end(error, {**self._values, "time/train_s": self.train_s}, self._artifacts)
+            recorder.end(error, {**self._values, "time/train_s": self.train_s})
 
     def __enter__(self) -> Self:
         return self
@@ -185,22 +192,26 @@ class RecordedTrial:
         self._open.callback(recorder.close)
         recorder.start(self._config, output_dir=self._output_dir, store=self._store, dataset=dataset, device=device)
         self._recorder = recorder
-        self._stop = self._open.enter_context(stop_on_signal())
+        if self._hears_signals:
+            self._stop = self._open.enter_context(stop_on_signal())
         if self._member is None:
             self._show = self._open.enter_context(progress(self._config.trainer.epochs, self.epoch, self._live))
         self._since = time.perf_counter()
         return recorder
 
-    def _read(self) -> None:
-        """Read the checkpoint, once."""
-        if self._is_read:
-            return
-        self._is_read = True
+    def _load(self) -> dict[str, Any] | None:
+        """Return what the checkpoint holds, if there is one; from here on its epoch is known."""
+        state = None
         try:
-            self._saved = saved_state(self._run)
+            state = saved_state(self._run)
         except Damaged as error:
             if self._member is None:
                 raise
             log.warning("warning: %s; it is trained from its beginning", error)
-        if self._saved is not None:
-            self._epoch = self._saved["epoch"]
+        self._epoch = 0 if state is None else state["epoch"]
+        return state
+
+    def _count_time(self, now: float) -> None:
+        if self._is_timed:
+            self.train_s += now - self._since
+        self._since = now

@@ -28,6 +28,7 @@ from sweep.trial.recorded import Pause, RecordedTrial, Report
 from sweep.utils.curve import Curve
 from sweep.utils.errors import DISK_FULL, ConfigError, DiskFull
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
+from sweep.utils.signals import StopRequest
 
 log = logging.getLogger("sweep")
 
@@ -64,6 +65,7 @@ def run_trial(
     member: Membership | None = None,
     load: Callable[[Config], Data] = load_data,
     pause: Pause | None = None,
+    stop: StopRequest | None = None,
 ) -> Outcome:
     """Train the trial that `cfg` describes, or continue the one in the folder `cfg.resume`.
 
@@ -77,10 +79,11 @@ def run_trial(
         member: the trial's place in a study, which shows its progress and mirrors it.
         load: what loads and divides the data.
         pause: called with the epoch after each, once it is reported, so that other trials may train in between.
+        stop: what asks the trial to save and stop; by default a signal does.
 
     Raises:
         ConfigError: before anything is recorded.
-        Diverged, Interrupted: after it is recorded, as what `report` raises.
+        Diverged, Interrupted, or what `report` raises: once it is recorded.
     """
     config = validate(cfg)
     if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
@@ -128,6 +131,7 @@ def run_trial(
             member=member,
             report=report,
             pause=pause,
+            stop=stop,
             live=live,
         )
         mirrored = False

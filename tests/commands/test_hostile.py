@@ -100,6 +100,7 @@ def test_from_study_tells_a_strangers_server_nothing(
         best_config(str(tmp_path / "b"), "s", [])
 
 
+@pytest.mark.process
 def test_resuming_a_strangers_run_resolves_nothing_and_sends_it_nowhere(
     tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,44 @@ def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp
     assert first.value == pytest.approx(alone.value, rel=1e-3), "as if it had been trained in one go, alone"
 
 
+STOPPING = """
+import os, signal
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def schedule(optimizer):
+    def rate(epoch):
+        if epoch == 2:  # the third is next
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    return LambdaLR(optimizer, rate)
+"""
+
+
+def test_a_trial_that_finishes_in_the_epoch_in_which_its_pack_is_stopped_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    done = quick(
+        tmp_path,
+        *(
+            *SMALL,
+            *AS_DRAWN,
+            "hydra.sweeper.pack=2",
+            "hydra/sweeper/sampler=grid",
+            "trainer.epochs=2,9",
+            "optimizer.lr=0.01",
+        ),
+        *("scheduler=constant", "scheduler._target_=stopping.schedule", "hydra.sweeper.debug=true"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="stopping.*",
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE, TrialState.WAITING]
+    kept = folder_of(tmp_path).trial(1)
+    assert journal.status(kept.journal) == "KILLED"
+    assert checkpoint.load(kept.checkpoint)["epoch"] == 2
+
+
 @pytest.mark.parametrize("pack", ["0", "-1", "x"])
 def test_a_width_that_is_none_is_refused_in_one_line(pack: str, tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, f"hydra.sweeper.pack={pack}")

@@ -105,7 +105,7 @@ def test_the_latest_attempt_at_a_number_counts():
     study.ask()
     study.tell(1, 3.0)
     assert renumbered(study) is study
-    retry(study._storage, study, [0])
+    retry(study, [0])
     assert states(numbered(study.get_trials())) == [(0, "WAITING"), (1, "COMPLETE")]
     assert study.get_trials()[2].number == 2, "Optuna's own is left as it is"
     assert states(renumbered(study).get_trials()) == [(0, "WAITING"), (1, "COMPLETE")]

@@ -78,6 +78,7 @@ def test_what_was_recorded_before_and_not_reported_is_reported():
     assert means.n_epochs == 4
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_trials_in_turn_are_as_they_are_alone(tmp_path):
     """Each has its own random generators, for dropout here, and its own settings of the process."""

@@ -7,7 +7,7 @@ from optuna.pruners import HyperbandPruner
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from sweep.storage.optuna_internals import add_trial, as_pruner_sees, storage_of, trial_id
+from sweep.storage.optuna_internals import add_trial, as_sampler_sees, storage_of, trial_id
 
 
 def changed(name: str) -> str:
@@ -55,6 +55,6 @@ def test_a_sampler_under_hyperband_sees_its_own_bracket() -> None:
         trial.report(1.0, 1)
         trial.should_prune()  # sets the brackets up
         study.tell(trial, 1.0)
-    seen = [len(as_pruner_sees(study, trial).get_trials()) for trial in study.trials]
+    seen = [len(as_sampler_sees(study, trial).get_trials()) for trial in study.trials]
     assert max(seen) < 30, changed("optuna.pruners._filter_study")
     assert min(seen) > 0

@@ -276,6 +276,7 @@ def normalised(in_features: int, out_features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(in_features, 4), nn.BatchNorm1d(4), nn.Linear(4, out_features))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_fail(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]

@@ -96,6 +96,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
     assert {weight.dtype for weight in half.model.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_compiled_model_trains_like_the_plain_one() -> None:
     from torch._dynamo.utils import counters  # it takes a second to load

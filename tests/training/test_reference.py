@@ -14,6 +14,7 @@ from campaigns.record_reference import KINDS, N_TRIALS, trials
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "curves.json").read_text())
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_trials_come_to_the_recorded_curves(kind: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """sweep/trial/recorded.py: what a training function says of its trial, and what becomes of it."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from sweep import compose
 from sweep.config.schema import validate
 from sweep.tracking import journal
+from sweep.tracking.chunks import artifact_files
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
 from sweep.training.state import stride
 from sweep.training.trial import Trial
 from sweep.trial.recorded import RecordedTrial
 from sweep.utils.errors import Damaged, Diverged, Interrupted, Pruned
+from sweep.utils.signals import StopRequest
 
 MakeTrial = Callable[..., RecordedTrial]
 
@@ -221,14 +224,17 @@ def test_a_trial_that_says_nothing_leaves_no_record(run: RunFolder, make_trial: 
 
 
 def test_an_artifact_from_elsewhere_is_copied(run: RunFolder, tmp_path: Path, make_trial: MakeTrial) -> None:
-    (tmp_path / "best.pt").write_bytes(b"theirs")
+    (tmp_path / "table.csv").write_text("theirs")
     with make_trial() as trial:
-        trial.log_artifact(tmp_path / "best.pt")
+        trial.log_artifact(tmp_path / "table.csv")
+        (run.artifacts / "own.txt").write_text("put there by the function itself")
+        trial.log_artifact(run.artifacts / "own.txt")
         trial.end()
-    assert (run.path / "best.pt").read_bytes() == b"theirs"
+    assert (run.artifacts / "table.csv").read_text() == "theirs"
     end = journal.last_end(run.journal)
     assert end is not None
-    assert "best.pt" in end["artifacts"]
+    sent = [path.name for path, above in artifact_files(run, end) if above == "artifacts"]
+    assert sent == ["own.txt", "table.csv"]
 
 
 def test_a_damaged_checkpoint_is_refused_and_in_a_study_trained_from_its_beginning(
@@ -254,3 +260,50 @@ def test_others_train_after_each_report_and_their_time_does_not_count(make_trial
         trial.report(1, {"val/loss": 1.0})
         trial.report(2, {"val/loss": 1.0})
     assert paused == [1, 2]
+
+
+def test_the_state_may_be_restored_again_and_is_not_kept(make_trial: MakeTrial) -> None:
+    with make_trial() as trial:
+        trial.report(1, {"val/loss": 1.0})
+        trial.save(1, {"weight": torch.ones(2)})
+    again = make_trial()
+    for _ in range(2):
+        state = again.restore()
+        assert state is not None
+        assert state["weight"].tolist() == [1.0, 1.0]
+        assert again._saved is None
+    assert again.epoch == 1
+
+
+def test_a_trial_that_is_to_stop_lets_no_other_train_first(make_trial: MakeTrial) -> None:
+    stop, paused = StopRequest(), []
+    with make_trial(pause=paused.append, stop=stop) as trial:
+        trial.report(1, {"val/loss": 1.0})
+        stop.signum = signal.SIGTERM
+        assert trial.should_save
+        trial.report(2, {"val/loss": 1.0})
+        with pytest.raises(Interrupted):
+            trial.save(2, {})
+    assert paused == [1]
+
+
+def test_the_time_until_a_failure_counts(run: RunFolder, make_trial: MakeTrial) -> None:
+    with make_trial() as trial:
+        trial.describe()
+        time.sleep(0.05)
+        trial.end(ValueError("of the model's"))
+    end = journal.last_end(run.journal)
+    assert end is not None
+    assert end["values"]["time/train_s"][0] >= 0.05
+
+
+def test_a_journal_that_lost_its_epochs_is_damaged_though_it_has_steps(run: RunFolder, make_trial: MakeTrial) -> None:
+    with make_trial() as trial:
+        trial.log({"step/loss": [1.0, 0.5]}, [1, 2])
+        size = run.journal.stat().st_size
+        trial.report(1, {"val/loss": 1.0})
+        trial.save(1, {})
+    with open(run.journal, "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(Damaged, match="lacks epochs"):
+        make_trial().restore()

@@ -302,6 +302,7 @@ def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(opti
     both_ways(*overrides, make=in_float64, rtol=1e-9)
 
 
+@pytest.mark.process
 def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
     expected = [alone(make_fit(*own)) for own in overrides]
