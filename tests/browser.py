@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from guarded import Guarded
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 from processes import environment
 from waiting import wait_until
@@ -80,15 +79,7 @@ def make_ui(outputs: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     variables = [f"OUTPUTS={outputs.absolute()}", f"PORT={port}", f"BIN={Path(sys.executable).parent}"]
-    with open(outputs / "ui.log", "wb") as log:
-        process = subprocess.Popen(
-            ["make", "ui", *variables],
-            cwd=ROOT,
-            env=environment(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, which is ended below
-        )
+    process = Guarded(["make", "ui", *variables], outputs / "ui.log", cwd=ROOT, env=environment())
 
     def answers() -> bool:
         assert process.poll() is None, (outputs / "ui.log").read_text()
@@ -102,8 +93,7 @@ def make_ui(outputs: Path) -> Iterator[str]:
         wait_until(answers)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.end()
 
 
 def open_experiment(page: Page, address: str, experiment: str) -> None:

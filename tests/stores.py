@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from guarded import Guarded
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from processes import empty_store
@@ -37,7 +37,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.folder, self.database = folder, folder / "mlflow.db"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Guarded | None = None
 
     def start(self) -> None:
         options = {
@@ -49,21 +49,17 @@ class Server:
         }
         if not self.database.exists():
             shutil.copy(empty_store(), self.database)
-        with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, which `stop` ends
-            )
+        self._process = Guarded(
+            [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
+            self.folder / "server.log",
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
+        )
         wait_until(self._answers, what=f"the server of {self.folder}")
 
     def stop(self) -> None:
         """At once, like a machine that loses its power."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.end()
             self._process = None
             wait_until(lambda: not self._answers(), what="the port to be closed")
 
