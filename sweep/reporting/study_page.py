@@ -132,8 +132,8 @@ class Report:
         if stored.get("trial") != best.number:
             note += " The command that trains it is here once the study's own command has ended."
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
-        if note := only_one_seed(self._study.user_attrs):
-            note += f" Training it again {note}."
+        if reservation := only_one_seed(self._study.user_attrs):
+            note += f" Training it again {reservation}."
         overrides = [str(override) for override in stored["overrides"]]
         again = again_command(self._study.study_name, output_dir, overrides)
         commands = [(again, "Train it again, where the study is:")]
