@@ -131,7 +131,7 @@ def test_the_page_is_whole_and_small(reported):
     assert not [tag for tag in ('<link rel="stylesheet', "<img", "<iframe") if tag in html]
     best = OmegaConf.load(reported.folder.best)
     assert f"python -m sweep.run from_study={NAME}" in html
-    assert "trains the first of its 2 seeds alone" in html
+    assert f"Trial {best.trial}. Training it again trains the first of its 2 seeds alone" in html
     assert shlex.join(["python", "-m", "sweep.run", *best.overrides]).replace("'", "&#39;") in html
 
 
