@@ -14,7 +14,7 @@ if [ "$device" != cpu ]; then nvidia-smi --query-gpu=name,driver_version,memory.
 
 status=0
 # trainer.device is auto: these tests take the card wherever torch sees one.
-"$python" -m pytest -q -n "${WORKERS:-4}" tests/test_packed.py tests/test_rules.py tests/test_traced.py \
-  tests/test_loop.py tests/test_runtime.py || status=1
+"$python" -m pytest -q -n "${WORKERS:-4}" tests/training/packed tests/training/test_loop.py \
+  tests/training/test_runtime.py || status=1
 "$python" benchmarks/packed.py --device "$device" --part training --rounds "${ROUNDS:-5}" || status=1
 exit $status
