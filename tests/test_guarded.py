@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from guarded import Guarded
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -31,7 +31,7 @@ def alive(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_ends_with_the_process_that_started_it(signum: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-c", _TEST_PROCESS, str(log)]
@@ -45,7 +45,7 @@ def test_a_server_ends_with_the_process_that_started_it(signum: int, tmp_path: P
         group = int(log.read_text())
         assert alive(group)
         p.send_signal(signum)
-        p.wait()
+        p.wait(PATIENCE_S)
     wait_until(lambda: not alive(group))
 
 
