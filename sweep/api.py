@@ -12,14 +12,14 @@ from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweep.comparison.comparison import Comparison, ComparisonResult
 from sweep.config.composition import compose, load_multirun, own_hydra, searchpath_of
 from sweep.config.guard import LOGGING_CLASSES, check_hydra
 from sweep.config.output_folders import register
 from sweep.config.overrides import is_hydras, key_of
-from sweep.config.schema import fingerprint, validate
+from sweep.config.schema import is_edited, validate
 from sweep.reporting.writing import write_page
 from sweep.search.ranges import Range, sweep_override
 from sweep.search.settings import spelled_settings
@@ -138,7 +138,7 @@ def run_lr_range(
     """
     cfg = base if isinstance(base, DictConfig) else compose(base, config_dir)
     config = check_range_config(validate(cfg))
-    if config.composed != _fingerprint(cfg):
+    if is_edited(config, cfg):
         config.overrides = None  # edited since: they would make another test
     kept = None if folder is None else RangeFolder(absolute(folder))
     if kept is not None:
@@ -212,13 +212,9 @@ def _overrides(base: Base) -> list[str]:
     if not isinstance(base, DictConfig):
         return [*base]
     config = validate(base)
-    if config.overrides is None or config.composed != _fingerprint(base):
+    if config.overrides is None or is_edited(config, base):
         raise ConfigError("base", "was edited since it was composed; give `compose` the changes as overrides")
     return config.overrides
-
-
-def _fingerprint(cfg: DictConfig) -> str:
-    return fingerprint(OmegaConf.to_container(cfg, resolve=False))
 
 
 def _folder_of(study: str | Path, output_dir: str | Path) -> StudyFolder:

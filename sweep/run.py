@@ -137,9 +137,8 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         shown_error = _told(error)
         if shown_error is None:
             raise
-        if isinstance(
-            shown_error, ConfigError
-        ):  # jobs that began, or were left, show beside such a file, which then stays
+        if isinstance(shown_error, ConfigError):
+            # Jobs that began, or were left, show beside such a file, which then stays.
             remove_empty_logs()
             remove_hydras_files()
         if show_tracebacks:

@@ -100,6 +100,11 @@ def fingerprint(plain: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
+def is_edited(config: "Config", cfg: DictConfig) -> bool:
+    """Return whether `cfg`, which `config` was read from, was changed since its overrides composed it."""
+    return config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False))
+
+
 def keys_of(node: str) -> list[str]:
     """The keys of a node that the schema describes ("" for the root); of any other, none."""
     return [key.name for key in fields(_SCHEMA[node]) if key.name not in _ORIGIN] if node in _SCHEMA else []

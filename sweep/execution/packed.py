@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from sweep.config.schema import Config
 from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
 from sweep.execution.queue import PACKING
@@ -63,7 +62,6 @@ class _Training:
     membership: Membership
     run: RunFolder
     composed: Callable[[], DictConfig]
-    config: Config
     group: Group
     member: PackMember
     trial: RecordedTrial
@@ -210,7 +208,7 @@ class PackedExecutor:
             if not self._fits_later(entry, error):
                 session.record_failure(run, composed(), error, membership)
             raise
-        return _Training(entry, membership, run, composed, config, group, member, recorded)
+        return _Training(entry, membership, run, composed, group, member, recorded)
 
     def _fits_later(self, entry: _Entry, error: Exception) -> bool:
         """Return whether memory ran out only because other trials hold it."""

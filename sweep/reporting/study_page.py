@@ -207,7 +207,7 @@ class Report:
     def _environment(self) -> Section:
         tags = self._start.get("tags", {})
         rows = [(name, tags[tag]) for tag, name in _TAGS.items() if tag in tags]
-        rows += [(tag.removeprefix("version."), message) for tag, message in tags.items() if tag.startswith("version.")]
+        rows += [(tag.removeprefix("version."), version) for tag, version in tags.items() if tag.startswith("version.")]
         if "git.commit" in tags:
             changed = ", with uncommitted changes" if tags.get("git.dirty") == "true" else ""
             rows.append(("git commit", tags["git.commit"] + changed))

@@ -60,7 +60,7 @@ def spelled_range(distribution: BaseDistribution) -> str:
 
 
 def sweep_override(key: str, value: Range) -> str:
-    """The override that sweeps `key` over a range that a program gives. Raises ConfigError for what is none."""
+    """Return the override that sweeps `key` over a range given by a program. Raise ConfigError for anything else."""
     if isinstance(value, str):
         return f"{key}={value}"
     if isinstance(value, FloatDistribution | IntDistribution):

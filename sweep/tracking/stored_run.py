@@ -15,7 +15,6 @@ from sweep.config.overrides import known_command
 from sweep.config.schema import Config, literal, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.journal import first, status
 from sweep.utils.checked_file import load_checked, read_checked
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
 
@@ -27,7 +26,7 @@ def stored_config(run: RunFolder, own: Config) -> Config:
     """
     require_run(run.path)
     try:
-        ending = status(run.journal)
+        ending = journals.status(run.journal)
     except DamagedJournal as error:
         raise error.with_remedy(f"put back a copy of it, or {ANEW}") from error
     if ending == "FINISHED":
@@ -74,7 +73,7 @@ def require_not_ended(run: RunFolder) -> None:
     if run.checkpoint.exists():
         from sweep.training import checkpoint
 
-        with suppress(ConfigError):  # the checkpoint is none of the record
+        with suppress(ConfigError):  # the checkpoint is not part of the record
             state = checkpoint.load(run.checkpoint)
     if _lacks_epochs(run, state):
         raise DamagedJournal(run.journal, None, "it lacks epochs that the checkpoint has")
@@ -94,7 +93,7 @@ def study_command(run: RunFolder) -> str | None:
 
     Where the study's record cannot be read, or has no command of ours, it is said in words.
     """
-    start = first(run.journal, "start") or {}
+    start = journals.first(run.journal, "start") or {}
     tags, parent = start.get("tags") or {}, start.get("parent")
     if tags.get("kind") == "study":
         return _told(tags, run)
@@ -102,7 +101,7 @@ def study_command(run: RunFolder) -> str | None:
     if parent is None and inside is None:
         return None
     study = RunFolder(run.path / parent["folder"] if parent else run.path.as_posix().rpartition("/trials/")[0])
-    return _told((first(study.journal, "start") or {}).get("tags") or {}, study)
+    return _told((journals.first(study.journal, "start") or {}).get("tags") or {}, study)
 
 
 def _told(tags: Mapping[str, Any], study: RunFolder) -> str:

@@ -1,4 +1,4 @@
-"""A learning-rate range test from its ramps to what is left of it: bounds, and files of a folder (docs/lr_range.md)."""
+"""What a learning-rate range test comes to: bounds from its ramps, and files in a folder (docs/lr_range.md)."""
 
 import logging
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ Pause = Callable[[int], None]  # lets others train, with the epoch that is finis
 
 
 class RecordedTrial:
-    """Implements `sweep.Trial`, whichever way the trial is executed; who executes it says how it ended, with `end`.
+    """Implements `sweep.Trial`, however the trial is executed. Whoever executes it says how it ended, with `end`.
 
     Its record begins with the first thing that the training function says. Until then the trial may be refused without
     a trace, and a signal ends the process; from then on a signal asks the function to save and stop.

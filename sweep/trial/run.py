@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.metrics import best_of, direction_of
 from sweep.config.outputs import folder_name
-from sweep.config.schema import Config, fingerprint, validate
+from sweep.config.schema import Config, is_edited, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.description import run_name
 from sweep.tracking.folders import RunFolder
@@ -86,7 +86,7 @@ def run_trial(
         Diverged, Interrupted, or what `report` raises: once it is recorded.
     """
     config = validate(cfg)
-    if config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False)):
+    if is_edited(config, cfg):
         config.overrides = None  # edited since: they would make another trial
     is_new = config.resume is None and member is None  # a study continues its own
     if config.resume is None:

@@ -65,8 +65,8 @@ def _sync_each(files: list[int]) -> None:
 def check_archive(path: Path) -> None:
     """Raise some exception for a file of torch.save's that is not as it was.
 
-    It has a checksum of every record, which torch.load ignores. Reading them takes 1 ms a MiB. What stands before the
-    first record or behind the last is none of it.
+    It has a checksum of every record, which torch.load ignores. Reading them takes 1 ms a MiB. Bytes
+    before its first record or behind its last do not belong to it.
     """
     with open(path, "rb") as file:
         first = file.read(len(_FIRST_RECORD))

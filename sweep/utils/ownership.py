@@ -12,7 +12,7 @@ from typing import Any
 from sweep.utils.errors import ConfigError
 
 _made: set[str] = set()  # directories, by absolute path
-_logs: set[str] = set()  # that were not there before Hydra opened them, by absolute path
+_logs: set[str] = set()  # that were not there before this process opened them, by absolute path
 _hydras: list[tuple[Path, set[str]]] = []  # files that Hydra wrote, each with what lay beside it before
 
 
