@@ -136,26 +136,25 @@ def draw_metrics(page: Page, first: str, *others: str) -> None:
     page.locator(".js-plotly-plot").first.wait_for()
     for metric in others:
         drawn = page.get_by_text(f"({metric})").first
-        for attempt in range(_PATIENCE_MS // _LOST_CLICK_MS):
-            _choose(page, metric, again=attempt > 0)
+        for _ in range(_PATIENCE_MS // _LOST_CLICK_MS):
+            _choose(page, metric)
             with suppress(TimeoutError):  # a click while the page is being built anew is lost
                 drawn.wait_for(timeout=_LOST_CLICK_MS)
                 break
             page.keyboard.press("Escape")
+            page.reload()  # its address says what was chosen
+            page.locator(".js-plotly-plot").first.wait_for()
         drawn.wait_for()
     page.keyboard.press("Escape")
 
 
-def _choose(page: Page, metric: str, again: bool) -> None:
-    """Has the metric chosen in the box "Y-axis", as it may be already.
-
-    again: whether it was chosen in vain; the box may show it as chosen all the same, and one more click takes it out.
-    """
+def _choose(page: Page, metric: str) -> None:
+    """Has the metric chosen in the box "Y-axis", as it may be already."""
     box = page.get_by_role("combobox").last
     box.click()
     box.fill(metric)
     option = page.locator(".rc-virtual-list-holder-inner").get_by_title(metric, exact=True)
-    if again or option.get_attribute("aria-selected") != "true":
+    if option.get_attribute("aria-selected") != "true":
         option.click()
 
 
