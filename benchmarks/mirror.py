@@ -88,15 +88,15 @@ def _copy_run(source: RunFolder, to: RunFolder, changes: dict[str, object], late
 
 
 def _singly(study: StudyFolder, store: Store) -> None:
-    mirror = Uploader(store)
+    uploader = Uploader(store)
     for run in (*study.runs(), study.run):
-        assert mirror.push(run)
+        assert uploader.push(run)
 
 
 def _at_once(study: StudyFolder, store: Store) -> None:
     """As the helper of a study does."""
-    mirror = Uploader(store)
-    problem = StudyUpload(study, lambda: mirror).finish(lambda n_left: None)
+    uploader = Uploader(store)
+    problem = StudyUpload(study, lambda: uploader).finish(lambda n_left: None)
     assert problem is None, problem
 
 

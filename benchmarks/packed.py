@@ -44,7 +44,7 @@ WIDTH = 64
 BOUNDS_ALONE = {"eager": 4, "compiled": 10}  # times as many trials a second as one at a time
 
 
-def training(device: str, widths: Sequence[int], rounds: int, picture: Path | None) -> bool:
+def training(device: str, widths: Sequence[int], rounds: int, plot: Path | None) -> bool:
     """Seconds of a trial's epoch, alone and in packs. picture: where the ratios are drawn."""
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -79,12 +79,12 @@ def training(device: str, widths: Sequence[int], rounds: int, picture: Path | No
                     holds &= at_least(f"  {kind}: trials/s, packed / alone", ratio, bound)
                 else:
                     print(f"  {kind}: trials/s, packed / alone: {ratio:.2f}x")
-    if picture is not None:
-        _draw(widths, gains, device, picture)
+    if plot is not None:
+        _draw(widths, gains, device, plot)
     return holds
 
 
-def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, picture: Path) -> None:
+def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, plot: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), dpi=120, layout="constrained")
@@ -103,7 +103,7 @@ def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, pic
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(picture)
+    figure.savefig(plot)
 
 
 def _train_epoch(pack: Pack) -> None:
@@ -129,7 +129,7 @@ def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: b
         own = copy.deepcopy(config)
         own.trainer.seed = seed
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
-        weights = new_model(own, data.samples, fit.data.train.x[:64], is_known=seed > 0).state_dict()
+        weights = new_model(own, data.samples, fit.data.train.x[:64], seen_before=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         pack.admit(member)
@@ -260,7 +260,7 @@ def main() -> None:
     on_cpu = arguments.device == "cpu"
     widths = (2, 4, 16, WIDTH, 256) if on_cpu else (16, 64, 256, 1024, 4096)
     parts = {
-        "training": lambda: training(arguments.device, widths, arguments.rounds, arguments.picture),
+        "training": lambda: training(arguments.device, widths, arguments.rounds, arguments.plot),
         "steady": lambda: steady(1),
         "whole": lambda: whole(arguments.trials, arguments.stock_trials, arguments.ray_trials),
         "large": lambda: large(3),

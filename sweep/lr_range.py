@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sweep.config.composition import given_overrides
 from sweep.config.schema import validate, with_origin
-from sweep.run import check_job, failures_told, folder_key
+from sweep.run import check_job, folder_key, report_failures
 from sweep.run import main as run_main
 from sweep.trial.range_test_record import RangeFolder
 from sweep.utils.console import Console
@@ -28,7 +28,7 @@ def lr_range(cfg: DictConfig) -> None:
     from sweep.trial.range_test import range_test
 
     job = HydraConfig.get()
-    with failures_told(job, SweepError):  # a model that fails leaves nothing to look at
+    with report_failures(job, SweepError):  # a model that fails leaves nothing to look at
         check_job(job)
         folder = RangeFolder(job.runtime.output_dir)
         refuse_existing(folder_key(job), folder.path, folder.written)
@@ -53,8 +53,8 @@ def _print(result: "RangeResult", folder: RangeFolder) -> None:
     console.print(f"{result.reason[0].upper()}{result.reason[1:]}.\n")
     console.print(f"Train with it:     {result.commands['run']}")
     console.print(f"Search around it:  {result.commands['study']}")
-    if folder.picture.exists():
-        console.print(f"Picture:           {folder.picture}")
+    if folder.plot.exists():
+        console.print(f"Picture:           {folder.plot}")
 
 
 def _ramps(result: "RangeResult") -> str:

@@ -46,14 +46,14 @@ def run(cfg: DictConfig) -> float:
     from sweep.trial.summary import print_summary
 
     job = HydraConfig.get()
-    with failures_told(job):
+    with report_failures(job):
         check_job(job)
         if cfg.resume is None:
             require_unused(RunFolder(job.runtime.output_dir), folder_key(job))
         outcome = run_trial(
             _asked_for(cfg, job),
             folder=job.runtime.output_dir,
-            follower=_follower,
+            upload_process=_upload_process,
             live=sys.stderr.isatty(),
         )
     print_summary(outcome)
@@ -93,7 +93,7 @@ def folder_key(job: Any) -> str:
 
 
 @contextlib.contextmanager
-def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
+def report_failures(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
     """Say at once what fails of one job among several; leave no folder of a job that was refused before it began.
 
     Only what this process wrote is removed: the folder may be one that the user named.
@@ -102,7 +102,7 @@ def failures_told(job: Any, refused: type[SweepError] = ConfigError) -> Iterator
     try:
         yield
     except Exception as error:
-        shown_error = _told(error)
+        shown_error = _as_sweep_error(error)
         if isinstance(shown_error, refused):
             folder.leave_unused()
         if shown_error is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
@@ -134,7 +134,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
             _refuse_rerun(sys.argv[1:])
             command()
     except Exception as error:
-        shown_error = _told(error)
+        shown_error = _as_sweep_error(error)
         if shown_error is None:
             raise
         if isinstance(shown_error, ConfigError):
@@ -177,7 +177,7 @@ class _WithoutHydrasLine:
         return getattr(self._stream, name)
 
 
-def _told(error: Exception) -> SweepError | None:
+def _as_sweep_error(error: Exception) -> SweepError | None:
     """What to tell the user about `error`; None for a mistake of our own, which deserves a traceback."""
     if isinstance(error, SweepError):
         return error
@@ -193,13 +193,13 @@ def _refuse_rerun(arguments: Sequence[str]) -> None:
 
 
 @functools.cache
-def _follower(output_dir: Path) -> "UploadProcess":
+def _upload_process(output_dir: Path) -> "UploadProcess":
     """One helper for all trials of this process, in a sweep too."""
     from sweep.tracking.upload_process import UploadProcess
 
-    follower = UploadProcess(output_dir / "mirror.log")
-    atexit.register(follower.close)
-    return follower
+    upload_process = UploadProcess(output_dir / "mirror.log")
+    atexit.register(upload_process.close)
+    return upload_process
 
 
 def _refuse_changes(overrides: list[str]) -> None:

@@ -74,7 +74,7 @@ def _begun(output_dir: Path) -> Iterator[RunFolder]:
 
 def _has_lost_its_record(run: RunFolder, files: Sequence[str]) -> bool:
     """Whether the folder has other files of a run or a study that is tracked. MLflow keeps copies of some of them."""
-    if run.mirror_state.name in files:
+    if run.sync_state.name in files:
         return True
     if run.config.name not in files or run.path.name == "artifacts":
         return False
@@ -93,7 +93,7 @@ def _check_begun(run: RunFolder) -> None:
             raise damage[0] if damage else DamagedJournal(run.journal, 1, "the record does not begin with its start")
         break
     if journal.whole_size(run.journal) == 0 and any(
-        path.exists() for path in (run.mirror_state, run.checkpoint, run.best, StudyFolder(run.path).results)
+        path.exists() for path in (run.sync_state, run.checkpoint, run.best, StudyFolder(run.path).results)
     ):
         raise DamagedJournal(run.journal, None, "it is empty, but the run has begun")
 
@@ -119,7 +119,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
         return
     from sweep.tracking.mlflow_client import FAILURES, Uploader
 
-    mirrors: dict[Store, Uploader] = {}
+    uploaders: dict[Store, Uploader] = {}
     down: set[Store] = set()
     shown: set[str] = set()  # a line about a deleted experiment stands for all of its runs
     for run, store in tracked:
@@ -127,10 +127,10 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             yield False
             continue
         try:
-            if store not in mirrors:
-                mirrors[store] = Uploader(store)
-            mirrors[store].push(run)
-            mirrors[store].abandon(run)
+            if store not in uploaders:
+                uploaders[store] = Uploader(store)
+            uploaders[store].push(run)
+            uploaders[store].abandon(run)
             journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
             yield True
         except Damaged as error:
@@ -146,19 +146,19 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             yield False
         except FAILURES as error:
             complain(f"{run.path}: {one_line(error)}")
-            if not _answers(mirrors.get(store)):
+            if not _answers(uploaders.get(store)):
                 down.add(store)
                 complain(f"{without_password(store.uri or '')} does not answer; its other runs wait")
             yield False
 
 
-def _answers(mirror: "Uploader | None") -> bool:
+def _answers(uploader: "Uploader | None") -> bool:
     from sweep.tracking.mlflow_client import FAILURES
 
-    if mirror is None:
+    if uploader is None:
         return False
     try:
-        mirror.reach()
+        uploader.reach()
     except FAILURES:
         return False
     return True

@@ -37,7 +37,14 @@ _POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"  # of the machine's own
 
 # One file is one process's (--dist loadfile): the longest begin first, so that none is left alone at the end.
 _LONGEST_FIRST = ("test_study", "test_study_faults", "test_run", "test_resume", "test_storage", "test_mlflow")
-_LONGEST_FIRST += ("test_mirrored_studies", "test_follow", "test_packed", "test_report", "test_loop", "test_trial")
+_LONGEST_FIRST += (
+    "test_mirrored_studies",
+    "test_upload_process",
+    "test_packed",
+    "test_report",
+    "test_loop",
+    "test_trial",
+)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -200,23 +207,23 @@ class Heard(UnrecordedTrial):
 
 
 @pytest.fixture(scope="session")
-def follower(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UploadProcess]":
+def upload_process(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UploadProcess]":
     """One helper process for all trials that run inside the test process."""
     from sweep.tracking.upload_process import UploadProcess
 
-    follower = UploadProcess(tmp_path_factory.mktemp("follower") / "mirror.log")
-    yield follower
-    follower.close()
+    upload_process = UploadProcess(tmp_path_factory.mktemp("follower") / "mirror.log")
+    yield upload_process
+    upload_process.close()
 
 
 @pytest.fixture
-def small_trial(tmp_path: Path, follower: "UploadProcess") -> "Callable[..., Outcome]":
+def small_trial(tmp_path: Path, upload_process: "UploadProcess") -> "Callable[..., Outcome]":
     """Runs a SMALL trial in this process, untracked unless the overrides say otherwise, with outputs below tmp_path."""
     from sweep import compose, run_trial
 
     def run(*overrides: str, report: "Report | None" = None) -> "Outcome":
         cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL, *overrides])
-        return run_trial(cfg, report, follower=follower)
+        return run_trial(cfg, report, upload_process=upload_process)
 
     return run
 

@@ -60,8 +60,8 @@ def main() -> None:
         take_report(browser, report, "report-phone.png", PHONE, "dark", slice(None, 2))
         with make_ui(outputs) as address:
             take_mlflow(browser, address, study)
-    for picture in [*IMAGES.glob("report*.png"), IMAGES / "mlflow-study.png", IMAGES / "mlflow-compare.png"]:
-        Image.open(picture).convert("RGB").quantize(128).save(picture, optimize=True)
+    for plot in [*IMAGES.glob("report*.png"), IMAGES / "mlflow-study.png", IMAGES / "mlflow-compare.png"]:
+        Image.open(plot).convert("RGB").quantize(128).save(plot, optimize=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ _HEAVY = (
         "sweep.training.loop",
         "sweep.trial.summary",
         "sweep.config.best_config",
-        "sweep.study.pictures",
+        "sweep.study.plots",
     ),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
 )

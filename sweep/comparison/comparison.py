@@ -14,7 +14,7 @@ from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
-from sweep.search.ranges import in_words
+from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
@@ -58,10 +58,10 @@ class Comparison:
     """
 
     def __init__(self, root: HydraRoot, arguments: Sequence[str], says: bool = True) -> None:
-        self._followers: dict[Path, UploadProcess] = {}
+        self._upload_processes: dict[Path, UploadProcess] = {}
         self._says = says
         output = Output.FAILURES if says else Output.NOTHING
-        self._plan = make_plan(root, arguments, output, self._follower)
+        self._plan = make_plan(root, arguments, output, self._upload_process)
 
     def run(self) -> ComparisonResult | None:
         """Return what came of it, None for a dry run.
@@ -84,8 +84,8 @@ class Comparison:
             self._say("stopped; the same command goes on with it")
             raise
         finally:
-            for follower in self._followers.values():
-                follower.close()
+            for upload_process in self._upload_processes.values():
+                upload_process.close()
         from sweep.comparison.report import judged, print_report, write_report
 
         judgement = judged(plan, entries, metric_direction)
@@ -111,11 +111,11 @@ class Comparison:
             self._train_defaults(entry, tuning)
         return entries
 
-    def _follower(self, output_dir: Path) -> UploadProcess:
+    def _upload_process(self, output_dir: Path) -> UploadProcess:
         """One helper for all studies."""
-        if output_dir not in self._followers:
-            self._followers[output_dir] = UploadProcess(output_dir / "mirror.log")
-        return self._followers[output_dir]
+        if output_dir not in self._upload_processes:
+            self._upload_processes[output_dir] = UploadProcess(output_dir / "mirror.log")
+        return self._upload_processes[output_dir]
 
     def _checked(self) -> Iterator[tuple[Contender, str, StudyRunner]]:
         """The tuning of each contender on each task, looked at before any is run."""
@@ -155,7 +155,7 @@ class Comparison:
         plan = self._plan
         ranges = {key: distribution for key, (_, distribution) in tuning.space.ranges({}).items()}
         entry = Entry(contender, task, studies=[tuning.name])
-        entry.searched = {key: in_words(distribution) for key, distribution in ranges.items()}
+        entry.searched = {key: range_text(distribution) for key, distribution in ranges.items()}
         entry.ranges = {key: found for key, d in ranges.items() if (found := range_of(d)) is not None}
         trials = self._finished(entry, tuning, "tuned")
         if trials is None:

@@ -17,16 +17,16 @@ _COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#
 _PANELS = 4
 
 
-def draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
+def draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
     """Writes a PNG: a row of panels a task, two by two for one, and below the performance profile if there is one."""
     import_matplotlib()
     from matplotlib import style
 
     with style.context("default"):  # Optuna's plots leave another behind
-        _draw(plan, judgement, picture)
+        _draw(plan, judgement, plot)
 
 
-def _draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
+def _draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
     new_figure, new_canvas = load_matplotlib()
     n_tasks, profile = len(judgement.tasks), bool(judgement.profiles)
     rows, columns = (2, 2) if n_tasks == 1 else (n_tasks + profile, _PANELS)
@@ -48,9 +48,9 @@ def _draw(plan: Plan, judgement: Judgement, picture: Path) -> None:
     for panel in axes.flat:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    tmp = picture.with_name(picture.name + ".tmp")
+    tmp = plot.with_name(plot.name + ".tmp")
     canvas.print_png(tmp)
-    tmp.replace(picture)
+    tmp.replace(plot)
 
 
 def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colours: dict[str, str]) -> None:

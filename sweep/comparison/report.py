@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sweep.comparison import words
+from sweep.comparison import formatting
 from sweep.comparison.judge import Judgement, Score, judge
 from sweep.comparison.runs import Entry
 from sweep.comparison.studies import Plan
@@ -45,23 +45,23 @@ def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> 
 def print_report(plan: Plan, judgement: Judgement) -> None:
     """Print the gist of it."""
     for task in judgement.tasks:
-        for table in words.tables(task, judgement, plan)[:_IN_TERMINAL]:
-            say(f"\n{words.aligned(table)}")
+        for table in formatting.tables(task, judgement, plan)[:_IN_TERMINAL]:
+            say(f"\n{formatting.aligned(table)}")
     say()
     for task in judgement.tasks:
-        say(words.verdict(task, judgement, plan))
-    for warning in words.warnings(judgement, plan):
+        say(formatting.verdict(task, judgement, plan))
+    for warning in formatting.warnings(judgement, plan):
         say(f"warning: {warning}")
     say(f"\nComparison folder:  {plan.folder}")
 
 
 def _markdown(plan: Plan, judgement: Judgement) -> str:
-    parts = [f"# {plan.name}", *(words.verdict(task, judgement, plan) for task in judgement.tasks)]
-    if warnings := list(words.warnings(judgement, plan)):
+    parts = [f"# {plan.name}", *(formatting.verdict(task, judgement, plan) for task in judgement.tasks)]
+    if warnings := list(formatting.warnings(judgement, plan)):
         parts.append("\n".join(f"- Warning: {warning}" for warning in warnings))
     parts.append("![Scores, budget, curves and learning rates](comparison.png)")
     for task in judgement.tasks:
-        for table in words.tables(task, judgement, plan):
+        for table in formatting.tables(task, judgement, plan):
             head = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
             rows = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
             parts.append("\n".join([f"**{table.title}**", "", *head, *rows]))
@@ -72,7 +72,7 @@ def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[s
     tasks: list[dict[str, Any]] = []
     for task in judgement.tasks:
         found: dict[str, Any] = {"task": task.task or plan.config.choices.get("data"), "target": task.target}
-        found["verdict"] = words.verdict(task, judgement, plan)
+        found["verdict"] = formatting.verdict(task, judgement, plan)
         found["contenders"] = {
             s.name: {
                 "scores": _score(s.score, judgement.sign),

@@ -59,7 +59,7 @@ class Plan:
     name: str
     command: str
     output: Output
-    follower: Callable[[Path], UploadProcess]
+    upload_process: Callable[[Path], UploadProcess]
 
     @property
     def compare(self) -> Compare:
@@ -101,7 +101,7 @@ def make_plan(
     root: HydraRoot,
     arguments: Sequence[str],
     output: Output,
-    follower: Callable[[Path], UploadProcess],
+    upload_process: Callable[[Path], UploadProcess],
 ) -> Plan:
     """root: of the comparison, as `Plan.root` is of its studies. Raises ConfigError."""
     master, settings = root.like, settings_of(root.like, root.changes)
@@ -128,7 +128,7 @@ def make_plan(
         name = checked_name("compare.name", config.compare.name)
     own = [o for o in root.own if not sets(o, "hydra.mode", "hydra.searchpath")] + spelled_settings(root.changes)
     again = command("sweep.compare", *searchpath_overrides(master.hydra), *own, *arguments)
-    return Plan(root_of_studies, settings, field, config, name, again, output, follower)
+    return Plan(root_of_studies, settings, field, config, name, again, output, upload_process)
 
 
 def _root_of_studies(root: HydraRoot) -> HydraRoot:
@@ -224,7 +224,7 @@ def _study(
     who = "--".join(filter(None, [contender.name, task, part]))
     name = f"{_shortened(plan.name)}--{_shortened(who)}"
     spec = make_spec(plan.root, arguments, {"study_name": name, **changes}, ranges)
-    return StudyRunner(spec, plan.output, plan.follower)
+    return StudyRunner(spec, plan.output, plan.upload_process)
 
 
 def _options(contender: Contender, task: str) -> list[str]:

@@ -31,7 +31,7 @@ from sweep.training.runtime import is_out_of_memory, keep_freed_memory
 from sweep.trial.builtin import record_best
 from sweep.trial.pack_scheduler import Group, PackScheduler
 from sweep.trial.recorded import RecordedTrial
-from sweep.trial.run import told_when_full
+from sweep.trial.run import advise_when_full
 from sweep.utils import gc_control
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
 from sweep.utils.fsync import synced_together
@@ -109,10 +109,10 @@ class PackedExecutor:
                     self._fill()
         except KeyboardInterrupt as stopped:
             why = stopped if isinstance(stopped, Interrupted) else Interrupted(signal.SIGINT)
-            self._give_back([*self._trainings.values()], why, resumable=True)
+            self._return_trials([*self._trainings.values()], why, resumable=True)
             return self._session.signum(stopped)
         finally:  # after an error, too
-            self._give_back([*self._trainings.values()], Interrupted(signal.SIGTERM), resumable=False)
+            self._return_trials([*self._trainings.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
                 if self._session.queue.is_mine(trial):
                     self._session.queue.release(trial)
@@ -158,7 +158,7 @@ class PackedExecutor:
         except Exception as error:
             if self._fits_later(entry, error):
                 self._most_places = self._n_places = len(self._trainings) - len(entry.trainings)
-                self._hand_back([entry], f"out of memory, {self._n_places} in a pack from now on", error)
+                self._return_entries([entry], f"out of memory, {self._n_places} in a pack from now on", error)
                 return
             self._end(entry, error)
         if not entry.trainings:
@@ -217,7 +217,7 @@ class PackedExecutor:
     def _begin(self, training: _Training) -> None:
         """Begin the run's record, and admit it to its pack."""
         data, device = training.group.data.description, training.group.pack.device.type
-        with ExitStack() as held, told_when_full(training.run):
+        with ExitStack() as held, advise_when_full(training.run):
             held.enter_context(locked(training.run))
             held.enter_context(training.trial)
             training.trial.describe(dataset=data, device=device)
@@ -252,7 +252,7 @@ class PackedExecutor:
         """End the run; and the trial, if that was its last run or ended badly."""
         entry = training.entry
         try:
-            with told_when_full(training.run):
+            with advise_when_full(training.run):
                 try:
                     training.trial.finish(training.member.reached())
                     if ending is not None:
@@ -306,7 +306,7 @@ class PackedExecutor:
         training.entry.trainings.remove(training)
 
     def _save(self, training: _Training) -> None:
-        with told_when_full(training.run), suppress(Interrupted):  # `run` asks for a stop itself
+        with advise_when_full(training.run), suppress(Interrupted):  # `run` asks for a stop itself
             training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
@@ -319,18 +319,18 @@ class PackedExecutor:
             why = Unpackable(one_line(error, 160))
             self._scheduler.refuse(group, why)
             message = f"trains alone: {why}"
-        self._hand_back([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
+        self._return_entries([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
 
-    def _hand_back(self, entries: list[_Entry], message: str, error: Exception) -> None:
+    def _return_entries(self, entries: list[_Entry], message: str, error: Exception) -> None:
         """Release trials that will be claimed again in a moment, here or by another worker."""
         log.warning("%d trials are handed back: %s", len(entries), message, exc_info=error)
         self._note(entries[0].trial, message)
         for entry in entries:
-            self._give_back([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
+            self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
             self._session.queue.release(entry.trial)
 
-    def _give_back(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
+    def _return_trials(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
         """Leave the runs for later. resumable: whether their state is that of the last finished epoch."""
         for training in trainings:
             if resumable:

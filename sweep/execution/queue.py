@@ -24,15 +24,15 @@ from sweep.tracking.folders import StudyFolder
 
 # A trial's user attributes.
 OWNER = "worker"  # <host>/<worker> that runs it or did so last
-BEAT = "beat"  # counts up while the owner lives
+HEARTBEAT = "beat"  # counts up while the owner lives
 RETRIES = "retries"  # deaths of its worker since it last got further
 REACHED = "reached"  # the step it had reached at the last of them
 PROBLEM = "problem"  # why it failed or diverged, in one line
 STOPPED = "stopped"  # where it was pruned, in words
 PACKING = "packing"  # what there is to say of its pack, such as why its kind trains alone
 
-_BEAT_EVERY_S = 15.0
-_SILENT_S = 90.0  # without a beat, the owner on another machine is taken for dead
+_HEARTBEAT_INTERVAL_S = 15.0
+_DEAD_AFTER_S = 90.0  # without a beat, the owner on another machine is taken for dead
 
 
 def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
@@ -62,7 +62,7 @@ class TrialQueue:
         self._host = socket.gethostname()
         self._me = f"{self._host}/{worker}"
         self._taken_from: dict[int, str] = {}  # the owner before, by number
-        self._heard: dict[int, tuple[Any, float]] = {}  # by trial: its last beat, and when it was first seen
+        self._last_heartbeats: dict[int, tuple[Any, float]] = {}  # by trial: its last beat, and when it was first seen
 
     def claim(self, n_trials: int) -> FrozenTrial | None:
         """A trial for this worker to run, one that waits or else a new one; None when all are taken or done.
@@ -74,7 +74,7 @@ class TrialQueue:
             trials = numbered(recorded)
             lost = self._lost(trials)
             for trial in lost:
-                self._take_back(trial)
+                self._reclaim(trial)
             waiting = [t for t in trials if t.state == TrialState.WAITING] + lost
             for trial in sorted(waiting, key=lambda t: t.number):
                 if trial.number < n_trials and (taken := self._take(trial)):
@@ -102,7 +102,7 @@ class TrialQueue:
 
     def return_to_owner(self, trial: FrozenTrial) -> None:
         """For a trial whose silent owner turns out to be alive."""
-        self._heard.pop(trial_id(trial), None)
+        self._last_heartbeats.pop(trial_id(trial), None)
         self._storage.set_trial_user_attr(trial_id(trial), OWNER, self._taken_from[trial.number])
 
     def is_mine(self, trial: FrozenTrial) -> bool:
@@ -121,7 +121,7 @@ class TrialQueue:
     def _read(self, key: int) -> FrozenTrial:
         return numbered([self._storage.get_trial(key)])[0]
 
-    def _take_back(self, trial: FrozenTrial) -> None:
+    def _reclaim(self, trial: FrozenTrial) -> None:
         """From a dead worker."""
         reached = max(trial.intermediate_values, default=0)
         further = reached > trial.user_attrs.get(REACHED, 0)
@@ -145,28 +145,28 @@ class TrialQueue:
         host, _, worker = trial.user_attrs.get(OWNER, "").partition("/")
         if host == self._host and (known := lives(worker)) is not None:
             return not known
-        beat, now = trial.user_attrs.get(BEAT, 0), self._clock()
-        before, since = self._heard.get(trial_id(trial), (None, now))
-        if before != (host, worker, beat):
-            self._heard[trial_id(trial)] = ((host, worker, beat), now)
+        heartbeat, now = trial.user_attrs.get(HEARTBEAT, 0), self._clock()
+        before, since = self._last_heartbeats.get(trial_id(trial), (None, now))
+        if before != (host, worker, heartbeat):
+            self._last_heartbeats[trial_id(trial)] = ((host, worker, heartbeat), now)
             return False
-        return now - since > _SILENT_S
+        return now - since > _DEAD_AFTER_S
 
     @contextmanager
-    def beating(self, trials: Collection[FrozenTrial], every_s: float = _BEAT_EVERY_S) -> Iterator[None]:
+    def beating(self, trials: Collection[FrozenTrial], every_s: float = _HEARTBEAT_INTERVAL_S) -> Iterator[None]:
         """Tells other machines, while it lasts, that the worker of the trials lives; they may change meanwhile."""
         over = threading.Event()
         beats: Counter[int] = Counter()
 
-        def beat() -> None:
+        def heartbeat() -> None:
             while not over.wait(every_s):
                 for trial in list(trials):
                     number = trial.number
-                    beats[number] = (beats[number] or trial.user_attrs.get(BEAT, 0)) + 1
+                    beats[number] = (beats[number] or trial.user_attrs.get(HEARTBEAT, 0)) + 1
                     with suppress(Exception):  # a storage that is out of reach shows elsewhere
-                        self._storage.set_trial_user_attr(trial_id(trial), BEAT, beats[number])
+                        self._storage.set_trial_user_attr(trial_id(trial), HEARTBEAT, beats[number])
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=heartbeat, daemon=True)
         thread.start()
         try:
             yield

@@ -73,7 +73,7 @@ def curves_figure(bands: Bands) -> Figure:
     return Figure("curves", traces, layout)
 
 
-def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
+def draw_bands(bands: Bands, plot: Path, dpi: int) -> str:
     """Draw the same as a PNG; return its name."""
     new_figure, new_canvas = load_matplotlib()
     figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=dpi, layout="constrained")
@@ -99,8 +99,8 @@ def draw_bands(bands: Bands, picture: Path, dpi: int) -> str:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize="small", ncols=3)
-    canvas.print_png(picture)
-    return picture.name
+    canvas.print_png(plot)
+    return plot.name
 
 
 def _colours(bands: Bands) -> dict[str, str]:

@@ -20,12 +20,12 @@ from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
 from sweep.search.ranges import short
 from sweep.study.identity import only_one_seed
-from sweep.study.pictures import draw_importances, draw_plots
+from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.reading import as_shown, has_value, objective_names, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
-from sweep.tracking.provenance import again_command, rerun_command
+from sweep.tracking.provenance import from_study_command, rerun_command
 from sweep.utils.errors import ConfigError, DamagedJournal
 from sweep.utils.files import write_atomic
 from sweep.utils.terminal import say
@@ -34,7 +34,7 @@ _N_CURVES = 5  # trials whose curves are shown where none are chosen
 _DPI = 200  # of pictures for papers
 _N_ROWS = 12  # of the table of trials
 _N_FAILURES = 20
-PICTURES = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")  # all there may be
+PLOTS = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")  # all there may be
 
 
 class Report:
@@ -68,21 +68,21 @@ class Report:
         """
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, to_html(self._document()), durable=False, to_be_shown=True)
-        pictures = page.parent / self._folder.plots.name
-        pictures.mkdir(exist_ok=True)
+        plots = page.parent / self._folder.plots.name
+        plots.mkdir(exist_ok=True)
         found = {name: one for name, one in zip(self._names, self._importances, strict=True) if one}
         names: list[str] = []
 
-        def draw(what: str, picture: Callable[[], Sequence[str]]) -> None:
-            problem = drawing_problem(lambda: names.extend(picture()))
+        def draw(what: str, plot: Callable[[], Sequence[str]]) -> None:
+            problem = drawing_problem(lambda: names.extend(plot()))
             if problem is not None:
                 say(f"warning: cannot draw the {what} ({problem})", err=True)
 
-        draw("history and slices", lambda: draw_plots(self._study, pictures, dpi=_DPI))
+        draw("history and slices", lambda: draw_plots(self._study, plots, dpi=_DPI))
         if self._bands:
-            draw("curves", lambda: [draw_bands(self._bands, pictures / "curves.png", _DPI)])
+            draw("curves", lambda: [draw_bands(self._bands, plots / "curves.png", _DPI)])
         if found:
-            draw("importances", lambda: [draw_importances(found, pictures / "importances.png", _DPI)])
+            draw("importances", lambda: [draw_importances(found, plots / "importances.png", _DPI)])
         return names
 
     def _document(self) -> Document:
@@ -135,7 +135,7 @@ class Report:
         if reservation := only_one_seed(self._study.user_attrs):
             note += f" Training it again {reservation}."
         overrides = [str(override) for override in stored["overrides"]]
-        again = again_command(self._study.study_name, output_dir, overrides)
+        again = from_study_command(self._study.study_name, output_dir, overrides)
         commands = [(again, "Train it again, where the study is:")]
         commands.append((rerun_command(overrides), "The same without the study's folder:"))
         return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])

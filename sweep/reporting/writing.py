@@ -49,20 +49,20 @@ def write_page(
     with quiet_optuna():
         study = read_study(folder, storage)  # before anything is made: its storage may be mistyped
     store, message = _store_of(folder) if page == folder.report else (None, "")
-    with _follower(folder, store) as follower, quiet_optuna():
+    with _upload_process(folder, store) as upload_process, quiet_optuna():
         report = Report(study, folder, trials)
         if page.is_dir():
             raise ConfigError("-o", f"'{page}' is a folder; name a file")
         _refuse_foreign(page, folder)
         try:
-            pictures = report.write(page)
+            plots = report.write(page)
         except OSError as error:
             raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
         say(f"Page:      {page}")
-        if pictures:
-            say(f"Pictures:  {page.parent / 'plots'}: {', '.join(pictures)}")
-        if follower is not None and store is not None:
-            message = _send(folder, follower, store)
+        if plots:
+            say(f"Pictures:  {page.parent / 'plots'}: {', '.join(plots)}")
+        if upload_process is not None and store is not None:
+            message = _send(folder, upload_process, store)
     if message:
         say(message)
     return page
@@ -93,24 +93,24 @@ def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
     return store, "Not in MLflow: the study's tracking is off" if store is None else ""
 
 
-def _follower(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
+def _upload_process(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
     """The helper that sends, which imports MLflow while the page is made."""
     if store is None:
         return nullcontext()
     from sweep.tracking.upload_process import UploadProcess
 
     try:
-        follower = UploadProcess(folder.path.parent.parent / "mirror.log")
+        upload_process = UploadProcess(folder.path.parent.parent / "mirror.log")
     except OSError:  # nothing can be written there; the page will tell
         return nullcontext()
-    follower.follow(folder.run, store)
-    return closing(follower)
+    upload_process.add_run(folder.run, store)
+    return closing(upload_process)
 
 
 def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
     """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
     from sweep.figures.page import is_page
-    from sweep.reporting.study_page import PICTURES
+    from sweep.reporting.study_page import PLOTS
 
     try:
         if page.is_file() and not is_page(page):
@@ -118,15 +118,15 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
         new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
         if page != folder.report and os.path.lexists(new):
             raise ConfigError("-o", f"'{new}' is there, and would be overwritten; name another file")
-        pictures = [page.parent / folder.plots.name / name for name in PICTURES]
-        taken = [str(picture) for picture in pictures if picture.exists()]
+        plots = [page.parent / folder.plots.name / name for name in PLOTS]
+        taken = [str(plot) for plot in plots if plot.exists()]
         if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
             raise ConfigError("-o", f"'{taken[0]}' is of no report, and would be overwritten; name a file elsewhere")
     except OSError as error:
         raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
 
 
-def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
+def _send(folder: StudyFolder, upload_process: "UploadProcess", store: Store) -> str:
     """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
     from sweep.tracking.run_recorder import add_artifacts
 
@@ -136,7 +136,7 @@ def _send(folder: StudyFolder, follower: "UploadProcess", store: Store) -> str:
         return "MLflow gets the page when the command that runs the study ends"
     except OSError as error:
         return f"Not in MLflow: {one_line(error)}"
-    problem = follower.finish(folder.run, _PATIENCE_S)
+    problem = upload_process.finish(folder.run, _PATIENCE_S)
     where = without_password(store.uri or "")
     if problem is not None:
         return f"Not yet in MLflow ({problem}); later:  {sync_command(folder.path.parent.parent, store)}"

@@ -5,7 +5,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.schema import Config
-from sweep.search.ranges import in_words
+from sweep.search.ranges import range_text
 from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
 
 
@@ -57,12 +57,12 @@ def cut(distribution: BaseDistribution, n_train: int) -> BaseDistribution | None
     return FloatDistribution(low, high, log=distribution.log, step=step)
 
 
-def cut_in_words(distribution: BaseDistribution, left: BaseDistribution | None, n_train: int) -> str:
+def cut_text(distribution: BaseDistribution, left: BaseDistribution | None, n_train: int) -> str:
     """Say in a line what the data leave of a range of batch sizes."""
     reason = f"there are {n_train} samples to train on"
     if left is None:
-        return f"{BATCH_SIZE}: is not searched, but {n_train}; {reason}, fewer than {in_words(distribution)}"
-    return f"{BATCH_SIZE}: {in_words(left)} instead of {in_words(distribution)}; {reason}"
+        return f"{BATCH_SIZE}: is not searched, but {n_train}; {reason}, fewer than {range_text(distribution)}"
+    return f"{BATCH_SIZE}: {range_text(left)} instead of {range_text(distribution)}; {reason}"
 
 
 def largest(distribution: BaseDistribution, at_most: Any) -> Any:

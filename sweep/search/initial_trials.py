@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sweep.search.ranges import contains, in_words, on_step
+from sweep.search.ranges import contains, on_step, range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.utils.errors import ConfigError
@@ -30,7 +30,7 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
             chosen[group] = str(item[group])
             if chosen[group] not in distribution.choices:
                 raise ConfigError(
-                    _KEY, f"{group} = {chosen[group]} is not searched; choose of: {in_words(distribution)}"
+                    _KEY, f"{group} = {chosen[group]} is not searched; choose of: {range_text(distribution)}"
                 )
     ranges = space.ranges(chosen)
     known: dict[str, Any] = dict(chosen)
@@ -43,7 +43,7 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
         if not contains(distribution, value):
             value = space.as_sampled(chosen, key, distribution, value)
         if not contains(distribution, value):
-            raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {in_words(distribution)}")
+            raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {range_text(distribution)}")
         known[name] = on_step(distribution, value)
     if not _meets_conditions(space, known):
         raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")

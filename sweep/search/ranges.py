@@ -35,7 +35,7 @@ def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def in_words(distribution: BaseDistribution) -> str:
+def range_text(distribution: BaseDistribution) -> str:
     """A range as a person would write it."""
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
@@ -212,7 +212,7 @@ def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
         return [distribution.low]
     if distribution.step is None or distribution.log:
         raise ConfigError(
-            key, f"ranges over {in_words(distribution)}, which is no grid; list its values, or choose another sampler"
+            key, f"ranges over {range_text(distribution)}, which is no grid; list its values, or choose another sampler"
         )
     n = round((distribution.high - distribution.low) / distribution.step) + 1
     if isinstance(distribution, FloatDistribution):

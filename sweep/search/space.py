@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from sweep.config.composition import config_error
 from sweep.config.overrides import key_of, sets
 from sweep.config.schema import Config, is_auto, validate
-from sweep.search.batches import TrainingSplits, cut, cut_in_words, depends_on, largest
+from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.conditions import NoCondition, holds
 from sweep.search.ranges import (
@@ -27,11 +27,11 @@ from sweep.search.ranges import (
     distribution_of,
     first_of,
     grid_of,
-    in_words,
     n_values,
     on_step,
     options_of,
     parse_override,
+    range_text,
 )
 from sweep.search.settings import implied_monitor
 from sweep.trial.prepare import BATCH_SIZE
@@ -297,11 +297,11 @@ class Space:
         elif BATCH_SIZE in self.swept:
             raise ConfigError(
                 BATCH_SIZE,
-                f"searches {in_words(whole)}, but there are {n_train} samples to train on; give smaller ones",
+                f"searches {range_text(whole)}, but there are {n_train} samples to train on; give smaller ones",
             )
         else:
             del found[BATCH_SIZE]
-        self._cuts[cut_in_words(whole, left, n_train)] = None
+        self._cuts[cut_text(whole, left, n_train)] = None
 
     def _n_train(self, groups: Mapping[str, str]) -> int:
         return self.splits.size(self.of_options(groups))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.storage.journal_file import flocked
-from sweep.storage.url import connect_args, database_url, kind, told_in_one_line
+from sweep.storage.url import connect_args, database_url, kind, one_line_errors
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.paths import absolute
 
@@ -104,7 +104,7 @@ class StudyLock:
         self._held: AbstractContextManager[object] | None = None
 
     def __enter__(self) -> None:
-        with told_in_one_line(self._storage):
+        with one_line_errors(self._storage):
             lock = self._lock()
             lock.__enter__()
         self._held = lock

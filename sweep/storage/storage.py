@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalRedisBackend
 
 from sweep.storage.journal_file import JournalFile, flocked
 from sweep.storage.lock import ServerLock
-from sweep.storage.url import KEY, PATIENCE_S, connect_args, database_url, kind, told_in_one_line
+from sweep.storage.url import KEY, PATIENCE_S, connect_args, database_url, kind, one_line_errors
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError
 from sweep.utils.passwords import without_password
@@ -35,7 +35,7 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
     Raises ConfigError, without passwords, where it cannot be used; a server has 10 s to answer.
     """
     where = str(folder.storage) if url is None else url
-    with told_in_one_line(url):
+    with one_line_errors(url):
         if url is None:
             folder.path.mkdir(parents=True, exist_ok=True)
         match kind(url):
@@ -54,7 +54,7 @@ def open_to_read(url: str) -> BaseStorage:
 
     Raises ConfigError as `open_storage` does, and where there is no storage of Optuna's.
     """
-    with told_in_one_line(url):
+    with one_line_errors(url):
         match kind(url):
             case None:
                 return JournalStorage(JournalFile(absolute(url), read_only=True))

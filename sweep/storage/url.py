@@ -48,7 +48,7 @@ def without_driver(uri: str) -> str:
 
 
 @contextmanager
-def told_in_one_line(url: str | None) -> Iterator[None]:
+def one_line_errors(url: str | None) -> Iterator[None]:
     """Of what the storage at `url` raises; None is the file below `output_dir`."""
     if is_hidden(url or ""):
         raise ConfigError(KEY, f"'{url}' lacks its password; write it in place of ***")

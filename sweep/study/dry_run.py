@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sweep.config.schema import Config, validate
 from sweep.execution.plan import WorkerPlan
-from sweep.search.ranges import in_words, short
+from sweep.search.ranges import range_text, short
 from sweep.search.space import Configuration, Space
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.prepare import check_data, prepared
@@ -48,14 +48,14 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
 def _space_table(space: Space, base: DictConfig) -> Table:
     table = Table("searched", "range", "now", box=box.SIMPLE_HEAD)
     for group, distribution in space.groups.items():
-        table.add_row(group, in_words(distribution), str(base.choices.get(group)))
+        table.add_row(group, range_text(distribution), str(base.choices.get(group)))
     shown = set()
     for options in space.combinations():
         defaults = space.defaults(options)
         for name, distribution in space.ranges(options).values():
             if name not in shown:
                 shown.add(name)
-                table.add_row(name, in_words(distribution), short(defaults.get(name, "outside")))
+                table.add_row(name, range_text(distribution), short(defaults.get(name, "outside")))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.outputs import folder_name
-from sweep.search.ranges import in_words
+from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.utils.errors import ConfigError
@@ -57,7 +57,7 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
         for o in plain
         if o.partition("=")[0] not in (*_NAMING, "output_dir") and not o.startswith(("tracking", "compare."))
     ]
-    others += [f"{key}={in_words(distribution)}" for key, distribution in space.swept.items()]
+    others += [f"{key}={range_text(distribution)}" for key, distribution in space.swept.items()]
     others += [f"{g}={d.choices}" for g, d in space.groups.items() if g not in _NAMING]
     defaults = StudySettings()
     others += [
@@ -93,7 +93,7 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
                 continue  # follows from the objective, as in studies from before there was such a key
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
-    facts |= {f"search.{name}": in_words(distribution) for name, distribution in space.named_ranges().items()}
+    facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
     return facts | {f"hydra.sweeper.{key}": json.dumps(getattr(settings, key)) for key in _SETTINGS}
 
 

@@ -26,7 +26,7 @@ from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.provenance import again_command, report_command
+from sweep.tracking.provenance import from_study_command, report_command
 from sweep.trial.summary import where_to_look
 from sweep.utils.console import Console
 
@@ -155,7 +155,9 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say("Not complete:    the same command goes on with it")
     if best:
         overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
-        again = again_command(study.study_name, folder.path.parent.parent, [str(override) for override in overrides])
+        again = from_study_command(
+            study.study_name, folder.path.parent.parent, [str(override) for override in overrides]
+        )
         say(f"Train it again:  {again}")
         if note := only_one_seed(study.user_attrs):
             say(f"                 ({note})")
@@ -166,10 +168,10 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     if tracking_uri is not None:
         say(where_to_look("trials", tracking_uri))
     if numbers := failed(trials, n_trials):
-        say(failures_in_words(numbers))
+        say(failures_text(numbers))
 
 
-def failures_in_words(numbers: Sequence[int]) -> str:
+def failures_text(numbers: Sequence[int]) -> str:
     """How many trials failed, and how to train them again."""
     which = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if numbers[_MOST_NAMED:] else "")
     message = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"

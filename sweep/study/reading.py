@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweep.config.overrides import word
 from sweep.storage.optuna_internals import add_trial
 from sweep.storage.storage import open_to_read
-from sweep.storage.url import database_url, kind, told_in_one_line
+from sweep.storage.url import database_url, kind, one_line_errors
 from sweep.study.identity import IDENTITY
 from sweep.study.results import STATES, config_values
 from sweep.tracking.folders import StudyFolder
@@ -90,7 +90,7 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
     if file is not None and not file.exists():
         raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
     name, opened = folder.path.name, open_to_read(url)
-    with told_in_one_line(url):
+    with one_line_errors(url):
         names = [known.study_name for known in opened.get_all_studies()]
         if name not in names:
             raise ConfigError(
@@ -105,7 +105,7 @@ def _file_of(url: str) -> Path | None:
     """The file that a storage is kept in, if it is one."""
     if kind(url) is None:
         return absolute(url)
-    with told_in_one_line(url):
+    with one_line_errors(url):
         return Path(str(database_url(url).database)) if kind(url) == "sqlite" else None
 
 

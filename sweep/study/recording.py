@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.execution.attempts import renumbered, trials_of
 from sweep.figures.drawing import drawing_problem
-from sweep.study.pictures import draw_plots
+from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
 from sweep.tracking.chunks import forget_offsets, most_sent
 from sweep.tracking.folders import Busy, StudyFolder
@@ -46,7 +46,7 @@ class Recording:
         self._store, self._output_dir, self._shared = store, output_dir, shared
         self._stack = ExitStack()
         self._record: StudyRecord | None = None
-        self._follower: UploadProcess | None = None
+        self._upload_process: UploadProcess | None = None
         self.damage: Unsent | None = None
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
@@ -62,14 +62,14 @@ class Recording:
         `damage` then says so if a record is damaged, so that MLflow will not have all of it later either.
         """
         self.update(trials_of(self._study))
-        if self._record is None or self._follower is None:
+        if self._record is None or self._upload_process is None:
             return
         if self._shared is None:  # else there is a picture of all of them
             problem = drawing_problem(lambda: draw_plots(renumbered(self._study), self._folder.plots))
             if problem is not None:
                 say(f"warning: cannot draw the study's plots ({problem})", err=True)
         self._record.end(status, self._folder)
-        problem, later = self._follower.finish_study(self._folder, timeout_s, _show_left), ""
+        problem, later = self._upload_process.finish_study(self._folder, timeout_s, _show_left), ""
         if problem is not None:
             later = sync_command(self._output_dir, self._store)
         if isinstance(problem, Damage):
@@ -100,14 +100,14 @@ class Recording:
         if is_shorter:
             forget_offsets(run)
         if self._shared is None:
-            self._follower = UploadProcess(self._output_dir / "mirror.log")
-            self._stack.callback(self._follower.close)
+            self._upload_process = UploadProcess(self._output_dir / "mirror.log")
+            self._stack.callback(self._upload_process.close)
         else:
-            self._follower = self._shared(self._output_dir)
+            self._upload_process = self._shared(self._output_dir)
         write_checked(run.config, self._config)
         record = StudyRecord(journal, self._study)
         record.start({**self._facts, "store": recorded_uri(self._store, self._output_dir)})
-        self._follower.follow_study(self._folder, self._store)
+        self._upload_process.add_study(self._folder, self._store)
         self._record = record
 
 

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.config.metrics import best_of
 from sweep.config.overrides import key_of, value_of
 from sweep.execution.attempts import numbered, trials_of
-from sweep.search.ranges import in_words
+from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.tracking.folders import StudyFolder
@@ -166,7 +166,7 @@ def start_facts(
         "seeds": settings.seeds,
     }
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
-    params |= {f"search.{n}".translate(_PARAM_KEY): in_words(d) for n, d in space.named_ranges().items()}
+    params |= {f"search.{n}".translate(_PARAM_KEY): range_text(d) for n, d in space.named_ranges().items()}
     tags = {**provenance_tags(arguments), "study": name, "kind": "study"}
     return {
         "uid": uid,

@@ -40,7 +40,7 @@ from sweep.tracking.journal import status
 from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
-from sweep.trial.prepare import BATCH_SIZE, smaller_batch_in_words
+from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
 from sweep.utils.errors import Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.signals import interrupts_kept_from_children, stopping_signals
@@ -66,10 +66,10 @@ class StudyRunner:
         self,
         spec: StudySpec,
         output: Output = Output.ALL,
-        follower: Callable[[Path], UploadProcess] | None = None,
+        upload_process: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
         self._began = time.time()
-        self.spec, self._settings, self._output, self._follower = spec, spec.settings, output, follower
+        self.spec, self._settings, self._output, self._upload_process = spec, spec.settings, output, upload_process
         self._plan: WorkerPlan | None = None
         self._stopped_by: int | None = None
         self._lowered: dict[str, None] = {}
@@ -189,7 +189,7 @@ class StudyRunner:
 
     def _fit(self, config: Config) -> None:
         """Raises ConfigError for a given batch size that is too large for the data."""
-        if lowered := smaller_batch_in_words(config, self.space.splits.fit(config)):
+        if lowered := smaller_batch_text(config, self.space.splits.fit(config)):
             self._lowered[lowered] = None
 
     def adjustments(self) -> list[str]:
@@ -226,7 +226,9 @@ class StudyRunner:
         facts = start_facts(self.name, plan.uid, self._settings, self.space, config.experiment_name, self.spec.command)
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
-        return Recording(study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._follower)
+        return Recording(
+            study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._upload_process
+        )
 
     def _work(self, study: optuna.Study, plan: WorkerPlan) -> int | None:
         """Have workers train the trials. Return the number of the signal that stopped one, if one did."""

@@ -34,7 +34,7 @@ class SyncCursor:
     """
 
     def __init__(self, folder: RunFolder, store: str) -> None:
-        self._path, self._store = folder.mirror_state, store
+        self._path, self._store = folder.sync_state, store
         self._stores, is_damaged = _stores(self._path)
         known = self._stores.get(store, {})
         self.run_id: str | None = known.get("run_id")
@@ -77,12 +77,12 @@ def _check(state: dict[str, Any]) -> int:
 
 def most_sent(folder: RunFolder) -> int:
     """The most bytes of the trial's journal that any store has got."""
-    return max((state["offset"] for state in _stores(folder.mirror_state)[0].values()), default=0)
+    return max((state["offset"] for state in _stores(folder.sync_state)[0].values()), default=0)
 
 
 def forget_offsets(folder: RunFolder) -> None:
     """Has all of the journal, which was begun anew, sent again to the runs that stores have of it."""
-    for store in _stores(folder.mirror_state)[0]:
+    for store in _stores(folder.sync_state)[0]:
         sent = SyncCursor(folder, store)
         sent.offset, sent.attempted = 0, True
         sent.save()
@@ -105,18 +105,18 @@ class Chunk:
         self.points: list[Point] = [*chain.from_iterable(column for record in records for column in _points(record))]
 
 
-def portions(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Chunk, int]]:
+def read_chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Chunk, int]]:
     """Records in portions that MLflow takes in one batch or little more, each with the offset behind it."""
-    portion: list[journal.Record] = []
+    chunk: list[journal.Record] = []
     n_values = 0
     for record, offset in records:
-        portion.append(record)
+        chunk.append(record)
         n_values += len(record.get("steps", ())) * len(record.get("values", ()))
         if n_values >= _MAX_VALUES:
-            yield Chunk(portion), offset
-            portion, n_values = [], 0
-    if portion:
-        yield Chunk(portion), offset
+            yield Chunk(chunk), offset
+            chunk, n_values = [], 0
+    if chunk:
+        yield Chunk(chunk), offset
 
 
 def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:

@@ -30,16 +30,16 @@ class RunFolder:
         self.diff = self.path / "uncommitted.diff"
         self.artifacts = self.path / "artifacts"  # files that a training function logs
         self.error = self.path / "error.txt"  # the traceback of a trial that failed
-        self.mirror_state = self.path / "mlflow.json"
+        self.sync_state = self.path / "mlflow.json"
         self.log = self.path / "run.log"  # Hydra's, of a run that is a job of its own
         self.lock_file = self.path / ".lock"
-        self._mirror_lock = self.path / ".mirror.lock"
+        self._upload_lock = self.path / ".mirror.lock"
 
     @property
     def written(self) -> list[Path]:
         """Every file and folder that a run writes, but for locks, whose content does not matter."""
         files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
-        return [*files, self.artifacts, self.error, self.mirror_state, self.log]
+        return [*files, self.artifacts, self.error, self.sync_state, self.log]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,9 @@ class RunFolder:
         """Held while the trial runs, so that a dead trial can be told from a slow one. Raises Busy."""
         return _locked(self.lock_file, patience_s=1.0)  # `is_running` takes it for a moment
 
-    def mirror_lock(self) -> AbstractContextManager[None]:
+    def upload_lock(self) -> AbstractContextManager[None]:
         """Held while the journal is being mirrored, so that nothing is sent twice at once. Raises Busy."""
-        return _locked(self._mirror_lock)
+        return _locked(self._upload_lock)
 
     def is_running(self) -> bool:
         """Whether some process holds the trial's lock."""
@@ -76,7 +76,7 @@ class StudyFolder:
     @property
     def written(self) -> list[Path]:
         """Every file and directory that a study writes, but for its storage and its lock."""
-        files = [self.run.config, self.run.journal, self.run.mirror_state, self.results, self.best, self.option]
+        files = [self.run.config, self.run.journal, self.run.sync_state, self.results, self.best, self.option]
         return [*files, self.report, self.plots, self.trials, self.workers]
 
     def trial(self, number: int, replicate: int | None = None) -> RunFolder:

@@ -17,7 +17,7 @@ from mlflow.utils.uri import append_to_uri_path
 from sweep.figures.drawing import drawing_problem
 from sweep.tracking import journal
 from sweep.tracking.chunks import artifact_files, artifact_names
-from sweep.tracking.curves_picture import ensure_curves
+from sweep.tracking.curves_plot import ensure_curves
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.store import Store
 from sweep.utils.checked_file import damage_of

@@ -97,7 +97,7 @@ class Changed(Exception):
         self.is_migrated = is_migrated
 
 
-class WholeRun(NamedTuple):
+class CompleteRun(NamedTuple):
     """All that a store is told of a run that has ended.
 
     experiment: name and place of artifacts that the experiment is known by; ids are given again once `mlflow gc` has
@@ -157,7 +157,7 @@ class Tables:
         """Whether that is a database of a kind that is known here."""
         return uri.partition(":")[0].partition("+")[0] in _DIALECTS
 
-    def existing(self, runs: Sequence[WholeRun], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
+    def existing(self, runs: Sequence[CompleteRun], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
         """The ids of the runs that the store has; and each experiment and value with which a run has the tag.
 
         Raises Gone where `write` would.
@@ -172,7 +172,7 @@ class Tables:
             _hold_targets(connection, runs)
             return {*connection.scalars(by_id), *(tuple(row) for row in connection.execute(by_tag))}
 
-    def write(self, runs: Sequence[WholeRun]) -> None:
+    def write(self, runs: Sequence[CompleteRun]) -> None:
         """All of them; none, when one of them is there already or cannot be written.
 
         Raises Gone if what they belong to is not there, Changed if the tables are not those that `agree` saw.
@@ -206,7 +206,7 @@ class Tables:
         if schema != self._agreed:
             raise Changed(is_migrated=self._agreed is not None and schema.revision != self._agreed.revision)
 
-    def agree(self, run: WholeRun, schema: Schema) -> bool:
+    def agree(self, run: CompleteRun, schema: Schema) -> bool:
         """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written.
 
         schema: how the tables were defined before it was sent. `write` refuses any other from then on.
@@ -236,7 +236,7 @@ class Tables:
         query = f"SELECT * FROM {table} WHERE {column} = {self._mark}"
         return [dict(row) for row in connection.exec_driver_sql(query, (value,)).mappings()]
 
-    def _dataset(self, connection: Connection, run: WholeRun) -> str:
+    def _dataset(self, connection: Connection, run: CompleteRun) -> str:
         """The id of the run's data set, which is made where the experiment has none of its name and digest."""
         assert run.dataset is not None
         dataset = run.dataset.dataset
@@ -249,7 +249,7 @@ class Tables:
         return connection.scalars(sqlalchemy.select(SqlDataset.dataset_uuid).where(*is_it)).one()
 
 
-def _hold_targets(connection: Connection, runs: Sequence[WholeRun]) -> None:
+def _hold_targets(connection: Connection, runs: Sequence[CompleteRun]) -> None:
     """Keeps the experiments and the studies' runs as they are until the transaction ends.
 
     SQLite has no other writer meanwhile; PostgreSQL has transactions wait that would delete the rows. Raises Gone.
@@ -274,7 +274,7 @@ def _hold_targets(connection: Connection, runs: Sequence[WholeRun]) -> None:
         raise Gone
 
 
-def _rows(run: WholeRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]:
+def _rows(run: CompleteRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]:
     """What MLflow's client would have written of a run, by table, in the order of `_COLUMNS`."""
     latest: dict[str, Point] = {}
     points = dict.fromkeys(run.points)  # a row that stands twice is written once
@@ -299,7 +299,7 @@ def _rows(run: WholeRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]
     }
 
 
-def _dataset_key(run: WholeRun) -> tuple[int, str, str]:
+def _dataset_key(run: CompleteRun) -> tuple[int, str, str]:
     """What tells data sets apart; that of a run without one stands for none."""
     dataset = None if run.dataset is None else run.dataset.dataset
     return (run.experiment_id, "", "") if dataset is None else (run.experiment_id, dataset.name, dataset.digest)

@@ -28,10 +28,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sweep.tracking import journal
-from sweep.tracking.chunks import Chunk, SyncCursor, artifact_files, artifact_names, most_sent, portions
+from sweep.tracking.chunks import Chunk, SyncCursor, artifact_files, artifact_names, most_sent, read_chunks
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_artifacts import ArtifactPlaces, artifact_uri_of
-from sweep.tracking.mlflow_bulk import Changed, Gone, Tables, WholeRun
+from sweep.tracking.mlflow_bulk import Changed, CompleteRun, Gone, Tables
 from sweep.tracking.mlflow_runs import UID_TAG, StoredRuns, own_tags
 from sweep.tracking.store import Store, sqlite_url
 from sweep.tracking.stored_run import require_not_ended
@@ -76,7 +76,7 @@ class Uploader:
         Raises Busy while another one sends; DamagedJournal when a line is damaged, but only once what can
         still be read is sent.
         """
-        with folder.mirror_lock():
+        with folder.upload_lock():
             return self._push_locked(folder)
 
     def _push_locked(self, folder: RunFolder) -> bool:
@@ -94,11 +94,11 @@ class Uploader:
         sent = self._runs.cursor(folder)
         damage: list[DamagedJournal] = []
         artifacts: list[Damaged] = []
-        for portion, offset in portions(journal.read(folder.journal, sent.offset, damage), sent.offset):
-            if sent.run_id is None and portion.start is None:
+        for chunk, offset in read_chunks(journal.read(folder.journal, sent.offset, damage), sent.offset):
+            if sent.run_id is None and chunk.start is None:
                 raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
-            created = sent.run_id is None and self._runs.find_or_create(folder, sent, portion)
-            artifacts += self._send(folder, sent, portion, created)
+            created = sent.run_id is None and self._runs.find_or_create(folder, sent, chunk)
+            artifacts += self._send(folder, sent, chunk, created)
             sent.offset = (
                 sent.offset if damage or artifacts else offset
             )  # what is behind a damaged line is sent each time anew
@@ -107,7 +107,7 @@ class Uploader:
             raise problem
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
-    def push_whole(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
+    def push_complete(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
         """Sends, at a tenth of the price, those trials that have ended and of which the store has nothing.
 
         Returns them and those of which nothing was left to be sent. The rest is for `push`: what is only partly
@@ -116,7 +116,7 @@ class Uploader:
         done = {folder for folder in folders if self.has_all(folder)}
         with ExitStack() as locks:
             mine = [folder for folder in folders if folder not in done and self._tables and _entered(locks, folder)]
-            whole = [found for folder in mine if (found := self._whole(folder)) is not None]
+            whole = [found for folder in mine if (found := self._complete(folder)) is not None]
             if not self._agreed and (sample := next((one for one in whole if one.run.dataset), None)):
                 whole.remove(sample)
                 self._compare(sample)
@@ -125,7 +125,7 @@ class Uploader:
                 done.update(self._write(self._tables, whole))
         return done
 
-    def _compare(self, sample: "_Whole") -> None:
+    def _compare(self, sample: "_Complete") -> None:
         """Sends a run by the client, to see whether the tables then have what would have been written to them."""
         assert self._tables is not None
         n_forgotten, schema = self._runs.n_forgotten, self._tables.schema()
@@ -143,7 +143,7 @@ class Uploader:
             self._tables = None
             logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
 
-    def _write(self, tables: Tables, whole: Sequence["_Whole"]) -> list[RunFolder]:
+    def _write(self, tables: Tables, whole: Sequence["_Complete"]) -> list[RunFolder]:
         """Those that were sent. Of the others the store has a run already, or another process is making it; or the
         experiment or the study's run was deleted, which `push` says.
 
@@ -181,7 +181,7 @@ class Uploader:
             self._runs.remember(one.run.run_id, one.uid)
         return [one.folder for one in new]
 
-    def _whole(self, folder: RunFolder) -> "_Whole | None":
+    def _complete(self, folder: RunFolder) -> "_Complete | None":
         """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
         to be drawn."""
         sent = SyncCursor(folder, self._store)
@@ -192,18 +192,18 @@ class Uploader:
         kinds = [record["kind"] for record, _ in records]
         if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
             return None
-        portion, (end, offset) = Chunk([record for record, _ in records]), records[-1]
-        assert portion.start is not None
+        chunk, (end, offset) = Chunk([record for record, _ in records]), records[-1]
+        assert chunk.start is not None
         if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
             return None
         if any(damage_of(artifact) for artifact, _ in artifact_files(folder, end)):
             return None
-        start, parent = portion.start, self._runs.parent(folder, portion.start)
+        start, parent = chunk.start, self._runs.parent(folder, chunk.start)
         experiment = self._runs.experiment(start["experiment"])
         location = self._artifacts.location(experiment)
         uid = start["uid"]
         run_id = hashlib.sha256(f"{experiment} {uid}".encode()).hexdigest()[:32]
-        run = WholeRun(
+        run = CompleteRun(
             run_id=run_id,
             experiment_id=int(experiment),
             experiment=(start["experiment"], location),
@@ -212,12 +212,12 @@ class Uploader:
             status=end["status"],
             start_time=start["time"],
             end_time=end["time"],
-            params=portion.params,
-            tags=portion.tags | own_tags(uid, parent),
-            points=portion.points,
+            params=chunk.params,
+            tags=chunk.tags | own_tags(uid, parent),
+            points=chunk.points,
             dataset=_dataset_input(start["dataset"]) if start.get("dataset") else None,
         )
-        return _Whole(folder, sent, offset, end, uid, parent, location, run) if run.is_valid() else None
+        return _Complete(folder, sent, offset, end, uid, parent, location, run) if run.is_valid() else None
 
     def has_all(self, folder: RunFolder) -> bool:
         """Whether nothing was left when the trial was last pushed, by whatever process.
@@ -245,30 +245,30 @@ class Uploader:
         self._runs.forget()
         self._artifacts.forget()
 
-    def _send(self, folder: RunFolder, sent: SyncCursor, portion: Chunk, created: bool) -> list[Damaged]:
+    def _send(self, folder: RunFolder, sent: SyncCursor, chunk: Chunk, created: bool) -> list[Damaged]:
         """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries. The artifacts that are
         damaged, and so not sent."""
         run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
-        params = portion.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
+        params = chunk.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
         for batch in _batches(
-            [Metric(*point) for point in portion.points],
+            [Metric(*point) for point in chunk.points],
             [Param(key, value) for key, value in params.items()],
-            [] if created else [RunTag(key, value) for key, value in portion.tags.items()],
+            [] if created else [RunTag(key, value) for key, value in chunk.tags.items()],
         ):
             self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
-        if is_first and portion.start is not None and portion.start.get("dataset"):
-            self._client.log_inputs(run_id, [_dataset_input(portion.start["dataset"])])
+        if is_first and chunk.start is not None and chunk.start.get("dataset"):
+            self._client.log_inputs(run_id, [_dataset_input(chunk.start["dataset"])])
         damage: list[Damaged] = []
-        if portion.end is not None:
-            damage = self._artifacts.send(folder, run_id, portion.end)
-            self._client.set_terminated(run_id, portion.end["status"], portion.end["time"])
-        elif portion.start is not None and not created:
+        if chunk.end is not None:
+            damage = self._artifacts.send(folder, run_id, chunk.end)
+            self._client.set_terminated(run_id, chunk.end["status"], chunk.end["time"])
+        elif chunk.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
         return damage
 
 
-class _Whole(NamedTuple):
+class _Complete(NamedTuple):
     """A trial that can be sent whole. offset: behind its `end`. location: of its experiment's artifacts."""
 
     folder: RunFolder
@@ -278,7 +278,7 @@ class _Whole(NamedTuple):
     uid: str
     parent: str | None
     location: str
-    run: WholeRun
+    run: CompleteRun
 
     def artifact_uri(self, run_id: str) -> str:
         return artifact_uri_of(self.location, run_id)
@@ -319,7 +319,7 @@ def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
 def _entered(stack: ExitStack, folder: RunFolder) -> bool:
     """Whether the mirror lock could be taken, which the stack now holds."""
     try:
-        stack.enter_context(folder.mirror_lock())
+        stack.enter_context(folder.upload_lock())
     except Busy:
         return False
     return True

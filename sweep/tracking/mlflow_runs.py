@@ -102,18 +102,18 @@ class StoredRuns:
         remedy = " ".join(remedy.split())
         return DeletedInStore(f"{remedy} with:  {with_variable('MLFLOW_TRACKING_URI', shown, restore)}")
 
-    def find_or_create(self, folder: RunFolder, sent: SyncCursor, portion: Chunk) -> bool:
+    def find_or_create(self, folder: RunFolder, sent: SyncCursor, chunk: Chunk) -> bool:
         """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
-        assert portion.start is not None, "a journal begins with its start"
-        experiment, uid = self.experiment(portion.start["experiment"]), portion.start["uid"]
-        parent = self.parent(folder, portion.start)
+        assert chunk.start is not None, "a journal begins with its start"
+        experiment, uid = self.experiment(chunk.start["experiment"]), chunk.start["uid"]
+        parent = self.parent(folder, chunk.start)
         if sent.attempted or self.may_have_children(parent):
             sent.run_id = self._find_own(experiment, uid)
         if created := sent.run_id is None:
             self._check_parent(parent)
             sent.attempted = True
             sent.save()  # a crash from here until the next save must not lead to a second run
-            sent.run_id = self._create(portion.start, portion.tags | own_tags(uid, parent))
+            sent.run_id = self._create(chunk.start, chunk.tags | own_tags(uid, parent))
         assert sent.run_id is not None
         self._known[sent.run_id] = uid
         return created
@@ -203,7 +203,7 @@ def _in_turn(folder: RunFolder) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(folder.mirror_lock())
+                stack.enter_context(folder.upload_lock())
                 break
             except Busy:
                 if time.monotonic() >= deadline:

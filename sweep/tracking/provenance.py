@@ -61,7 +61,7 @@ def resume_command(folder: Path, store: Store | None = None) -> str:
     return _with_store(rerun_command([setting("resume", str(folder))]), store)
 
 
-def again_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -> str:
+def from_study_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -> str:
     """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be.
 
     overrides: those of the best. The folders that its options come from have to be on the command itself.

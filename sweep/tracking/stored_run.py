@@ -96,13 +96,13 @@ def study_command(run: RunFolder) -> str | None:
     start = journals.first(run.journal, "start") or {}
     tags, parent = start.get("tags") or {}, start.get("parent")
     if tags.get("kind") == "study":
-        return _told(tags, run)
+        return _command_of(tags, run)
     inside = re.search(r"/studies/[^/]+/trials/\d+(/seed-\d+)?$", run.path.as_posix())
     if parent is None and inside is None:
         return None
     study = RunFolder(run.path / parent["folder"] if parent else run.path.as_posix().rpartition("/trials/")[0])
-    return _told((journals.first(study.journal, "start") or {}).get("tags") or {}, study)
+    return _command_of((journals.first(study.journal, "start") or {}).get("tags") or {}, study)
 
 
-def _told(tags: Mapping[str, Any], study: RunFolder) -> str:
+def _command_of(tags: Mapping[str, Any], study: RunFolder) -> str:
     return known_command(tags.get("command")) or f"the command of the study in '{os.path.normpath(study.path)}'"

@@ -89,21 +89,21 @@ class _Tracked:
         """Whether it is finished, and all of it is sent."""
         return self.is_complete and self.status == "FINISHED"
 
-    def may_be_whole(self) -> bool:
+    def may_be_complete(self) -> bool:
         """Whether it has ended, and no push of it was tried yet."""
         return self.status is not None and self.n_sent == 0 and self.problem is None
 
     def was_sent(self) -> None:
         self.n_sent, self.is_complete, self.problem = self.size, True, None
 
-    def push(self, mirror: Callable[[], "Uploader"], last: bool = False) -> str | None:
+    def push(self, uploader: Callable[[], "Uploader"], last: bool = False) -> str | None:
         """Sends what is new; what went wrong, in one line. last: marks a run whose process died without an end."""
         size = self.size
 
         def send() -> None:
-            self.is_complete = mirror().has_all(self.run) or mirror().push(self.run)
+            self.is_complete = uploader().has_all(self.run) or uploader().push(self.run)
             if last and (self.status is None or not self.is_complete):
-                mirror().abandon(self.run)
+                uploader().abandon(self.run)
             self.n_sent = size
 
         problem = attempt(send, known=self.problem)
@@ -121,8 +121,8 @@ class _Tracked:
 class StudyUpload:
     """Mirrors a study's own run and those of its trials, which other processes train."""
 
-    def __init__(self, folder: StudyFolder, mirror: Callable[[], "Uploader"]) -> None:
-        self._folder, self._mirror = folder, mirror
+    def __init__(self, folder: StudyFolder, uploader: Callable[[], "Uploader"]) -> None:
+        self._folder, self._uploader = folder, uploader
         self._own = _Tracked(folder.run, due=0.0)
         self._trials: dict[str, _Tracked] = {}  # by folder, like the next two
         self._settled: set[str] = set()  # runs that need not be looked at again
@@ -141,7 +141,7 @@ class StudyUpload:
             self._trials.setdefault(str(run.path), _Tracked(run, due=now + _PUSH_UNFINISHED_EVERY_S))
         for tracked in self._trials.values():
             tracked.look()
-        self._send_whole(list(self._trials.values()), lambda n_left: None, is_called)
+        self._send_complete(list(self._trials.values()), lambda n_left: None, is_called)
         failed_last = sorted(self._trials.items(), key=lambda item: item[1].problem is not None)
         for path, tracked in (("", self._own), *failed_last):
             if is_called():
@@ -149,7 +149,7 @@ class StudyUpload:
             if tracked is self._own:
                 tracked.look()
             if tracked.has_news() and tracked.due <= now:
-                problem = tracked.push(self._mirror)
+                problem = tracked.push(self._uploader)
                 if problem not in (None, _BUSY) and self._is_down():
                     return
             if path and tracked.is_settled():
@@ -174,7 +174,7 @@ class StudyUpload:
         return True
 
     def _count_lost(self) -> None:
-        self._n_lost = self._mirror().n_lost
+        self._n_lost = self._uploader().n_lost
 
     def _finish(self, progress: Callable[[int], None]) -> str | None:
         begun = {str(run.path): run for run in self._folder.runs()}
@@ -183,7 +183,7 @@ class StudyUpload:
         ]
         for tracked in trials:
             tracked.look()
-        self._send_whole(trials, progress, lambda: False)
+        self._send_complete(trials, progress, lambda: False)
         problems = self._send_all(trials, progress)
         if not self._down:
             problems += self._send_all([self._own], lambda n_left: None)
@@ -194,18 +194,18 @@ class StudyUpload:
             return problems[0]
         return type(problems[0])(f"{len(problems)} of its runs: {problems[0]}")
 
-    def _send_whole(
+    def _send_complete(
         self, tracked: Sequence[_Tracked], progress: Callable[[int], None], is_called: Callable[[], bool]
     ) -> None:
         """Sends those that have ended many at a time; those that cannot be sent so are left for the usual way."""
-        whole = [one for one in tracked if one.may_be_whole()]
+        whole = [one for one in tracked if one.may_be_complete()]
         for i in range(0, len(whole), _N_AT_ONCE):
             if is_called():
                 return
             progress(len(tracked) - i)
             runs = {one.run: one for one in whole[i : i + _N_AT_ONCE]}
             sent: set[RunFolder] = set()
-            attempt(lambda runs=runs, sent=sent: sent.update(self._mirror().push_whole([*runs])))
+            attempt(lambda runs=runs, sent=sent: sent.update(self._uploader().push_complete([*runs])))
             for run in sent:
                 runs[run].was_sent()
 
@@ -223,7 +223,7 @@ class StudyUpload:
                 tracked.look()
                 if tracked.status is not None and tracked.is_complete and not tracked.has_news():
                     continue
-                problem = tracked.push(self._mirror, last=True) if tracked.size else None
+                problem = tracked.push(self._uploader, last=True) if tracked.size else None
                 if problem == _BUSY:
                     busy.append(tracked)
                     continue
@@ -241,7 +241,7 @@ class StudyUpload:
 
     def _is_down(self) -> bool:
         """Whether the store does not answer, so that there is no use in trying other runs for a while."""
-        self._down = attempt(lambda: self._mirror().reach(), known=self._down)
+        self._down = attempt(lambda: self._uploader().reach(), known=self._down)
         self._next_try = time.monotonic() + RETRY_EVERY_S if self._down else 0.0
         return self._down is not None
 

@@ -1,7 +1,7 @@
 """A helper process that draws and mirrors trials while they train: `python -m sweep.tracking.upload_process`.
 
 In a process of its own, MLflow costs the training loop neither its import (2 s) nor the interpreter lock. Both sides
-speak lines of JSON. In comes {"follow": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "follow_study"
+speak lines of JSON. In comes {"run": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "study"
 for a study's folder and all trials in it, and later {"finish": FOLDER}; out goes {"finished": FOLDER, "problem": TEXT
 or null, "damaged": whether the problem is a damaged record}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for
 a run whose curves could not be drawn, and now and then {"finishing": FOLDER, "left": RUNS} for a study. When its
@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sweep.figures.drawing import drawing_problem, load_matplotlib
 from sweep.tracking import journal
-from sweep.tracking.curves_picture import ensure_curves
+from sweep.tracking.curves_plot import ensure_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.store import Store
 from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyUpload, attempt
@@ -43,7 +43,7 @@ class UploadProcess:
     """The trial's side: starts the helper and speaks to it. A helper that dies costs the mirror, never the trial."""
 
     def __init__(self, log: Path) -> None:
-        self._log, self._followed = log, list[RunFolder]()
+        self._log, self._runs = log, list[RunFolder]()
         errors, self._made_log = _opened(log)
         with errors:
             self._process = subprocess.Popen(
@@ -58,15 +58,15 @@ class UploadProcess:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def follow(self, folder: RunFolder, store: Store) -> None:
+    def add_run(self, folder: RunFolder, store: Store) -> None:
         """Mirrors the trial to the store from now on; without tracking it is only drawn."""
-        self._followed.append(folder)
-        self._say({"follow": str(folder.path), "store": _spelled(store)})
+        self._runs.append(folder)
+        self._say({"run": str(folder.path), "store": _spelled(store)})
 
-    def follow_study(self, folder: StudyFolder, store: Store) -> None:
+    def add_study(self, folder: StudyFolder, store: Store) -> None:
         """Mirrors the study and every trial in its folder, whichever process trains it, from now on."""
-        self._followed.append(folder.run)
-        self._say({"follow_study": str(folder.path), "store": _spelled(store)})
+        self._runs.append(folder.run)
+        self._say({"study": str(folder.path), "store": _spelled(store)})
 
     def finish(
         self, folder: RunFolder, timeout_s: float, undrawn: Callable[[str], None] = lambda problem: None
@@ -112,7 +112,7 @@ class UploadProcess:
     def close(self) -> None:
         """Let the helper finish what it has been given, and go. If no run has begun, it leaves no new log."""
         assert self._process.stdin is not None
-        if not any(run.journal.exists() for run in self._followed):
+        if not any(run.journal.exists() for run in self._runs):
             self._process.kill()  # it may be importing MLflow
             self._listener.join()
             self._remove_log()
@@ -161,15 +161,15 @@ class _Helper:
 
     def __init__(self, answer: Callable[[dict[str, Any]], None]) -> None:
         self._answer = answer
-        self._followed: dict[str, Store] = {}  # by folder
+        self._runs: dict[str, Store] = {}  # by folder
         self._studies: dict[str, StudyUpload] = {}
-        self._mirrors: dict[Store, Uploader] = {}
+        self._uploaders: dict[Store, Uploader] = {}
         self._next_push = 0.0
 
     def run(self, messages: "queue.Queue[dict[str, Any] | None]") -> None:
         """Until the other side hangs up, which `None` stands for."""
         while True:
-            wait_s = max(0.0, self._next_push - time.monotonic()) if self._followed or self._studies else None
+            wait_s = max(0.0, self._next_push - time.monotonic()) if self._runs or self._studies else None
             try:
                 message = messages.get(timeout=wait_s)
             except queue.Empty:
@@ -183,11 +183,11 @@ class _Helper:
                 self._answer({"finished": name, "problem": problem, "damaged": isinstance(problem, Damage)})
             else:
                 uri, root = message["store"]
-                self._follow(message, Store(uri, None if root is None else Path(root)))
-        for name in [*self._followed, *self._studies]:
+                self._add(message, Store(uri, None if root is None else Path(root)))
+        for name in [*self._runs, *self._studies]:
             self._finish(name)
 
-    def _follow(self, message: dict[str, Any], store: Store) -> None:
+    def _add(self, message: dict[str, Any], store: Store) -> None:
         """From now on; and loads what is slow to load while the trial trains.
 
         A new store is made once a run has begun: one that is refused before leaves none.
@@ -195,22 +195,22 @@ class _Helper:
         if store.uri and store.lock is not None and not store.lock.exists():
             attempt(lambda: importlib.import_module("sweep.tracking.mlflow_client"))
         elif store.uri:
-            attempt(lambda: self._mirror(store))
-        if "follow" in message:
-            self._followed[message["follow"]] = store
+            attempt(lambda: self._uploader(store))
+        if "run" in message:
+            self._runs[message["run"]] = store
             drawing_problem(load_matplotlib)
         elif store.uri:
-            folder = StudyFolder(message["follow_study"])
-            self._studies[message["follow_study"]] = StudyUpload(folder, lambda: self._mirror(store))
+            folder = StudyFolder(message["study"])
+            self._studies[message["study"]] = StudyUpload(folder, lambda: self._uploader(store))
 
     def _push_all(self, is_called: Callable[[], bool]) -> None:
-        problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._followed.items()]
+        problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._runs.items()]
         for study in self._studies.values():
             attempt(lambda s=study: s.push_news(is_called))
         self._next_push = time.monotonic() + (RETRY_EVERY_S if any(problems) else PUSH_EVERY_S)
 
     def _finish(self, name: str) -> str | None:
-        study, store = self._studies.pop(name, None), self._followed.pop(name, None)
+        study, store = self._studies.pop(name, None), self._runs.pop(name, None)
         if study is not None:
             return study.finish(lambda n_left: self._answer({"finishing": name, "left": n_left}))
         run = RunFolder(name)
@@ -224,16 +224,16 @@ class _Helper:
     def _push(self, name: str, store: Store, last: bool = False) -> None:
         run = RunFolder(name)
         if store.uri and run.journal.exists():
-            self._mirror(store).push(run)
+            self._uploader(store).push(run)
             if last:
-                self._mirror(store).abandon(run)
+                self._uploader(store).abandon(run)
 
-    def _mirror(self, store: Store) -> "Uploader":
-        if store not in self._mirrors:
+    def _uploader(self, store: Store) -> "Uploader":
+        if store not in self._uploaders:
             from sweep.tracking.mlflow_client import Uploader
 
-            self._mirrors[store] = Uploader(store)
-        return self._mirrors[store]
+            self._uploaders[store] = Uploader(store)
+        return self._uploaders[store]
 
 
 def _spelled(store: Store) -> list[str | None]:

@@ -274,7 +274,7 @@ def _check_arguments(
             raise ConfigError(f"{key}.{parameter.name}", f"{name_of_target} needs it; set {key}.{parameter.name}=...")
     for name, annotation in _annotations(target).items():
         if name in arguments and not _fits(arguments[name], annotation):
-            raise ConfigError(f"{key}.{name}", f"must be {_in_words(annotation)}, got {arguments[name]!r}")
+            raise ConfigError(f"{key}.{name}", f"must be {_annotation_text(annotation)}, got {arguments[name]!r}")
 
 
 @lru_cache(maxsize=256)
@@ -325,18 +325,18 @@ def _is_real(annotation: Any) -> bool:
     return float in options and int not in options
 
 
-def _in_words(annotation: Any) -> str:
+def _annotation_text(annotation: Any) -> str:
     """An annotation as a user would say it."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in _UNIONS:
-        kinds = [_in_words(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
+        kinds = [_annotation_text(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
         return " or ".join(dict.fromkeys(kinds))
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple and options and options[-1] is not Ellipsis:
-        return f"a list of {len(options)}: {', '.join(map(_in_words, options))}"
+        return f"a list of {len(options)}: {', '.join(map(_annotation_text, options))}"
     if origin in (list, tuple, Sequence) and options:
-        return f"a list, each {_in_words(options[0])}"
+        return f"a list, each {_annotation_text(options[0])}"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
     return words.get(annotation) or inspect.formatannotation(annotation)
 

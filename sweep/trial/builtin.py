@@ -12,7 +12,7 @@ from sweep.trial.prepare import (
     check_data,
     load_data,
     prepared,
-    smaller_batch_in_words,
+    smaller_batch_text,
     undefined_metrics,
     with_fitting_batch,
 )
@@ -35,7 +35,7 @@ class BuiltInTraining:
         self._data = load(config)
         self.config = with_fitting_batch(config, len(self._data.splits.train.x))
         check_data(self._data, self.config)
-        self._lowered = smaller_batch_in_words(config, self.config)
+        self._lowered = smaller_batch_text(config, self.config)
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         """Train, save the best weights, and return their metrics on the test split, by name.

@@ -82,8 +82,8 @@ class PackScheduler:
         check_data(data, config)
         n_train = len(tensors.train.x)
         with reproducible(device):
-            is_known = kind in self._groups
-            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], is_known)
+            seen_before = kind in self._groups
+            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], seen_before)
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
@@ -130,12 +130,12 @@ class PackScheduler:
         loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
         x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
         set_threads(trainer.threads, model, x)
-        alone_s = 0.0
+        sequential_s = 0.0
         if self._width is None:
             optimizer = build.optimizer(config.optimizer)(model.parameters())
-            alone_s = refuse_large(model, optimizer, loss_fn, x, y)
+            sequential_s = refuse_large(model, optimizer, loss_fn, x, y)
         pack = Pack(model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule)
-        width = best_width(pack, alone_s, self._most) if self._width is None else self._width
+        width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width)
 
 

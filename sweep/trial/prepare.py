@@ -63,7 +63,7 @@ class RememberedData:
         return self._data
 
 
-def new_model(config: Config, samples: Samples, batch: "Tensor", is_known: bool = False) -> "nn.Module":
+def new_model(config: Config, samples: Samples, batch: "Tensor", seen_before: bool = False) -> "nn.Module":
     """The trial's model with its initial weights, on the device of `batch`, which it was tried on.
 
     is_known: whether one like it was tried before. Seeds the global generators; the caller puts them back. Raises
@@ -75,7 +75,7 @@ def new_model(config: Config, samples: Samples, batch: "Tensor", is_known: bool 
 
     seed_generators(config.trainer.seed, "init")
     model = build.model(config.model, samples).to(batch.device)
-    if not is_known or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
+    if not seen_before or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
         check_model(model, batch, samples.out_features)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
@@ -165,7 +165,7 @@ def with_fitting_batch(config: Config, n_train: int) -> Config:
     return replace(config, trainer=replace(config.trainer, batch_size=n_train))
 
 
-def smaller_batch_in_words(before: Config, after: Config) -> str | None:
+def smaller_batch_text(before: Config, after: Config) -> str | None:
     """Say in a line that the default batch size was lowered; None if it was not."""
     was, now = before.trainer.batch_size, after.trainer.batch_size
     return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"

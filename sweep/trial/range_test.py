@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.nodes import steps_per_epoch
 from sweep.config.schema import Config
-from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_in_words, with_fitting_batch
+from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_text, with_fitting_batch
 from sweep.utils import gc_control
 from sweep.utils.errors import Diverged, SweepError
 
@@ -30,7 +30,7 @@ def range_test(
     data = load(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
     check_data(data, config)
-    if lowered := smaller_batch_in_words(composed, config):
+    if lowered := smaller_batch_text(composed, config):
         say(lowered)
     gc_control.resume()
     trials = [_on_a_ramp(config, len(data.splits.train.x), i) for i in range(config.lr_range.n_seeds)]

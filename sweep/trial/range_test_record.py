@@ -25,12 +25,12 @@ class RangeFolder:
         self.path = Path(path).absolute()
         self.losses = self.path / "losses.csv"
         self.result = self.path / "lr_range.yaml"
-        self.picture = self.path / "lr_range.png"
+        self.plot = self.path / "lr_range.png"
         self.log = self.path / "run.log"  # Hydra's
 
     @property
     def written(self) -> list[Path]:
-        return [self.losses, self.result, self.picture, self.log]
+        return [self.losses, self.result, self.plot, self.log]
 
 
 def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") -> None:
@@ -71,9 +71,9 @@ def draw(folder: RangeFolder, title: str, ramps: "Sequence[Ramp]", suggestion: "
     axes.legend(frameon=False, loc="best", fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    tmp = folder.picture.with_name(folder.picture.name + ".tmp")
+    tmp = folder.plot.with_name(folder.plot.name + ".tmp")
     canvas.print_png(tmp)
-    tmp.replace(folder.picture)
+    tmp.replace(folder.plot)
 
 
 def _show(axes: Any, suggestion: "Suggestion") -> None:

@@ -67,7 +67,7 @@ class RecordedTrial:
         self._ask, self._pause, self._live, self._clock = report, pause, live, clock
         self._recorder: RunRecorder | None = None
         self._open = ExitStack()
-        self._stop, self._hears_signals = stop or StopRequest(), stop is None
+        self._stop, self._stops_on_signals = stop or StopRequest(), stop is None
         self._show: Show = lambda epoch, metrics: None
         self._saved: dict[str, Any] | None = None
         self._epoch: int | None = None  # None until the checkpoint is looked at
@@ -192,7 +192,7 @@ class RecordedTrial:
         self._open.callback(recorder.close)
         recorder.start(self._config, output_dir=self._output_dir, store=self._store, dataset=dataset, device=device)
         self._recorder = recorder
-        if self._hears_signals:
+        if self._stops_on_signals:
             self._stop = self._open.enter_context(stop_on_signal())
         if self._member is None:
             self._show = self._open.enter_context(progress(self._config.trainer.epochs, self.epoch, self._live))

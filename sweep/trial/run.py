@@ -52,7 +52,7 @@ class Outcome:
     train_s: float
     folder: Path
     tracking_uri: str | None
-    mirrored: bool
+    uploaded: bool
 
 
 def run_trial(
@@ -60,7 +60,7 @@ def run_trial(
     report: Report | None = None,
     *,
     folder: str | Path | None = None,
-    follower: UploadProcess | Callable[[Path], UploadProcess] | None = None,
+    upload_process: UploadProcess | Callable[[Path], UploadProcess] | None = None,
     live: bool = False,
     member: Membership | None = None,
     load: Callable[[Config], Data] = load_data,
@@ -111,18 +111,18 @@ def run_trial(
         try:
             stack.enter_context(locked(run))
             if member is not None:
-                follower = None
-            elif follower is None:
-                follower = UploadProcess(output_dir / "mirror.log")
-                stack.callback(follower.close)
-            elif callable(follower):
-                follower = follower(output_dir)
+                upload_process = None
+            elif upload_process is None:
+                upload_process = UploadProcess(output_dir / "mirror.log")
+                stack.callback(upload_process.close)
+            elif callable(upload_process):
+                upload_process = upload_process(output_dir)
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         if is_new:
             require_no_run(run, "folder")  # another process may have begun in it; a warning may be in our own log
-        if follower is not None:
-            follower.follow(run, store)  # it loads MLflow while we load torch
+        if upload_process is not None:
+            upload_process.add_run(run, store)  # it loads MLflow while we load torch
         trial = RecordedTrial(
             run,
             config,
@@ -134,18 +134,18 @@ def run_trial(
             stop=stop,
             live=live,
         )
-        mirrored = False
+        uploaded = False
         try:
-            with told_when_full(run, store), trial:
+            with advise_when_full(run, store), trial:
                 metrics = _train(train, trial)
         except KeyboardInterrupt:
             if member is None and trial.has_begun:
                 log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
             raise
         finally:
-            if follower is not None and trial.has_begun:
-                mirrored = _finish_mirror(follower, run, store, output_dir, config.tracking.close_timeout_s)
-    return _outcome(config, run, metrics, trial.train_s, store.uri, mirrored)
+            if upload_process is not None and trial.has_begun:
+                uploaded = _finish_upload(upload_process, run, store, output_dir, config.tracking.close_timeout_s)
+    return _outcome(config, run, metrics, trial.train_s, store.uri, uploaded)
 
 
 def _train(train: Callable[[Trial], dict[str, float]], trial: RecordedTrial) -> dict[str, float]:
@@ -160,7 +160,7 @@ def _train(train: Callable[[Trial], dict[str, float]], trial: RecordedTrial) -> 
 
 
 def _outcome(
-    config: Config, run: RunFolder, test: dict[str, float], train_s: float, uri: str | None, mirrored: bool
+    config: Config, run: RunFolder, test: dict[str, float], train_s: float, uri: str | None, uploaded: bool
 ) -> Outcome:
     history, monitor = journals.curves(run.journal), config.trainer.monitored
     watched = history[monitor]
@@ -182,7 +182,7 @@ def _outcome(
         train_s=train_s,
         folder=run.path,
         tracking_uri=uri,
-        mirrored=mirrored,
+        uploaded=uploaded,
     )
 
 
@@ -199,7 +199,7 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
 
 
 @contextmanager
-def told_when_full(run: RunFolder, store: Store | None = None) -> Iterator[None]:
+def advise_when_full(run: RunFolder, store: Store | None = None) -> Iterator[None]:
     """Raises DiskFull instead of what the system says."""
     try:
         yield
@@ -214,9 +214,13 @@ def _new_folder(config: Config) -> Path:
     return absolute(config.output_dir) / "runs" / folder_name(f"{stamp}_{run_name(config)}")
 
 
-def _finish_mirror(follower: UploadProcess, run: RunFolder, store: Store, output_dir: Path, timeout_s: float) -> bool:
+def _finish_upload(
+    upload_process: UploadProcess, run: RunFolder, store: Store, output_dir: Path, timeout_s: float
+) -> bool:
     """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
-    problem = follower.finish(run, timeout_s, lambda why: log.warning("warning: cannot draw the curves (%s)", why))
+    problem = upload_process.finish(
+        run, timeout_s, lambda why: log.warning("warning: cannot draw the curves (%s)", why)
+    )
     if problem is not None and store.uri is None:
         log.warning("warning: cannot draw the curves (%s)", problem)
     elif problem is not None:

@@ -30,9 +30,9 @@ def print_summary(outcome: "Outcome") -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(f"Run folder:    {outcome.folder}")
-    if outcome.mirrored and outcome.tracking_uri is not None:
+    if outcome.uploaded and outcome.tracking_uri is not None:
         console.print(where_to_look("runs", outcome.tracking_uri))
-    elif outcome.mirrored:
+    elif outcome.uploaded:
         drawn = "; the run folder has the curves in curves.png" if RunFolder(outcome.folder).curves.exists() else ""
         console.print(f"Tracking is off{drawn}.")
 

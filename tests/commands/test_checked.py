@@ -95,11 +95,11 @@ def test_what_was_sent_is_not_taken_from_a_damaged_file(tmp_path):
     sent = SyncCursor(run, "store")
     sent.run_id, sent.offset = "0" * 32, 1234
     sent.save()
-    whole = run.mirror_state.read_bytes()
+    whole = run.sync_state.read_bytes()
     for seed in range(300):
-        run.mirror_state.write_bytes(flipped(whole, 1 + seed % 10, seed))
+        run.sync_state.write_bytes(flipped(whole, 1 + seed % 10, seed))
         found = SyncCursor(run, "store")
         assert (found.run_id, found.offset) in [(None, 0), ("0" * 32, 1234)]
     state = {"run_id": "0" * 32, "offset": 99, "attempted": True}
-    run.mirror_state.write_text(json.dumps({"store": state}))  # of an earlier version
+    run.sync_state.write_text(json.dumps({"store": state}))  # of an earlier version
     assert SyncCursor(run, "store").offset == 99

@@ -158,7 +158,7 @@ def test_artifacts_are_files_of_ours_and_stay_below_the_outputs(tmp_path: Path) 
     with sqlite3.connect(outputs / "mlflow.db") as store:
         store.execute("UPDATE runs SET artifact_uri = ?", (f"file://{private}",))
         store.execute("UPDATE experiments SET artifact_location = ?", (f"file://{private}",))
-    run.mirror_state.unlink()
+    run.sync_state.unlink()
     _record(RunFolder(outputs / "runs" / "y"), artifacts=["error.txt"]).error.write_text("why")
     assert sync.main([str(outputs)]) == 0
     assert _snapshot(private) == before
@@ -238,12 +238,12 @@ def test_a_run_of_the_store_that_was_made_for_another_record_is_not_written_to(t
     outputs = tmp_path / "outputs"
     mine, theirs = (_record(RunFolder(outputs / "runs" / name)) for name in ("mine", "theirs"))
     store = own_store(outputs)
-    mirror = Uploader(store)
-    mirror.push(mine)
-    shutil.copy(mine.mirror_state, theirs.mirror_state)  # it names the run of the other
+    uploader = Uploader(store)
+    uploader.push(mine)
+    shutil.copy(mine.sync_state, theirs.sync_state)  # it names the run of the other
     with sqlite3.connect(outputs / "mlflow.db") as database:
         before = list(database.execute("SELECT * FROM runs"))
-    for again in (mirror, Uploader(store)):
+    for again in (uploader, Uploader(store)):
         again.abandon(theirs)
         again.push(theirs)
     with sqlite3.connect(outputs / "mlflow.db") as database:

@@ -191,7 +191,7 @@ def test_nor_by_a_program_of_the_user(held, tmp_path):
     assert contents(held.path) == before
 
 
-def test_an_unfinished_run_is_continued_by_the_command_that_the_refusal_names(tmp_path, follower):
+def test_an_unfinished_run_is_continued_by_the_command_that_the_refusal_names(tmp_path, upload_process):
     class Stop(Exception): ...
 
     def report(epoch, metrics):
@@ -199,11 +199,11 @@ def test_an_unfinished_run_is_continued_by_the_command_that_the_refusal_names(tm
 
     cfg = compose([*DEBUG, f"output_dir={tmp_path}"])
     with pytest.raises(Stop):
-        run_trial(cfg, report, folder=tmp_path / "it", follower=follower)
+        run_trial(cfg, report, folder=tmp_path / "it", upload_process=upload_process)
     with pytest.raises(ConfigError, match=f"continue it with:  python -m sweep.run resume={tmp_path}/it$"):
-        run_trial(cfg, folder=tmp_path / "it", follower=follower)
+        run_trial(cfg, folder=tmp_path / "it", upload_process=upload_process)
     cfg.resume = str(tmp_path / "it")
-    assert run_trial(cfg, follower=follower).n_epochs == 2
+    assert run_trial(cfg, upload_process=upload_process).n_epochs == 2
 
 
 # Studies, comparisons, range tests

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from spaces import hydra_of_its_own
 
-from sweep.comparison import plot, words
+from sweep.comparison import formatting, plot
 from sweep.comparison.contenders import ComparisonSpec, Contender, read_field
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
@@ -50,8 +50,8 @@ def judged(*entries: Entry, direction: str = "minimize", learns: bool = False, n
 
 def told(judgement: Judgement) -> str:
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=SimpleNamespace(direction=["minimize"]))
-    verdicts = [words.verdict(task, judgement, plan) for task in judgement.tasks]
-    return "\n".join([*verdicts, *words.warnings(judgement, plan)])
+    verdicts = [formatting.verdict(task, judgement, plan) for task in judgement.tasks]
+    return "\n".join([*verdicts, *formatting.warnings(judgement, plan)])
 
 
 LOW, HIGH = [1.0 + i / 100 for i in range(N)], [2.0 + i / 50 for i in range(N)]
@@ -201,10 +201,10 @@ def test_the_order_of_contenders_changes_no_number() -> None:
 
 
 def test_zero_has_no_sign_and_a_target_that_none_reaches_no_number() -> None:
-    assert words._number(-0.0) == "0"
+    assert formatting._number(-0.0) == "0"
     judgement = judged(entry("a", [1.0] * N, problem="fails"))
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=SimpleNamespace(direction=["minimize"]))
-    assert words.tables(judgement.tasks[0], judgement, plan) == []
+    assert formatting.tables(judgement.tasks[0], judgement, plan) == []
 
 
 VALUES = {

@@ -34,7 +34,7 @@ def test_an_override_that_takes_a_key_away_or_is_of_another_does_not_set_it(over
 
 
 @pytest.mark.parametrize(
-    ("text", "is_known"),
+    ("text", "is_ours"),
     [
         (command("sweep.run", "-m", "optimizer=sgd,adam", "model.widths=[32],[64,64]", "--config-dir", "a b"), True),
         (command("sweep.compare", 'optimizer="sgd",adam', 'compare.name="$(x)"'), True),
@@ -50,5 +50,5 @@ def test_an_override_that_takes_a_key_away_or_is_of_another_does_not_set_it(over
         (None, False),
     ],
 )
-def test_only_a_command_of_ours_is_printed_to_be_pasted(text: object, is_known: bool):
-    assert known_command(text) == (text if is_known else None)
+def test_only_a_command_of_ours_is_printed_to_be_pasted(text: object, is_ours: bool):
+    assert known_command(text) == (text if is_ours else None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sweep.config.composition import compose
 from sweep.config.overrides import spelled
 from sweep.search.ranges import distribution_of, options_of, parse_override
-from sweep.tracking.provenance import again_command, report_command, resume_command, sync_command
+from sweep.tracking.provenance import from_study_command, report_command, resume_command, sync_command
 from sweep.tracking.store import Store
 from sweep.trial.summary import where_to_look
 
@@ -48,11 +48,11 @@ def test_so_is_any_other_value(value: object):
 @pytest.mark.parametrize("name", ODD)
 def test_a_printed_command_means_the_folder_or_the_study_that_it_was_made_for(name: str):
     folder = Path("/tmp") / name
-    for line, key in ((resume_command(folder), "resume"), (again_command("s", folder), "output_dir")):
+    for line, key in ((resume_command(folder), "resume"), (from_study_command("s", folder), "output_dir")):
         python, m, module, *overrides = shlex.split(line)
         assert (python, m, module) == ("python", "-m", "sweep.run")
         assert compose(overrides)[key] == str(folder)
-    assert compose(shlex.split(again_command(name, folder))[3:]).from_study == name
+    assert compose(shlex.split(from_study_command(name, folder))[3:]).from_study == name
     assert shlex.split(sync_command(folder, Store(None, None)))[3:] == [str(folder)]
     assert shlex.split(report_command(name, folder))[-1] == name
 

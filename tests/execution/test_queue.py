@@ -12,7 +12,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.execution.queue import BEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue
+from sweep.execution.queue import HEARTBEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import StudyFolder
@@ -147,13 +147,13 @@ def test_a_living_worker_of_this_machine_keeps_its_trial_however_silent(folder):
 
 def test_a_worker_of_another_machine_is_dead_once_it_has_been_silent_for_long(folder):
     clock, storage = Clock(), open_storage(None, folder)
-    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", BEAT: 1})
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     trial_id = storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
     with folder.worker_lock("a"):
         a = ledger(folder, "a", clock)
         for clock.now in (0.0, 60.0, 89.0):
             assert a.claim(1) is None
-        storage.set_trial_user_attr(trial_id, BEAT, 2)
+        storage.set_trial_user_attr(trial_id, HEARTBEAT, 2)
         for clock.now in (100.0, 189.0):
             assert a.claim(1) is None
         clock.now = 191.0
@@ -170,7 +170,7 @@ def test_a_beat_is_heard_while_a_trial_runs(folder):
         with a.beating([trial], every_s=0.01):
             from waiting import wait_until
 
-            wait_until(lambda: trials(folder)[0].user_attrs.get(BEAT, 0) >= 2, what="two beats")
+            wait_until(lambda: trials(folder)[0].user_attrs.get(HEARTBEAT, 0) >= 2, what="two beats")
         finish(folder, 0)
         with a.beating([trial], every_s=0.01):  # of a trial that is over: no harm
             pass
@@ -178,7 +178,7 @@ def test_a_beat_is_heard_while_a_trial_runs(folder):
 
 def test_a_trial_taken_from_a_silent_worker_that_lives_goes_back_to_it(folder):
     clock, storage = Clock(), open_storage(None, folder)
-    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", BEAT: 1})
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
     with folder.worker_lock("a"):
         a = ledger(folder, "a", clock)

@@ -15,7 +15,7 @@ from sweep.figures.curves import Band, curves_figure, draw_bands, over_seeds
 from sweep.figures.figure import Figure
 from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
-from sweep.study.pictures import draw_importances
+from sweep.study.plots import draw_importances
 from sweep.study.reading import as_shown
 from sweep.utils.curve import Curve
 
@@ -138,10 +138,10 @@ def test_the_picture_of_importances_has_a_panel_for_each_objective(tmp_path: Pat
     one, other = {"lr": 0.7, "width": 0.3}, {"width": 0.9, "lr": 0.1}
     draw_importances({"val/loss": one}, tmp_path / "one.png", 50)
     draw_importances({"val/loss": one, "model/n_weights": other}, tmp_path / "two.png", 50)
-    with Image.open(tmp_path / "one.png") as picture:
-        single = np.asarray(picture)
-    with Image.open(tmp_path / "two.png") as picture:
-        both = np.asarray(picture)
+    with Image.open(tmp_path / "one.png") as plot:
+        single = np.asarray(plot)
+    with Image.open(tmp_path / "two.png") as plot:
+        both = np.asarray(plot)
     assert both.shape[:2] == (2 * single.shape[0], single.shape[1])
     assert both[single.shape[0] :].std() > 10, "the lower half is drawn too"
 

@@ -116,11 +116,9 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 def test_the_command_says_where_the_page_and_the_pictures_are(reported):
     assert (reported.done.returncode, reported.done.stderr) == (0, "")
-    page, pictures, sent = reported.done.stdout.splitlines()
+    page, plots, sent = reported.done.stdout.splitlines()
     assert page == f"Page:      {reported.folder.report}"
-    assert pictures.startswith(
-        f"Pictures:  {reported.folder.plots}: history.png, slices.png, curves.png, importances.png"
-    )
+    assert plots.startswith(f"Pictures:  {reported.folder.plots}: history.png, slices.png, curves.png, importances.png")
     assert sent == f"In MLflow: an artifact of the run {NAME} in sqlite:///{reported.cwd}/outputs/mlflow.db"
 
 
@@ -139,8 +137,8 @@ def test_mlflow_has_the_page_and_the_pictures_and_the_study_is_as_it_was(reporte
     parent = parent_of(reported.cwd)
     (page,) = [a for a in client(reported.cwd).list_artifacts(parent.info.run_id) if a.path == "report.html"]
     assert page.file_size == reported.folder.report.stat().st_size
-    pictures = {a.path for a in client(reported.cwd).list_artifacts(parent.info.run_id, "plots")}
-    assert pictures == {f"plots/{name}.png" for name in ("curves", "history", "importances", "slices")}
+    plots = {a.path for a in client(reported.cwd).list_artifacts(parent.info.run_id, "plots")}
+    assert plots == {f"plots/{name}.png" for name in ("curves", "history", "importances", "slices")}
     assert (parent.info.status, parent.info.end_time) == ("FINISHED", reported.ended)
     names = {a.path for a in client(reported.cwd).list_artifacts(parent.info.run_id)}
     assert names >= {"best.yaml", "optimization_results.yaml", "config.yaml"}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.search.ranges import contains, distribution_of, grid_of, in_words, n_values, on_step, parse_override
+from sweep.search.ranges import contains, distribution_of, grid_of, n_values, on_step, parse_override, range_text
 from sweep.utils.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ from sweep.utils.errors import ConfigError
     ],
 )
 def test_ranges_in_words(distribution: BaseDistribution, words: str):
-    assert in_words(distribution) == words
+    assert range_text(distribution) == words
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_run_whose_record_is_gone_is_named_whether_it_was_sent_or_not(
         run.journal.unlink()
     run.config.unlink()
     assert synced()[2] == gone
-    run.mirror_state.unlink()
+    run.sync_state.unlink()
     write_checked(run.config, "tracking: {mlflow: false}\n")
     assert synced() == (0, f"3 of 3 tracked runs below {outputs} are in MLflow\n", "")
 
@@ -221,7 +221,7 @@ def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
     damage: str, study: Study, outputs: Path, synced: Callable[[], Synced]
 ) -> None:
     assert synced()[0] == 0
-    state = study.folder.trial(1).mirror_state
+    state = study.folder.trial(1).sync_state
     text = state.read_text()
     ((store, known),) = json.loads(text).items()
     offset = str(known["offset"])
@@ -241,9 +241,9 @@ def test_what_mlflow_was_sent_is_forgotten_where_its_record_is_damaged(
 
 
 def test_the_helper_of_a_study_says_which_line_is_damaged_and_sends_the_rest(study: Study, outputs: Path) -> None:
-    mirror = Uploader(embedded(outputs))
+    uploader = Uploader(embedded(outputs))
     with_garbage(study.folder.trial(1), 4)
-    problem = StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None)
+    problem = StudyUpload(study.folder, lambda: uploader).finish(lambda n_left: None)
     assert isinstance(problem, Damage)
     assert problem.startswith(f"journal: line 4 of '{study.folder.trial(1).journal}' is damaged")
     assert run_of(study.folder.path, f"sqlite:///{outputs}/mlflow.db").info.status == "FINISHED"
@@ -295,18 +295,20 @@ def test_a_run_that_lost_its_config_is_not_resumed(study: Study, tmp_path: Path)
 
 
 @pytest.mark.process
-def test_a_resumed_run_whose_journal_lost_its_end_is_sent_whole(outputs: Path, follower: UploadProcess) -> None:
+def test_a_resumed_run_whose_journal_lost_its_end_is_sent_whole(outputs: Path, upload_process: UploadProcess) -> None:
     def stop(epoch: int, metrics: Mapping[str, float]) -> None:
         raise Interrupted(signal.SIGTERM)
 
     run = RunFolder(outputs / "runs" / "x")
     with pytest.raises(Interrupted):
-        run_trial(compose(["experiment=debug", f"output_dir={outputs}"]), stop, folder=run.path, follower=follower)
+        run_trial(
+            compose(["experiment=debug", f"output_dir={outputs}"]), stop, folder=run.path, upload_process=upload_process
+        )
     *lines, end = run.journal.read_bytes().splitlines(keepends=True)
     assert b"KILLED" in end
     run.journal.write_bytes(b"".join(lines))
-    outcome = run_trial(compose([f"resume={run.path}", f"output_dir={outputs}"]), follower=follower)
-    assert outcome.mirrored
+    outcome = run_trial(compose([f"resume={run.path}", f"output_dir={outputs}"]), upload_process=upload_process)
+    assert outcome.uploaded
     in_store = run_of(run.path, f"sqlite:///{outputs}/mlflow.db")
     assert points(in_store, outputs / "mlflow.db") == recorded(run.path)
 

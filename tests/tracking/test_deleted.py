@@ -17,7 +17,7 @@ from stores import Study, assert_mirrored, embedded, rows, run_of
 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_bulk import Tables, WholeRun
+from sweep.tracking.mlflow_bulk import CompleteRun, Tables
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 from sweep.tracking.study_upload import StudyUpload
@@ -99,10 +99,10 @@ def test_the_printed_commands_bring_back_what_was_deleted(
 def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
     kind: str, outputs: Path, client: MlflowClient
 ) -> None:
-    study, mirror = Study(outputs, "begun"), Uploader(embedded(outputs))
+    study, uploader = Study(outputs, "begun"), Uploader(embedded(outputs))
     run = study.trial(0)
-    assert mirror.push(run)
-    assert mirror.push(study.folder.run)
+    assert uploader.push(run)
+    assert uploader.push(study.folder.run)
     delete(client, kind, study)
     if kind == "parent":
         run = study.trial(1)
@@ -110,7 +110,7 @@ def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
     study.end(run)
     before = rows(outputs / "mlflow.db")
     with pytest.raises(DeletedInStore, match="deleted in MLflow; bring it back with: "):
-        mirror.push(run)
+        uploader.push(run)
     assert rows(outputs / "mlflow.db") == before
     if kind == "experiment":
         (experiment,) = client.search_experiments(ViewType.DELETED_ONLY)
@@ -120,14 +120,14 @@ def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
     if kind == "parent":
         study.end(study.folder.trial(0))
     study.end(study.folder.run)
-    assert all(mirror.push(run) for run in (*study.folder.runs(), study.folder.run))
+    assert all(uploader.push(run) for run in (*study.folder.runs(), study.folder.run))
     assert_mirrored(study, outputs / "mlflow.db")
 
 
 def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
-    mirror = Uploader(embedded(outputs))
-    monkeypatch.setattr(type(mirror._client), "tracking_uri", "postgresql://me:secret@host/db")
-    line = str(mirror._runs._deleted("run", "mine", "12"))
+    uploader = Uploader(embedded(outputs))
+    monkeypatch.setattr(type(uploader._client), "tracking_uri", "postgresql://me:secret@host/db")
+    line = str(uploader._runs._deleted("run", "mine", "12"))
     assert "secret" not in line
     assert "in place of ***" in line
 
@@ -169,10 +169,10 @@ def collect(client: MlflowClient, experiment: str) -> None:
 @pytest.mark.process
 def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: Path) -> None:
     assert store.uri is not None
-    client, mirror = MlflowClient(store.uri), Uploader(store)
+    client, uploader = MlflowClient(store.uri), Uploader(store)
     for kind in ("experiment", "parent", "collected"):
         study = Study(outputs, kind)
-        of_study = StudyUpload(study.folder, lambda: mirror)
+        of_study = StudyUpload(study.folder, lambda: uploader)
         for number in range(3):
             study.whole_trial(number)
         study.end(study.folder.run)
@@ -185,7 +185,7 @@ def test_whole_runs_are_written_only_below_what_is_there(store: Store, outputs: 
         else:
             delete(client, kind, study)
         before = contents(store)
-        assert mirror.push_whole(new) == set()
+        assert uploader.push_complete(new) == set()
         assert contents(store) == before
         if kind != "collected":
             problem = of_study.finish(lambda n_left: None)
@@ -213,7 +213,7 @@ def test_nobody_deletes_while_whole_runs_are_written(
     other = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool, connect_args=patience)
     refused: list[str] = []
 
-    def try_to_delete(self: Tables, connection: object, run: WholeRun) -> str:
+    def try_to_delete(self: Tables, connection: object, run: CompleteRun) -> str:
         for table in ("experiments", "runs"):
             with pytest.raises(OperationalError), other.begin() as deleting:  # noqa: PT012
                 if not patience:
@@ -224,9 +224,9 @@ def test_nobody_deletes_while_whole_runs_are_written(
 
     make_dataset: Any = Tables._dataset
     monkeypatch.setattr(Tables, "_dataset", try_to_delete)
-    study, mirror = Study(outputs, "held"), Uploader(store)
+    study, uploader = Study(outputs, "held"), Uploader(store)
     runs = [study.whole_trial(number) for number in range(3)]
-    assert mirror.push_whole(runs) == set(runs)
+    assert uploader.push_complete(runs) == set(runs)
     assert refused == ["experiments", "runs"]
 
 
@@ -237,7 +237,7 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
     """A migration; a table that nobody writes to, which SQLite cannot tell apart; a column more."""
     assert store.uri is not None
     database = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
-    study, mirror, next_number = Study(outputs, "changing"), Uploader(store), 0
+    study, uploader, next_number = Study(outputs, "changing"), Uploader(store), 0
 
     def more() -> list[RunFolder]:
         nonlocal next_number
@@ -251,7 +251,7 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
             for change in changes:
                 connection.exec_driver_sql(change)
         runs, before = more(), contents(store)
-        assert mirror.push_whole(runs) == set(), changes
+        assert uploader.push_complete(runs) == set(), changes
         assert contents(store) == before
         assert "MLflow's tables have changed; runs are sent singly" in caplog.text
         caplog.clear()
@@ -260,16 +260,16 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
         return runs
 
     runs = more()
-    assert mirror.push_whole(runs) == set(runs)
+    assert uploader.push_complete(runs) == set(runs)
     runs = after("UPDATE alembic_version SET version_num = 'another'")
-    assert mirror.push_whole(runs) == set()
-    assert all(mirror.push(run) for run in runs)
-    mirror = Uploader(store)
-    assert mirror.push_whole(runs := more()) == set(runs)
+    assert uploader.push_complete(runs) == set()
+    assert all(uploader.push(run) for run in runs)
+    uploader = Uploader(store)
+    assert uploader.push_complete(runs := more()) == set(runs)
     if store.uri.startswith("sqlite"):
         runs = after("CREATE TABLE of_others (id INTEGER)")
-        assert mirror.push_whole(runs) == set(runs)
+        assert uploader.push_complete(runs) == set(runs)
     runs = after("ALTER TABLE metrics ADD COLUMN unit TEXT")
-    assert mirror.push_whole(runs) == {runs[0]}
-    assert StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None) is None
+    assert uploader.push_complete(runs) == {runs[0]}
+    assert StudyUpload(study.folder, lambda: uploader).finish(lambda n_left: None) is None
     assert [len(contents(store)[table]) for table in ("runs", "inputs")] == [1 + next_number, next_number]

@@ -26,7 +26,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mirror(outputs: Path) -> Uploader:
+def uploader(outputs: Path) -> Uploader:
     return Uploader(embedded(outputs))
 
 
@@ -42,30 +42,30 @@ def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
 
 @pytest.mark.parametrize("order", ["p012", "012p", "0p12", "21p0p"])
 def test_trials_stand_below_their_study_whatever_is_sent_first(
-    order: str, study: Study, mirror: Uploader, database: Path
+    order: str, study: Study, uploader: Uploader, database: Path
 ) -> None:
     trials = [study.whole_trial(0), study.whole_trial(1, 0), study.whole_trial(1, 1)]
     study.epochs(study.folder.run)
     study.end(study.folder.run, tags={"best.trial": "0"})
     for sent in order:
-        assert mirror.push(study.folder.run if sent == "p" else trials[int(sent)])
+        assert uploader.push(study.folder.run if sent == "p" else trials[int(sent)])
     run = assert_mirrored(study, database)
     assert run.data.params == {"sampler": "tpe"}
     assert run.data.tags["best.trial"] == "0"
     assert run.inputs is None or run.inputs.dataset_inputs == []
     before = rows(database)
     for folder in (*trials, study.folder.run):
-        assert mirror.has_all(folder)
-        folder.mirror_state.unlink()
+        assert uploader.has_all(folder)
+        folder.sync_state.unlink()
         assert Uploader(embedded(database.parent)).push(folder)
     assert rows(database) == before
 
 
 def test_a_trial_that_was_moved_finds_its_study(
-    study: Study, outputs: Path, mirror: Uploader, database: Path, tmp_path: Path
+    study: Study, outputs: Path, uploader: Uploader, database: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(study.whole_trial(0).path, tmp_path, dirs_exist_ok=True)
-    assert mirror.push(RunFolder(tmp_path))
+    assert uploader.push(RunFolder(tmp_path))
     study.end(study.folder.run)
     assert Uploader(embedded(outputs)).push(study.folder.run)
     moved = run_of(tmp_path, f"sqlite:///{database}")
@@ -79,56 +79,56 @@ def test_a_trial_that_was_moved_finds_its_study(
 
 
 def test_a_folder_that_another_study_took_over_is_not_the_parent(
-    study: Study, mirror: Uploader, database: Path, outputs: Path
+    study: Study, uploader: Uploader, database: Path, outputs: Path
 ) -> None:
     orphan = study.whole_trial(0)
     study.folder.run.journal.unlink()
     successor = Study(outputs, study.folder.path.name)
-    assert mirror.push(orphan)
-    assert mirror.push(successor.folder.run)
+    assert uploader.push(orphan)
+    assert uploader.push(successor.folder.run)
     parent = run_of(successor.folder.path, f"sqlite:///{database}")
     assert run_of(orphan.path, f"sqlite:///{database}").data.tags["mlflow.parentRunId"] != parent.info.run_id
 
 
 def test_a_study_that_goes_on_is_running_again_and_keeps_its_params(
-    study: Study, mirror: Uploader, database: Path
+    study: Study, uploader: Uploader, database: Path
 ) -> None:
     study.end(study.folder.run)
-    mirror.push(study.folder.run)
+    uploader.push(study.folder.run)
     assert_mirrored(study, database)
     study.begin(params={"sampler": "random"}, tags={"kind": "study", "host": "another"})
     study.whole_trial(0)
-    mirror.push(study.folder.trial(0))
-    mirror.push(study.folder.run)
+    uploader.push(study.folder.trial(0))
+    uploader.push(study.folder.run)
     run = assert_mirrored(study, database, "RUNNING")
     assert (run.data.params["sampler"], run.data.tags["host"]) == ("tpe", "another")
     study.end(study.folder.run)
-    mirror.push(study.folder.run)
+    uploader.push(study.folder.run)
     assert_mirrored(study, database)
 
 
 def test_a_trial_retried_before_it_was_ever_sent_is_sent_as_it_is_now(
-    study: Study, mirror: Uploader, database: Path
+    study: Study, uploader: Uploader, database: Path
 ) -> None:
     run = study.trial(0)
     study.epochs(run, last=2)
     study.end(run, "KILLED", steps=[], values={})
     study.trial(0)
     study.epochs(run, first=3, last=4)
-    mirror.push(run)
+    uploader.push(run)
     in_store = run_of(run.path, f"sqlite:///{database}")
     assert (in_store.info.status, points(in_store, database)) == ("RUNNING", recorded(run.path))
 
 
 def test_the_artifacts_are_those_that_the_end_names(
-    study: Study, mirror: Uploader, database: Path, tmp_path: Path
+    study: Study, uploader: Uploader, database: Path, tmp_path: Path
 ) -> None:
     run, client = study.folder.run, MlflowClient(f"sqlite:///{database}")
     for name in ("best.pt", "plots/history.png", "plots/deep/slice.png", "experiment/best.yaml"):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text(name)
     study.end(run, artifacts=["config.yaml", "plots", "experiment", "missing.yaml", "../trials"])
-    mirror.push(run)
+    uploader.push(run)
     stored = Path(client.download_artifacts(run_of(run.path, f"sqlite:///{database}").info.run_id, "", str(tmp_path)))
     names = {str(path.relative_to(stored)) for path in stored.rglob("*") if path.is_file()}
     assert names == {"config.yaml", "plots/history.png", "experiment/best.yaml"}  # only what a study writes itself
@@ -141,20 +141,20 @@ def test_the_artifacts_are_those_that_the_end_names(
     with Journal(older.journal) as made:
         made.event("end", status="FINISHED", steps=[], values={}, tags={})  # as records were before they named any
     for trial, expected in ((drawn, {"curves.png"}), (older, {"config.yaml", "curves.png"})):
-        mirror.push(trial)
+        uploader.push(trial)
         run_id = run_of(trial.path, f"sqlite:///{database}").info.run_id
         assert {file.path for file in client.list_artifacts(run_id)} == expected
 
 
-def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, mirror: Uploader) -> None:
+def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, uploader: Uploader) -> None:
     run = study.trial(0)
     study.epochs(run, last=2)
     study.end(run, "KILLED", artifacts=["curves.png"])
-    mirror.push(run)
+    uploader.push(run)
     early = run.curves.read_bytes()
     study.epochs(run, first=3, last=9)
     study.end(run, artifacts=["curves.png"])
-    mirror.push(run)
+    uploader.push(run)
     assert run.curves.read_bytes() != early
 
 
@@ -217,7 +217,7 @@ while left:
 
 @pytest.mark.process
 def test_two_processes_may_mirror_a_study_at_once(
-    study: Study, mirror: Uploader, outputs: Path, database: Path
+    study: Study, uploader: Uploader, outputs: Path, database: Path
 ) -> None:
     for number in range(8):
         study.whole_trial(number)
@@ -235,19 +235,19 @@ _PUSH = """
 @pytest.mark.process
 @pytest.mark.parametrize("beside_another", [False, True])
 def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
-    beside_another: bool, outputs: Path, mirror: Uploader, database: Path
+    beside_another: bool, outputs: Path, uploader: Uploader, database: Path
 ) -> None:
     studies = [Study(outputs, f"killed at {n} {beside_another}") for n in range(1, 100)]
     if beside_another:  # one that has seen the study when it had no trials
         for study in studies[:30]:
-            assert mirror.push(study.whole_trial(0))
+            assert uploader.push(study.whole_trial(0))
     for study in studies:
         study.whole_trial(1)
         study.end(study.folder.run)
     endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename",))  # before each of mlflow.json
     assert 10 < len(endings) < 30
     for study, _ in zip(studies, endings, strict=False):
-        after_it = mirror if beside_another else Uploader(embedded(outputs))
+        after_it = uploader if beside_another else Uploader(embedded(outputs))
         for run in (*study.folder.runs(), study.folder.run):
             assert after_it.push(run)
         assert_mirrored(study, database)

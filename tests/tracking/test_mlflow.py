@@ -44,21 +44,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def mirror(server: Server) -> Uploader:
+def uploader(server: Server) -> Uploader:
     return Uploader(Store(server.uri, None))
 
 
 @pytest.fixture(scope="module")
-def sent(server: Server, follower: UploadProcess, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def sent(server: Server, upload_process: UploadProcess, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A small trial that went to the server while it ran."""
     outputs = tmp_path_factory.mktemp("sent")
     overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL, "seed=5"]
-    return run_trial(compose(overrides), follower=follower)
+    return run_trial(compose(overrides), upload_process=upload_process)
 
 
 def test_every_point_of_every_curve_arrives_once(sent: Outcome, server: Server) -> None:
     run = run_of(sent.folder, server.uri)
-    assert sent.mirrored
+    assert sent.uploaded
     assert sent.tracking_uri == server.uri
     in_store = points(run, server.database)
     assert in_store == recorded(sent.folder)
@@ -106,16 +106,16 @@ def test_the_artifacts_are_the_files_of_the_run_folder(sent: Outcome, server: Se
     assert (sent.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_sending_again_changes_nothing(sent: Outcome, server: Server, mirror: Uploader) -> None:
+def test_sending_again_changes_nothing(sent: Outcome, server: Server, uploader: Uploader) -> None:
     before, run = rows(server.database), RunFolder(sent.folder)
     assert before["metrics"]
-    assert mirror.push(run)
+    assert uploader.push(run)
     assert rows(server.database) == before
-    run.mirror_state.unlink()  # as after a crash between sending and writing it down
-    assert mirror.push(run)
+    run.sync_state.unlink()  # as after a crash between sending and writing it down
+    assert uploader.push(run)
     assert rows(server.database) == before
-    run.mirror_state.write_text("{ torn")
-    assert mirror.push(run)
+    run.sync_state.write_text("{ torn")
+    assert uploader.push(run)
     assert rows(server.database) == before
     assert sync.main([str(sent.folder), "--uri", server.uri]) == 0
     assert rows(server.database) == before
@@ -133,32 +133,32 @@ def of_experiment(run: RunFolder, name: str) -> bytes:
 
 
 def test_a_run_that_the_store_has_lost_is_sent_again(
-    sent: Outcome, server: Server, mirror: Uploader, tmp_path: Path
+    sent: Outcome, server: Server, uploader: Uploader, tmp_path: Path
 ) -> None:
     """As when the store is put back from an older copy."""
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
     copy.journal.write_bytes(of_experiment(source, "lost"))
-    states = json.loads(source.mirror_state.read_text())
-    copy.mirror_state.write_text(json.dumps({store: state | {"run_id": "0" * 32} for store, state in states.items()}))
-    assert mirror.push(copy)
+    states = json.loads(source.sync_state.read_text())
+    copy.sync_state.write_text(json.dumps({store: state | {"run_id": "0" * 32} for store, state in states.items()}))
+    assert uploader.push(copy)
     assert points(run_of(tmp_path, server.uri), server.database) == recorded(sent.folder)
 
 
 def test_a_journal_is_sent_as_far_as_it_goes_and_then_the_rest(
-    sent: Outcome, server: Server, mirror: Uploader, tmp_path: Path
+    sent: Outcome, server: Server, uploader: Uploader, tmp_path: Path
 ) -> None:
     source, copy = RunFolder(sent.folder), RunFolder(tmp_path)
     whole = of_experiment(source, "in pieces")
     half = whole.index(b"\n", len(whole) // 2) - 2  # inside a line
     for n_bytes in (0, 40, half, half, len(whole) - 1):
         copy.journal.write_bytes(whole[:n_bytes])
-        assert not mirror.push(copy) or n_bytes == 0
+        assert not uploader.push(copy) or n_bytes == 0
     copy.journal.write_bytes(whole)
-    assert mirror.push(copy)
+    assert uploader.push(copy)
     assert points(run_of(tmp_path, server.uri), server.database) == recorded(sent.folder)
 
 
-def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror: Uploader, tmp_path: Path) -> None:
+def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, uploader: Uploader, tmp_path: Path) -> None:
     n, run = 2500, RunFolder(tmp_path)
     params = {f"model.param_{i}": "x" * 10_000 for i in range(150)}
     made = Journal(run.journal)
@@ -167,7 +167,7 @@ def test_more_than_mlflow_takes_at_once_is_sent_in_parts(server: Server, mirror:
     for epoch in range(1, 300):
         made.metrics([epoch], {"val/loss": [1 / epoch]})
     made.close()
-    assert mirror.push(run)
+    assert uploader.push(run)
     in_store = run_of(tmp_path, server.uri)
     assert points(in_store, server.database) == recorded(tmp_path)
     assert len(in_store.data.params) == 150
@@ -187,16 +187,16 @@ def test_portions_are_within_the_limits_that_mlflow_documents(
     entities += [Param(f"p{i}", "é" * length) for i, length in enumerate(params)]  # six bytes each in a request
     entities += [RunTag(f"t{i}", "é" * length) for i, length in enumerate(tags)]
     n = [n_metrics, n_metrics + len(params)]
-    portions = [
-        [portion[kind] for kind in ("metrics", "params", "tags")]
-        for portion in _batches(entities[: n[0]], entities[n[0] : n[1]], entities[n[1] :])
+    read_chunks = [
+        [chunk[kind] for kind in ("metrics", "params", "tags")]
+        for chunk in _batches(entities[: n[0]], entities[n[0] : n[1]], entities[n[1] :])
     ]
-    assert [entity for kind in range(3) for portion in portions for entity in portion[kind]] == entities
-    for portion in portions:
-        assert 0 < sum(map(len, portion)) <= 1000
-        assert [len(kind) <= limit for kind, limit in zip(portion, (1000, 100, 100), strict=True)] == [True] * 3
-        assert len(json.dumps([dict(entity) for kind in portion for entity in kind])) < 1_000_000
-    assert len(portions) <= 3 + n_metrics // 1000 + len(params) // 20 + len(tags) // 15
+    assert [entity for kind in range(3) for chunk in read_chunks for entity in chunk[kind]] == entities
+    for chunk in read_chunks:
+        assert 0 < sum(map(len, chunk)) <= 1000
+        assert [len(kind) <= limit for kind, limit in zip(chunk, (1000, 100, 100), strict=True)] == [True] * 3
+        assert len(json.dumps([dict(entity) for kind in chunk for entity in kind])) < 1_000_000
+    assert len(read_chunks) <= 3 + n_metrics // 1000 + len(params) // 20 + len(tags) // 15
 
 
 def start(made: Journal, experiment: str, **fields: Any) -> None:
@@ -206,14 +206,14 @@ def start(made: Journal, experiment: str, **fields: Any) -> None:
     made.event("start", **(told | {"output_dir": ".", "store": None, "dataset": dataset} | fields))
 
 
-def test_values_that_are_not_finite_never_reach_the_store(server: Server, mirror: Uploader, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_never_reach_the_store(server: Server, uploader: Uploader, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     made = Journal(run.journal)
     start(made, "not finite")
     made.metrics([1, 2, 3, 4], {"step/loss": [0.5, math.inf, -math.inf, math.nan], "step/lr": [0.1] * 4})
     made.event("end", status="FAILED", steps=[0], values={"test/loss": [math.nan]}, tags={"diverged": "true"})
     made.close()
-    assert mirror.push(run)
+    assert uploader.push(run)
     in_store = run_of(tmp_path, server.uri)
     assert points(in_store, server.database) == {"step/loss": [(1, 0.5)], "step/lr": [(s, 0.1) for s in range(1, 5)]}
     assert in_store.info.status == "FAILED"
@@ -249,7 +249,7 @@ def test_a_config_error_leaves_no_run(server: Server, small_trial: Trial) -> Non
 
 
 def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
-    server: Server, mirror: Uploader, small_trial: Trial, tmp_path: Path
+    server: Server, uploader: Uploader, small_trial: Trial, tmp_path: Path
 ) -> None:
     tracked = ("tracking=mlflow", f"tracking.uri={server.uri}", "experiment_name=killed")
     folder = kill_a_trial(tmp_path, *tracked, "trainer.checkpoint_interval_s=0")
@@ -262,19 +262,19 @@ def test_a_dead_trial_is_killed_and_a_resumed_one_runs_and_finishes(
 
     def report(epoch: int, metrics: object) -> None:
         wait_until(lambda: statuses() == ["RUNNING"], what="the run to go on")
-        mirror.abandon(RunFolder(folder))  # the trial lives: it must not be marked
+        uploader.abandon(RunFolder(folder))  # the trial lives: it must not be marked
         seen.append((epoch, statuses()))
 
     resumed = small_trial(f"resume={folder}", f"tracking.uri={server.uri}", report=report)
     assert seen == [(3, ["RUNNING"]), (4, ["RUNNING"])]
-    assert resumed.mirrored
+    assert resumed.uploaded
     run = run_of(folder, server.uri)
     assert run.info.status == "FINISHED"
     assert points(run, server.database) == recorded(folder)
     assert [step for step, _ in points(run, server.database)["step/lr"]] == list(range(1, 21))
 
 
-def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Uploader, tmp_path: Path) -> None:
+def test_sync_marks_a_dead_trial_as_killed(server: Server, uploader: Uploader, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     made = Journal(run.journal)
     start(made, "abandoned", store=server.uri)
@@ -288,11 +288,11 @@ def test_sync_marks_a_dead_trial_as_killed(server: Server, mirror: Uploader, tmp
 
 
 def test_a_trial_that_is_being_sent_is_not_sent_twice_at_once(
-    sent: Outcome, server: Server, mirror: Uploader, capsys: pytest.CaptureFixture[str]
+    sent: Outcome, server: Server, uploader: Uploader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RunFolder(sent.folder).mirror_lock():
+    with RunFolder(sent.folder).upload_lock():
         with pytest.raises(Busy):
-            mirror.push(RunFolder(sent.folder))
+            uploader.push(RunFolder(sent.folder))
         assert sync.main([str(sent.folder), "--uri", server.uri]) == 1
     assert "another process is sending it" in capsys.readouterr().err
 
@@ -320,8 +320,8 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
 
     helper = UploadProcess(tmp_path / "mirror.log")
     try:
-        cut_off = run_trial(compose(overrides), kill_server, follower=helper)
-        offline = run_trial(compose([*overrides, "seed=1"]), follower=helper)
+        cut_off = run_trial(compose(overrides), kill_server, upload_process=helper)
+        offline = run_trial(compose([*overrides, "seed=1"]), upload_process=helper)
         helper.close()
         wait_until(lambda: helper._process.poll() is not None, what="the helper to give up")
         while_down = rows(server.database)
@@ -329,7 +329,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
         server.start()
     outcomes = (cut_off, offline)
     for outcome in outcomes:
-        assert (outcome.n_epochs, outcome.mirrored, outcome.tracking_uri) == (4, False, server.uri)
+        assert (outcome.n_epochs, outcome.uploaded, outcome.tracking_uri) == (4, False, server.uri)
         assert (outcome.folder / "curves.png").exists()
     assert "python -m sweep.sync" in caplog.text
     command = [sys.executable, "-m", "sweep.sync", f"{tmp_path}/outputs"]
@@ -374,7 +374,7 @@ def test_a_store_that_was_never_there_does_not_stop_a_trial(
 ) -> None:
     closed = Server(tmp_path).uri
     outcome = small_trial("tracking=mlflow", f"tracking.uri={closed}", "tracking.close_timeout_s=0.1")
-    assert (outcome.n_epochs, outcome.mirrored) == (4, False)
+    assert (outcome.n_epochs, outcome.uploaded) == (4, False)
     assert "MLflow lacks this run" in caplog.text
     assert sync.main([str(tmp_path), "--uri", closed]) == 1
     assert "0 of 1 tracked runs" in capsys.readouterr().out
@@ -389,7 +389,7 @@ def test_a_database_holds_the_run_and_the_artifacts_stay_below_output_dir(
     if own:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     outcome = small_trial("tracking=mlflow")
-    assert (outcome.tracking_uri, outcome.mirrored) == (f"sqlite:///{database}", True)
+    assert (outcome.tracking_uri, outcome.uploaded) == (f"sqlite:///{database}", True)
     run = run_of(outcome.folder, f"sqlite:///{database}")
     assert points(run, database) == recorded(outcome.folder)
     (copied,) = (outputs / "mlartifacts").rglob("best.pt")
@@ -398,7 +398,7 @@ def test_a_database_holds_the_run_and_the_artifacts_stay_below_output_dir(
 
 def test_tracking_off_makes_no_store_and_still_draws_the_curves(small_trial: Trial, tmp_path: Path) -> None:
     outcome = small_trial("tracking=off")
-    assert (outcome.tracking_uri, outcome.mirrored) == (None, True)
+    assert (outcome.tracking_uri, outcome.uploaded) == (None, True)
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"runs"}
     assert (outcome.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 

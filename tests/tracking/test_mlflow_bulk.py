@@ -126,15 +126,15 @@ def various(output_dir: Path) -> Study:
 
 
 def send_singly(study: Study, store: Store) -> None:
-    mirror = Uploader(store)
+    uploader = Uploader(store)
     for run in (*study.folder.runs(), study.folder.run):
-        assert mirror.push(run)
+        assert uploader.push(run)
 
 
 def send_at_once(study: Study, store: Store) -> None:
-    mirror, runs = Uploader(store), study.folder.runs()
-    assert mirror.push_whole(runs) == set(runs)
-    assert mirror.push(study.folder.run)
+    uploader, runs = Uploader(store), study.folder.runs()
+    assert uploader.push_complete(runs) == set(runs)
+    assert uploader.push(study.folder.run)
 
 
 def both_ways(tmp_path: Path, outputs: Path, at_once: Store) -> tuple[Contents, Contents]:
@@ -171,28 +171,28 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
 ) -> None:
     runs = [study.whole_trial(number) for number in range(5)]
     study.end(study.folder.run)
-    mirror = Uploader(embedded(outputs))
-    assert mirror.push_whole(runs) == set(runs)  # the first by the client
-    assert mirror.push(study.folder.run)
+    uploader = Uploader(embedded(outputs))
+    assert uploader.push_complete(runs) == set(runs)  # the first by the client
+    assert uploader.push(study.folder.run)
     assert_mirrored(study, database)
     before = rows(database)
     for run in runs[:4]:
-        run.mirror_state.unlink()
-    (runs[3].mirror_state).write_text("")  # as a power cut may leave it
-    mirror = Uploader(embedded(outputs))
-    assert mirror.push_whole([runs[3]]) == {runs[3]}  # to be compared
+        run.sync_state.unlink()
+    (runs[3].sync_state).write_text("")  # as a power cut may leave it
+    uploader = Uploader(embedded(outputs))
+    assert uploader.push_complete([runs[3]]) == {runs[3]}  # to be compared
     for found in (runs[0], runs[1]):  # one that was made by the client, and one that was not
-        assert mirror.push_whole([found, runs[4]]) == {runs[4]}
+        assert uploader.push_complete([found, runs[4]]) == {runs[4]}
     assert rows(database) == before
-    assert all(mirror.push(run) for run in runs)
+    assert all(uploader.push(run) for run in runs)
     assert rows(database) == before
 
 
 def test_what_is_partly_sent_or_runs_or_is_sent_by_another_is_left(study: Study, outputs: Path, database: Path) -> None:
-    mirror = Uploader(embedded(outputs))
+    uploader = Uploader(embedded(outputs))
     whole = [study.whole_trial(number) for number in range(3)]
     begun, running, resumed, torn = (study.trial(number) for number in range(3, 7))
-    mirror.push(begun)
+    uploader.push(begun)
     for run in (begun, running, torn):
         study.epochs(run)
     study.end(begun)
@@ -203,13 +203,13 @@ def test_what_is_partly_sent_or_runs_or_is_sent_by_another_is_left(study: Study,
     with open(torn.journal, "a") as file:
         file.write('{"kind": "st')
     study.end(study.folder.run)
-    with whole[1].mirror_lock():
-        assert mirror.push_whole([*whole, begun, running, resumed, torn]) == {whole[0], whole[2]}
-    assert mirror.push_whole([*whole, begun]) == set(whole)
+    with whole[1].upload_lock():
+        assert uploader.push_complete([*whole, begun, running, resumed, torn]) == {whole[0], whole[2]}
+    assert uploader.push_complete([*whole, begun]) == set(whole)
     study.end(running)
     study.end(torn, tags={"state": "FAIL"})  # which cuts off the torn line
     for run in (begun, running, resumed, torn, study.folder.run):
-        assert mirror.push(run)
+        assert uploader.push(run)
     assert_mirrored(study, database)
 
 
@@ -227,7 +227,7 @@ def test_a_trial_that_mlflow_would_refuse_is_left_and_does_not_stop_others(study
     for number, run in enumerate(refused, 3):
         odd = {6: {"a/../b": [1.0]}, 7: {"flag": [True]}}.get(number, {"fine": [1.0]})
         study.end(run, values=odd)
-    assert Uploader(embedded(outputs)).push_whole([*refused, *runs]) == set(runs)
+    assert Uploader(embedded(outputs)).push_complete([*refused, *runs]) == set(runs)
 
 
 def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
@@ -253,12 +253,12 @@ def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
         study = Study(folder, "of another schema")
         runs = [study.whole_trial(number) for number in range(4)]
         study.end(study.folder.run)
-        mirror = Uploader(embedded(folder))
-        assert mirror.push_whole(runs) == {runs[0]}, change
+        uploader = Uploader(embedded(folder))
+        assert uploader.push_complete(runs) == {runs[0]}, change
         assert "runs are sent singly" in caplog.text
         caplog.clear()
-        assert mirror.push_whole(runs) == {runs[0]}, change
-        assert StudyUpload(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
+        assert uploader.push_complete(runs) == {runs[0]}, change
+        assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None
         assert_mirrored(study, folder / "mlflow.db")
 
 
@@ -274,7 +274,7 @@ def test_a_trial_without_artifacts_of_outputs_that_were_moved_is_as_it_is_known(
     assert Uploader(embedded(made)).push(study.folder.trial(0))
     made.rename(moved)
     runs = StudyFolder(moved / "studies" / "s").runs()
-    assert Uploader(embedded(moved)).push_whole(runs) == set(runs)
+    assert Uploader(embedded(moved)).push_complete(runs) == set(runs)
     assert caplog.text == ""  # else they would be sent singly from now on
 
 
@@ -295,10 +295,10 @@ def test_only_databases_of_known_kinds_are_written_to(uri: str, may_be: bool) ->
 def test_the_helper_sends_whole_trials_at_once(
     study: Study, outputs: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror, pushed = Uploader(embedded(outputs)), []
-    push = mirror.push
-    monkeypatch.setattr(mirror, "push", lambda run: (pushed.append(run.path.name), push(run))[1])
-    of_study = StudyUpload(study.folder, lambda: mirror)
+    uploader, pushed = Uploader(embedded(outputs)), []
+    push = uploader.push
+    monkeypatch.setattr(uploader, "push", lambda run: (pushed.append(run.path.name), push(run))[1])
+    of_study = StudyUpload(study.folder, lambda: uploader)
     for number in range(4):
         study.whole_trial(number)
     running = study.trial(4)
@@ -327,10 +327,10 @@ def test_a_failure_to_write_leaves_all_to_the_client(
     for number in range(4):
         study.whole_trial(number)
     study.end(study.folder.run)
-    mirror = Uploader(embedded(outputs))
+    uploader = Uploader(embedded(outputs))
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "write", fail)
-        assert StudyUpload(study.folder, lambda: mirror).finish(lambda n_left: None) is None
+        assert StudyUpload(study.folder, lambda: uploader).finish(lambda n_left: None) is None
     assert_mirrored(study, database)
 
 
@@ -397,9 +397,9 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, o
     endings = endings_of_killed(outputs, studies, _PUSH, steps=("os.rename", "shutil.copyfile"))
     assert 15 < len(endings) < 50
     for study, _ in zip(studies, endings, strict=False):
-        mirror = witness if after == "one that saw no trials" else Uploader(embedded(outputs))
+        uploader = witness if after == "one that saw no trials" else Uploader(embedded(outputs))
         if after == "the same":
-            assert StudyUpload(study.folder, lambda m=mirror: m).finish(lambda n_left: None) is None
+            assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None
         for run in (*study.folder.runs(), study.folder.run):
-            assert mirror.push(run)
+            assert uploader.push(run)
         assert_mirrored(study, database)

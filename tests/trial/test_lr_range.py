@@ -212,9 +212,9 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ..
 def test_a_ramp_that_is_too_short_is_one_line_with_a_picture(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "lr_range.max_lr=0.03")
     assert done.returncode == 2
-    told, _, picture = error_line(done).partition(" (picture: ")
+    told, _, plot = error_line(done).partition(" (picture: ")
     assert told.startswith("error: lr_range.max_lr: the loss does not rise again up to 0.03")
-    assert Path(picture.rstrip(")")).is_file()
+    assert Path(plot.rstrip(")")).is_file()
 
 
 @pytest.mark.process

@@ -167,11 +167,11 @@ def test_a_trial_leaves_the_process_as_it_was(optimizer_lr: float, small_trial: 
     assert after == before
 
 
-def test_a_trial_does_not_change_the_config_it_was_given(follower: UploadProcess, tmp_path: Path) -> None:
+def test_a_trial_does_not_change_the_config_it_was_given(upload_process: UploadProcess, tmp_path: Path) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
     before = OmegaConf.to_yaml(cfg, resolve=False)
     assert "${seed}" in before, "interpolations are the first to go"
-    run_trial(cfg, follower=follower)
+    run_trial(cfg, upload_process=upload_process)
     assert OmegaConf.to_yaml(cfg, resolve=False) == before
 
 
@@ -231,11 +231,11 @@ def test_divergence_is_recorded_with_step_and_lr_and_keeps_the_curves_so_far(
     ],
 )
 def test_a_config_error_is_raised_before_anything_is_recorded(
-    overrides: list[str], key: str, follower: UploadProcess, tmp_path: Path
+    overrides: list[str], key: str, upload_process: UploadProcess, tmp_path: Path
 ) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *overrides])
     with pytest.raises(ConfigError) as caught:
-        run_trial(cfg, follower=follower)
+        run_trial(cfg, upload_process=upload_process)
     assert caught.value.key.startswith(key)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.rglob("journal.jsonl")) == []
@@ -321,11 +321,11 @@ def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) 
         helper._process.kill()
         helper._process.wait()
 
-    outcome = run_trial(cfg, report, follower=helper)
+    outcome = run_trial(cfg, report, upload_process=helper)
     helper.close()
     assert outcome.n_epochs == 4
     assert journal.status(RunFolder(outcome.folder).journal) == "FINISHED"
-    assert not outcome.mirrored
+    assert not outcome.uploaded
 
 
 def test_a_trial_leaves_no_process_behind(tmp_path: Path) -> None:
@@ -379,10 +379,10 @@ def test_a_trial_of_the_library_records_the_command_that_reruns_it(small_trial: 
     assert f"{SMALL[0]}" in start["tags"]["command"]
 
 
-def test_a_config_that_was_edited_has_no_command(follower: UploadProcess, tmp_path: Path) -> None:
+def test_a_config_that_was_edited_has_no_command(upload_process: UploadProcess, tmp_path: Path) -> None:
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
     cfg.trainer.epochs = 2
-    start = journal.first(RunFolder(run_trial(cfg, follower=follower).folder).journal, "start")
+    start = journal.first(RunFolder(run_trial(cfg, upload_process=upload_process).folder).journal, "start")
     assert start is not None
     assert start["tags"]["command"] == ""
 

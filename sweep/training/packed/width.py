@@ -39,12 +39,12 @@ def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, x: Ten
     return seconds
 
 
-def best_width(pack: Pack, alone_s: float, most: int) -> int:
+def best_width(pack: Pack, sequential_s: float, most: int) -> int:
     """The width with the most updates a second, as far as memory allows; the smaller of two that hardly differ.
 
     alone_s: as `refuse_large` has it. Raises Unpackable where trials are as fast alone.
     """
-    best, best_rate = 1, 1 / alone_s
+    best, best_rate = 1, 1 / sequential_s
     for width in _WIDTHS.get(pack.device.type, _WIDTHS_DEFAULT):
         if best > 1 and width > most:
             break

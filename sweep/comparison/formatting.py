@@ -95,11 +95,11 @@ def _scores(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> Tabl
     rows = []
     for s in sorted(task.standings, key=lambda s: s.score.median):
         untuned = [""] * 2 if s.untuned is None else [_number(sign * s.untuned.median), _number(sign * s.untuned.iqm)]
-        rows.append([s.name, *_told(s.score, sign), *untuned])
+        rows.append([s.name, *_score_cells(s.score, sign), *untuned])
     return Table(title, columns, rows)
 
 
-def _told(score: Score, sign: float) -> list[str]:
+def _score_cells(score: Score, sign: float) -> list[str]:
     low, high = sorted(sign * end for end in score.interval)
     return [_number(sign * score.median), _number(sign * score.iqm), f"{_number(low)} to {_number(high)}"]
 

@@ -46,10 +46,10 @@ def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
 @pytest.fixture
 def another(tmp_path: Path) -> Iterator[UploadProcess]:
     """A helper process of its own, as a second controller has it."""
-    follower = UploadProcess(tmp_path / "mirror.log")
-    yield follower
-    follower.close()
-    wait_until(lambda: follower._process.poll() is not None, what="the helper to end")
+    upload_process = UploadProcess(tmp_path / "mirror.log")
+    yield upload_process
+    upload_process.close()
+    wait_until(lambda: upload_process._process.poll() is not None, what="the helper to end")
 
 
 def statuses(run: RunFolder, store: Store) -> list[str]:
@@ -58,9 +58,9 @@ def statuses(run: RunFolder, store: Store) -> list[str]:
 
 
 def test_trials_are_mirrored_as_they_begin_go_on_and_end(
-    study: Study, follower: UploadProcess, store: Store, database: Path
+    study: Study, upload_process: UploadProcess, store: Store, database: Path
 ) -> None:
-    follower.follow_study(study.folder, store)
+    upload_process.add_study(study.folder, store)
     wait_until(lambda: statuses(study.folder.run, store) == ["RUNNING"], what="the study to appear")
     quick, slow = study.whole_trial(0), study.trial(1, 0)
     with slow.lock():
@@ -72,20 +72,20 @@ def test_trials_are_mirrored_as_they_begin_go_on_and_end(
         wait_until(lambda: statuses(slow, store) == ["FAILED"], what="its end")
     study.whole_trial(1, 1)
     study.end(study.folder.run)
-    assert follower.finish_study(study.folder, 60) is None
+    assert upload_process.finish_study(study.folder, 60) is None
     assert_mirrored(study, database)
 
 
 def test_a_study_is_finished_after_its_trials(
-    study: Study, follower: UploadProcess, store: Store, database: Path
+    study: Study, upload_process: UploadProcess, store: Store, database: Path
 ) -> None:
     for number in range(3):
         study.whole_trial(number)
     study.trial(3)  # its worker died
     study.end(study.folder.run, values={"trials/complete": [3]})
-    follower.follow_study(study.folder, store)
+    upload_process.add_study(study.folder, store)
     left: list[int] = []
-    assert follower.finish_study(study.folder, 60, left.append) is None
+    assert upload_process.finish_study(study.folder, 60, left.append) is None
     assert left[0] == 4
     with closing(sqlite3.connect(database)) as connection:
         in_order = connection.execute("SELECT run_uuid FROM metrics ORDER BY rowid").fetchall()
@@ -94,10 +94,10 @@ def test_a_study_is_finished_after_its_trials(
 
 
 def test_two_controllers_of_a_study_send_it_once(
-    study: Study, follower: UploadProcess, another: UploadProcess, store: Store, database: Path
+    study: Study, upload_process: UploadProcess, another: UploadProcess, store: Store, database: Path
 ) -> None:
-    for helper in (follower, another):
-        helper.follow_study(study.folder, store)
+    for helper in (upload_process, another):
+        helper.add_study(study.folder, store)
     for number in range(12):
         study.whole_trial(number)
         if number == 6:
@@ -106,7 +106,7 @@ def test_two_controllers_of_a_study_send_it_once(
     problems: list[str | None] = []
     threads = [
         threading.Thread(target=lambda h=helper: problems.append(h.finish_study(study.folder, 60)))
-        for helper in (follower, another)
+        for helper in (upload_process, another)
     ]
     for thread in threads:
         thread.start()
@@ -117,19 +117,19 @@ def test_two_controllers_of_a_study_send_it_once(
 
 
 def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
-    study: Study, follower: UploadProcess, store: Store, database: Path
+    study: Study, upload_process: UploadProcess, store: Store, database: Path
 ) -> None:
     for number in range(5):
         study.whole_trial(number)
-    obstacle = study.folder.trial(1).mirror_state
+    obstacle = study.folder.trial(1).sync_state
     obstacle.mkdir()
     damaged = study.folder.trial(2).journal
     whole = damaged.read_bytes()
     damaged.write_bytes(b'["no record"]\n' + whole)
     study.end(study.folder.run)
-    follower.follow_study(study.folder, store)
+    upload_process.add_study(study.folder, store)
     wait_until(lambda: statuses(study.folder.trial(4), store) == ["FINISHED"], what="the last trial")
-    problem = follower.finish_study(study.folder, 60)
+    problem = upload_process.finish_study(study.folder, 60)
     assert problem is not None
     assert problem.startswith("2 of its runs: ")
     assert statuses(study.folder.run, store) == ["FINISHED"]
@@ -143,7 +143,7 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
     (tmp_path / "server").mkdir()
     server = Server(tmp_path / "server")
     study = Study(tmp_path, "down at first", store=server.uri)
-    another.follow_study(study.folder, Store(server.uri, None))
+    another.add_study(study.folder, Store(server.uri, None))
     study.whole_trial(0)
     wait_until(lambda: "cannot mirror" in (tmp_path / "mirror.log").read_text(), what="the store to be found down")
     server.start()
@@ -156,12 +156,12 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
         server.stop()
 
 
-def test_a_study_whose_store_stays_down_says_so(tmp_path: Path, follower: UploadProcess) -> None:
+def test_a_study_whose_store_stays_down_says_so(tmp_path: Path, upload_process: UploadProcess) -> None:
     study = Study(tmp_path, "down")
     for number in range(3):
         study.whole_trial(number)
-    follower.follow_study(study.folder, Store(Server(tmp_path).uri, None))
-    problem = follower.finish_study(study.folder, 60)
+    upload_process.add_study(study.folder, Store(Server(tmp_path).uri, None))
+    problem = upload_process.finish_study(study.folder, 60)
     assert problem is not None
     assert problem.startswith("API request to http://127.0.0.1")
 
@@ -198,23 +198,23 @@ def test_a_controller_that_is_killed_leaves_a_helper_that_sends_what_is_there(
 def test_helpers_that_no_run_began_with_leave_no_log_and_none_takes_the_log_of_another(tmp_path: Path) -> None:
     log, run = tmp_path / "mirror.log", RunFolder(tmp_path / "runs" / "x")
     first, second = UploadProcess(log), UploadProcess(log)
-    first.follow(run, embedded(tmp_path))
+    first.add_run(run, embedded(tmp_path))
     first.close()
     assert log.exists()
     second.close()
     log.unlink()
     alone = UploadProcess(log)
-    alone.follow(run, embedded(tmp_path))
+    alone.add_run(run, embedded(tmp_path))
     alone.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_untracked_study_is_neither_mirrored_nor_drawn(tmp_path: Path, follower: UploadProcess) -> None:
+def test_an_untracked_study_is_neither_mirrored_nor_drawn(tmp_path: Path, upload_process: UploadProcess) -> None:
     study = Study(tmp_path, "untracked")
     run = study.trial(0)
     study.epochs(run)
     study.end(run, artifacts=["curves.png"])
-    follower.follow_study(study.folder, Store(None, None))
-    assert follower.finish_study(study.folder, 60) is None
+    upload_process.add_study(study.folder, Store(None, None))
+    assert upload_process.finish_study(study.folder, 60) is None
     assert not run.curves.exists()
     assert [path for path in tmp_path.rglob("*") if path.name in ("mlflow.db", "mlflow.json")] == []

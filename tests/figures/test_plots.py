@@ -1,4 +1,4 @@
-"""A picture that cannot be drawn decides about nothing else; see sweep/tracking/curves_picture.py."""
+"""A picture that cannot be drawn decides about nothing else; see sweep/tracking/curves_plot.py."""
 
 import functools
 import os
@@ -15,9 +15,9 @@ from optuna.trial import TrialState, create_trial
 from processes import mlflow_runs, only_run, quick, run
 
 from sweep.figures.curves import Band, draw_bands
-from sweep.study.pictures import draw_plots
+from sweep.study.plots import draw_plots
 from sweep.tracking import journal
-from sweep.tracking.curves_picture import draw_curves
+from sweep.tracking.curves_plot import draw_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
 
@@ -63,10 +63,10 @@ def test_a_run_whose_curves_cannot_be_drawn_is_in_mlflow(
         (only_run(tmp_path).path / "curves.png.tmp").mkdir(exist_ok=True)
 
     outcome = small_trial("tracking=mlflow", report=obstruct)
-    assert outcome.mirrored
+    assert outcome.uploaded
     assert caplog.messages[-1].startswith("warning: cannot draw the curves (")
-    (mirrored,) = mlflow_runs(tmp_path)
-    assert mirrored.info.status == "FINISHED"
+    (uploaded,) = mlflow_runs(tmp_path)
+    assert uploaded.info.status == "FINISHED"
 
 
 @pytest.mark.process

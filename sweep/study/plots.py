@@ -45,7 +45,7 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
     return [f"{name}.png" for name in kinds]
 
 
-def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dpi: int) -> str:
+def draw_importances(found: Mapping[str, Mapping[str, float]], plot: Path, dpi: int) -> str:
     """Draw them by objective, one below the other: bars, the largest on top. Return the picture's name."""
     new_figure, new_canvas = load_matplotlib()
     heights = [0.7 + 0.4 * len(of_one) for of_one in found.values()]
@@ -60,8 +60,8 @@ def draw_importances(found: Mapping[str, Mapping[str, float]], picture: Path, dp
         axes.set(xlabel=f"importance for {name}")
         axes.margins(x=0.1)
         axes.spines[["top", "right"]].set_visible(False)
-    canvas.print_png(picture)
-    return picture.name
+    canvas.print_png(plot)
+    return plot.name
 
 
 def _history(study: optuna.Study, name: str) -> Any:

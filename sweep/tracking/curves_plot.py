@@ -20,7 +20,7 @@ def ensure_curves(folder: RunFolder) -> None:
         draw_curves(folder.journal, folder.curves)
 
 
-def draw_curves(journal: Path, picture: Path) -> None:
+def draw_curves(journal: Path, plot: Path) -> None:
     """Writes a PNG of the epochs' train and validation loss above the learning rate of the steps."""
     found = curves(journal)
     start = first(journal, "start") or {}
@@ -52,6 +52,6 @@ def draw_curves(journal: Path, picture: Path) -> None:
         count_in_whole_numbers(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    tmp = picture.with_name(picture.name + ".tmp")
+    tmp = plot.with_name(plot.name + ".tmp")
     canvas.print_png(tmp)
-    tmp.replace(picture)
+    tmp.replace(plot)
