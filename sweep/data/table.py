@@ -37,7 +37,7 @@ def table(
         path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line.
         target: the column to predict, or several for regression.
         features: the input columns. By default, all columns except the targets and those that only number the rows:
-            unnamed columns, and whole numbers that grow by the same step from row to row, or that grow at all in a
+            unnamed columns, and whole numbers that change by the same step from row to row, or that only grow in a
             column with a name such as "id". A warning names the columns that are left out.
         task: with classification, the target's cells are names or numbers of classes. The classes are indexed in sorted
             order, numbers first.

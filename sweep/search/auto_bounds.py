@@ -113,7 +113,7 @@ def tested_starts(space: Space, say: Callable[[str], object]) -> Starts:
         starts[chosen(groups)] = _starts(suggestions[what], keys)
         say(_line(groups, starts[chosen(groups)]))
     if not starts:
-        raise ConfigError("bounds", "auto finds no learning rate among what is searched; leave it out")
+        raise ConfigError("bounds", "auto finds no learning rate among the searched keys; leave it out")
     return starts
 
 
