@@ -1,8 +1,9 @@
 """Learning-rate schedules: torch's own schedulers, with lengths in epochs instead of steps.
 
-Every function here is the target of a `conf/scheduler/*.yaml`. It gets the optimizer, `steps_per_epoch` and `epochs`
-from the trial; the scheduler it returns is stepped once an update (the files say `interval: step`). A *length* is a
-number of epochs, or a share of the run such as "25%", so that it survives a change of batch size.
+Each option of `conf/scheduler/` that names this module has one of these functions as its target. The trial passes the
+optimizer, `steps_per_epoch` and `epochs`. The scheduler that is returned must be stepped after each update (the files
+set `interval: step`). A *length* is a number of epochs, or a share of the run such as "25%", so it keeps its meaning if
+the batch size changes.
 """
 
 import math
@@ -18,7 +19,10 @@ Length = float | str
 
 
 def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: int) -> int:
-    """`length` in optimizer steps, at least 1. Raises ValueError unless it is a number > 0 or a share such as "25%"."""
+    """Convert `length` to optimizer steps, at least 1. Raises ValueError if it is not > 0 or a share such as "25%".
+
+    name: the argument's name, for the message.
+    """
     n_epochs = in_epochs(length, epochs)
     if n_epochs is None:
         raise ValueError(f"{name} must be a number of epochs > 0, or a share of the run such as 25%, got {length!r}")
@@ -26,7 +30,7 @@ def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: int) -> int
 
 
 def constant(optimizer: Optimizer) -> LRScheduler:
-    """The optimizer's own learning rate throughout."""
+    """Keep the optimizer's own learning rate throughout."""
     return torch_schedulers.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
@@ -40,10 +44,10 @@ def cyclic(
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     gamma: float = 1.0,
 ) -> LRScheduler:
-    """Triangles between two bounds (Smith 2017): lr = base_lr + (max_lr - base_lr) * (1 - cycle_progress).
+    """Cycle in triangles between two bounds (Smith 2017): lr = base_lr + (max_lr - base_lr) * (1 - d).
 
-    cycle_progress is the distance from the peak in half cycles, 1 at a cycle's ends and 0 in its middle. `triangular2`
-    halves the amplitude after each cycle; `exp_range` multiplies it by `gamma` an epoch.
+    d is the distance from the cycle's peak, in half cycles: 1 at a cycle's ends and 0 in its middle. `triangular2`
+    halves the amplitude after each cycle. `exp_range` multiplies it by `gamma` each epoch.
     """
     half_cycle = n_steps("cycle_epochs", cycle_epochs, steps_per_epoch, epochs) / 2
     return torch_schedulers.CyclicLR(
@@ -53,7 +57,7 @@ def cyclic(
         step_size_up=half_cycle,  # pyright: ignore[reportArgumentType]  # torch takes a float and keeps it
         mode=mode,
         gamma=gamma ** (1 / steps_per_epoch),
-        cycle_momentum=False,  # the study cycles the learning rate alone
+        cycle_momentum=False,  # only the learning rate cycles; torch would cycle the momentum too
     )
 
 
@@ -66,9 +70,10 @@ def onecycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> LRScheduler:
-    """One rise to `max_lr` over the first `pct_start` of the run, then one fall (Smith & Topin 2018).
+    """Rise to `max_lr` over the first `pct_start` of the run, then fall once (Smith & Topin 2018), along half cosines.
 
-    Raises ValueError for a run of one update.
+    The rate starts at max_lr / div_factor and ends at max_lr / div_factor / final_div_factor. Raises ValueError if the
+    run has only one update.
     """
     total = steps_per_epoch * epochs
     if total < 2:
@@ -91,7 +96,7 @@ def onecycle(
 def cosine(
     optimizer: Optimizer, steps_per_epoch: int, epochs: int, decay_epochs: Length = "100%", min_lr: float = 0.0
 ) -> LRScheduler:
-    """Half a cosine from the optimizer's learning rate to `min_lr` (Loshchilov & Hutter 2017), then flat."""
+    """Fall along half a cosine from the optimizer's rate to `min_lr` (Loshchilov & Hutter 2017), then stay there."""
     length = n_steps("decay_epochs", decay_epochs, steps_per_epoch, epochs)
     return _follow(optimizer, lambda step, lr: _anneal(lr, min_lr, step / length))
 
@@ -103,7 +108,10 @@ def warmup_cosine(
     warmup_epochs: Length = "10%",
     min_lr: float = 0.0,
 ) -> LRScheduler:
-    """Linear rise to the optimizer's learning rate over `warmup_epochs`, then half a cosine to `min_lr` at the end."""
+    """Rise linearly to the optimizer's rate over `warmup_epochs`, then fall along half a cosine to `min_lr`.
+
+    Raises ValueError if the rise fills the complete run.
+    """
     total = steps_per_epoch * epochs
     warmup = n_steps("warmup_epochs", warmup_epochs, steps_per_epoch, epochs)
     if warmup >= total:
@@ -125,7 +133,10 @@ def cosine_restarts(
     cycle_mult: int = 1,
     min_lr: float = 0.0,
 ) -> LRScheduler:
-    """Half cosines, each `cycle_mult` times as long as the last (SGDR, Loshchilov & Hutter 2017)."""
+    """Fall along half cosines from the optimizer's rate to `min_lr`, again and again (SGDR, Loshchilov & Hutter 2017).
+
+    Each is `cycle_mult` times as long as the one before.
+    """
     length = n_steps("cycle_epochs", cycle_epochs, steps_per_epoch, epochs)
     return torch_schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=length, T_mult=cycle_mult, eta_min=min_lr)
 
@@ -133,26 +144,27 @@ def cosine_restarts(
 def step(
     optimizer: Optimizer, steps_per_epoch: int, epochs: int, step_epochs: Length = "34%", gamma: float = 0.1
 ) -> LRScheduler:
-    """Multiplies the learning rate by `gamma` after every `step_epochs`."""
+    """Multiply the learning rate by `gamma` after every `step_epochs`."""
     length = n_steps("step_epochs", step_epochs, steps_per_epoch, epochs)
     return torch_schedulers.StepLR(optimizer, step_size=length, gamma=gamma)
 
 
 def ramp(optimizer: Optimizer, first_lr: float, last_lr: float, n_updates: int) -> LRScheduler:
-    """From `first_lr` to `last_lr` by the same factor at each of `n_updates` updates, then flat.
+    """Grow from `first_lr` to `last_lr` by the same factor at each of `n_updates` updates, then stay there.
 
-    The learning-rate range test (Smith 2017), with the rate growing exponentially instead of linearly.
+    This is the ramp of the learning-rate range test (Smith 2017), except that Smith's rate grows linearly.
     """
     span = max(1, n_updates - 1)
     return _follow(optimizer, lambda step, lr: first_lr * (last_lr / first_lr) ** min(1.0, step / span))
 
 
 def _anneal(lr: float, min_lr: float, progress: float) -> float:
+    """Return the rate on half a cosine from `lr` at progress 0 to `min_lr` at progress 1 and beyond."""
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def _follow(optimizer: Optimizer, lr_at) -> LRScheduler:
-    """A scheduler whose learning rate at each step, from 0, is `lr_at(step, initial learning rate)`, per group."""
+    """Return a scheduler that sets each group's learning rate to `lr_at(step, initial rate)`. Steps count from 0."""
     initial = [group["lr"] for group in optimizer.param_groups]
     factors = [lambda step, lr=lr: lr_at(step, lr) / lr for lr in initial]
     return torch_schedulers.LambdaLR(optimizer, factors)

@@ -1,3 +1,3 @@
-"""Data options: each target of a `conf/data/*.yaml` returns `Samples`, in numpy; none imports torch."""
+"""Data sets: the targets of `conf/data/*.yaml`. Each returns `Samples` of numpy arrays. None imports torch."""
 
 from sweep.data.samples import Samples as Samples

@@ -1,4 +1,4 @@
-"""Small real data sets that come with scikit-learn, so that they need no download."""
+"""Small real data sets that come with scikit-learn and need no download."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from sweep.data.samples import Samples
 
 
 def digits() -> Samples:
-    """1,797 handwritten digits of 8 x 8 pixels, 10 classes; x: (N, 1, 8, 8)."""
+    """Load 1,797 handwritten digits of 8 x 8 pixels in 10 classes; x: (N, 1, 8, 8)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -21,14 +21,14 @@ def digits() -> Samples:
 
 
 def diabetes() -> Samples:
-    """442 patients, 10 measurements; the target is disease progression after a year (25 to 346)."""
+    """Load 442 patients with 10 measurements each; the target is the disease's progression in a year (25 to 346)."""
     from sklearn.datasets import load_diabetes
 
     return _table("diabetes", "regression", load_diabetes(scaled=False))
 
 
 def breast_cancer() -> Samples:
-    """569 tumours, 30 measurements, 2 classes."""
+    """Load 569 tumours with 30 measurements each, in 2 classes."""
     from sklearn.datasets import load_breast_cancer
 
     return _table("breast_cancer", "classification", load_breast_cancer())

@@ -1,4 +1,4 @@
-"""Reading a CSV file: how it may be written, what is wrong with it, and in which line."""
+"""Reading a CSV file. Errors say what is wrong with it, in which line, and which setting would read it."""
 
 import codecs
 import csv
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _KEY = "data.read"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas", r"\s+": "blanks"}
-_SAMPLED = 20  # records that must agree about the separator
-_LONGEST_SHOWN = 60
+_SAMPLED = 20  # records that are read to check the separator
+_LONGEST_SHOWN = 60  # characters of a cell in a message
 _BINARY = {
     b"PAR1": "a Parquet file; name it .parquet",
     b"ARROW1": "a Feather or Arrow file; save it as CSV or Parquet",
@@ -42,8 +42,15 @@ _OF_WIDE_CHARACTERS = (
 class Dialect:
     r"""How a CSV file is written: the keys of `data.read`, with the meaning that they have for pandas.read_csv.
 
-    sep, decimal, thousands, quotechar, comment: one character each; sep may be \s+ too, for any number of blanks.
-    skiprows: lines before the header. na_values: further texts that stand for an empty cell.
+    Attributes:
+        sep: what separates cells: one character, or \s+ for any number of blanks.
+        decimal: the character before decimals.
+        encoding: such as utf-8 or latin-1.
+        thousands: the character that groups digits, if there is one.
+        quotechar: the character around a cell that contains the separator.
+        comment: the character that starts a comment, if there is one.
+        skiprows: how many lines come before the header.
+        na_values: further texts that stand for an empty cell.
     """
 
     sep: str = ","
@@ -57,13 +64,13 @@ class Dialect:
 
     @classmethod
     def of(cls, given: object) -> "Dialect":
-        """Raises ConfigError for a key that is not among those above, or a value that it cannot have."""
+        """Make a dialect of `data.read`. Raises ConfigError for an unknown key, a bad value or two equal characters."""
         if not isinstance(given, Mapping):
             raise ConfigError(_KEY, f'must be null or hold keys, such as {{sep: ";"}}, got {given!r}')
         known = cls.__dataclass_fields__
         for key in given:
             if key not in known:
-                raise ConfigError(f"{_KEY}.{key}", f"is no key of it; choose one of: {', '.join(known)}")
+                raise ConfigError(f"{_KEY}.{key}", f"is not a key of it; choose one of: {', '.join(known)}")
         values = {key: value for key, value in given.items() if value is not None}
         if values.get("sep") in ("\\t", "tab"):
             values["sep"] = "\t"
@@ -85,11 +92,11 @@ class Dialect:
         made = cls(**values)
         for one, other in (("sep", "decimal"), ("sep", "thousands"), ("decimal", "thousands"), ("sep", "quotechar")):
             if getattr(made, one) == getattr(made, other):
-                raise ConfigError(f"{_KEY}.{other}", f"is '{getattr(made, other)}', as is {_KEY}.{one}; set either")
+                raise ConfigError(f"{_KEY}.{other}", f"is '{getattr(made, other)}', like {_KEY}.{one}; change one")
         return made
 
     def override(self, **changes: Any) -> str:
-        """The words of a command line that set this dialect with `changes`."""
+        """Return the command-line argument that sets this dialect with `changes`."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__} | changes
         kept = {key: value for key, value in values.items() if value != self.__dataclass_fields__[key].default}
         written = {key: "\\t" if value == "\t" else value for key, value in kept.items()}
@@ -101,21 +108,26 @@ def _check_encoding(name: object) -> None:
         "a".encode(str(name))
     except (LookupError, ValueError):
         raise ConfigError(
-            f"{_KEY}.encoding", f"'{name}' is no encoding; give one such as latin-1, cp1252 or utf-16"
+            f"{_KEY}.encoding", f"'{name}' is not an encoding; give one such as latin-1, cp1252 or utf-16"
         ) from None
 
 
 @dataclass(frozen=True)
 class CsvFile:
-    """A file as `dialect` reads it. Its errors are of the key data.path, or data.read where that has to change."""
+    """A file and its dialect.
+
+    Errors are ConfigErrors for the key data.path, or for data.read if another dialect would read the file.
+    """
 
     path: Path
     dialect: Dialect
 
     def read(self, targets: Sequence[str], as_text: Sequence[str]) -> "pd.DataFrame":
-        """The table with text for names of columns; those of no name are called "Unnamed: <position>".
+        """Read the table. A column without a name is called "Unnamed: <position>", from 0.
 
-        targets: columns that there should be. as_text: columns whose cells stay the text that they are.
+        Args:
+            targets: columns that the header should name; they help to recognise a wrong separator.
+            as_text: columns whose cells are kept as text.
         """
         import pandas as pd
 
@@ -131,10 +143,10 @@ class CsvFile:
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 frame = pd.read_csv(
                     self.path,
-                    index_col=False,  # else a column that the header lacks would become labels of rows
+                    index_col=False,  # else a column that the header lacks would become the row labels
                     skipinitialspace=True,
-                    low_memory=False,  # else a column's type would change from one portion to the next
-                    converters=texts,  # so that "NA" is a text in these columns alone; without the mark it is NaN
+                    low_memory=False,  # else a column's type could change from one chunk to the next
+                    converters=texts,  # the "=" before each cell keeps pandas from reading a text such as "NA" as NaN
                     **{key: getattr(self.dialect, key) for key in Dialect.__dataclass_fields__ if key != "na_values"},
                     na_values=list(self.dialect.na_values),
                 )
@@ -146,7 +158,10 @@ class CsvFile:
         return frame.assign(**{name: frame[name].str[1:] for name in as_text if name in header})
 
     def place(self, row: int, n_rows: int) -> str:
-        """Where data row `row`, from 0 of `n_rows`, begins: its line in the file, from 1; a cell may hold several."""
+        """Return in words where data row `row` (from 0) begins: its line in the file (from 1), if that can be found.
+
+        A cell may contain line breaks, so the lines are counted by reading the file again.
+        """
         try:
             lines = [line for line, _ in self._records()][1:]
         except (UnicodeError, csv.Error, OSError):
@@ -154,6 +169,7 @@ class CsvFile:
         return f"line {lines[row]}" if len(lines) == n_rows else f"data row {row + 1}"
 
     def _header(self, cells: Sequence[str]) -> list[str]:
+        """Return the columns' names. Raises ConfigError if two are equal, or if there are none."""
         names = [cell.strip() for cell in cells]
         for name in names:
             if name and names.count(name) > 1:
@@ -163,21 +179,25 @@ class CsvFile:
         return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
 
     def _check_separator(self, sample: Sequence[Sequence[str]], targets: Sequence[str]) -> None:
-        """Raises ConfigError if the cells are not separated as expected, but evenly by something else."""
+        """Raise ConfigError if the dialect's separator does not fit the sample and another one does.
+
+        A separator fits if all records have the same number of cells, at least two, and the header names the targets.
+        If nothing separates the header, another separator need not give the targets' names.
+        """
         if _is_even(sample) and set(targets) <= {cell.strip() for cell in sample[0]}:
             return
-        is_whole = len(sample[0]) == 1  # nothing separates it
+        is_one_cell = len(sample[0]) == 1
         for sep, name in _SEPARATORS.items():
             other = CsvFile(self.path, Dialect(**{**vars(self.dialect), "sep": sep}))
             cells = [cells for _, cells in zip(range(_SAMPLED), other._cells(), strict=False)]
-            expected = set(targets) <= {cell.strip() for cell in cells[0]} or (is_whole and sep in ";\t|")
+            expected = set(targets) <= {cell.strip() for cell in cells[0]} or (is_one_cell and sep in ";\t|")
             if sep != self.dialect.sep and _is_even(cells) and expected:
                 decimal = "," if sep != "," and any(_has_decimal_comma(c) for row in cells[1:] for c in row) else "."
                 way = self.dialect.override(sep=sep, decimal=decimal)
                 raise ConfigError(_KEY, f"the cells of '{self.path}' are separated by {name}; set {way}")
 
     def _of_lengths(self, pandas_says: str) -> ConfigError | None:
-        """What is wrong with a file whose records do not fit its header; None where that is something else."""
+        """Return the error for a record with more cells than the header, or for an open quotation mark; else None."""
         try:
             (_, header), *records = [(line, len(cells)) for line, cells in self._records()]
         except (UnicodeError, csv.Error, ValueError):
@@ -193,6 +213,7 @@ class CsvFile:
         return ConfigError("data.path", f"a quotation mark in line {line} of '{self.path}' is never closed")
 
     def _of_encoding(self) -> ConfigError:
+        """Return the error for a file in another encoding, with the setting for it if a byte order mark shows it."""
         content = self.path.read_bytes()
         for mark, encoding in _OF_WIDE_CHARACTERS:
             if content.startswith(mark):
@@ -211,6 +232,7 @@ class CsvFile:
         return ConfigError(_KEY, f"'{self.path}' is not in {encoding}{where}; set {way}, or the encoding that it has")
 
     def _refuse_binary(self) -> None:
+        """Raise ConfigError if the file's first bytes show that it is not text."""
         with open(self.path, "rb") as file:
             start = file.read(4096)
         for mark, kind in _BINARY.items():
@@ -220,13 +242,13 @@ class CsvFile:
         if b"\0" in start and not wide:
             if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise self._of_encoding()
-            raise ConfigError("data.path", f"'{self.path}' is no text; save it as CSV or Parquet")
+            raise ConfigError("data.path", f"'{self.path}' is not text; save it as CSV or Parquet")
 
     def _cells(self) -> Iterator[list[str]]:
         return (cells for _, cells in self._records())
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """The line in which it begins, from 1, and the cells of each record; lines that pandas skips are no records."""
+        """Yield the line in which each record begins, from 1, and its cells. Lines that pandas skips are left out."""
         dialect = self.dialect
         blanks = dialect.sep == r"\s+"
         with _long_cells(), open(self.path, encoding=self._encoding, newline="") as file:
@@ -248,13 +270,13 @@ class CsvFile:
 
     @property
     def _encoding(self) -> str:
-        """That of the dialect, without the mark with which some programs begin a file."""
+        """The dialect's encoding; for UTF-8, the one that skips a byte order mark."""
         return "utf-8-sig" if codecs.lookup(self.dialect.encoding).name == "utf-8" else self.dialect.encoding
 
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Cells of any length, as pandas reads them."""
+    """Hold the csv module's limit so high that a cell may have any length, as it may for pandas."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -263,10 +285,12 @@ def _long_cells() -> Iterator[None]:
 
 
 def _before(line: str, comment: str) -> str:
+    """Return the line without its comment."""
     return line.partition(comment)[0] + "\n" if comment in line else line
 
 
 def _is_even(records: Sequence[Sequence[str]]) -> bool:
+    """Return whether all records have the same number of cells, at least two."""
     return len(records[0]) > 1 and len({len(cells) for cells in records}) == 1
 
 
@@ -275,6 +299,6 @@ def _has_decimal_comma(cell: str) -> bool:
 
 
 def shown(cell: object) -> str:
-    """A cell or a name as an error shows it: on one line, and not at any length."""
+    """Return a cell or a name for a message: on one line, and cut to 60 characters."""
     text = escaped_line(str(cell)[: _LONGEST_SHOWN + 1])
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

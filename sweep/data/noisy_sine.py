@@ -1,4 +1,4 @@
-"""The study's data: a sine with Gaussian noise."""
+"""The default data: a sine with Gaussian noise."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,16 @@ from sweep.utils.errors import ConfigError
 def noisy_sine(
     n: int = 4000, noise: float = 0.1, domain: Sequence[float] = (-math.pi, math.pi), seed: int = 0
 ) -> Samples:
-    """`n` pairs (x, sin x + e), x uniform over `domain` in radians, e normal with standard deviation `noise`."""
+    """Make `n` pairs (x, sin(x) + e), with their noiseless targets.
+
+    Raises ConfigError if a value below cannot be used.
+
+    Args:
+        n: how many pairs; at least 1.
+        noise: standard deviation of e, which is normal; above 0.
+        domain: [low, high] in radians; x is uniform in between.
+        seed: of the random numbers; at least 0.
+    """
     if n < 1:
         raise ConfigError("data.n", f"must be >= 1, got {n}")
     if not (math.isfinite(noise) and noise > 0):

@@ -1,4 +1,4 @@
-"""What every data option returns."""
+"""`Samples`, which every data option returns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +15,21 @@ TaskName = Literal["regression", "classification"]
 class Samples:
     """N samples in their own units, before any split or normalisation.
 
-    x: (N, n_features) for tables, (N, channels, height, width) for images; float32 stays,
-       any other real dtype becomes float64, so that a large offset costs nothing before normalisation.
-    y: (N,) or (N, n_targets) real numbers for regression; (N,) class indices from 0 for classification.
-    clean: y without its noise, where the data is made and it is known; same shape as y.
-    noise: standard deviation of that noise, in the units of y.
-    Raises ConfigError when the arrays do not fit one another or hold anything that is not finite.
+    Args:
+        name: of the data set.
+        task: what the targets are for.
+        x: (N, n_features) for tables, (N, channels, height, width) for images. float32 stays. Any other real dtype
+            becomes float64, so that a large offset costs no precision before normalisation.
+        y: (N,) or (N, n_targets) real numbers for regression, stored as (N, n_targets); (N,) class indices from 0 for
+            classification.
+        clean: for regression, y without its noise, in the same shape, if the data are made so that it is known.
+        noise: standard deviation of that noise, in the units of y.
+        features: names of the columns or channels; by default x0, x1 and so on.
+        classes: names of the classes; by default their indices.
+        source: where the data come from, such as a path.
+
+    Raises:
+        ConfigError: the arrays do not fit together, or hold a value that is not finite in float32.
     """
 
     name: str
@@ -49,9 +58,11 @@ class Samples:
             if self.clean is not None:
                 put(self, "clean", _columns(_real("data", self.clean)))
                 if self.clean.shape != self.y.shape:
-                    raise ConfigError("data", f"has targets {self.y.shape}, but of another shape without their noise")
+                    problem = f"has targets of shape {self.y.shape}, but clean targets of shape {self.clean.shape}"
+                    raise ConfigError("data", problem)
         if self.x.ndim < 2:
-            raise ConfigError("data", "inputs need a row a sample and a column a feature; give x[:, None] for one")
+            problem = "inputs need a row for each sample and a column for each feature; for one feature give x[:, None]"
+            raise ConfigError("data", problem)
         if len(self.x) != len(self.y):
             raise ConfigError("data", f"has {len(self.x)} rows of inputs but {len(self.y)} of targets")
         put(self, "features", self.features or tuple(f"x{i}" for i in range(self.x.shape[1])))
@@ -67,11 +78,12 @@ class Samples:
 
     @property
     def out_features(self) -> int:
-        """How many outputs a model needs: targets for regression, classes for classification."""
+        """The number of outputs that a model needs: one for each target, or for each class."""
         return len(self.classes) if self.task == "classification" else self.y.shape[1]
 
 
 def _indices(values: ArrayLike) -> NDArray[np.int64]:
+    """Return class indices, (N,). Raises ConfigError if they are not integers from 0."""
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iub" or array.min(initial=0) < 0:
         raise ConfigError("data.target", "classes must be one column of whole numbers from 0, of an integer dtype")
@@ -79,14 +91,15 @@ def _indices(values: ArrayLike) -> NDArray[np.int64]:
 
 
 def _real(key: str, values: ArrayLike) -> NDArray[np.floating]:
+    """Return the values in float32 or float64. Raises ConfigError for `key` if float32 cannot hold one of them."""
     try:
         array = np.asarray(values)
         array = array.astype(np.float32 if array.dtype == np.float32 else np.float64, copy=False)
     except (TypeError, ValueError) as error:
-        raise ConfigError(key, f"holds values that are no numbers ({error})") from error
+        raise ConfigError(key, f"holds values that are not numbers ({error})") from error
     if array.ndim == 0:
-        raise ConfigError(key, "is a single number; give an array with one row a sample")
-    fits = np.abs(array) <= np.finfo(np.float32).max  # what training will hold; not so for NaN
+        raise ConfigError(key, "is a single number; give an array with one row for each sample")
+    fits = np.abs(array) <= np.finfo(np.float32).max  # training is in float32; false for NaN
     if not fits.all():
         row = int(np.argwhere(~fits)[0][0])
         raise ConfigError(key, f"holds a value that is not finite, in row {row}")
@@ -94,6 +107,7 @@ def _real(key: str, values: ArrayLike) -> NDArray[np.floating]:
 
 
 def _columns(array: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return targets as (N, n_targets)."""
     if array.ndim > 2:
         raise ConfigError("data.target", f"must be (N,) or (N, n_targets), got {array.shape}")
     return array[:, None] if array.ndim == 1 else array

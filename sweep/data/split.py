@@ -12,7 +12,13 @@ from sweep.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Part:
-    """One split, normalised. x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, without noise."""
+    """One split, normalised.
+
+    Attributes:
+        x: (n, *in_shape), the inputs.
+        y: (n, n_targets) real targets, or (n,) class indices.
+        clean: `y` without its noise, in the same shape; None if it is not known.
+    """
 
     x: NDArray[np.float32]
     y: NDArray
@@ -21,7 +27,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts, and the scale that y was normalised with, (n_targets,) each: y_own = y * y_std + y_mean."""
+    """The three splits, and the scale of the targets: y in its own units is y * y_std + y_mean, (n_targets,) each.
+
+    Class indices are not scaled.
+    """
 
     train: Part
     val: Part
@@ -31,10 +40,13 @@ class Splits:
 
 
 def divide(samples: Samples, split: Split) -> Splits:
-    """Shuffles by `split.seed` and divides. Raises ConfigError where a part would be empty or a feature is constant.
+    """Shuffle the samples by `split.seed` and divide them.
 
-    With `split.normalize`, inputs and regression targets become (x - mu) / sigma with mu and sigma of the training
-    part only: per column for tables, per channel for images.
+    With `split.normalize`, inputs and regression targets become (x - mu) / sigma. mu and sigma are computed from the
+    training split only, for each column of a table or each channel of images.
+
+    Raises ConfigError if a split would be too small (fewer than 2, 1 and 1 samples), or if a feature or a target that
+    is to be normalised is constant.
     """
     n = min(len(samples.x), split.max_samples or len(samples.x))
     n_val, n_test = round(n * split.val), round(n * split.test)
@@ -68,11 +80,11 @@ def divide(samples: Samples, split: Split) -> Splits:
 
 
 def _statistics(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation over samples and pixels, shaped to broadcast."""
-    axes = (0, *range(2, values.ndim))  # all but columns, or channels
+    """Return mean and standard deviation over samples and pixels, shaped to broadcast; 0 for a constant's deviation."""
+    axes = (0, *range(2, values.ndim))  # all except columns, or channels
     exact = values.astype(np.float64)
     mean, std = exact.mean(axes, keepdims=True), exact.std(axes, keepdims=True)
-    std[std <= 16 * np.finfo(values.dtype).eps * np.abs(mean)] = 0  # what rounding leaves of a constant
+    std[std <= 16 * np.finfo(values.dtype).eps * np.abs(mean)] = 0  # only rounding
     return mean, std
 
 

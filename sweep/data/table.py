@@ -1,4 +1,4 @@
-"""A user's own table, from CSV or Parquet."""
+"""Your own table, from CSV or Parquet."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ log = logging.getLogger("sweep")
 
 _PARQUET = (".parquet", ".pq")
 _NAMES_OF_INDICES = ("index", "id", "row", "rownames", "row_id", "level_0", "__index_level_0__")
-_FEWEST_TO_COUNT = 3  # rows; any two numbers have a constant step
+_FEWEST_TO_COUNT = 3  # rows that show whether a column counts: two numbers always have a constant step
 
 
 def table(
@@ -31,14 +31,21 @@ def table(
     task: TaskName = "regression",
     read: Mapping[str, Any] | None = None,
 ) -> Samples:
-    """Columns `features` as inputs, `target` (one or several) as what to predict.
+    """Read a table.
 
-    Without `features`, these are all columns but the targets and those that only say which row it is: unnamed ones,
-    and whole numbers that grow by the same step from row to row. A warning names what is left out.
+    Args:
+        path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line.
+        target: the column to predict, or several for regression.
+        features: the input columns. By default, all columns except the targets and those that only number the rows:
+            unnamed columns, and whole numbers that change by the same step from row to row, or that only grow in a
+            column with a name such as "id". A warning names the columns that are left out.
+        task: with classification, the target's cells are names or numbers of classes. The classes are indexed in sorted
+            order, numbers first.
+        read: how the CSV file is written, see `Dialect`.
 
-    A path that ends in .parquet or .pq is read as Parquet, anything else as CSV with a header line, written as `read`
-    says (see `Dialect`). Classes may be names or numbers; they are indexed in sorted order, numbers first.
-    Raises ConfigError with the line (of a CSV file, from 1) or row (of Parquet) and the column of a bad cell.
+    Raises:
+        ConfigError: the file, a column or a cell cannot be used. For a cell, the message gives its column and its line
+            (of a CSV file, from 1) or row (of a Parquet file, from 1).
     """
     targets = [target] if isinstance(target, str) else list(target)
     if not targets:
@@ -72,14 +79,20 @@ def table(
 
 @dataclass(frozen=True)
 class _Rows:
-    """A table. place: says where row i, from 0, is to be found. has_texts: cells are text, as in CSV for classes."""
+    """A table.
+
+    Attributes:
+        frame: the cells. In a CSV file, a column of classes is text.
+        place: returns in words where row i (from 0) is in the file.
+        dialect: of the CSV file; None for Parquet.
+    """
 
     frame: "pd.DataFrame"
     place: Callable[[int], str]
     dialect: Dialect | None
 
     def features(self, targets: Sequence[str]) -> list[str]:
-        """All columns that say something about a row; a warning names those that only say which row it is."""
+        """Return the columns other than the targets. Those that only number the rows are left out, with a warning."""
         others = [str(name) for name in self.frame.columns if name not in targets]
         kinds = {name: kind for name in others if (kind := self._kind_of_index(name)) is not None}
         kept = [name for name in others if name not in kinds]
@@ -95,7 +108,7 @@ class _Rows:
         return kept
 
     def _kind_of_index(self, name: str) -> str | None:
-        """Why a column is taken for an index; None if it is none."""
+        """Return why a column is taken for an index of the rows; None if it is not taken for one."""
         if name.startswith("Unnamed: ") or not name.strip():
             return "unnamed"
         column = self.frame[name]
@@ -110,7 +123,7 @@ class _Rows:
         return "grows from row to row" if name.lower() in _NAMES_OF_INDICES and np.all(steps > 0) else None
 
     def numbers(self, key: str, name: str) -> NDArray[np.float64]:
-        """A column, (n,). Raises ConfigError for `key`."""
+        """Return a column as numbers, (n,). Raises ConfigError for `key` if a cell is not a finite float32 number."""
         import pandas as pd
 
         column = self.frame[name]
@@ -125,7 +138,7 @@ class _Rows:
         bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))  # NaN too
         if len(bad):
             cell = column.iloc[int(bad[0])]
-            empty = pd.isna(cell) is True  # of a cell that holds a list, isna is an array
+            empty = pd.isna(cell) is True  # for a cell that holds a list, isna returns an array
             what = "is empty or NaN" if empty else f"is '{shown(cell)}', not a finite float32 number"
             more = f" ({len(bad)} such cells in the column)" if len(bad) > 1 else ""
             hint = self._way_to_numbers(str(cell))
@@ -135,18 +148,19 @@ class _Rows:
         return numbers
 
     def _way_to_numbers(self, cell: str) -> str:
+        """Return a hint for the message if the cell looks like a number with a decimal comma, else ""."""
         dialect = self.dialect
         if dialect is None or "," not in cell or not cell.replace(",", "", 1).strip().lstrip("+-").isdecimal():
             return ""
         return f"; for commas before decimals set {dialect.override(decimal=',')}" if dialect.sep != "," else ""
 
     def classes(self, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """A column as indices of classes, (n,), and their names. Raises ConfigError for data.target."""
+        """Return a column as class indices, (n,), and the classes' names. Raises ConfigError for data.target."""
         import pandas as pd
 
         column, place = self.frame[name], f"column '{shown(name)}'"
         if column.dtype.kind in "O" and any(isinstance(cell, list | dict | np.ndarray) for cell in column):
-            raise ConfigError("data.target", f"{place} holds lists, which are no classes")
+            raise ConfigError("data.target", f"{place} holds lists, which cannot be classes")
         missing = column.isna() if self.dialect is None else column.str.strip().isin(["", *self.dialect.na_values])
         empty = np.flatnonzero(missing.to_numpy())
         if len(empty):
@@ -157,7 +171,7 @@ class _Rows:
         numbers = [_number(value) for value in values]
         whole = [number for number in numbers if number is not None and number % 1 == 0]
         if len(whole) < len(values) and not any(number is None for number in numbers):
-            raise ConfigError("data.target", f"{place} holds fractions, which are no classes; set data.task=regression")
+            raise ConfigError("data.target", f"{place} holds fractions, not classes; set data.task=regression")
         if 0 < len(whole) < len(values):
             odd = next(value for value, number in zip(values, numbers, strict=True) if number is None)
             row = int(np.flatnonzero(codes == values.index(odd))[0])
@@ -165,7 +179,7 @@ class _Rows:
                 "warning: data.target: %s holds numbers and texts, such as '%s' in %s; each is a class of its own",
                 place, shown(odd), self.place(row),
             )  # fmt: skip
-        merged = values if len(whole) < len(values) else numbers  # 1, 1.0 and 01 are one number
+        merged = values if len(whole) < len(values) else numbers  # 1, 1.0 and 01 are the same number
         keys = sorted(set(merged), key=lambda value: _order(value, _number(value)))
         index = {value: i for i, value in enumerate(keys)}
         if len(keys) < 2:
@@ -176,7 +190,7 @@ class _Rows:
 
 
 def _number(value: object) -> float | int | None:
-    """The number that a class is called by, if it is one; True and False are none, nor are NaN and inf."""
+    """Return the number that a class's name stands for, or None. True, False, NaN and inf do not count as numbers."""
     if isinstance(value, bool | np.bool_) or "_" in str(value):
         return None
     if isinstance(value, int | np.integer):
@@ -193,25 +207,35 @@ def _finite(number: float) -> float | None:
 
 
 def _order(value: object, number: float | int | None) -> tuple[bool, float | int, str]:
+    """Return the sort key of a class: numbers first by value, then names."""
     return (number is None, number or 0, str(value))
 
 
 def _warn_of_twins(place: str, names: Sequence[str]) -> None:
+    """Warn if two classes differ only in white space or capitals: probably they are meant to be one."""
     seen: dict[str, str] = {}
     for name in names:
         twin = seen.setdefault(" ".join(name.split()).casefold(), name)
         if twin != name:
             log.warning(
-                "warning: data.target: %s has the classes '%s' and '%s', which differ by blanks or capitals alone",
+                "warning: data.target: %s has the classes '%s' and '%s', which differ only in blanks or capitals",
                 place, shown(twin), shown(name),
             )  # fmt: skip
 
 
 def _read(path: Path, read: Mapping[str, Any] | None, targets: Sequence[str], as_text: Sequence[str]) -> _Rows:
+    """Read the file. Raises ConfigError if it cannot be read, has no rows, or has two columns of one name.
+
+    Args:
+        path: of the file.
+        read: the dialect, for a CSV file only.
+        targets: columns that the table should have.
+        as_text: columns of a CSV file to keep as text.
+    """
     import pandas as pd
 
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else None
+        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else None
         problem = f"no file '{path}' (looked in {Path.cwd()})" if what is None else f"'{path}' {what}; name a file"
         raise ConfigError("data.path", problem)
     is_parquet = path.suffix.lower() in _PARQUET
@@ -224,7 +248,7 @@ def _read(path: Path, read: Mapping[str, Any] | None, targets: Sequence[str], as
         raise
     except pd.errors.EmptyDataError:
         raise ConfigError("data.path", f"'{path}' is empty") from None
-    except Exception as error:  # parsers raise what they like: pandas, pyarrow, the file system
+    except Exception as error:  # pandas, pyarrow and the file system raise many kinds of errors
         raise ConfigError("data.path", f"cannot read '{path}': {one_line(error)}") from error
     if frame.empty:
         raise ConfigError("data.path", f"'{path}' has no rows")
@@ -245,6 +269,6 @@ def _require_columns(frame: "pd.DataFrame", key: str, names: Sequence[str]) -> N
 
 
 def _listed(names: Any) -> str:
-    """The names, or the first of very many."""
+    """Return the names in a line: all of up to 50, else the first 50 and how many more there are."""
     texts = [shown(name) for name in names]
     return ", ".join(texts) if len(texts) <= 50 else f"{', '.join(texts[:50])} and {len(texts) - 50} more"

@@ -1,4 +1,4 @@
-"""Model options: each target of a `conf/model/*.yaml` is an `nn.Module` class."""
+"""Models: the targets of `conf/model/*.yaml`. Each is an `nn.Module` class."""
 
 from sweep.models.convnet import ConvNet as ConvNet
 from sweep.models.mlp import MLP as MLP

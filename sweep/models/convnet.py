@@ -10,10 +10,10 @@ from sweep.models.layers import activation, positive_sizes, xavier_
 
 
 class ConvNet(nn.Module):
-    """3 x 3 convolutions with an activation each, halving the image between them; then one linear layer.
+    """Blocks of a 3 x 3 convolution, an activation and a 2 x 2 max pooling, then dropout and one linear layer.
 
-    Input (B, channels, height, width), output (B, out_features); Xavier-uniform weights. Raises ValueError when the
-    data are no images, or too small to be halved so often.
+    The input is (B, channels, height, width), the output (B, out_features). Each block halves the image. The weights
+    are Xavier-uniform.
     """
 
     def __init__(
@@ -24,6 +24,18 @@ class ConvNet(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
+        """Make the model.
+
+        Args:
+            in_shape: (channels, height, width) of one sample.
+            out_features: how many outputs a sample has.
+            channels: output channels of each block.
+            activation: a name in `ACTIVATIONS`.
+            dropout: the probability that a feature is dropped before the linear layer.
+
+        Raises:
+            ValueError: the samples are not images, or they are too small for so many blocks.
+        """
         super().__init__()
         if len(in_shape) != 3:
             raise ValueError(

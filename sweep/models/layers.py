@@ -1,4 +1,4 @@
-"""What the models share: activations by name, and initial weights."""
+"""Parts that the models share: activations by name, and initial weights."""
 
 from torch import nn
 
@@ -14,14 +14,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """A fresh activation layer. Raises ValueError for an unknown name."""
+    """Make an activation layer. Raises ValueError if the name is unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation '{name}' is unknown; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
 def xavier_(model: nn.Module) -> None:
-    """W ~ U(+-sqrt(6 / (n_in + n_out))) (Glorot & Bengio 2010), zero biases, in place; draws from torch's generator."""
+    """Initialise linear and convolutional layers in place, drawing from torch's global generator.
+
+    Weights are uniform in +-sqrt(6 / (n_in + n_out)) (Glorot & Bengio 2010), biases zero.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
@@ -30,7 +33,7 @@ def xavier_(model: nn.Module) -> None:
 
 
 def positive_sizes(name: str, sizes: list[int]) -> list[int]:
-    """`sizes`, checked to be >= 1 each. Raises ValueError."""
+    """Return `sizes`. Raises ValueError if one is below 1. name: the argument's name, for the message."""
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name} must be >= 1 each, got {sizes}")
     return sizes

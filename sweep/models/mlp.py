@@ -9,9 +9,10 @@ from sweep.models.layers import activation, positive_sizes, xavier_
 
 
 class MLP(nn.Module):
-    """Hidden layers of the given `widths`, each followed by its activation and dropout; Xavier-uniform weights.
+    """A multilayer perceptron: linear layers, each hidden one followed by an activation and dropout.
 
-    Input (B, *in_shape) is flattened to (B, in_features); output (B, out_features).
+    The input (B, *in_shape) is flattened to (B, in_features). The output is (B, out_features). The weights are
+    Xavier-uniform.
     """
 
     def __init__(
@@ -22,6 +23,18 @@ class MLP(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
+        """Make the model.
+
+        Args:
+            in_features: how many numbers a flattened sample has.
+            out_features: how many outputs a sample has.
+            widths: the size of each hidden layer.
+            activation: a name in `ACTIVATIONS`.
+            dropout: the probability that a hidden unit is dropped.
+
+        Raises:
+            ValueError: a width is below 1, or the activation is unknown.
+        """
         super().__init__()
         sizes = [in_features, *positive_sizes("widths", list(widths))]
         hidden = [layer for n_in, n_out in pairwise(sizes) for layer in _hidden(n_in, n_out, activation, dropout)]
@@ -33,7 +46,7 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """One affine map of the flattened input: (B, *in_shape) -> (B, out_features)."""
+    """One affine map of the flattened input, (B, *in_shape) -> (B, out_features), with Xavier-uniform weights."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What to try next: the space that options declare, samplers, pruners, and the first trials.
+"""What to try next: the search space that options declare, samplers, pruners, and the initial trials.
 
-In: a composed config and the settings of `hydra.sweeper`. Out: for each trial number, a configuration.
+In: a composed config and the settings of `hydra.sweeper`. Out: a configuration for each trial number.
 """

@@ -1,4 +1,4 @@
-"""`bounds=auto`: a study that searches learning rates around what range tests suggest (docs/lr_range.md)."""
+"""`bounds=auto`: a study that searches learning rates around those that range tests suggest (docs/lr_range.md)."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ from sweep.trial.prepare import RememberedData
 from sweep.trial.range_test import lr_keys, range_test
 from sweep.utils.errors import ConfigError, SweepError
 
-STARTS = "bounds"  # user attribute of the study
+STARTS = "bounds"  # user attribute of the study in which the suggestions are stored
 _RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")
-_AROUND = 5.0  # times below and above what the seeds say
+_AROUND = 5.0  # the range reaches this factor below the seeds' lowest value and above their highest
 _NOT_OF_A_TEST = (
     "scheduler",
     "lr_bounds",
@@ -38,9 +38,16 @@ _NOT_OF_A_TEST = (
 
 
 def stored_starts(settings: StudySettings, name: str, folder: StudyFolder, uid: str) -> Starts | None:
-    """What the tests suggested when the study was begun; None where there is no such study yet.
+    """Return what the range tests suggested when the study was started; None if there is no such study yet.
 
-    uid: the user attribute of a study that has begun. Raises ConfigError for one that was begun without `bounds=auto`.
+    Args:
+        settings: of the study.
+        name: of the study.
+        folder: of the study.
+        uid: the user attribute that every started study has.
+
+    Raises:
+        ConfigError: the study was started without `bounds=auto`, or its stored suggestions are damaged.
     """
     nothing_yet = not folder.storage.exists() if settings.storage is None else settings.dry_run
     if nothing_yet:
@@ -52,22 +59,26 @@ def stored_starts(settings: StudySettings, name: str, folder: StudyFolder, uid: 
         attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
     if STARTS not in attributes and uid in attributes:
         raise ConfigError(
-            "bounds", f"study '{name}' was begun without it; leave it out, or set another hydra.sweeper.study_name"
+            "bounds", f"study '{name}' was started without it; leave it out, or set another hydra.sweeper.study_name"
         )
     if STARTS in attributes and not _are_starts(attributes[STARTS]):
-        problem = f"what study '{name}' has stored of its tests is not as it was written; choose another"
-        raise ConfigError("bounds", f"{problem} hydra.sweeper.study_name")
+        problem = f"the range tests that are stored with study '{name}' are damaged"
+        raise ConfigError("bounds", f"{problem}; set another hydra.sweeper.study_name")
     return attributes.get(STARTS)
 
 
 def _are_starts(stored: Any) -> bool:
-    """Whether `tested_starts` can have returned that. The storage may be somebody else's, with texts to be resolved."""
+    """Return whether `tested_starts` could have returned the value.
+
+    The storage may be somebody else's: a string instead of a number could be an interpolation that OmegaConf resolves.
+    """
     if not isinstance(stored, dict) or not all(isinstance(found, dict) for found in stored.values()):
         return False
     return all(key in _RATES and _are_bounds(bounds) for found in stored.values() for key, bounds in found.items())
 
 
 def _are_bounds(bounds: Any) -> bool:
+    """Return whether the value is {value, low, high} with numbers, where 0 < low <= high."""
     if not isinstance(bounds, dict) or set(bounds) != {"value", "low", "high"}:
         return False
     if not all(type(bound) in (int, float) and 0 < bound < inf for bound in bounds.values()):
@@ -76,9 +87,16 @@ def _are_bounds(bounds: Any) -> bool:
 
 
 def tested_starts(space: Space, say: Callable[[str], object]) -> Starts:
-    """What range tests suggest under each choice of options that searches learning rates; `say` gets a line for each.
+    """Run range tests for each choice of options that searches learning rates, and return what they suggest.
 
-    Raises ConfigError where none does, or where a test suggests nothing.
+    Choices for which a test would be the same share one.
+
+    Args:
+        space: of the study.
+        say: is called with a line of text for each choice.
+
+    Raises:
+        ConfigError: no learning rate is searched, or a test suggests nothing.
     """
     load, suggestions, starts = RememberedData(), dict[str, Suggestion](), {}
     for groups, keys in _searched(space):
@@ -95,12 +113,12 @@ def tested_starts(space: Space, say: Callable[[str], object]) -> Starts:
         starts[chosen(groups)] = _starts(suggestions[what], keys)
         say(_line(groups, starts[chosen(groups)]))
     if not starts:
-        raise ConfigError("bounds", "auto finds no learning rate among what is searched; leave it out")
+        raise ConfigError("bounds", "auto finds no learning rate among the searched keys; leave it out")
     return starts
 
 
 def covers(starts: Starts, space: Space) -> bool:
-    """Whether `starts` are for every learning rate that is searched, and for none that the options lack."""
+    """Return whether `starts` covers every learning rate that is searched, and none that the options do not have."""
     if any(not set(keys) <= set(starts.get(chosen(groups), {})) for groups, keys in _searched(space)):
         return False
     bases = {chosen(groups): space.composer.base(groups) for groups in space.every_choice()}
@@ -108,7 +126,10 @@ def covers(starts: Starts, space: Space) -> bool:
 
 
 def _searched(space: Space) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Each choice of options, and the keys of learning rates whose ranges they declare."""
+    """Yield each choice of options that searches learning rates, and the rates' keys.
+
+    Rates that the command line sweeps are left out: their ranges are given.
+    """
     for groups in space.every_choice():
         ranges = space.ranges(groups)
         scheduler = space.composer.base(groups).config.scheduler
@@ -118,13 +139,16 @@ def _searched(space: Space) -> Iterator[tuple[dict[str, str], list[str]]]:
 
 
 def _tested(config: Config) -> str:
-    """All that the outcome of a range test rests on."""
+    """Return everything that the result of a range test depends on, as JSON."""
     plain = asdict(replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "lr"}))
     return json.dumps({k: v for k, v in plain.items() if k not in _NOT_OF_A_TEST}, sort_keys=True, default=str)
 
 
 def _starts(suggestion: Suggestion, keys: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each key where the search starts, and its range: no `max_lr` beyond the rate at which the loss diverges."""
+    """Return for each key the value where the search starts, and its range.
+
+    A range ends at the rate at which the loss diverges, unless the suggested value is higher.
+    """
     starts = {}
     for key in keys:
         interval = suggestion.of(key)

@@ -1,4 +1,4 @@
-"""Batch sizes that the data allow: a batch larger than the training split leaves the space of a study."""
+"""Batch sizes that the data allow: those larger than the training split are removed from a study's space."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, da
 
 
 class TrainingSplits:
-    """The sizes of training splits, by what a config says of its data. Pickles without the data."""
+    """The sizes of training splits, cached by the parts of a config that choose the data. Pickles without the data."""
 
     def __init__(self) -> None:
         self.load = RememberedData()
@@ -27,7 +27,10 @@ class TrainingSplits:
         return self._sizes[key]
 
     def fit(self, config: Config) -> Config:
-        """Return the config as it would be trained. Raises ConfigError for a given batch size that is too large."""
+        """Return the config with a batch size that fits, as it would be trained.
+
+        Raises ConfigError if the batch size was given and is too large.
+        """
         n_train = self.size(config)
         fitting = with_fitting_batch(config, n_train)
         check_batch_size(fitting, n_train)
@@ -35,7 +38,7 @@ class TrainingSplits:
 
 
 def depends_on(key: str) -> bool:
-    """Whether the key decides how many samples there are to train on."""
+    """Return whether the number of training samples may depend on the key."""
     return key.startswith(("data.", "split."))
 
 
@@ -58,7 +61,7 @@ def cut(distribution: BaseDistribution, n_train: int) -> BaseDistribution | None
 
 
 def cut_text(distribution: BaseDistribution, left: BaseDistribution | None, n_train: int) -> str:
-    """Say in a line what the data leave of a range of batch sizes."""
+    """Return a line for the user about a range of batch sizes that was cut. left: the rest; None if it is empty."""
     reason = f"there are {n_train} samples to train on"
     if left is None:
         return f"{BATCH_SIZE}: is not searched, but {n_train}; {reason}, fewer than {range_text(distribution)}"

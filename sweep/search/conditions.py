@@ -1,7 +1,7 @@
-"""Conditions of `where`: numbers, texts, comparisons, arithmetic, boolean logic and a few functions; nothing else.
+"""Conditions of `where`. They may use numbers, texts, comparisons, arithmetic, boolean logic and a few functions.
 
-A condition may come from somebody else's file, so it can neither call methods nor take long: its length is bounded,
-powers are floating-point numbers, and only numbers are added, multiplied and divided.
+A condition may come from somebody else's file, so it can neither call methods nor take long to evaluate: its length is
+bounded, powers are computed in floating point, and arithmetic takes only numbers.
 """
 
 import ast
@@ -23,16 +23,16 @@ _KEPT = (ast.Eq, ast.NotEq, ast.Gt, ast.Lt, ast.GtE, ast.LtE, ast.Not, ast.In, a
 
 
 class NoCondition(Exception):
-    """The text cannot be judged."""
+    """The text is not a condition that can be evaluated."""
 
 
 def holds(condition: str, config: Mapping[str, Any]) -> bool:
-    """Whether the condition holds for a resolved config. Raises NoCondition, whatever is wrong with it."""
+    """Return whether the condition holds for a resolved config. Raises NoCondition if it cannot be evaluated."""
     try:
         if len(condition) > _LONGEST:
             raise InvalidExpression(f"it is longer than {_LONGEST} characters")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's own, about odd comparisons
+            warnings.simplefilter("ignore")  # Python's SyntaxWarning about comparisons such as `is 1`
             parsed = ast.parse(condition.strip(), mode="eval").body
         return bool(_evaluator(config).eval(condition, previously_parsed=parsed))
     except (
@@ -43,6 +43,8 @@ def holds(condition: str, config: Mapping[str, Any]) -> bool:
 
 
 def _evaluator(config: Mapping[str, Any]) -> SimpleEval:
+    """Make an evaluator in which names are the config's keys and everything else is refused."""
+
     def name(node: ast.Name) -> Any:
         if node.id not in config:
             raise InvalidExpression(f"the config has no '{node.id}'")
@@ -51,14 +53,14 @@ def _evaluator(config: Mapping[str, Any]) -> SimpleEval:
     def attribute(node: ast.Attribute) -> Any:
         value = evaluator._eval(node.value)
         if not isinstance(value, Mapping):
-            raise InvalidExpression(f"'{node.attr}' is no key: only keys of the config may stand behind a dot")
+            raise InvalidExpression(f"'{node.attr}' is not a key: only a key of the config may follow a dot")
         if node.attr not in value:
             raise InvalidExpression(f"the config has no '{ast.unparse(node)}'")
         return value[node.attr]
 
     def call(node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords:
-            raise InvalidExpression(f"the functions that it may call are {', '.join(FUNCTIONS)}")
+            raise InvalidExpression(f"it may call only these functions: {', '.join(FUNCTIONS)}")
         arguments = [evaluator._eval(argument) for argument in node.args]
         if node.func.id != "len":
             _check_numbers(arguments)
@@ -76,18 +78,21 @@ def _evaluator(config: Mapping[str, Any]) -> SimpleEval:
 
 
 def _check_numbers(values: Any) -> None:
+    """Raise InvalidExpression if a value, or an element of a list, is not a number."""
     for value in values:
         if isinstance(value, list):
             _check_numbers(value)
         elif not isinstance(value, int | float):
-            raise InvalidExpression(f"{value!r} is no number")
+            raise InvalidExpression(f"{value!r} is not a number")
 
 
 def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Restrict an operator to numbers. With texts, for example, `"a" * 1000000000` would take a gigabyte."""
+
     def checked(*values: Any) -> Any:
         for value in values:
             if not isinstance(value, int | float):
-                raise InvalidExpression(f"{value!r} is no number")
+                raise InvalidExpression(f"{value!r} is not a number")
         return function(*values)
 
     return checked

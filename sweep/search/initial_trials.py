@@ -1,4 +1,4 @@
-"""The first trials of a study, which are not sampled: the defaults, then what is enqueued."""
+"""The initial trials of a study, which are not sampled: the defaults, then those that you enqueue."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,15 @@ _KEY = "hydra.sweeper.enqueue"
 
 
 def known_params(settings: StudySettings, space: Space, groups: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Their parameters by Optuna's names; what one leaves out, the sampler completes. Raises ConfigError.
+    """Return the parameters of each initial trial, by Optuna's names. The sampler chooses those that are missing.
 
-    groups: the option of each sampled group where nothing says otherwise.
+    Args:
+        settings: of the study.
+        space: of the study.
+        groups: the option of each searched group, unless an enqueued trial gives another.
+
+    Raises:
+        ConfigError: an enqueued value is not searched, lies outside its range, or breaks a condition.
     """
     known = []
     if settings.defaults_first:
@@ -24,13 +30,14 @@ def known_params(settings: StudySettings, space: Space, groups: Mapping[str, str
 
 
 def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of one enqueued trial, by Optuna's names. Raises ConfigError."""
     chosen = dict(groups)
     for group, distribution in space.groups.items():
         if group in item:
             chosen[group] = str(item[group])
             if chosen[group] not in distribution.choices:
                 raise ConfigError(
-                    _KEY, f"{group} = {chosen[group]} is not searched; choose of: {range_text(distribution)}"
+                    _KEY, f"{group} = {chosen[group]} is not searched; choose one of: {range_text(distribution)}"
                 )
     ranges = space.ranges(chosen)
     known: dict[str, Any] = dict(chosen)
@@ -38,12 +45,12 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
         if key in space.groups:
             continue
         if key not in ranges:
-            raise ConfigError(_KEY, f"'{key}' is not searched; choose of: {', '.join([*space.groups, *ranges])}")
+            raise ConfigError(_KEY, f"'{key}' is not searched; choose one of: {', '.join([*space.groups, *ranges])}")
         name, distribution = ranges[key]
         if not contains(distribution, value):
             value = space.as_sampled(chosen, key, distribution, value)
         if not contains(distribution, value):
-            raise ConfigError(_KEY, f"{key} = {value!r} lies outside of its range, {range_text(distribution)}")
+            raise ConfigError(_KEY, f"{key} = {value!r} lies outside its range, {range_text(distribution)}")
         known[name] = on_step(distribution, value)
     if not _meets_conditions(space, known):
         raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")
@@ -51,8 +58,9 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
 
 
 def _meets_conditions(space: Space, params: Mapping[str, Any]) -> bool:
+    """Return whether the parameters meet the conditions, or are incomplete."""
     try:
         configuration = space.configuration(lambda name, distribution: params[name])
-    except KeyError:  # the sampler completes it
+    except KeyError:  # the sampler has to choose one first
         return True
     return space.broken_condition(configuration) is None

@@ -1,6 +1,7 @@
-"""A composed config as plain dicts, in which values are set and references resolved in a fiftieth of OmegaConf's time.
+"""A composed config as plain dicts. Setting values and resolving references takes a fiftieth of OmegaConf's time.
 
-What is not as simple as that is left to OmegaConf.
+This works only for simple interpolations and values. For anything else the methods return None, and the caller must use
+OmegaConf.
 """
 
 import pickle
@@ -11,16 +12,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # to a key, counted from the root
-_CALL = re.compile(r"\$\{[\w.]+:[^${}\\]*\}")  # of a resolver, with arguments that no key can change
-_MOST_HOPS = 10
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # to an absolute key
+_CALL = re.compile(r"\$\{[\w.]+:[^${}\\]*\}")  # of a resolver, with arguments that do not depend on any key
+_MOST_HOPS = 10  # references to references
 _NOTHING = object()
 
-Path = Sequence[Any]  # keys, from the root on
+Path = Sequence[Any]  # keys, starting at the root
 
 
 class PlainConfig:
-    """A config in which searched values are set, again and again."""
+    """A config in which searched values are set many times."""
 
     def __init__(self, config: DictConfig) -> None:
         self._config = config
@@ -30,26 +31,26 @@ class PlainConfig:
         self._calls = [path for path, text in marked if _CALL.fullmatch(text)]
         self._pickled = pickle.dumps(plain)
         self._takes: dict[tuple[str, type], bool] = {}
-        self._called: dict[str, Any] = {}  # the config, resolved, for what its resolvers give
+        self._called: dict[str, Any] = {}  # the config as OmegaConf resolves it, for the results of its resolvers
         self._is_simple = len(marked) == len(self._references) + len(self._calls) and self._is_resolved_alike()
 
     def unresolved(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """With `values`, by config key, that `resolved` takes."""
+        """Return the config with `values` set and references unresolved. values: by key, accepted by `resolved`."""
         plain: dict[str, Any] = pickle.loads(self._pickled)
         for key, value in values.items():
             _set(plain, key.split("."), value)
         return plain
 
     def resolved(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """With `values`, by config key; None where that takes OmegaConf."""
+        """Return the config with `values` set and everything resolved; None if only OmegaConf can do it."""
         if not self._is_simple or not all(self._takes_as_it_is(*item) for item in values.items()):
             return None
         return self._resolve(self.unresolved(values))
 
     def _resolve(self, plain: dict[str, Any]) -> dict[str, Any] | None:
-        """`plain` itself, changed; None where a reference leads to no single value."""
+        """Resolve `plain` in place and return it; None if a reference does not lead to a plain value."""
         for path in self._calls:
-            if _CALL.fullmatch(str(_get(plain, path))):  # no value has taken its place
+            if _CALL.fullmatch(str(_get(plain, path))):  # else a value was set here
                 _set(plain, path, _get(self._called, path))
         for path in self._references:
             value = _get(plain, path)
@@ -64,7 +65,7 @@ class PlainConfig:
         return plain
 
     def _is_resolved_alike(self) -> bool:
-        """Whether OmegaConf resolves the config as it stands, nothing missing, to the same."""
+        """Return whether OmegaConf resolves the config, without values set, to the same. Keeps its result."""
         try:
             self._called = OmegaConf.to_container(self._config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAttributeAccessIssue]
         except OmegaConfBaseException:
@@ -72,7 +73,7 @@ class PlainConfig:
         return repr(self._resolve(self.unresolved({}))) == repr(self._called)
 
     def _takes_as_it_is(self, key: str, value: Any) -> bool:
-        """Whether OmegaConf puts such a value in this place and changes nothing about it."""
+        """Return whether OmegaConf stores a value of this type under this key without converting it."""
         if not isinstance(value, float | int | bool | str) or (isinstance(value, str) and "${" in value):
             return False
         case = (key, type(value))
@@ -91,6 +92,7 @@ class PlainConfig:
 
 
 def _leaves(plain: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield every value that is not a dict or a list, with its path."""
     if isinstance(plain, dict | list):
         for key, part in plain.items() if isinstance(plain, dict) else enumerate(plain):
             yield from _leaves(part, (*path, key))
@@ -99,6 +101,7 @@ def _leaves(plain: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Path, Any]
 
 
 def _get(plain: Any, path: Path) -> Any:
+    """Return the value at the path, or _NOTHING."""
     for key in path:
         try:
             plain = plain[key]

@@ -1,4 +1,4 @@
-"""Pruners of our own. A study reports the best value so far, and Optuna's pruners but one know what to do with that."""
+"""sweep's own pruner. A study reports each trial's best value so far, which Optuna's PatientPruner cannot handle."""
 
 import optuna
 from optuna import Study
@@ -12,13 +12,23 @@ from sweep.utils.errors import ConfigError, one_line
 
 
 class PatientPruner(BasePruner):
-    """Asks `wrapped_pruner` once the best value has not become better by more than `min_delta` for `patience` steps.
+    """Prunes no trial that still improves.
 
-    Optuna's own of that name waits for recent values that are worse than earlier ones, which a best so far never is.
-    Without a wrapped pruner it is early stopping.
+    Optuna's pruner of this name waits until recent values are worse than earlier ones, but a best value so far never
+    gets worse.
     """
 
     def __init__(self, wrapped_pruner: BasePruner | None, patience: int, min_delta: float = 0.0) -> None:
+        """Configure the pruner.
+
+        Args:
+            wrapped_pruner: decides about a trial that has stopped improving. With None, such a trial is pruned.
+            patience: for how many reported values a trial must not have improved; at least 1.
+            min_delta: a change of the best value that is not larger than this does not count as an improvement.
+
+        Raises:
+            ValueError: `patience` or `min_delta` is too small.
+        """
         if patience < 1:
             raise ValueError(f"patience must be >= 1, got {patience}")
         if min_delta < 0:
@@ -34,7 +44,7 @@ class PatientPruner(BasePruner):
 
 
 def check_pruner(settings: StudySettings) -> None:
-    """Raises ConfigError for one that cannot be made, or fails when it is asked."""
+    """Raise ConfigError if the study's pruner cannot be made, or fails for a first value."""
     pruner = build.pruner(settings.pruner)
     if not settings.prunes:
         return

@@ -1,4 +1,4 @@
-"""Ranges: read from Hydra's sweep grammar as Optuna's distributions, told in words, counted, made a grid."""
+"""Ranges: reading Hydra's sweep grammar as Optuna's distributions, and formatting, counting and listing them."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,11 +16,11 @@ from sweep.config.composition import config_error
 from sweep.config.overrides import spelled, value_of
 from sweep.utils.errors import ConfigError, one_line
 
-Range = str | Sequence[Any] | BaseDistribution  # as a program has it
+Range = str | Sequence[Any] | BaseDistribution  # as a program gives it
 
 
 def parse_override(text: str, key: str) -> Override:
-    """Raises ConfigError, for `key`."""
+    """Parse an override. Raises ConfigError for `key`."""
     try:
         return OverridesParser.create().parse_override(text)
     except Exception as error:
@@ -31,12 +31,12 @@ def parse_override(text: str, key: str) -> Override:
 
 
 def short(value: object) -> str:
-    """A value as a person would write it."""
+    """Format a value as a person would write it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def range_text(distribution: BaseDistribution) -> str:
-    """A range as a person would write it."""
+    """Format a range as a person would write it."""
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -45,9 +45,9 @@ def range_text(distribution: BaseDistribution) -> str:
 
 
 def spelled_range(distribution: BaseDistribution) -> str:
-    """A range in Hydra's sweep grammar, which `distribution_of` reads as the same one."""
+    """Format a range in Hydra's sweep grammar. `distribution_of` reads it as the same range."""
     if isinstance(distribution, CategoricalDistribution):
-        return f"choice({','.join(map(str, distribution.choices))})"  # texts stand in that grammar already
+        return f"choice({','.join(map(str, distribution.choices))})"  # texts are in that grammar already
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     if distribution.log:
@@ -55,12 +55,12 @@ def spelled_range(distribution: BaseDistribution) -> str:
         return f"int({interval})" if isinstance(distribution, IntDistribution) else interval
     if step is None:
         return f"interval({low},{high})"
-    end = Decimal(str(high)) + Decimal(str(step))  # which Hydra leaves out
+    end = Decimal(str(high)) + Decimal(str(step))  # Hydra excludes the end
     return f"range({low},{end})" if step == 1 and isinstance(low, int) else f"range({low},{end},{step})"
 
 
 def sweep_override(key: str, value: Range) -> str:
-    """Return the override that sweeps `key` over a range given by a program. Raise ConfigError for anything else."""
+    """Return the override that sweeps `key` over a range given by a program. Raises ConfigError if it is not one."""
     if isinstance(value, str):
         return f"{key}={value}"
     if isinstance(value, FloatDistribution | IntDistribution):
@@ -68,14 +68,15 @@ def sweep_override(key: str, value: Range) -> str:
     choices = value.choices if isinstance(value, CategoricalDistribution) else value
     if not isinstance(choices, list | tuple) or not choices:
         raise ConfigError(key, f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}")
-    words = ",".join(map(spelled, choices))  # `choice` takes no null
+    words = ",".join(map(spelled, choices))  # a comma-separated list, since `choice` does not accept null
     return f"{key}={words}" if len(choices) > 1 else f"{key}=choice({words})"
 
 
 def distribution_of(key: str, override: Override) -> BaseDistribution:
-    """Raises ConfigError for what is no range."""
+    """Convert a sweep to a distribution. Raises ConfigError for `key` if it is not a range."""
     if not override.is_sweep_override():
-        raise ConfigError(key, f"'{override.input_line}' is no range; write interval(a, b), range(a, b) or choice(...)")
+        problem = f"'{override.input_line}' is not a range; write interval(a, b), range(a, b) or choice(...)"
+        raise ConfigError(key, problem)
     if isinstance(override.value(), Glob):
         raise ConfigError(key, "has no options for a glob; list its values")
     if override.is_choice_sweep():
@@ -84,7 +85,7 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         found = create_optuna_distribution_from_override(override)
     except (ValueError, AssertionError, NotImplementedError) as error:
         text = value_of(str(override.input_line))
-        raise ConfigError(key, f"{text} is no range to search: {one_line(error)}") from error
+        raise ConfigError(key, f"{text} is not a range to search: {one_line(error)}") from error
     if override.is_choice_sweep():
         sweep = override.value()
         assert isinstance(sweep, ChoiceSweep)
@@ -92,24 +93,24 @@ def distribution_of(key: str, override: Override) -> BaseDistribution:
         return CategoricalDistribution([_read_back(c) if c in texts else c for c in found.choices])
     if isinstance(found, FloatDistribution) and found.step is not None and not _is_exact(found):
         text = value_of(str(override.input_line))
-        raise ConfigError(key, f"{text} has steps too fine beside its values; take larger steps, or an interval")
+        raise ConfigError(key, f"{text} has steps too fine for its values; take larger steps, or an interval")
     return found
 
 
 def whole_numbers(values: Collection[int]) -> BaseDistribution:
-    """All from the least of the values to the greatest."""
+    """Return the range of whole numbers from the smallest of the values to the largest."""
     low, high = min(values), max(values)
     return IntDistribution(low, high) if low < high else CategoricalDistribution([low])
 
 
 def _is_exact(distribution: FloatDistribution) -> bool:
-    """Whether Optuna finds each value on its step, of which it allows a deviation of 1e-8 steps."""
+    """Return whether Optuna accepts each value as on a step: rounding must stay below its tolerance, 1e-8 steps."""
     assert distribution.step is not None
     return math.ulp(max(abs(distribution.low), abs(distribution.high))) < 1e-9 * distribution.step
 
 
 def _read_back(text: str) -> str:
-    """In quotes if Hydra, which reads a sampled text again, would take it for another, as it does what was escaped."""
+    """Return a text that Hydra parses as `text`, in quotes if necessary: it parses sampled texts a second time."""
     if text == escape_special_characters(text):
         return text
     try:
@@ -120,7 +121,7 @@ def _read_back(text: str) -> str:
 
 
 def _refuse_mixed(key: str, override: Override) -> None:
-    """Numbers among texts are mostly a slip; null goes with anything."""
+    """Raise ConfigError for choices of several kinds, which are mostly a slip. null may be among any kind."""
     sweep = override.value()
     assert isinstance(sweep, ChoiceSweep)
     kinds = {_kind(value) for value in sweep.list if value is not None}
@@ -138,7 +139,7 @@ def _kind(value: Any) -> str:
 
 
 def options_of(key: str, distribution: BaseDistribution) -> CategoricalDistribution:
-    """Of a config group, as names. Raises ConfigError for what is no choice of them."""
+    """Return the options of a config group as names. Raises ConfigError if they are a range, or one is named twice."""
     if not isinstance(distribution, CategoricalDistribution):
         raise ConfigError(key, "is a config group; give its options, such as optimizer=sgd,adam")
     options = [_name(key, option) for option in distribution.choices]
@@ -153,7 +154,7 @@ def _name(key: str, option: object) -> str:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two plain values are the same; true is not 1, within lists and dicts neither."""
+    """Return whether two plain values are equal. Unlike in Python, true is not 1, not even inside lists and dicts."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -162,7 +163,7 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether the value lies in the range and on its step."""
+    """Return whether the value lies in the range and on a step."""
     if isinstance(distribution, CategoricalDistribution):
         return any(alike(choice, value) for choice in distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -172,19 +173,19 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def on_step(distribution: BaseDistribution, value: Any) -> Any:
-    """The value as Hydra's own range gives it: 0.3 where Optuna's samplers say 0.1 + 2 * 0.1 = 0.30000000000000004."""
+    """Return the value as Hydra's range would: 0.3 instead of 0.1 + 2 * 0.1 = 0.30000000000000004 from a sampler."""
     if not isinstance(distribution, FloatDistribution) or distribution.step is None:
         return value
     return _nth(distribution, round((value - distribution.low) / distribution.step))
 
 
 def _nth(distribution: FloatDistribution, n: int) -> float:
-    """The value `n` steps above the lowest, by the decimal arithmetic of Hydra's ranges."""
+    """Return the value `n` steps above the lowest, computed in decimals like Hydra's ranges."""
     return float(Decimal(str(distribution.low)) + n * Decimal(str(distribution.step)))
 
 
 def first_of(distribution: BaseDistribution) -> Any:
-    """The lowest value, or the first choice."""
+    """Return the lowest value, or the first choice."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -192,7 +193,7 @@ def first_of(distribution: BaseDistribution) -> Any:
 
 
 def n_values(distribution: BaseDistribution) -> float:
-    """How many there are; infinite where the range is continuous."""
+    """Count the values. The result is infinite if the range is continuous."""
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -204,7 +205,7 @@ def n_values(distribution: BaseDistribution) -> float:
 
 
 def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
-    """All values. Raises ConfigError where they cannot be listed."""
+    """List all values. Raises ConfigError for `key` if the range is continuous or logarithmic."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -212,7 +213,8 @@ def grid_of(key: str, distribution: BaseDistribution) -> list[Any]:
         return [distribution.low]
     if distribution.step is None or distribution.log:
         raise ConfigError(
-            key, f"ranges over {range_text(distribution)}, which is no grid; list its values, or choose another sampler"
+            key,
+            f"ranges over {range_text(distribution)}, which is not a grid; list its values, or choose another sampler",
         )
     n = round((distribution.high - distribution.low) / distribution.step) + 1
     if isinstance(distribution, FloatDistribution):

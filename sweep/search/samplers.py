@@ -1,7 +1,7 @@
-"""Samplers whose proposals depend on the study's seed and the trial's number alone, so that a study resumes exactly.
+"""Samplers that are seeded by the study's seed and the trial's number only, so that a study resumes exactly.
 
-A new sampler is made for each trial, with a seed of its own: nothing of it has to survive between processes. What it
-learns from is in the storage.
+Each trial gets a new sampler with its own seed, so samplers have no state to keep between processes. They learn from
+the trials in the storage.
 """
 
 import random
@@ -25,8 +25,8 @@ from sweep.utils.seeds import derive_seed
 _GRID = "optuna.samplers.GridSampler"
 _QMC = "optuna.samplers.QMCSampler"
 _TPE = "optuna.samplers.TPESampler"
-_MOST_REPEATS = 100  # a small space has few others
-_QMC_DIMENSIONS = 64  # a scrambled point depends on how many there are
+_MOST_REPEATS = 100  # attempts to find an untried point; a small space may have none left
+_QMC_DIMENSIONS = 64  # fixed, since a scrambled point depends on the number of dimensions
 
 
 def is_grid(node: Mapping[str, Any]) -> bool:
@@ -34,13 +34,16 @@ def is_grid(node: Mapping[str, Any]) -> bool:
 
 
 def is_uniform(node: Mapping[str, Any]) -> bool:
-    """Whether the sampler learns nothing, and takes any point of the space as soon as any other."""
+    """Return whether the sampler does not learn from other trials, and covers the space evenly."""
     return node.get("_target_") in (RANDOM_SAMPLER, _QMC)
 
 
 def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:
-    """Every configuration of a finite space once, in an order of the seed's own; the known ones, as far as they are
-    known, first."""
+    """List every configuration of a finite space once, in an order that depends on the seed.
+
+    known: parameters of initial trials, perhaps incomplete. The first configuration that matches each of them goes to
+    the front.
+    """
     left = list(space.everything())
     random.Random(derive_seed(seed, "order")).shuffle(left)
     first = []
@@ -53,11 +56,21 @@ def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> lis
 
 
 def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) -> BaseSampler:
-    """The sampler of trial `number`; not for a grid, which has nothing to sample. Raises ConfigError."""
+    """Make the sampler of one trial. A grid needs none.
+
+    Args:
+        node: the sampler's config.
+        seed: of the study.
+        number: of the trial.
+        space: of the study.
+
+    Raises:
+        ConfigError: the sampler cannot be made.
+    """
     target = node["_target_"]
     arguments = {**node, "seed": derive_seed(seed, f"trial/{number}") % 2**32}
     if target == _TPE and space.groups:
-        arguments = {"group": True, **arguments}  # parameters that go together are modelled together
+        arguments = {"group": True, **arguments}  # model parameters jointly that occur in the same trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made = build.sampler(arguments)
@@ -74,14 +87,22 @@ def draw(
     known: Mapping[str, Any],
     tried: Sequence[Mapping[str, Any]] = (),
 ) -> Configuration:
-    """A configuration that meets the study's conditions.
+    """Sample a configuration that meets the study's conditions.
 
-    known: parameters that are settled already. tried: parameters that need not be tried again, if any others are found;
-    the second point of a Sobol sequence, for example, is the middle, where defaults often lie. What an earlier attempt
-    at this trial stored stays.
+    Args:
+        study: its trials are what the sampler learns from.
+        trial: the trial to sample for. Parameters that an earlier attempt at it stored are kept.
+        sampler: made for this trial.
+        space: of the study.
+        known: parameters that are fixed for this trial.
+        tried: parameters to avoid if others are found. The second point of a Sobol sequence, for example, is the middle
+            of the space, where defaults often lie.
+
+    Raises:
+        ConfigError: no configuration meets the conditions.
     """
     settled = {**known, **trial.params}
-    study = as_sampler_sees(study, trial)  # as Optuna's own trials do
+    study = as_sampler_sees(study, trial)  # as Optuna's own `Trial` does
     sampler.before_trial(study, trial)
     together = sampler.infer_relative_search_space(study, trial)
     sampled: dict[str, Any] = {}
@@ -110,13 +131,24 @@ def draw(
 
 
 class QuasiRandom(BaseSampler):
-    """The `number`-th point of a Sobol or Halton sequence, one coordinate for each parameter in the order of asking.
+    """Gives a trial one point of a Sobol or Halton sequence. Parameters take its coordinates in the order of sampling.
 
-    Optuna's QMCSampler counts its points in the storage, so that a worker that dies loses some. A point that breaks a
-    condition gives way to random ones.
+    If the point breaks a condition, random points follow. Optuna's QMCSampler counts its points in the storage instead,
+    so a worker that dies loses some.
     """
 
     def __init__(self, number: int, seed: int, qmc_type: str = "sobol", scramble: bool = False) -> None:
+        """Compute the point.
+
+        Args:
+            number: of the trial, which is the point's place in the sequence, from 0.
+            seed: of the study.
+            qmc_type: sobol or halton.
+            scramble: whether to randomise the sequence by the seed.
+
+        Raises:
+            ConfigError: `qmc_type` is unknown.
+        """
         from scipy.stats import qmc
 
         if qmc_type not in ("sobol", "halton"):
@@ -136,7 +168,7 @@ class QuasiRandom(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        self._attempts += 1
+        self._attempts += 1  # called once for each attempt at a point
         return {}
 
     def sample_independent(
@@ -153,7 +185,7 @@ class QuasiRandom(BaseSampler):
 
 
 def _at(u: float, distribution: BaseDistribution) -> Any:
-    """The value a share `u` in [0, 1) of the way through the distribution."""
+    """Map `u` in [0, 1) to a value: the distribution's quantile at `u`."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[int(u * len(distribution.choices))]
     assert isinstance(distribution, FloatDistribution | IntDistribution)

@@ -1,4 +1,4 @@
-"""What `hydra.sweeper` says of a study, checked before Optuna is loaded."""
+"""The settings of a study under `hydra.sweeper`, checked before Optuna is loaded."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ OBJECTIVES = (
 )
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
-_CMAES = "optuna.samplers.CmaEsSampler"  # learns from complete trials alone unless it is asked to consider pruned ones
-_COMPLETE_ONLY = (
+_CMAES = "optuna.samplers.CmaEsSampler"  # ignores pruned trials unless `consider_pruned_trials` is set
+_COMPLETE_ONLY = (  # learn only from complete trials
     _CMAES,
     "optuna.samplers.GPSampler",
     "hydra_plugins.hydra_optuna_sweeper._impl.create_nsgaii_sampler",
@@ -32,15 +32,16 @@ _COMPLETE_ONLY = (
 )
 NO_PRUNER = "optuna.pruners.NopPruner"
 RANDOM_SAMPLER = "optuna.samplers.RandomSampler"
-_OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # by target
-_N_TRIALS = 32  # where the command line does not say
+_OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by target
+_N_TRIALS = 32  # if n_trials is not set
 
 
 @dataclass(kw_only=True)
 class StudySettings:
-    """The keys of conf/hydra/sweeper/study.yaml, which says what each means.
+    """The keys of conf/hydra/sweeper/study.yaml, where each is explained.
 
-    `objective` and `direction` are lists of one length; `sampler` and `pruner` are `_target_` nodes.
+    Once checked, `objective` and `direction` are lists of the same length. `sampler` and `pruner` are nodes with a
+    `_target_`.
     """
 
     study_name: str | None = None
@@ -66,7 +67,7 @@ class StudySettings:
     def __post_init__(self) -> None:
         self.objective = _texts("objective", self.objective)
         for name in self.objective:
-            _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose of: {', '.join(OBJECTIVES)}")
+            _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose one of: {', '.join(OBJECTIVES)}")
         _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
         if self.direction is None:
             self.direction = [direction_of(name) for name in self.objective]
@@ -94,7 +95,7 @@ class StudySettings:
 
     @classmethod
     def of(cls, node: dict[str, Any]) -> "StudySettings":
-        """Raises ConfigError for a key or a value that does not fit."""
+        """Make the settings of a plain node. Raises ConfigError for an unknown key or a bad value."""
         try:
             settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
         except OmegaConfBaseException as error:
@@ -104,26 +105,36 @@ class StudySettings:
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early: Optuna's pruners know one objective only, and it has to be a curve."""
+        """Whether trials may be pruned. Optuna's pruners need a single objective, and it must be a curve."""
         return len(self.objective) == 1 and self.objective[0].startswith(("val/", "train/"))
 
     @property
     def starves_its_sampler(self) -> bool:
-        """Whether the pruner leaves few trials to a sampler that learns from complete ones alone."""
+        """Whether a sampler that learns only from complete trials is combined with a pruner, which leaves it few."""
         target = self.sampler["_target_"]
         considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
         return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers
 
     def total(self, n_configurations: float, is_grid: bool) -> int:
-        """How many trials the study is to have; a space of which no configuration is tried twice may have fewer."""
+        """Return how many trials the study will have.
+
+        Args:
+            n_configurations: how many configurations may be tried, infinite if there is no limit.
+            is_grid: whether to try all of them unless `n_trials` is set.
+        """
         wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
         return int(min(wanted, n_configurations))
 
 
 def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) -> StudySettings:
-    """The settings under `hydra.sweeper` of a composed config, but for `changes`. Raises ConfigError.
+    """Return the settings under `hydra.sweeper` of a composed config, with `changes` applied.
 
-    changes: values by key, such as "n_trials" or "sampler.seed"; a sampler or a pruner as a node with a _target_.
+    Args:
+        config: composed by Hydra.
+        changes: values by key, such as "n_trials" or "sampler.seed". A sampler or a pruner is a node with a `_target_`.
+
+    Raises:
+        ConfigError: a setting is unknown or has a bad value.
     """
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
@@ -148,7 +159,10 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
 
 
 def spelled_settings(changes: Mapping[str, Any]) -> list[str]:
-    """Overrides of Hydra's keys that say what `changes` of `settings_of` do; an option's name may stand for a node."""
+    """Return overrides with the same effect as `changes` of `settings_of`.
+
+    A sampler or a pruner may be given as an option's name or as a node.
+    """
     spelled = []
     for key, value in changes.items():
         if key in ("sampler", "pruner"):
@@ -160,18 +174,22 @@ def spelled_settings(changes: Mapping[str, Any]) -> list[str]:
 
 
 def implied_monitor(objective: Any) -> str | None:
-    """Return what trials monitor where `trainer.monitor` is not set: the first objective, if it is a curve.
+    """Return what trials monitor if `trainer.monitor` is not set: the first objective, if it is a curve.
 
-    None where that is the validation loss, which they follow anyway. objective: as the config has it.
+    Return None if that is the validation loss, which is the default, or not a curve. objective: as in the config.
     """
     first = objective if isinstance(objective, str) else objective[0]
     return first if first in CURVES and first != "val/loss" else None
 
 
 def sampler_node(node: dict[str, Any], named: Collection[str]) -> dict[str, Any]:
-    """The sampler's node without what hydra-optuna-sweeper's own config defaults to, so that Optuna's defaults hold.
+    """Return the sampler's node without the defaults of hydra-optuna-sweeper's config, so that Optuna's defaults hold.
 
-    Its TPE, for example, says multivariate: false. named: keys that somebody set, which are kept.
+    For TPE, for example, hydra-optuna-sweeper sets `multivariate: false`.
+
+    Args:
+        node: the sampler's node.
+        named: config keys that you set, which are kept.
     """
     defaults: dict[str, Any] = {}
     for config in vars(hydra_optuna_sweeper).values():
@@ -184,6 +202,7 @@ def sampler_node(node: dict[str, Any], named: Collection[str]) -> dict[str, Any]
 
 
 def _texts(name: str, value: Any) -> list[str]:
+    """Return a text or a list of texts as a list. Raises ConfigError for anything else, or if it is empty."""
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
     _require(bool(texts) and all(isinstance(t, str) for t in texts), name, f"must be a name or a list, got {value!r}")
     return texts

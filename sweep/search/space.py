@@ -1,7 +1,7 @@
-"""What a study searches: options of config groups, and ranges of values that may depend on those options.
+"""The search space of a study: options of config groups, and ranges of values that may depend on those options.
 
-A parameter's name in Optuna is its config key. Where its range depends on sampled groups, their options stand behind
-it, as in `scheduler.max_lr[sgd]`, so that a sampler does not take two meanings for one.
+A parameter's name in Optuna is its config key. If its range depends on searched groups, their options are appended, as
+in `scheduler.max_lr[sgd]`: a sampler must not learn about one range from values of another.
 """
 
 import itertools
@@ -37,8 +37,8 @@ from sweep.search.settings import implied_monitor
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError, one_line
 
-_MOST_DRAWS = 1000
-_LONGEST_SHOWN = 100  # characters of a condition
+_MOST_DRAWS = 1000  # attempts to meet the conditions
+_LONGEST_SHOWN = 100  # characters of a condition in a message
 _NOT_A_TRIALS = re.compile(
     r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
@@ -46,7 +46,13 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class Configuration(NamedTuple):
-    """One point of the space. groups: option by group; values: by config key; params: both, by Optuna's names."""
+    """One point of the space.
+
+    Attributes:
+        groups: the option of each searched group.
+        values: the other searched values, by config key.
+        params: both, by Optuna's names.
+    """
 
     groups: dict[str, str]
     values: dict[str, Any]
@@ -58,11 +64,15 @@ Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> valu
 
 @dataclass
 class Space:
-    """groups: the options of each sampled group. swept: ranges of the command line, which replace the options' own;
-    under options that do not have the key there is no such parameter, unless the command line adds it with `+`.
+    """The search space of a study.
 
-    fixed: keys that the command line sets, which leave the space. splits: sizes of training splits, to which the batch
-    sizes are cut.
+    Attributes:
+        composer: composes configs.
+        groups: the options of each searched group.
+        swept: ranges of the command line, by config key. They replace the options' own. Options that do not have the
+            key have no such parameter, unless the command line adds it with `+`.
+        fixed: keys that the command line sets, which are not searched.
+        splits: sizes of training splits, to which the batch sizes are cut.
     """
 
     composer: Composer
@@ -72,12 +82,12 @@ class Space:
     splits: TrainingSplits = field(default_factory=TrainingSplits)
 
     def starting_from(self, starts: Starts) -> "Space":
-        """The same space with learning rates around which range tests have it search."""
+        """Return the same space with learning rates, and their ranges, from range tests."""
         return replace(self, composer=replace(self.composer, starts=starts))
 
     @property
     def bounds_are_auto(self) -> bool:
-        """Whether range tests are to suggest where to search learning rates. Raises ConfigError."""
+        """Whether range tests choose where to search learning rates. Raises ConfigError if `bounds` has a bad value."""
         return is_auto(self.composer.master.bounds)
 
     def __post_init__(self) -> None:
@@ -89,7 +99,7 @@ class Space:
         self._of_options: dict[tuple[str, ...], Config] = {}
 
     def ranges(self, groups: Mapping[str, str]) -> dict[str, tuple[str, BaseDistribution]]:
-        """Name and distribution of each searched key under those options. Raises ConfigError for what is no range."""
+        """Return the name and the distribution of each searched key under those options. Raises ConfigError."""
         chosen = tuple(groups.values())
         if chosen not in self._named:
             found = self._found(groups)
@@ -101,18 +111,26 @@ class Space:
         return self._named[chosen]
 
     def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
-        """The distribution of each parameter, by Optuna's names."""
+        """Return the distribution of each of the configuration's parameters, by Optuna's names."""
         return {**self.groups, **dict(self.ranges(configuration.groups).values())}
 
     def configuration(self, suggest: Suggest) -> Configuration:
-        """Asks for the options first, and then for what is searched under them."""
+        """Choose a configuration: the options first, and then the values that are searched under them."""
         groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
         named = self.ranges(groups)
         values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
         return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
 
     def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
-        """A configuration that meets the conditions of `where`; `again` is called before each further attempt."""
+        """Choose a configuration that meets the conditions of `where`.
+
+        Args:
+            suggest: chooses one parameter.
+            again: is called before each further attempt.
+
+        Raises:
+            ConfigError: none of 1000 attempts met the conditions.
+        """
         broken = None
         for _ in range(_MOST_DRAWS):
             configuration = self.configuration(suggest)
@@ -121,23 +139,27 @@ class Space:
                 return configuration
             again()
         if broken == BATCH_SIZE:
-            raise ConfigError(BATCH_SIZE, f"no configuration of {_MOST_DRAWS} has enough samples to train on; lower it")
-        raise ConfigError(f"where.{broken}", f"no configuration of {_MOST_DRAWS} met it; change it, or the ranges")
+            raise ConfigError(BATCH_SIZE, f"none of {_MOST_DRAWS} configurations has enough training samples; lower it")
+        raise ConfigError(f"where.{broken}", f"none of {_MOST_DRAWS} configurations met it; change it, or the ranges")
 
     def compose(self, configuration: Configuration) -> DictConfig:
+        """Compose the configuration, for a trial."""
         return self.composer.compose(configuration.groups, configuration.values)
 
     def of_options(self, groups: Mapping[str, str]) -> Config:
-        """The config with those options and no searched value set, checked. Raises ConfigError."""
+        """Return the validated config with those options and no searched value set. Raises ConfigError."""
         chosen = tuple(groups.values())
         if chosen not in self._of_options:
             self._of_options[chosen] = validate(self.composer.compose(groups, {}))
         return self._of_options[chosen]
 
     def broken_condition(self, configuration: Configuration) -> str | None:
-        """The name of the first condition under `where` that does not hold. Raises ConfigError for one that is none.
+        """Return the name of the first condition under `where` that does not hold; None if all hold.
 
-        Where the training split's size is searched too, `trainer.batch_size` names the condition that a batch fits.
+        If the size of the training split is searched too, a batch must fit in it. This condition comes first and is
+        named `trainer.batch_size`.
+
+        Raises ConfigError if a condition cannot be evaluated.
         """
         if BATCH_SIZE in configuration.values and any(map(depends_on, configuration.values)):
             config = self.composer.validated(configuration.groups, configuration.values)
@@ -154,11 +176,11 @@ class Space:
                     return str(name)
             except NoCondition as error:
                 shown = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
-                raise ConfigError(f"where.{name}", f"cannot judge '{shown}': {error}") from error
+                raise ConfigError(f"where.{name}", f"cannot evaluate '{shown}': {error}") from error
         return None
 
     def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:
-        """What the composed config has for each searched parameter, by Optuna's names, where that is in its range."""
+        """Return the composed config's value of each searched parameter, by Optuna's names, if it is in its range."""
         config = self.composer.base(groups).config
         found: dict[str, Any] = {name: option for name, option in groups.items() if name in self.groups}
         for key, (name, distribution) in self.ranges(groups).items():
@@ -173,7 +195,7 @@ class Space:
         return found
 
     def as_sampled(self, groups: Mapping[str, str], key: str, distribution: BaseDistribution, value: Any) -> Any:
-        """The choice that stands for a value of the config: lists and null, for example, are sampled as texts."""
+        """Return the choice for a value of the config: lists and null, for example, are sampled as texts."""
         if not isinstance(distribution, CategoricalDistribution):
             return value
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -182,7 +204,7 @@ class Space:
         )
 
     def meaning(self, groups: Mapping[str, str], key: str, sampled: Any) -> Any:
-        """What a config has where a sampler gives `sampled`: of a text, the list or reference that it stands for."""
+        """Return the config's value if a sampler gives `sampled`: a text may represent a list or a reference."""
         if "${" in str(sampled):
             config = self.composer.readable(groups, {key: sampled})
             found = OmegaConf.select(OmegaConf.create(dict(config)), key)
@@ -190,7 +212,10 @@ class Space:
         return self.composer.plain(key, sampled)
 
     def everything(self) -> Iterator[Configuration]:
-        """Every configuration of a grid that meets the conditions, the last key varying fastest. Raises ConfigError."""
+        """Yield every configuration of a grid that meets the conditions. The last key varies fastest.
+
+        Raises ConfigError if a range cannot be listed.
+        """
         for groups in self.every_choice():
             named = self.ranges(groups)
             grids = [grid_of(key, distribution) for key, (_, distribution) in named.items()]
@@ -201,48 +226,53 @@ class Space:
                     yield configuration
 
     def size(self) -> float:
-        """How many configurations there are, conditions aside; infinite where a range is continuous."""
-        if math.inf in map(n_values, self.named_ranges().values()):  # told without composing every choice of options
+        """Count the configurations, ignoring conditions. The result is infinite if a range is continuous."""
+        if math.inf in map(n_values, self.named_ranges().values()):  # avoids composing every choice of options
             return math.inf
         return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
 
     def every_choice(self) -> Iterator[dict[str, str]]:
-        """Each combination of options of the sampled groups."""
+        """Yield each combination of options of the searched groups."""
         for options in itertools.product(*(d.choices for d in self.groups.values())):
             yield dict(zip(self.groups, map(str, options), strict=True))
 
     def first_groups(self) -> dict[str, str]:
-        """The first option of each sampled group."""
+        """Return the first option of each searched group."""
         return {name: str(distribution.choices[0]) for name, distribution in self.groups.items()}
 
     def configured_groups(self) -> dict[str, str]:
-        """The configured option of each sampled group if it is among those sampled, else the first."""
+        """Return the configured option of each searched group, or the first if that one is not searched."""
         choices, first = self.composer.master.hydra.runtime.choices, self.first_groups()
         return {g: choices[g] if choices.get(g) in d.choices else first[g] for g, d in self.groups.items()}
 
     def each_group_alone(self) -> list[dict[str, str]]:
-        """The first options, and every other option of one group beside the first of the others."""
+        """Return the first options, and choices in which one group has another option."""
         first = self.first_groups()
         others = [first | {name: str(o)} for name, d in self.groups.items() for o in d.choices[1:]]
         return [first, *others]
 
     def combinations(self) -> list[dict[str, str]]:
-        """Choices of options among which every searched key occurs with every range that it can have."""
+        """Return choices of options in which every searched key occurs with every range that it can have."""
         if not self._combinations:
             self._explore()
         return self._combinations
 
     def named_ranges(self) -> dict[str, BaseDistribution]:
-        """Every parameter of the space, by Optuna's names, the groups first."""
+        """Return every parameter of the space, by Optuna's names, the groups first."""
         named: dict[str, BaseDistribution] = dict(self.groups)
         for groups in self.combinations():
             named |= dict(self.ranges(groups).values())
         return named
 
     def _explore(self) -> None:
-        """Finds the groups that each key's range depends on: around options that have the key, one group is varied."""
+        """Find the groups that each key's range depends on.
+
+        Start from choices in which one group differs from the first options. For a choice with a new key, vary one
+        group at a time: the key's range depends on the groups that change it. The varied choices are explored in turn,
+        since they may have further keys.
+        """
         todo = self.each_group_alone()
-        for pivot in todo:  # which grows meanwhile
+        for pivot in todo:  # the list grows in the loop
             new = [key for key in self._found(pivot) if key not in self._depends]
             if not new:
                 continue
@@ -257,17 +287,18 @@ class Space:
                         self._depends[key].append(group)
         self._combinations = todo
         for key, distribution in self.swept.items():
-            if key not in self._depends:  # no option has it: Hydra says so
+            if key not in self._depends:  # no option has it
                 self.composer.refuse_unknown(self.first_groups(), key, first_of(distribution))
 
     def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
-        """Distribution of each searched key under those options."""
+        """Return the distribution of each searched key under those options. The result is cached."""
         chosen = tuple(groups.values())
         if chosen not in self._declared:
             self._declared[chosen] = self._read(groups)
         return self._declared[chosen]
 
     def _read(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
+        """Read the ranges that the options declare under `search`, and add those of the command line."""
         base = self.composer.base(groups)
         config = base.config
         try:
@@ -286,28 +317,30 @@ class Space:
         return found
 
     def _cut_batch_size(self, found: dict[str, BaseDistribution], groups: Mapping[str, str]) -> None:
-        """Takes out of `found` the batches that the training split cannot fill. Raises ConfigError if none is left of
-        those that the command line gives."""
-        whole, n_train = found[BATCH_SIZE], self._n_train(groups)
-        left = cut(whole, n_train)
-        if left == whole:
+        """Remove from `found` the batch sizes that are larger than the training split.
+
+        Raises ConfigError if the command line gives the range and nothing of it is left.
+        """
+        searched, n_train = found[BATCH_SIZE], self._n_train(groups)
+        left = cut(searched, n_train)
+        if left == searched:
             return
         if left is not None:
             found[BATCH_SIZE] = left
         elif BATCH_SIZE in self.swept:
             raise ConfigError(
                 BATCH_SIZE,
-                f"searches {range_text(whole)}, but there are {n_train} samples to train on; give smaller ones",
+                f"searches {range_text(searched)}, but there are {n_train} samples to train on; give smaller ones",
             )
         else:
             del found[BATCH_SIZE]
-        self._cuts[cut_text(whole, left, n_train)] = None
+        self._cuts[cut_text(searched, left, n_train)] = None
 
     def _n_train(self, groups: Mapping[str, str]) -> int:
         return self.splits.size(self.of_options(groups))
 
     def cuts(self) -> list[str]:
-        """Say in a line each what the data make impossible."""
+        """Return a line for the user about each range that the data cut."""
         for groups in self.combinations():
             keys = self.ranges(groups)
             if BATCH_SIZE in keys and any(map(depends_on, keys)):
@@ -315,7 +348,7 @@ class Space:
         return [*self._cuts]
 
     def _is_fixed(self, key: str, config: DictConfig) -> bool:
-        """Whether the command line sets the key, or the one that it refers to, as in ${lr_bounds.max_lr}."""
+        """Return whether the command line sets the key, or the key that it refers to, as in ${lr_bounds.max_lr}."""
         if key in self.fixed:
             return True
         node: Any = config
@@ -327,7 +360,7 @@ class Space:
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """The sweeps among the overrides, and the others as they were given. Raises ConfigError."""
+    """Divide overrides into sweeps, and the others as they were given. Raises ConfigError if one cannot be parsed."""
     parsed = [parse_override(argument, key_of(argument)) for argument in arguments]
     sweeps = [o for o in parsed if o.is_sweep_override()]
     return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
@@ -340,12 +373,20 @@ def make_space(
     ranges: Mapping[str, BaseDistribution] | None = None,
     objective: Sequence[str] = ("val/loss",),
 ) -> Space:
-    """The space of `arguments`, overrides as on the command line. Raises ConfigError.
+    """Make the search space of a study.
 
-    ranges: of keys that the overrides leave alone. objective: of the study.
+    Args:
+        loader: Hydra's config loader.
+        master: the sweep's own config.
+        arguments: overrides, as on the command line.
+        ranges: further ranges by config key, for keys that the overrides do not set.
+        objective: of the study.
+
+    Raises:
+        ConfigError: an override cannot be parsed, or its key cannot be searched.
     """
     sweeps, plain = read_command_line(arguments)
-    plain = [o for o in plain if not sets(o, "bounds")]  # the study's business, and no trial's
+    plain = [o for o in plain if not sets(o, "bounds")]  # for the study, not for a trial
     groups, swept = _swept(loader, sweeps)
     for key in ranges or ():
         _refuse_unsearchable(key)
@@ -357,15 +398,15 @@ def make_space(
 def _swept(
     loader: Any, sweeps: Sequence[Override]
 ) -> tuple[dict[str, CategoricalDistribution], dict[str, BaseDistribution]]:
-    """The options of each swept group, and the range of each swept key. Raises ConfigError."""
+    """Return the options of each swept group, and the range of each swept key. Raises ConfigError."""
     groups: dict[str, CategoricalDistribution] = {}
     ranges: dict[str, BaseDistribution] = {}
     for override in sweeps:
         key = override.key_or_group
         if override.package is not None:
-            raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave that out")
+            raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave the package out")
         if override.is_value_path:
-            raise ConfigError(key, "cannot be searched alone; search the whole list, as in key=[1,2],[3,4]")
+            raise ConfigError(key, "cannot be searched by itself; search the whole list, as in key=[1,2],[3,4]")
         _refuse_unsearchable(key)
         options = loader.get_group_options(key)
         value = override.value()
@@ -373,7 +414,7 @@ def _swept(
             if not options:
                 raise ConfigError(key, "has no options for a glob; list its values")
             if not (matching := value.filter(options)):
-                raise ConfigError(key, f"has no option that matches; choose of: {', '.join(options)}")
+                raise ConfigError(key, f"has no option that matches; choose one of: {', '.join(options)}")
             groups[key] = CategoricalDistribution(matching)
         elif options:
             groups[key] = options_of(key, distribution_of(key, override))
@@ -384,8 +425,9 @@ def _swept(
 
 def _refuse_unsearchable(key: str) -> None:
     if _NOT_A_TRIALS.match(key):
-        raise ConfigError(key, "is no setting of a trial, and so cannot be searched; give it one value")
+        raise ConfigError(key, "is not a setting of a trial, so it cannot be searched; give it one value")
 
 
 def _name(key: str, options: Sequence[str]) -> str:
+    """Return a parameter's name in Optuna. options: those that its range depends on."""
     return f"{key}[{','.join(options)}]" if options else key

@@ -1,8 +1,8 @@
-"""The same composition with other options: what Hydra would compose, without its reading and merging every file again.
+"""Composing a choice of options from a similar one: the result is Hydra's, but files are not read again.
 
-Hydra composes in two steps. It makes a list of files, in the order in which they are merged, and then merges them. An
-option whose file has no defaults list changes one entry of that list and nothing else of it. So for all choices of such
-options one list will do, and of the merged files only those are merged anew that are not Hydra's own.
+Hydra composes in two steps. First it makes a list of files in the order of merging, and then it merges them. If an
+option's file has no defaults list, choosing that option changes only one entry of the list. So one list serves all
+choices of such options. The files of Hydra's own config are left out of the list, since a trial does not need them.
 """
 
 import pickle
@@ -19,13 +19,13 @@ from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-Kind = tuple[tuple[str, ...], ...]  # of a choice of options: those of one kind differ only in what their files say
+Kind = tuple[tuple[str, ...], ...]  # of a choice of options; choices of one kind differ only in their files' values
 
 
 class _Files(CachingConfigRepository):
-    """The files of options, each read once, without what they say of Hydra.
+    """The options' files. Each is read once, and its node `hydra` is removed.
 
-    What it gives are copies, since composing changes them. of_hydra: those that said anything of Hydra.
+    `load_config` returns copies, since composing modifies them. of_hydra: paths of files that had a node `hydra`.
     """
 
     def __init__(self, delegate: CachingConfigRepository) -> None:
@@ -45,8 +45,13 @@ class _Files(CachingConfigRepository):
 
 @dataclass
 class _Template:
-    """files: what is merged, in this order; places: by group, where among them its option stands; overrides: of values,
-    set at last."""
+    """How the choices of one kind are composed.
+
+    Attributes:
+        files: the files to merge, in this order.
+        places: the index in `files` of each group's option.
+        overrides: of values, applied after merging.
+    """
 
     files: list[ResultDefault]
     places: dict[str, int]
@@ -55,9 +60,12 @@ class _Template:
 
 @dataclass
 class Variants:
-    """Composes choices of options like one that Hydra has composed.
+    """Composes choices of options that are similar to one that Hydra has composed.
 
-    master: the sweep's own config. fixed: overrides that all of them share.
+    Attributes:
+        loader: Hydra's.
+        master: the sweep's own config.
+        fixed: overrides that all choices share.
     """
 
     loader: ConfigLoaderImpl
@@ -67,11 +75,16 @@ class Variants:
     _files: _Files | None = None
 
     def kind(self, groups: Mapping[str, str]) -> Kind:
-        """What two choices have in common if one can be composed like the other."""
+        """Return the kind of a choice. Choices of the same kind can be composed from one template."""
         return tuple(self._kind_of(*choice) for choice in groups.items())
 
     def composed(self, groups: Mapping[str, str], overrides: Sequence[str]) -> DictConfig | None:
-        """That choice, made by those overrides, without Hydra's own node; None where only Hydra can compose it."""
+        """Compose a choice, without Hydra's own node. Return None if only Hydra can compose it.
+
+        Args:
+            groups: the option of each group.
+            overrides: all overrides of the choice, including those that choose the options.
+        """
         kind = self.kind(groups)
         if kind not in self._templates:
             self._templates[kind] = self._template(groups, overrides)
@@ -85,14 +98,14 @@ class Variants:
             config = self.loader._compose_config_from_defaults_list(files, self._repository())
             OmegaConf.set_struct(config, True)
             self.loader._apply_overrides_to_config(template.overrides, config)
-        except Exception:  # which Hydra says in its own words
+        except Exception:  # Hydra composes it again and reports the error
             return None
         OmegaConf.copy_cache(from_config=self.master, to_config=config)
         OmegaConf.set_struct(config, False)
         return config
 
     def _kind_of(self, group: str, option: str) -> tuple[str, ...]:
-        """Of an option whose file only has values: its package. Any other is of a kind of its own."""
+        """Return the kind of one option: (group, package) if its file has only values, else three texts of its own."""
         try:
             file = self._repository().load_config(f"{group}/{option}")
         except Exception:
@@ -105,6 +118,7 @@ class Variants:
         return (group, package) if is_plain and not touches_hydra else (group, option, "")
 
     def _repository(self) -> _Files:
+        """Return the files, which are found once."""
         if self._files is None:
             overrides = [*self._hydra_overrides(), *self.fixed]
             name = self.master.hydra.job.config_name
@@ -113,6 +127,7 @@ class Variants:
         return self._files
 
     def _template(self, groups: Mapping[str, str], overrides: Sequence[str]) -> _Template | None:
+        """Make the template of a choice's kind; None if it depends on more than the options' values."""
         parsed = OverridesParser.create().parse_overrides([*self._hydra_overrides(), *overrides])
         name, repository = self.master.hydra.job.config_name, self._repository()
         found = create_defaults_list(repository, name, parsed, prepend_hydra=True, skip_missing=False)
@@ -143,5 +158,5 @@ def _is_hydras(file: ResultDefault) -> bool:
 
 
 def _is_open(default: InputDefault) -> bool:
-    """Whether it names a file by way of what else is chosen."""
+    """Return whether an entry of a defaults list names a file by an interpolation, such as of another choice."""
     return "${" in str(vars(default))

@@ -1,5 +1,5 @@
-"""How one trial trains, in torch alone: the loop, its state, its checkpoints, its evaluation.
+"""How one trial trains, in plain torch: the loop, its state, its checkpoints and its evaluation.
 
-In: a model, tensors, an optimizer and a schedule. Out: losses and metrics, epoch by epoch. Imports neither Hydra,
-OmegaConf, Optuna nor MLflow.
+In: a model, tensors, an optimizer and a schedule. Out: losses and metrics for each epoch. This package imports none of
+Hydra, OmegaConf, Optuna and MLflow.
 """

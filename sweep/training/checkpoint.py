@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anything that is in them."""
+"""Checkpoints: they are written atomically, and reading one runs no code that it contains."""
 
 import io
 import os
@@ -16,9 +16,9 @@ FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` atomically; returns once the data are on the disk. Raises OSError where it finds no room."""
+    """Replace `path` atomically, and return once the data are on the disk. Raises OSError if the disk is full."""
     data = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, data)  # on a full disk its own writing ends in a RuntimeError
+    torch.save({"format": FORMAT, **state}, data)  # in memory: to a full disk, torch fails with a RuntimeError
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as file:
@@ -27,40 +27,45 @@ def save(path: Path, state: dict[str, Any]) -> None:
             fsync(file.fileno())  # a rename alone does not order the data before the name
         os.replace(tmp, path)
     except OSError:
-        tmp.unlink(missing_ok=True)  # it takes up the room that is missing
+        tmp.unlink(missing_ok=True)  # frees its space on the full disk
         raise
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The saved state, on the CPU. Raises Damaged for a file that is not as it was saved, or ConfigError."""
-    remedy = "start a new run, or remove that file alone and resume: the run is trained from its beginning, as before"
+    """Return the saved state, on the CPU.
+
+    Raises:
+        Damaged: the file's content is not what was saved.
+        ConfigError: the file is intact, but is not a checkpoint of this format.
+    """
+    remedy = "start a new run, or remove only that file and resume: the run is trained again from its beginning"
     try:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler trips over a foreign file in any way
+    except Exception as error:  # given a foreign file, an unpickler may raise anything
         raise Damaged("resume", path, one_line(error, 120), remedy) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ConfigError("resume", f"'{path}' is no checkpoint of this version of sweep; start a new run")
+        raise ConfigError("resume", f"'{path}' is not a checkpoint of this version of sweep; start a new run")
     return state
 
 
 def kinds(model: object, optimizer: object, schedule: object) -> dict[str, str]:
-    """Class names; most optimizers and schedulers load another one's state without a word."""
+    """Return each part's class name. Most optimizers and schedulers load another class's state without an error."""
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     return {part: type(made).__qualname__ for part, made in parts.items()}
 
 
 def check_kinds(state: dict[str, Any], own: dict[str, str]) -> None:
-    """Raises ConfigError unless the checkpoint was saved by parts of the same kinds."""
+    """Raise ConfigError unless the checkpoint was saved by parts of the same classes. own: as from `kinds`."""
     for part, kind in own.items():
         saved = state.get("kinds", {}).get(part)
         if saved != kind:
-            raise ConfigError("resume", f"the checkpoint is of another {part} than the config ({saved}, not {kind})")
+            raise ConfigError("resume", f"the checkpoint has another {part} than the config ({saved}, not {kind})")
 
 
 def random_states() -> dict[str, Any]:
-    """The states of every generator that a model or a user's code may draw from."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # a user's code may draw from it
+    """Return the state of every generator that a model or your own code may draw from."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # your own code may draw from it
     states = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -72,6 +77,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
+    """Restore what `random_states` returned. CUDA's states are skipped if this machine has no GPU."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]

@@ -18,27 +18,32 @@ _LOSSES: dict[str, LossFn] = {"mse": functional.mse_loss, "cross_entropy": funct
 
 
 def loss_function(name: str, task: str) -> LossFn:
-    """The mean loss over a batch; names as in `loss_name`."""
+    """Return the function for the mean loss over a batch. `loss_name` lists the names."""
     return _LOSSES[loss_name(name, task)]
 
 
 @torch.no_grad()
 def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, float]:
-    """The `measures` of a model's outputs."""
+    """Return the `measures` of a model on a split, as numbers."""
     return _read(**measures(predict(forward, split), split, data, loss_fn))
 
 
 def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, Tensor]:
-    """Loss in the normalised units that training sees, metrics in the target's own units; shapes ().
+    """Compute the loss in the normalised units of training, and the metrics in the target's own units.
 
-    Regression: `loss`, `mse`, `mae`, `r2` (1 - SSE / SST, mean over the targets that vary; left out where none does).
-    Classification: `loss`, `accuracy`.
-    outputs: (n, out_features).
+    Regression gives `loss`, `mse`, `mae` and `r2`. `r2` is 1 - SSE / SST, averaged over the targets that vary; if none
+    varies, it is left out. Classification gives `loss` and `accuracy`. Each has shape ().
+
+    Args:
+        outputs: (n, out_features).
+        split: the samples that the outputs belong to.
+        data: gives the scale of the targets, `y_std`.
+        loss_fn: the mean loss over a batch.
     """
     if not split.y.is_floating_point():
         hits = (outputs.argmax(dim=1) == split.y).float().mean()
         return {"loss": loss_fn(outputs, split.y), "accuracy": hits}
-    y_std = data.y_std.double()  # own units may be too large for float32 to square
+    y_std = data.y_std.double()  # in its own units, a target's square may overflow float32
     error = (outputs - split.y) * y_std  # (n, n_targets)
     squared = error.square().mean(dim=0)  # (n_targets,)
     variance = (split.y * y_std).var(dim=0, correction=0)
@@ -52,7 +57,10 @@ def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: Los
 
 @torch.no_grad()
 def test(forward: Forward, data: TensorData, loss_fn: LossFn, noise: float | None) -> dict[str, float]:
-    """What a model comes to on the test split, as `test/loss` and so on; with `noise`, as in `Samples`, its floor."""
+    """Return a model's loss and metrics on the test split, as `test/loss` and so on.
+
+    noise: as in `Samples`; if it is known, `noise_floor` is included.
+    """
     outputs = predict(forward, data.test)
     found = measures(outputs, data.test, data, loss_fn)
     if noise is not None and data.test.clean is not None:
@@ -61,10 +69,16 @@ def test(forward: Forward, data: TensorData, loss_fn: LossFn, noise: float | Non
 
 
 def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: float) -> dict[str, Tensor]:
-    """How far above the irreducible error a model is, in units of the noise's variance sigma^2.
+    """Compute how far a model is above the irreducible error, in units of the noise's variance sigma^2.
 
-    `excess`: mean squared error against the noiseless targets / sigma^2 (0 is perfect). `noise_ratio`: mean squared
-    error against the noisy ones / sigma^2 (about 1 is as low as it gets).
+    `excess` is the mean squared error against the noiseless targets, over sigma^2; 0 is perfect. `noise_ratio` is the
+    mean squared error against the noisy targets, over sigma^2; the best possible is about 1.
+
+    Args:
+        outputs: (n, n_targets), normalised.
+        split: the samples that the outputs belong to, with `clean`.
+        data: gives the scale of the targets, `y_std`.
+        noise: sigma, in the target's own units.
     """
     assert split.clean is not None
     y_std = data.y_std.double()
@@ -75,12 +89,12 @@ def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: fl
 
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:
-    """Outputs (n, out_features) in float32 or float64, a few thousand samples at a time."""
+    """Compute the outputs (n, out_features) in float32 or float64, at most 4096 samples at a time."""
     return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
 
 
 def in_single_precision(outputs: Tensor) -> Tensor:
-    """In float32, unless they are in float64."""
+    """Return the outputs in float32, or unchanged if they are float64."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

@@ -21,12 +21,12 @@ from sweep.utils.errors import ConfigError, SweepError, TrainingFailed, one_line
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
 
-_SYNC_EVERY = {"cpu": 1}  # updates between reading losses back; elsewhere a read stalls the device
+_SYNC_EVERY = {"cpu": 1}  # updates between two reads of losses; on other devices, each read stalls the device
 _SYNC_EVERY_DEFAULT = 50
 
 
 class TrainingLoop(TrainState):
-    """One trial's training. All that changes while it runs is in `state_dict`, and all of that is in a checkpoint."""
+    """One trial's training. Everything that changes while it runs is in `state_dict`, and so in every checkpoint."""
 
     def __init__(
         self,
@@ -48,23 +48,24 @@ class TrainingLoop(TrainState):
         self._call = torch.compile(model) if trainer.compile else model
 
     def run(self, trial: Trial) -> Best:
-        """Train until `trainer.epochs` or until patience ends.
+        """Train for `trainer.epochs` epochs, or until patience ends, and return the best epoch.
 
-        The state is saved when the trial says so, also inside an epoch. A stop that is asked for at the end of the last
-        epoch comes too late.
+        The state is saved whenever `trial.should_save` is true. Inside an epoch it is checked after each update, unless
+        `trainer.checkpoint_interval_s` is 0; a stop is honoured there in any case. If a stop is requested after the
+        last update, the trial completes instead.
 
         Raises:
             Diverged: a loss or a metric is not finite.
-            TrainingFailed: the model or torch raised something.
+            TrainingFailed: the model or torch raised an error.
             Pruned, Interrupted: see `Trial`.
         """
         while not self.is_over:
             try:
-                with self._telling_failures():
+                with self._as_training_failed():
                     self._train_epoch(trial)
             finally:
                 self.log_steps(trial)
-            with self._telling_failures():
+            with self._as_training_failed():
                 metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self.model.state_dict()))
             trial.report(self.epoch, metrics)
             if trial.should_save and not (trial.should_stop and self.is_over):
@@ -73,8 +74,8 @@ class TrainingLoop(TrainState):
         return self.best
 
     @contextmanager
-    def _telling_failures(self) -> Iterator[None]:
-        """Raises TrainingFailed for whatever a model or torch raises; a full disk is told as itself."""
+    def _as_training_failed(self) -> Iterator[None]:
+        """Turn any error of the model or of torch into TrainingFailed. An OSError, such as a full disk, passes."""
         try:
             yield
         except (SweepError, OSError):
@@ -102,7 +103,7 @@ class TrainingLoop(TrainState):
         self._read_losses()
 
     def _update(self, row: Row, x: Tensor, y: Tensor) -> Tensor:
-        """One optimizer update; returns the loss, shape (), still on the device."""
+        """Do one optimizer update and return the loss, shape (), still on the device."""
         for group, values in zip(self.optimizer.param_groups, row, strict=True):
             group.update(values)
         loss = self.loss_fn(self.forward(x), y)
@@ -114,29 +115,30 @@ class TrainingLoop(TrainState):
         return loss.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, *in_shape) -> (B, out_features) in float32, computed in the trainer's precision."""
+        """Map (B, *in_shape) to (B, out_features) in float32, or float64 if the model is; see `in_precision`."""
         return in_precision(self.trainer.precision, self._call, x)
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
+        """Return loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
         self.model.eval()
         self._switch_optimizer("eval")
         metrics = evaluate.evaluate(self.forward, getattr(self.data, split), self.data, self.loss_fn)
         return {f"{split}/{name}": value for name, value in metrics.items()}
 
     def _switch_optimizer(self, mode: str) -> None:
-        """Call the optimizer's `train` or `eval`, if it has both: a schedule-free one evaluates other weights."""
+        """Call the optimizer's `train` or `eval` if it has both: a schedule-free optimizer evaluates other weights."""
         if all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval")):
             getattr(self.optimizer, mode)()
 
     def test(self, noise: float | None) -> dict[str, float]:
-        """Metrics of the best weights on the test split; `noise` as in `Samples`. The model keeps those weights."""
+        """Load the best weights into the model and return their metrics on the test split. noise: as in `Samples`."""
         assert self.best is not None
         self.model.load_state_dict(self.best.weights)
         self.model.eval()
         return evaluate.test(self.forward, self.data, self.loss_fn, noise)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return a checkpoint's content. Raises Diverged if a loss that was still on the device is not finite."""
         self._read_losses()
         return {
             "kinds": self._kinds(),
@@ -147,16 +149,14 @@ class TrainingLoop(TrainState):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ConfigError when the checkpoint is of another model, optimizer or scheduler."""
+        """Continue from a checkpoint. Raises ConfigError if it has another model, optimizer or scheduler."""
         check_kinds(state, self._kinds())
         for part in self._kinds():
             try:
                 getattr(self, part).load_state_dict(state[part])
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
                 reason = one_line(error)
-                raise ConfigError(
-                    "resume", f"the checkpoint is of another {part} than the config ({reason})"
-                ) from error
+                raise ConfigError("resume", f"the checkpoint has another {part} than the config ({reason})") from error
         self.load_course_state(state)
         set_random_states(state["random"])
 
@@ -164,7 +164,7 @@ class TrainingLoop(TrainState):
         return kinds(self.model, self.optimizer, self.schedule.scheduler)
 
     def _read_losses(self) -> None:
-        """Brings losses to the host. Raises Diverged at the first that is not finite."""
+        """Copy the pending losses to the host. Raises Diverged at the first that is not finite."""
         pending, self._pending = self._pending, []
         values = [pending[0].item()] if len(pending) == 1 else torch.stack(pending).tolist() if pending else []
         self.record(values)

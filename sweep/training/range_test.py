@@ -1,7 +1,8 @@
-"""The learning-rate range test (Smith 2017): what the losses on a ramp of rates say of the rates to train with.
+"""The learning-rate range test (Smith 2017): which learning rates to train with, judged from the losses on a ramp.
 
-A model trains while its learning rate grows exponentially. The loss stands still, falls, and in the end diverges; worth
-training between are the rate at which it has begun to fall and the one beyond which it hardly falls any more.
+A model trains while its learning rate grows exponentially. At first the loss hardly changes, then it falls, and in the
+end it diverges. The useful rates lie between the one where the loss has begun to fall and the one where most of its
+fall is over.
 """
 
 import math
@@ -13,26 +14,37 @@ import numpy as np
 from sweep.training.trial import UnrecordedTrial
 from sweep.utils.errors import ConfigError
 
-BEGUN, DONE = 0.2, 0.9  # of the whole fall: where base_lr and max_lr are (docs/decisions/0019-lr-range-rule.md)
-_AT_MOST_OF_MAX = 1 / 3  # base_lr (Smith 2017 has it a third or a quarter)
-_WORTH_CALLING_A_FALL = 0.05  # of the loss that the ramp begins with
-_BEYOND_CHANCE = 4.0  # standard deviations of an averaged loss
-_STILL_LOW = 0.1  # of the fall
+BEGUN, DONE = 0.2, 0.9  # shares of the fall at base_lr and at max_lr (docs/decisions/0019-lr-range-rule.md)
+_AT_MOST_OF_MAX = 1 / 3  # upper limit of base_lr / max_lr (Smith 2017 has a third or a quarter)
+_WORTH_CALLING_A_FALL = 0.05  # share of the loss at the ramp's start that it must fall by
+_BEYOND_CHANCE = 4.0  # standard deviations of an averaged loss that it must fall by
+_STILL_LOW = 0.1  # share of the fall that the loss must rise again by, unless it diverges
 
 
 class RampOver(Exception):
-    """The loss has diverged; what is left of the ramp has nothing to tell."""
+    """The ramp is complete or its loss has diverged, so training further is useless."""
 
 
 class Ramp(UnrecordedTrial):
-    """A trial on a ramp. losses, lrs, averages: one an update, to its end or to where the loss diverged.
+    """A trial on a ramp: it collects the losses and learning rates of its updates.
 
-    memory: updates that an average reaches back, exponentially, without its bias to 0 (as Kingma & Ba 2015).
-    diverged: whether the averaged loss has come above `divergence` times its lowest and above what it was at first, so
-    that a loss near 0 may leave it; who trains the trial sets it for a loss that left the finite numbers.
+    `losses`, `lrs` and `averages` hold one value an update, up to the ramp's end or the update where the loss diverged.
+    An average is exponential, with the correction for its bias to 0 of Adam (Kingma & Ba 2015):
+    m_t = k m_(t-1) + (1 - k) loss_t, average_t = m_t / (1 - k^t), where k = 1 - 1 / memory.
+
+    `diverged` becomes true when the average exceeds both `divergence` times its lowest value and the level at first.
+    Without the second condition, a loss that came close to 0 would count as diverged too soon. If a loss is not finite,
+    the caller that trains the trial must set `diverged`.
     """
 
     def __init__(self, n_updates: int, memory: float, divergence: float) -> None:
+        """Start an empty ramp.
+
+        Args:
+            n_updates: the ramp's length.
+            memory: how many updates the average reaches back.
+            divergence: multiple of the lowest average above which the loss counts as diverged.
+        """
         self.losses: list[float] = []
         self.lrs: list[float] = []
         self.averages: list[float] = []
@@ -43,7 +55,7 @@ class Ramp(UnrecordedTrial):
         self._mean, self._lowest = 0.0, math.inf
 
     def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
-        """Take the losses of consecutive updates, but for those that were logged before, or are behind the ramp."""
+        """Take the losses of consecutive updates. Ignore those that were logged before or come after the ramp."""
         losses, lrs = metrics["step/loss"], metrics["step/lr"]
         assert isinstance(losses, Sequence)
         assert isinstance(lrs, Sequence)
@@ -69,18 +81,18 @@ class Ramp(UnrecordedTrial):
 
     @property
     def level_at_first(self) -> float:
-        """The mean of the first losses, at rates so low that nothing has changed yet."""
+        """The mean of the first `memory` losses, where the rates are still too low to change anything."""
         return float(np.mean(self.losses[: max(1, math.ceil(self.memory))]))
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Raises RampOver where the rest would be for nothing."""
+        """Raise RampOver if the rest of the ramp is not needed."""
         if self.is_over:
             raise RampOver
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one ramp says. diverged_lr: None where the loss never diverged."""
+    """The learning rates found on one ramp. diverged_lr: None if the loss never diverged."""
 
     base_lr: float
     max_lr: float
@@ -88,7 +100,14 @@ class Reading:
 
 
 def read(ramp: Ramp) -> Reading:
-    """Raises ConfigError, with the key of `lr_range` to change, for a ramp that says nothing."""
+    """Find the bounds on one ramp.
+
+    The fall is the level at first minus the lowest average. `max_lr` is the first rate at which the average has made
+    90 % of it. `base_lr` is the rate after the last update at which less than 20 % was made, at most `max_lr` / 3.
+
+    Raises ConfigError, with the key of `lr_range` to change, if the loss diverges at once, shows no clear fall, or does
+    not rise again before the ramp ends.
+    """
     lrs, means = ramp.lrs, np.array(ramp.averages)
     if len(means) < 2 * ramp.memory + 2:
         raise ConfigError(
@@ -112,7 +131,7 @@ def read(ramp: Ramp) -> Reading:
         raise ConfigError(
             "lr_range.max_lr", f"the loss does not rise again up to {lrs[-1]:.3g}, where the ramp ends; raise it"
         )
-    high = np.flatnonzero(means[:lowest] > first - BEGUN * fall)  # the first losses may be low by chance
+    high = np.flatnonzero(means[:lowest] > first - BEGUN * fall)  # take the last: early losses may be low by chance
     base = int(high[-1]) + 1 if len(high) else 0
     top = max(base, int(np.argmax(means <= first - DONE * fall)))
     return Reading(min(lrs[base], lrs[top] * _AT_MOST_OF_MAX), lrs[top], lrs[-1] if ramp.diverged else None)
@@ -120,7 +139,7 @@ def read(ramp: Ramp) -> Reading:
 
 @dataclass(frozen=True)
 class Interval:
-    """The median over ramps, and between which values theirs lie; two digits each, as it is no exact science."""
+    """The median over ramps, with their lowest and highest value. Each has two digits: more would not be meaningful."""
 
     value: float
     low: float
@@ -133,7 +152,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Bounds to train between, from `n_ramps` of the ramps. diverged_lr: None where fewer than half diverged."""
+    """Bounds to train between, from the `n_ramps` ramps that could be read.
+
+    diverged_lr: None if fewer than half of them diverged.
+    """
 
     base_lr: Interval
     max_lr: Interval
@@ -141,14 +163,14 @@ class Suggestion:
     n_ramps: int
 
     def of(self, key: str) -> Interval:
-        """For a config key: the bound of that name, or for `optimizer.lr` half of `max_lr`."""
+        """Return the interval for a config key: the bound of that name, or half of `max_lr` for `optimizer.lr`."""
         name = key.rpartition(".")[2]
         if name in ("base_lr", "max_lr"):
             return getattr(self, name)
         return Interval(*(_two_digits(lr / 2) for lr in (self.max_lr.value, self.max_lr.low, self.max_lr.high)))
 
     def reason(self, keys: Sequence[str]) -> str:
-        """Why these, of these config keys, in words."""
+        """Explain in words why these rates are suggested. keys: the config keys that they are for."""
         begun, done = (f"{share * 100:.0f} %" for share in (BEGUN, DONE))
         base, top = self.base_lr.value, self.max_lr.value
         message = f"at {base:g} the averaged loss has made {begun} of its fall, at {top:g} {done}"
@@ -165,7 +187,7 @@ class Suggestion:
 
 
 def suggest(ramps: Sequence[Ramp]) -> Suggestion:
-    """What most of the ramps say. Raises ConfigError, that of the first, where half of them or more say nothing."""
+    """Combine the ramps into one suggestion. Raises the first one's ConfigError if half or more cannot be read."""
     readings, problems = [], []
     for ramp in ramps:
         try:
@@ -184,10 +206,10 @@ def suggest(ramps: Sequence[Ramp]) -> Suggestion:
 
 
 def _noise(ramp: Ramp) -> float:
-    """The standard deviation of an averaged loss from batch to batch, told from steps between the first losses.
+    """Estimate the standard deviation of the averaged loss that batches cause, from the first quarter of the ramp.
 
-    The variance of a step between neighbours is twice that of a loss (von Neumann 1941), and the running mean over
-    `memory` losses has one of 2 * memory - 1 times less.
+    The mean squared difference between neighbouring losses is twice the variance of a loss (von Neumann 1941). It is
+    robust to a slow trend. An exponential mean over `memory` losses has 1 / (2 * memory - 1) of that variance.
     """
     steps = np.diff(ramp.losses[: max(4, len(ramp.losses) // 4)])
     return float(np.sqrt(np.mean(steps**2) / 2 / (2 * ramp.memory - 1)))

@@ -1,4 +1,4 @@
-"""The process-wide settings that a trial trains under, put back afterwards."""
+"""Process-wide settings for training: they are set for a trial and restored afterwards."""
 
 import copy
 import ctypes
@@ -25,16 +25,16 @@ _LARGEST_KEPT_BYTES = 32 * 2**20  # as much as glibc allows
 _FLOPS_WORTH_THREADS = 10_000_000
 _flops_known: dict[
     tuple[str, tuple[int, ...]], int
-] = {}  # by model and batch; counting takes 8 ms, a study counts often
+] = {}  # by model and batch; counting takes 8 ms, and a study counts for each trial
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the GPU where there is one. Raises ConfigError for a device that this machine lacks."""
+    """Return the device of that name; `auto` is the GPU if there is one. Raises ConfigError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device).cpu()  # which a device without memory, `meta`, cannot do
+        torch.empty(0, device=device).cpu()  # fails on `meta`, which has no memory
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             "trainer.device", f"'{name}' cannot be used here ({one_line(error)}); try auto or cpu"
@@ -44,11 +44,14 @@ def pick_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def check_model(model: nn.Module, x: Tensor, out_features: int) -> None:
-    """Tries the model on one batch of inputs; lazy layers get their shapes. Raises ConfigError unless it fits."""
+    """Run the model on one batch of inputs, which also gives lazy layers their shapes. Raises ConfigError if it fails.
+
+    It fails too if the outputs are not of shape (B, out_features).
+    """
     model.eval()
     try:
         outputs = model(x)
-    except Exception as error:  # whatever a user's model raises
+    except Exception as error:  # your own model may raise anything
         raise ConfigError("model", f"cannot take a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if shape != (len(x), out_features):
@@ -56,9 +59,17 @@ def check_model(model: nn.Module, x: Tensor, out_features: int) -> None:
 
 
 def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
-    """Try a copy of the model on a training batch of one sample, if an epoch ends with one. x: all training samples.
+    """If an epoch ends with a batch of one sample, try a copy of the model on it in training mode.
 
-    Raises ConfigError if the model cannot take it, as batch normalisation cannot. Draws from the random generators.
+    Batch normalisation, for example, cannot normalise one sample. Draws from the global random generators.
+
+    Args:
+        model: its weights stay as they are.
+        x: all training samples.
+        batch_size: samples in each batch but the last.
+
+    Raises:
+        ConfigError: batch normalisation refuses the batch. Any other error is left to training.
     """
     n = len(x)
     if n % batch_size != 1 and batch_size > 1:
@@ -67,7 +78,7 @@ def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
         copy.deepcopy(model).train()(x[:1])
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
-            return  # training will tell
+            return  # training raises it again
         sizes = [size for size in range(2, n + 1) if n % size != 1]
         nearest = sorted(sorted(sizes, key=lambda size: abs(size - batch_size))[:3])
         raise ConfigError(
@@ -75,15 +86,21 @@ def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
             f"is {batch_size}, so that the last batch of the {n} training samples has one, which batch normalisation "
             f"cannot take; choose another, such as {', '.join(map(str, nearest))}",
         ) from error
-    except Exception:  # a model that cannot be copied, or whatever else it raises: training will tell
+    except Exception:  # the model cannot be copied, or fails in another way: training raises it again
         return
 
 
 def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
-    """Sets torch's CPU threads; None takes one for a model so small that a second one only gets in the way.
+    """Set how many CPU threads torch uses.
 
-    x: one batch of inputs. Measured on two cores: below about 10 MFLOP a batch, forward, one thread is up to 1.2 times
-    as fast as two, and much more beside a busy process; above it two win.
+    With `threads=None`, a small model on the CPU gets one thread, and any other keeps torch's setting. Measured on two
+    cores: if the forward pass of a batch takes less than about 10 MFLOP, one thread is up to 1.2 times as fast as two,
+    and faster still beside a busy process. Above that, two threads are faster.
+
+    Args:
+        threads: the number of threads, or None to choose.
+        model: the model to train.
+        x: one batch of its inputs.
     """
     if threads is None and x.device.type == "cpu":
         key = (repr(model), tuple(x.shape))
@@ -96,7 +113,7 @@ def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _flops(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of one forward pass, in evaluation mode."""
+    """Count the floating-point operations of one forward pass, in evaluation mode."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model.eval()
@@ -106,10 +123,10 @@ def _flops(model: nn.Module, x: Tensor) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for what comes next, where it is glibc.
+    """Make glibc keep freed memory for later allocations. With another C library, do nothing.
 
-    Otherwise it returns blocks of megabytes to the system and gets them back page by page, several times in each update
-    of a pack: its gradients take 1.3 times as long.
+    By default glibc returns freed blocks of megabytes to the system and gets them back page by page. In a pack this
+    happens several times in each update, and computing the gradients takes 1.3 times as long.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -119,13 +136,16 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms, and generators and CPU threads of the trial's own."""
+    """Hold random generators and a number of CPU threads for one trial, then restore the process's.
+
+    On a GPU, deterministic algorithms are used as well. An operation that has none gives a warning.
+    """
     before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         random.getstate(),
-        np.random.get_state(),  # noqa: NPY002  # a user's code may draw from it
+        np.random.get_state(),  # noqa: NPY002  # your own code may draw from it
     )
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
@@ -141,40 +161,46 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 class Turn(Generic[T]):
-    """One of several trainings that take turns in this process, each as if it were alone.
+    """One of several trainings that take turns in this process. None of them affects another.
 
-    Each has a stack of its own (a greenlet), so that any function can be suspended where it calls `pause`, and the
-    settings of the process that it needs.
+    Each has its own stack (a greenlet), so any function can be suspended where it calls `pause`. Each also has its own
+    process-wide settings (see `_settings`), which are swapped in for its turn.
 
-    epoch: the last that it paused after, 0 before the first. has_begun: whether it has had a turn. is_over: whether it
-    has come to its end, which is `result`.
+    Attributes:
+        epoch: the last epoch that it paused after; 0 before the first.
+        has_begun: whether it has had a turn.
     """
 
     def __init__(self, train: Callable[[Callable[[int], None]], T]) -> None:
-        """train: is given what to call after each epoch."""
+        """Prepare a training without starting it.
+
+        train: the training. It is called with the function `pause(epoch)`, to be called after each epoch.
+        """
         self._greenlet = greenlet(train)
-        self._settings: dict[str, Any] | None = None  # its own, while others train
+        self._settings: dict[str, Any] | None = None  # kept here while others train
         self._result: list[T] = []
         self.epoch = 0
         self.has_begun = False
 
     @property
     def is_over(self) -> bool:
+        """Whether the training has returned."""
         return bool(self._result)
 
     @property
     def result(self) -> T:
+        """What the training returned."""
         return self._result[0]
 
     def train(self) -> None:
-        """Train to the end of an epoch, or to the end. What the training raises is raised here, and ends it."""
+        """Train until the next `pause` or to the end. An error of the training ends it and propagates."""
         given = () if self.has_begun else (self._pause,)
         self.has_begun = True
         with self._own_settings():
             self._follow(self._greenlet.switch(*given))
 
     def end(self, error: BaseException) -> None:
-        """Raise `error` in the training, where it paused; what comes out is raised here."""
+        """Raise `error` inside the training, where it paused. If the error escapes the training, it propagates."""
         with self._own_settings():
             self._follow(self._greenlet.throw(error))
 
@@ -201,7 +227,7 @@ class Turn(Generic[T]):
 
 
 def _settings() -> dict[str, Any]:
-    """All that `reproducible`, `set_threads` and `seed_generators` change, and whether gradients are computed."""
+    """Return everything that `reproducible`, `set_threads` and `seed_generators` change, and torch's gradient mode."""
     return {
         "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
@@ -219,18 +245,18 @@ def _set_settings(settings: Mapping[str, Any]) -> None:
 
 
 def seed_generators(seed: int, stream: str) -> None:
-    """Seeds torch's, Python's and numpy's global generators for one named use."""
+    """Seed the global generators of torch, Python and numpy for one named use, the `stream`."""
     derived = derive_seed(seed, stream)
     if torch.accelerator.is_available():
         torch.manual_seed(derived)
-    else:  # the same without a note for each kind of device, which torch keeps until one is used
+    else:  # torch.manual_seed would also queue a call for each kind of device, and keep it until the device is used
         torch.default_generator.manual_seed(derived)
     random.seed(derived)
     np.random.seed(derived % 2**32)  # noqa: NPY002
 
 
 def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What `call` makes of `x`, computed in the trainer's precision, in float32 (or float64 if the model is)."""
+    """Return `call(x)`, computed in the trainer's precision; with bf16, by autocast and converted to float32."""
     if precision == "bf16":
         with torch.autocast(x.device.type, torch.bfloat16):
             return call(x).float()
@@ -238,7 +264,7 @@ def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no more memory to give."""
-    texts = ("can't allocate memory", "not enough memory")  # by torch, of a CPU's
+    """Return whether the error, or its cause, is that the device or the machine ran out of memory."""
+    texts = ("can't allocate memory", "not enough memory")  # in torch's RuntimeErrors about CPU memory
     kinds = torch.OutOfMemoryError | MemoryError
     return any(isinstance(e, kinds) for e in (error, error.__cause__)) or any(words in str(error) for words in texts)

@@ -1,4 +1,4 @@
-"""What a scheduler sets the optimizer to, step by step, read off torch's own scheduler."""
+"""The values that a scheduler sets in the optimizer at each step, taken from torch's own scheduler."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,12 +22,15 @@ _SCHEDULED = ("lr", "momentum", "betas")
 
 
 class Schedule:
-    """Runs the real scheduler on a shadow optimizer of dummy weights, an epoch ahead of the training loop.
+    """Runs the real scheduler on a shadow optimizer with dummy weights, an epoch ahead of the training loop.
 
-    So the loop sets plain numbers, whatever the scheduler is, and the values of an epoch are known before it starts.
-    `optimizer` is the shadow. `changing` names the hyperparameters that the scheduler may set. `interval` says whether
-    the scheduler is stepped after each update or after each epoch; None leaves it to the scheduler. `shapes` are those
-    of the model's weights; they matter to an optimizer that makes several parameter groups of them.
+    The loop then sets plain numbers for any scheduler, and an epoch's values are known before it starts.
+
+    Attributes:
+        optimizer: the shadow.
+        scheduler: torch's scheduler, attached to the shadow.
+        changing: names of the hyperparameters that the scheduler may set.
+        rows: the values of the epoch in progress, one row an update.
     """
 
     def __init__(
@@ -37,11 +40,19 @@ class Schedule:
         interval: str | None,
         shapes: Iterable[Sequence[int]] = ((1, 1),),
     ) -> None:
+        """Make the shadow optimizer and its scheduler.
+
+        Args:
+            make_optimizer: makes an optimizer of a list of parameters.
+            make_scheduler: makes a scheduler of the optimizer.
+            interval: whether the scheduler is stepped after each "step" or each "epoch"; None chooses by its class.
+            shapes: of the model's weights; some optimizers form several parameter groups by shape.
+        """
         dummy = torch.zeros(())  # expanded, so that it takes no memory
         self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
-        first = [dict(group) for group in self.optimizer.param_groups]  # as the optimizer itself begins
+        first = [dict(group) for group in self.optimizer.param_groups]  # before the scheduler changes anything
         self.scheduler = make_scheduler(self.optimizer)
-        self.optimizer._opt_called = True  # pyright: ignore  # or torch warns that the optimizer was never stepped
+        self.optimizer._opt_called = True  # pyright: ignore  # silences torch's warning about the order of steps
         self.changing = _changing(self.scheduler, self.optimizer)
         names = dict.fromkeys([*_SCHEDULED, *sorted(self.changing)])
         self._keys = [[key for key in names if key in group] for group in self.optimizer.param_groups]
@@ -49,11 +60,11 @@ class Schedule:
         is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
         self._per_step = not is_plateau and (interval == "step" if interval else _counts_updates(self.scheduler))
         self._started = False
-        self._changed: set[str] = set()  # of those that only a scheduler of one's own sets
-        self.rows: list[Row] = []  # of the epoch in progress, one an update
+        self._changed: set[str] = set()  # names outside _SCHEDULED that the scheduler has changed so far
+        self.rows: list[Row] = []
 
     def start_epoch(self, n_updates: int) -> None:
-        """Fills `rows` for the next epoch."""
+        """Fill `rows` for the next epoch. Raises TrainingFailed if a learning rate is negative or not finite."""
         if self._per_step:
             self.rows = [self._advance() for _ in range(n_updates)]
         else:
@@ -65,7 +76,7 @@ class Schedule:
                     raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
     def end_epoch(self, value: float) -> None:
-        """Tells a scheduler that is stepped per epoch that one is over, with its monitored value."""
+        """Step a scheduler that is stepped once an epoch. value: the epoch's monitored value, for ReduceLROnPlateau."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
         elif not self._per_step:
@@ -85,12 +96,12 @@ class Schedule:
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update(saved)
         self._started = state["started"]
-        if state["rows"]:  # an earlier version may have stepped it otherwise
+        if state["rows"]:  # keep the interval of the checkpoint: an earlier version may have chosen the other one
             self._per_step = self._started
         self.rows = state["rows"]
 
     def _drop_what_never_changed(self) -> None:
-        """Leave out numbers that the scheduler may set but never has: the optimizer may count with them itself."""
+        """Remove from `rows` the numbers that the scheduler has never changed: the optimizer may update them itself."""
         for i, (keys, first) in enumerate(zip(self._keys, self._first, strict=True)):
             own = [key for key in keys if key not in _SCHEDULED]
             if not own:
@@ -102,7 +113,7 @@ class Schedule:
                 row[i] = {key: row[i][key] for key in kept}
 
     def _advance(self) -> Row:
-        if self._started:  # one step fewer than updates: OneCycleLR refuses a step past its end
+        if self._started:  # n updates take n - 1 steps: OneCycleLR refuses a step past its end
             self.scheduler.step()
         self._started = True
         return self._row()
@@ -113,7 +124,7 @@ class Schedule:
 
 
 def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
-    """Return the names of the hyperparameters that a scheduler may set: any number, for one that torch did not make."""
+    """Return the names of the hyperparameters that a scheduler may set. One from outside torch may set any number."""
     kind = type(scheduler)
     if kind in (CyclicLR, OneCycleLR):
         return frozenset(_SCHEDULED if scheduler.cycle_momentum else ("lr",))
@@ -125,12 +136,12 @@ def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
 
 
 def _counts_updates(scheduler: Any) -> bool:
-    """Whether torch documents it as stepped after each batch, itself or a scheduler that it is made of."""
+    """Return whether torch documents that the scheduler, or one that it is made of, is stepped after each batch."""
     parts = getattr(scheduler, "_schedulers", [])
     return isinstance(scheduler, OneCycleLR | CyclicLR) or any(map(_counts_updates, parts))
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, or several as `betas` is."""
+    """Return whether the value is a number or, like `betas`, several numbers. A bool is not a number."""
     values = value if isinstance(value, list | tuple) else [value]
     return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

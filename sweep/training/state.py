@@ -1,4 +1,4 @@
-"""The course of one trial: how far it has come, its losses and its best epoch, whether it trains alone or in a pack."""
+"""The progress of one trial: its position, its losses and its best epoch. The loop and the pack share it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,15 +25,22 @@ class Best:
 
 
 class TrainState:
-    """What changes while a trial trains, but for its tensors and its random generators."""
+    """Everything that changes while a trial trains, except its tensors and its random generators."""
 
     def __init__(self, schedule: Schedule, trainer: Trainer, n_train: int, step_points: int | None = None) -> None:
-        """step_points: the most points of a curve over the steps that are recorded; None for all."""
+        """Start before the first epoch.
+
+        Args:
+            schedule: gives the learning rate of each update.
+            trainer: the settings of the training.
+            n_train: training samples in an epoch.
+            step_points: how many points of a curve over the steps are recorded at most; None for all.
+        """
         self.schedule, self.trainer = schedule, trainer
         self._n_train = n_train
-        self.n_updates = steps_per_epoch(n_train, trainer.batch_size)  # an epoch
-        self.epoch = 0  # finished
-        self.step = 0  # finished
+        self.n_updates = steps_per_epoch(n_train, trainer.batch_size)  # in each epoch
+        self.epoch = 0  # the last finished
+        self.step = 0  # the last finished
         self.losses: list[float] = []  # of the epoch in progress, one an update
         self._stride = stride(self.n_updates * trainer.epochs, step_points)
         self.best: Best | None = None
@@ -42,18 +49,18 @@ class TrainState:
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are trained, or patience has ended."""
+        """Whether all epochs are trained or patience has ended."""
         patience = self.trainer.patience
         impatient = patience is not None and self.epoch - self._milestone[0] >= patience
         return self.epoch >= self.trainer.epochs or impatient
 
     def start_epoch(self) -> None:
-        """Has the schedule ready; nothing to do where a checkpoint from inside the epoch was loaded."""
-        if not self.losses:
+        """Prepare the schedule for the next epoch."""
+        if not self.losses:  # else a checkpoint from inside the epoch was loaded, which includes the schedule's rows
             self.schedule.start_epoch(self.n_updates)
 
     def record(self, losses: Sequence[float]) -> None:
-        """Losses of the next updates. Raises Diverged at the first that is not finite."""
+        """Append the losses of the next updates. Raises Diverged at the first that is not finite."""
         for value in losses:
             if not math.isfinite(value):
                 lr = self.schedule.rows[len(self.losses)][0]["lr"]
@@ -62,22 +69,27 @@ class TrainState:
             self.step += 1
 
     def log_steps(self, trial: Trial) -> None:
-        """Log losses and learning rates of the epoch in progress; one that diverged is worth seeing too."""
+        """Log the losses and learning rates of the epoch in progress, even if it diverged."""
         if self._stride and self.losses:
             first = self.epoch * self.n_updates + 1
-            points = slice(-(first - 1) % self._stride, len(self.losses), self._stride)  # the first step is always one
+            points = slice(-(first - 1) % self._stride, len(self.losses), self._stride)  # step 1 is always among them
             steps = range(first, first + len(self.losses))[points]
             trial.log({"step/loss": self.losses[points], "step/lr": self._lrs()[points]}, steps)
 
     def reached(self) -> dict[str, float]:
-        """Return the best epoch so far and its value, as they are recorded."""
+        """Return the best epoch so far and its value under the names that are recorded, such as `best/val_loss`."""
         monitored = self.trainer.monitored.replace("/", "_")
         return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
     def finish_epoch(self, val: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """Keeps the weights, of which it asks for a copy, if they are the best so far, and moves on.
+        """Finish the epoch in progress and return its metrics.
 
-        val: metrics on the validation split. Returns the epoch's metrics. Raises Diverged if one is not finite.
+        Args:
+            val: metrics on the validation split.
+            weights: returns a copy of the weights. It is called only if they are the best so far.
+
+        Raises:
+            Diverged: a metric is not finite.
         """
         lr = self._lrs()[-1]
         if not is_finite(val):
@@ -95,6 +107,7 @@ class TrainState:
         return metrics
 
     def course_state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs of this state."""
         return {
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
@@ -105,22 +118,23 @@ class TrainState:
         }
 
     def load_course_state(self, state: dict[str, Any]) -> None:
-        """All of `course_state` but the schedule's, which is loaded with the other parts that may not fit."""
+        """Load all of `course_state` except the schedule. That one may not fit, so the caller loads and checks it."""
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.best = None if state["best"] is None else Best(**state["best"])
         self._milestone = tuple(state["milestone"])
 
     def _advice(self) -> str:
-        """Return what to do about a loss that is not finite."""
-        if self.schedule.optimizer.param_groups[0].get("eps") == 0:  # a gradient of 0 is divided by 0
+        """Return what the user can do about a loss that is not finite."""
+        if self.schedule.optimizer.param_groups[0].get("eps") == 0:  # then a gradient of 0 gives 0 / 0
             return "set optimizer.eps above 0, such as 1e-8; if it still diverges, lower the learning rate"
         return "lower the learning rate"
 
     def _lrs(self) -> list[float]:
-        """Learning rates of the updates in `losses`, of the first parameter group."""
+        """Return the first parameter group's learning rate at each update in `losses`."""
         return [row[0]["lr"] for row in self.schedule.rows[: len(self.losses)]]
 
     def _mean_loss(self) -> float:
+        """Return the epoch's mean loss over samples: each batch's mean loss is weighted by its size."""
         size = self.trainer.batch_size
         last = self._n_train - size * (self.n_updates - 1)  # the last batch may be smaller
         return (sum(self.losses[:-1]) * size + self.losses[-1] * last) / self._n_train

@@ -1,4 +1,4 @@
-"""Splits as tensors on the training device, and the order in which a trial sees them."""
+"""Splits as tensors on the training device, and the order in which a trial trains on them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +9,18 @@ from torch import Tensor
 from sweep.data.split import Part, Splits
 from sweep.utils.seeds import derive_seed
 
-_GATHER_LIMIT_BYTES = 64 * 2**20  # below this an epoch's shuffled copy costs less than indexing each batch
+_GATHER_LIMIT_BYTES = 64 * 2**20  # up to this size, copying an epoch in its order costs less than indexing each batch
 
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """x: (n, *in_shape); y: (n, n_targets) or (n,) class indices; clean: as y, without noise."""
+    """One split.
+
+    Attributes:
+        x: (n, *in_shape), the inputs.
+        y: (n, n_targets) real targets, or (n,) class indices.
+        clean: `y` without its noise, in the same shape; None if it is not known.
+    """
 
     x: Tensor
     y: Tensor
@@ -23,7 +29,7 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class TensorData:
-    """Train, val and test on one device. y_std: (n_targets,), one normalised unit in the target's own."""
+    """The three splits on one device. y_std: (n_targets,), one normalised unit in the target's own units."""
 
     train: TensorSplit
     val: TensorSplit
@@ -32,6 +38,8 @@ class TensorData:
 
 
 def to_device(splits: Splits, device: torch.device) -> TensorData:
+    """Copy the splits to the device."""
+
     def split(part: Part) -> TensorSplit:
         clean = None if part.clean is None else torch.from_numpy(part.clean).to(device)
         return TensorSplit(torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device), clean)
@@ -41,14 +49,14 @@ def to_device(splits: Splits, device: torch.device) -> TensorData:
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """The order of the training samples in an epoch, (n,), on the CPU: a function of its arguments alone."""
+    """Return the order of the training samples in an epoch, (n,), on the CPU. It depends only on the arguments."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(seed, f"order/{epoch}")))
 
 
 def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in `order` from number `start` (from 0), none behind the last; the last one may be smaller."""
+    """Yield the batches of `order`, from batch number `start` (from 0) on. The last batch may be smaller."""
     order = order[start * batch_size :].to(split.x.device)
-    if len(order) == 0:  # splitting nothing gives one empty batch
+    if len(order) == 0:  # splitting an empty tensor would give one empty batch
         return iter(())
     if split.x.nbytes <= _GATHER_LIMIT_BYTES:
         return zip(split.x[order].split(batch_size), split.y[order].split(batch_size), strict=True)
@@ -56,7 +64,10 @@ def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) 
 
 
 def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same for many trials at once, each in its own order: orders (K, n); batches (K, batch_size, ...)."""
+    """Yield the batches of K trials, each in its own order.
+
+    orders: (K, n). A batch's tensors are (K, batch_size, ...); the last one may be smaller.
+    """
     if split.x.nbytes * len(orders) <= _GATHER_LIMIT_BYTES:
         x, y = split.x[orders], split.y[orders]
         return zip(x.split(batch_size, dim=1), y.split(batch_size, dim=1), strict=True)

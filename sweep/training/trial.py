@@ -1,4 +1,4 @@
-"""The contract between what trains and what searches and records: what a training function sees of its trial."""
+"""The interface between a training function and the study: what the function can ask of its trial."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 
 class Trial(Protocol):
-    """One trial, as a training function sees it: all that it may ask for, and all that it may say.
+    """One trial, as a training function sees it.
 
-    The function reports each epoch, and whoever searches may end the trial there. Where it saves its state, a trial
-    that was stopped, or whose process died, goes on from there:
+    The function reports each epoch, and the study may end the trial at a report. The function may also save its state.
+    A trial that was stopped, or whose process died, resumes from the last saved state:
 
         state = trial.restore()
         if state is not None:
@@ -20,8 +20,10 @@ class Trial(Protocol):
             if trial.should_save:
                 trial.save(epoch, {"model": model.state_dict()})
 
-    number: of the trial in its study, from 0; None outside a study. params: what the study sampled, by config key.
-    folder: the trial's own; what is put there stays with it.
+    Attributes:
+        number: the trial's number in its study, from 0; None outside a study.
+        params: the values that the study chose, by config key.
+        folder: the trial's own folder. Files that you put there are kept.
     """
 
     @property
@@ -33,75 +35,83 @@ class Trial(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last `save`, in an earlier process too; 0 where there is none."""
+        """The epoch of the last `save`, which may be from an earlier process; 0 if there is none."""
         ...
 
     @property
     def should_save(self) -> bool:
-        """Whether the last `save` was at least `trainer.checkpoint_interval_s` seconds ago, or a stop was asked for."""
+        """Whether a stop was requested, or the last `save` was at least `trainer.checkpoint_interval_s` seconds ago."""
         ...
 
     @property
     def should_stop(self) -> bool:
-        """Whether the trial was asked to save its state and stop."""
+        """Whether a stop was requested. The function should save its state; `save` then raises Interrupted."""
         ...
 
     def describe(self, *, dataset: Mapping[str, Any] | None = None, device: str | None = None) -> None:
-        """Say what the trial trains on, before anything else is said of it.
+        """Describe what the trial trains on. Call it before anything is reported or logged.
 
         Args:
-            dataset: as MLflow's data sets have it.
+            dataset: the fields of an MLflow data set.
             device: the kind of device, such as cpu or cuda.
         """
         ...
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of a finished epoch, and let whoever searches judge them.
+        """Record the metrics of a finished epoch. The study's pruner may end the trial here.
 
-        An epoch that was reported before is not recorded again: the first report stands.
+        If the epoch was reported before, the first report stands.
 
         Args:
-            epoch: from 1, and larger than the one before.
-            metrics: by name, as in `val/loss`.
+            epoch: from 1; larger than the one reported before.
+            metrics: by name, such as `val/loss`.
 
         Raises:
-            Pruned: the trial is not worth going on with.
-            Interrupted: a stop was asked for, and the epoch before was reported since, but not saved.
+            Pruned: the study gives up the trial.
+            Interrupted: a stop was requested, and this is the second report since then without a `save`.
         """
         ...
 
     def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
-        """Record further curves, which nobody judges: a value each at `step`, or one for each of several steps."""
+        """Record further curves, which play no part in pruning.
+
+        Args:
+            metrics: by name: one value, or one for each step if `step` is a sequence.
+            step: the step of the value, or the steps of the values.
+        """
         ...
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint atomically. It is on the disk when this returns or raises Interrupted.
 
         Args:
-            epoch: the last that is finished.
-            state: tensors, numbers, texts, and lists and mappings of them, as `torch.load(weights_only=True)` takes.
+            epoch: the last finished epoch.
+            state: tensors, numbers, strings, and lists and mappings of these, as `torch.load(weights_only=True)` needs.
 
         Raises:
-            Interrupted: a stop was asked for; the state is saved.
-            OSError: there is no room.
+            Interrupted: a stop was requested. The state is saved.
+            OSError: the disk is full or the file cannot be written. The previous checkpoint is kept.
         """
         ...
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the state that was saved last, on the CPU; None where there is none."""
+        """Return the state that was saved last, on the CPU; None if there is none."""
         ...
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Have single values, such as a test's, recorded when the trial ends, unless it is only stopped for now."""
+        """Give single values, such as test metrics, to be recorded when the trial ends.
+
+        They are not recorded if the trial is only interrupted.
+        """
         ...
 
     def log_artifact(self, path: Path) -> None:
-        """Have MLflow keep a copy of a file, from `artifacts/` in the trial's folder."""
+        """Store a file as an artifact: in `artifacts/` in the trial's folder, and in MLflow."""
         ...
 
 
 class UnrecordedTrial:
-    """A trial that leaves nothing behind, for tests of speed and of learning rates: no file, no report, no stop."""
+    """A trial that records nothing and is never stopped, for measuring speed and for range tests."""
 
     number: int | None = None
     params: Mapping[str, Any] = {}

@@ -169,7 +169,7 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         ([], {"optimizer.lr": 0.1}, {}, "optimizer.lr: must be a text in Hydra's sweep grammar, a list or a distr"),
         ([], {"optimizer.lr": []}, {}, "optimizer.lr: must be a text in Hydra's sweep grammar, a list or a distr"),
         (["optimizer.lr=0.1"], {"optimizer.lr": [0.1, 1.0]}, {}, "optimizer.lr: is both set and searched"),
-        ([], {"tracking.uri": ["a", "b"]}, {}, "tracking.uri: is no setting of a trial"),
+        ([], {"tracking.uri": ["a", "b"]}, {}, "tracking.uri: is not a setting of a trial"),
         ([], {}, {"n_trials": 0}, "hydra.sweeper.n_trials: must be >= 1"),
         ([], {}, {"n_trials": "many"}, "hydra.sweeper.n_trials: "),
         ([], {}, {"trials": 3}, "hydra.sweeper.trials: "),

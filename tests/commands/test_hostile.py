@@ -230,7 +230,7 @@ def test_bounds_that_a_stranger_stored_are_numbers_or_refused(value: Any, tmp_pa
     study.set_user_attr(STARTS, {"": {"optimizer.lr": {"value": 0.1, "low": 0.01, "high": 1}}})
     assert stored_starts(StudySettings(), "s", folder, "uid") is not None
     study.set_user_attr(STARTS, {"": {"optimizer.lr": {"value": value, "low": 0.01, "high": 1}}})
-    with pytest.raises(ConfigError, match="is not as it was written"):
+    with pytest.raises(ConfigError, match="are damaged"):
         stored_starts(StudySettings(), "s", folder, "uid")
 
 

@@ -189,7 +189,7 @@ def test_an_error_names_the_line_of_the_file_also_where_cells_hold_several(newli
         (b"a,a ,y\n1,2,3\n", {}, "two columns of"),
         (b'a,y\n1,2\n"3,4\n5,6\n', {}, "a quotation mark in line 3 of"),
         (b"a,y\n1,2\n3,4,5\n", {}, "line 3 of"),
-        (b"a,y\n1,\x002\n", {}, "is no text"),
+        (b"a,y\n1,\x002\n", {}, "is not text"),
         (b"PAR1....", {}, "is a Parquet file; name it .parquet"),
         (b"PK\x03\x04....", {}, "is an Excel or zip file"),
         (b"a,y\n1," + b"z" * 300_000 + b"\n", {}, "line 2, column 'y' is 'zzzz"),

@@ -45,7 +45,7 @@ def test_a_range_of_few_values_is_counted_and_listed(text: str, values: list[obj
 def test_a_range_without_a_step_is_no_grid(text: str):
     distribution = distribution_of("k", parse_override(f"k={text}", "k"))
     assert n_values(distribution) == math.inf
-    with pytest.raises(ConfigError, match="which is no grid"):
+    with pytest.raises(ConfigError, match="which is not a grid"):
         grid_of("k", distribution)
 
 

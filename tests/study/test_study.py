@@ -858,7 +858,7 @@ BAD = {
     "inverted range": (["scheduler.max_lr=interval(1,0.1)"], "scheduler.max_lr", "interval(1,0.1)"),
     "empty range": (["trainer.batch_size=range(5,5)"], "trainer.batch_size", "at least one"),
     "mixed types": (["trainer.batch_size=16,many"], "trainer.batch_size", "numbers and texts"),
-    "grid over a range": (["hydra/sweeper/sampler=grid"], "scheduler.base_lr", "no grid"),
+    "grid over a range": (["hydra/sweeper/sampler=grid"], "scheduler.base_lr", "not a grid"),
     "no trials": (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials", ">= 1"),
     "no workers": (["hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs", ">= 1"),
     "silent storage": (

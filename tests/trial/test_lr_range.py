@@ -284,7 +284,7 @@ def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("scheduler.base_lr=1e-3", "scheduler.max_lr=1e-2"), "auto finds no learning rate among what is searched"),
+        (("scheduler.base_lr=1e-3", "scheduler.max_lr=1e-2"), "auto finds no learning rate among the searched keys"),
         (("lr_range.max_lr=1e-4",), "auto finds no learning rates (lr_range.max_lr: the loss "),
         (("bounds=wide",), "'wide' is unknown; choose auto"),
     ],

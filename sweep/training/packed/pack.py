@@ -1,7 +1,10 @@
-"""Many trials in one pass: `Pack.train_epoch` trains a stack of weights, each row a trial of its own.
+"""Many trials in one pass: `Pack.train_epoch` trains a matrix of weights in which each row is one trial.
 
-Rows differ in numbers only: weights, data order, dropout masks and hyperparameters. A trial takes a row at the start of
-an epoch and leaves it at the end of one.
+Rows differ only in numbers: weights, data order, dropout masks and hyperparameters. A trial takes a row before an epoch
+starts and leaves it after an epoch ends. The rows in use are always the first ones, in the order of `Pack.members`.
+
+Shapes: n is the number of members, P the number of trained weights of one model. Weights and each tensor of the
+optimizer's state are (n, P), with spare rows at the end.
 """
 
 from collections import defaultdict
@@ -38,17 +41,20 @@ from sweep.utils.seeds import derive_seed
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
 
-_EVAL_SAMPLES = {"cpu": 2**13}  # of all rows together, at a time: what stays in a core's cache
+_EVAL_SAMPLES = {"cpu": 2**13}  # evaluated at a time, summed over all rows: as many as fit in a core's cache
 _EVAL_SAMPLES_DEFAULT = 2**16
-_BLOCK = {"cpu": 64}  # rows updated together; the tensors of more of them do not stay in a core's cache
-_FEWEST_ROWS = 2  # a compiled update takes no fewer
+_BLOCK = {"cpu": 64}  # rows updated together; the tensors of more rows do not fit in a core's cache
+_FEWEST_ROWS = 2  # a compiled update needs at least two
 
 
 T = TypeVar("T")
 
 
 class PackMember(TrainState):
-    """One trial in a pack."""
+    """One trial in a pack, or about to join one.
+
+    Before it has a row, its tensors are in `weights` and `moments`. `Pack.admit` copies them to the row.
+    """
 
     def __init__(
         self,
@@ -60,26 +66,34 @@ class PackMember(TrainState):
         rule: Rule,
         step_points: int | None = None,
     ) -> None:
-        """weights: the initial ones, as `state_dict` of the model. step_points: as in `TrainState`."""
+        """Start a trial from its initial weights.
+
+        Args:
+            schedule: gives the hyperparameters of each update.
+            trainer: the settings of the training.
+            n_train: training samples in an epoch.
+            weights: the initial weights, as the model's `state_dict`.
+            rule: the optimizer's rule.
+            step_points: as in `TrainState`.
+        """
         super().__init__(schedule, trainer, n_train, step_points)
-        self.weights = weights  # until it has its row
-        self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise, by place among the model's parameters
+        self.weights = weights  # empty once it has a row
+        self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise; by name, then by the parameter's index
         self.scalars = dict(rule.scalars)
         self.table: dict[str, np.ndarray] = {}  # the rule's coefficients for the epoch, (n_updates,) each
         device = next(iter(weights.values())).device
-        draws_on = device if device.type == "cuda" else "cpu"  # as torch's own dropout does
-        self.random = torch.Generator(draws_on).manual_seed(
-            derive_seed(trainer.seed, "train")
-        )  # of dropout, as if alone
+        draws_on = device if device.type == "cuda" else "cpu"  # where torch's own dropout draws
+        # Draws the dropout masks. The seed is that of the global generator when the trial trains sequentially.
+        self.random = torch.Generator(draws_on).manual_seed(derive_seed(trainer.seed, "train"))
         self.trial: Trial = UnrecordedTrial()
 
     def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
-        """All that a checkpoint has of the trial, for the row that it is to take."""
+        """Load a checkpoint into a member that has no row yet."""
         self.schedule.load_state_dict(state["schedule"])
         self.load_course_state(state)
         self._load_random(state["random"])
         self.weights = state["model"]
-        kept = state["optimizer"]["state"]  # by place; Adagrad keeps some of weights that are not trained, too
+        kept = state["optimizer"]["state"]  # by the parameter's index; Adagrad has state for untrained weights too
         if kept:
             self.moments = {
                 name: {place: of_one[name] for place, of_one in kept.items() if of_one.get(name) is not None}
@@ -90,11 +104,11 @@ class PackMember(TrainState):
     def _load_random(self, states: Mapping[str, Any]) -> None:
         if self.random.device.type != "cuda":
             self.random.set_state(states["torch"])
-        elif "cuda" in states:  # not in a checkpoint that was saved without a GPU
+        elif "cuda" in states:  # missing if the checkpoint was saved without a GPU
             self.random.set_state(states["cuda"][self.random.device.index])
 
     def random_states(self) -> dict[str, Any]:
-        """The states of all generators, as a checkpoint of the trial alone has them."""
+        """Return the states of all generators, as the checkpoint of a sequential trial has them."""
         with reproducible(self.random.device):
             seed_generators(self.trainer.seed, "train")
             states = random_states()
@@ -106,12 +120,12 @@ class PackMember(TrainState):
 
     @property
     def group(self) -> dict[str, Any]:
-        """The hyperparameters, and the optimizer's state as far as it is numbers."""
+        """The hyperparameters, and those parts of the optimizer's state that are plain numbers."""
         return {**self.schedule.optimizer.param_groups[0], **self.scalars}
 
 
 class Pack:
-    """Trials of one structure, side by side. Raises Unpackable for a model that cannot be stacked."""
+    """Trials of one structure that train side by side."""
 
     def __init__(
         self,
@@ -122,14 +136,25 @@ class Pack:
         trainer: "Trainer",
         rule: Rule,
     ) -> None:
-        """model: one of its kind, whose weights do not matter."""
+        """Make an empty pack.
+
+        Args:
+            model: any model of the trials' structure; its weights do not matter.
+            loss_fn: the mean loss over a batch.
+            data: the splits, which all trials share.
+            trainer: the settings of any of the trials; only those that they share matter.
+            rule: the optimizer's rule, which all trials share.
+
+        Raises:
+            Unpackable: the model cannot be stacked.
+        """
         self.loss_fn, self.data, self.rule = loss_fn, data, rule
         self.device, self._trainer = data.train.x.device, trainer
-        self.members: list[PackMember] = []  # row by row
+        self.members: list[PackMember] = []  # in the order of the rows
         self._model = model
         self._clips = trainer.clip_norm is not None
         n_train, batch_size = len(data.train.x), trainer.batch_size
-        self._masks: dict[int, dict[str, MaskLike]] = {}  # by size of the batch; of the last one, too
+        self._masks: dict[int, dict[str, MaskLike]] = {}  # by batch size, including that of a smaller last batch
         used: set[str] = set()
         for size in {batch_size, n_train % batch_size or batch_size}:
             x, y = data.train.x[:size], data.train.y[:size]
@@ -137,7 +162,7 @@ class Pack:
         self._layout = FlatParameters(model, used)
         self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
-        self._most_rows = 0  # so far: a pack that was empty for a moment has as many again
+        self._most_rows = 0  # so far; a pack that was empty in between is made this large again
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
@@ -145,9 +170,9 @@ class Pack:
         self._refuse_unstackable()
 
     def admit(self, member: PackMember) -> None:
-        """Gives a trial the next free row."""
+        """Copy a trial into the next free row."""
         row = len(self.members)
-        n_rows = row + self._update.is_compiled  # of which one is behind the last, which may be alone in its block
+        n_rows = row + self._update.is_compiled  # a compiled update of a block with one member needs a spare row
         if n_rows >= len(self._weights):
             self._resize(max(_FEWEST_ROWS, 2 * n_rows, self._most_rows))
         self.members.append(member)
@@ -163,7 +188,7 @@ class Pack:
         member.moments = {}
 
     def release(self, member: PackMember) -> None:
-        """Frees the trial's row, if it has one; the last one moves there."""
+        """Free the trial's row, if it has one. The last row moves there, so that the rows in use stay contiguous."""
         if member not in self.members:
             return
         row, last = self.members.index(member), len(self.members) - 1
@@ -181,26 +206,28 @@ class Pack:
             made[: len(self.members)] = stacked[: len(self.members)]
             return made
 
-        weights = resized(self._weights)  # all of them, or none where memory is short
+        weights = resized(self._weights)  # assign nothing before everything is allocated: memory may run out
         state = {name: resized(stacked) for name, stacked in self._state.items()}
         fixed = {name: resized(stacked) for name, stacked in self._fixed.items()}
         self._weights, self._state, self._fixed = weights, state, fixed
         self._most_rows = max(self._most_rows, n_rows)
 
     def train_epoch(self) -> dict[PackMember, Exception | None]:
-        """One epoch of every trial, which reports it. Returns those that have come to their end.
+        """Train every member for one epoch and report it to the member's trial.
 
-        With what ended them: None for one that is complete, Diverged, or what its report raised.
+        Return the members that have ended, each with the error that ended it: None if it is complete, Diverged, or
+        what its schedule or its report raised. A member that ended keeps its row until `release`, unless it ended
+        before the epoch.
         """
         ended: dict[PackMember, Exception | None] = {}
         for member in [*self.members]:
             try:
-                if member.is_over:  # it was when it was saved
+                if member.is_over:  # its checkpoint was of the last epoch
                     ended[member] = None
                 else:
                     member.start_epoch()
                     member.table = self._table_of(member)
-            except Exception as error:  # whatever a scheduler raises
+            except Exception as error:  # a scheduler may raise anything
                 ended[member] = error
             if member in ended:
                 self.release(member)
@@ -226,7 +253,7 @@ class Pack:
         return ended
 
     def _train(self) -> list[list[float]]:
-        """The updates of an epoch. Returns the loss of each, by row."""
+        """Train all rows for an epoch, block by block. Return the losses, one list of n_updates for each row."""
         size = _BLOCK.get(self.device.type, max(1, len(self.members)))
         self._masked.train()
         losses = []
@@ -235,10 +262,12 @@ class Pack:
         return losses
 
     def _train_block(self, first: int, members: list[PackMember]) -> list[list[float]]:
-        """The same for these members, in the rows from `first` on."""
-        width = (
-            max(len(members), 2) if self._update.is_compiled else len(members)
-        )  # a width of 1 would be compiled anew
+        """Train these members, in the rows from `first` on, for an epoch. Return their losses as `_train` does.
+
+        If there is one member and the update is compiled, it trains together with the row after it, whose result is
+        meaningless: torch would compile a width of 1 once more.
+        """
+        width = max(len(members), 2) if self._update.is_compiled else len(members)
         rows = slice(first, first + width)
         orders = [epoch_order(s.trainer.seed, s.epoch + 1, len(self.data.train.x)) for s in members]
         order = torch.stack(_filled(orders, width)).to(self.device)  # (width, n_train)
@@ -258,7 +287,10 @@ class Pack:
         return torch.stack(losses, dim=1)[: len(members)].tolist()
 
     def _table_of(self, member: PackMember) -> dict[str, np.ndarray]:
-        """The rule's coefficients for each update of the trial's epoch: (n_updates,) each."""
+        """Return the rule's coefficients for each update of the member's epoch, (n_updates,) each.
+
+        This also moves the member's `scalars` to the end of the epoch.
+        """
         steps = np.arange(member.step + 1, member.step + member.n_updates + 1, dtype=np.float64)
         table = self.rule.table(member.group, _columns(member.schedule.rows), steps)
         if self._clips:
@@ -268,7 +300,7 @@ class Pack:
         return table
 
     def _table(self, members: Sequence[PackMember], width: int) -> list[dict[str, Tensor]]:
-        """The same of several trials, update by update: (width, 1) each."""
+        """Return one dict of the rule's coefficients for each update, (width, 1) each, on the device."""
         tables = [member.table for member in members]
         names = list(tables[0])
         stacked = np.stack(
@@ -279,7 +311,7 @@ class Pack:
 
     @torch.no_grad()
     def evaluate(self, split: str) -> list[dict[str, float]]:
-        """Loss and metrics of every row, as `TrainingLoop.evaluate` has them."""
+        """Return loss and metrics of each member, named as by `TrainingLoop.evaluate`."""
         n = len(self.members)
         part: TensorSplit = getattr(self.data, split)
         weights = self._layout.views(self._weights[:n])
@@ -297,7 +329,7 @@ class Pack:
         return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
 
     def forward_of(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Outputs of a model by itself, in the precision of the trials."""
+        """Return the function that applies one (unstacked) model in the trials' precision."""
         return lambda x: in_precision(self._trainer.precision, model, x)
 
     @property
@@ -305,28 +337,29 @@ class Pack:
         return self._trainer.batch_size
 
     def weights(self, row: int) -> dict[str, Tensor]:
-        """A copy of the trial's, as the model's `state_dict`."""
+        """Return a copy of one row's weights, as the model's `state_dict`."""
         fixed = {name: stacked[row].clone() for name, stacked in self._fixed.items()}
         return self._layout.state_dict(self._weights[row].clone(), fixed)
 
     def load_state_dict(self, member: PackMember, state: dict[str, Any]) -> None:
-        """Load into the member a checkpoint that was saved between two epochs, by a pack or by a trial alone.
+        """Load a checkpoint into a member that has no row yet.
 
-        Raises ConfigError when it is of another model, optimizer or scheduler.
+        The checkpoint must have been saved between two epochs, by a pack or by a sequential trial. Raises ConfigError
+        if it has another model, optimizer or scheduler.
         """
         check_kinds(state, self._kinds(member))
         own, saved = ({name: list(w.shape) for name, w in s.items()} for s in (member.weights, state["model"]))
         if saved != own:
             changed = next(name for name in own | saved if own.get(name) != saved.get(name))
             problem = f"{changed} has the shape {saved.get(changed)}, not {own.get(changed)}"
-            raise ConfigError("resume", f"the checkpoint is of another model than the config ({problem})")
+            raise ConfigError("resume", f"the checkpoint has another model than the config ({problem})")
         member.load_state_dict(state, self.rule)
 
     def _kinds(self, member: PackMember) -> dict[str, str]:
         return kinds(self._model, member.schedule.optimizer, member.schedule.scheduler)
 
     def state_dict(self, member: PackMember) -> dict[str, Any]:
-        """The trial's checkpoint, from which it also goes on alone."""
+        """Return the member's checkpoint. It has the format of a sequential trial's, so either can resume from it."""
         row = self.members.index(member)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
         optimizer = member.schedule.optimizer.state_dict()
@@ -349,7 +382,7 @@ class Pack:
         }
 
     def _draw_masks(self, members: Sequence[PackMember], batch_size: int, width: int) -> dict[str, Tensor]:
-        """Dropout masks of every row, (width, *shape), drawn as the trial would draw them alone."""
+        """Draw the dropout masks of every row, (width, *shape): those that the trial would draw sequentially."""
         drawn = {}
         for name, like in self._masks[batch_size].items():
             p = dropout_p(self._masked, name)
@@ -359,7 +392,7 @@ class Pack:
 
     @contextmanager
     def rehearsal(self, width: int) -> Iterator[Callable[[], None]]:
-        """What updates so many copies of the model, as often as it is called, to see how long it takes."""
+        """Hold the memory of `width` copies of the model, and yield a function that updates them once, for timing."""
         x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
         row = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
         extra = {name: fixed.expand(width, *fixed.shape) for name, fixed in self._layout.fixed.items()}
@@ -378,24 +411,24 @@ class Pack:
         yield update
 
     def _refuse_unstackable(self) -> None:
-        """Raises Unpackable if two rows cannot be updated together."""
+        """Raise Unpackable if two rows cannot be updated together."""
         try:
             with self.rehearsal(2) as update:
                 update()
-        except Exception as error:  # whatever vmap, or the model under it, raises
+        except Exception as error:  # vmap, or the model under it, may raise anything
             raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
 
 
 def _filled(items: list[T], n: int) -> list[T]:
-    """With the first repeated in rows that no trial has."""
+    """Return n items: the given ones, and copies of the first for rows without a trial."""
     return items + items[:1] * (n - len(items))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """What the scheduler sets, (n_updates,) each; of the only parameter group."""
+    """Return the values that the scheduler sets, (n_updates,) each, for the only parameter group."""
     first = rows[0][0]
     columns = {name: np.array([float(row[0][name]) for row in rows]) for name in first if name != "betas"}
-    if "betas" in first:  # the only ones that are several numbers, in the optimizers that there are rules for
+    if "betas" in first:  # of the optimizers that have a rule, no other value is a tuple
         for i, name in enumerate(("beta1", "beta2")):
             columns[name] = np.array([float(row[0]["betas"][i]) for row in rows])
     return columns

@@ -1,4 +1,8 @@
-"""What of a model can be stacked: its weights as rows of a matrix, its dropout masks as tensors that are handed in."""
+"""Stacking models: weights become rows of a matrix, and dropout masks become inputs.
+
+Shapes: n is the number of rows, P the number of trained weights of one model. The order of the weights in a row is that
+of the model's parameters, each flattened.
+"""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -15,13 +19,24 @@ from sweep.utils.errors import one_line
 
 
 class Unpackable(Exception):
-    """Trials of this kind have to train one at a time; the message says why."""
+    """Trials of this kind must train one at a time. The message gives the reason."""
 
 
 class FlatParameters:
-    """Where a model's weights lie in a row. used: names of the parameters that its output depends on."""
+    """Where a model's weights lie in a row.
+
+    Attributes:
+        names: of the trained parameters, in the order of the row.
+        places: their indices among all parameters, as in an optimizer's state.
+        fixed: all other tensors of the `state_dict`, by name.
+        size: P, the length of a row.
+    """
 
     def __init__(self, model: nn.Module, used: set[str]) -> None:
+        """Lay out the trained parameters. Raises Unpackable if they have several dtypes.
+
+        used: names of the parameters that the output depends on.
+        """
         parameters = dict(model.named_parameters())
         trained = {name: weight for name, weight in parameters.items() if weight.requires_grad and name in used}
         canonical = {id(weight): name for name, weight in parameters.items()}
@@ -39,34 +54,34 @@ class FlatParameters:
         self.dtype = dtypes.pop()
 
     def row(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """A `state_dict` as one row, (P,)."""
+        """Flatten a `state_dict` into one row, (P,)."""
         return torch.cat([weights[name].flatten() for name in self.names])
 
     def split(self, row: Tensor) -> list[Tensor]:
-        """A row (P,) as tensors of their own shapes, without a copy."""
+        """Split a row (P,) into the parameters' tensors, without a copy."""
         return [part.view(shape) for part, shape in zip(row.split(self._sizes), self._shapes, strict=True)]
 
     def parts(self, stacked: Tensor) -> list[Tensor]:
-        """Rows (n, P) as those of each parameter, (n, size)."""
+        """Split rows (n, P) into one contiguous tensor (n, size) for each parameter."""
         return [part.contiguous() for part in stacked.split(self._sizes, dim=1)]
 
     def shaped(self, parts: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Parameters (n, size) as stacked tensors (n, *shape) by name."""
+        """Reshape the parameters (n, size) to stacked tensors (n, *shape), by name."""
         named = zip(self.names, parts, self._shapes, strict=True)
         return {name: part.unflatten(1, shape) if shape else part.squeeze(1) for name, part, shape in named}
 
     def views(self, stacked: Tensor) -> dict[str, Tensor]:
-        """Rows (n, P) as stacked tensors (n, *shape) by name, without a copy."""
+        """View rows (n, P) as stacked tensors (n, *shape), by name, without a copy."""
         return self.shaped(stacked.split(self._sizes, dim=1))
 
     def state_dict(self, row: Tensor, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A row (P,) and what is not trained as the model's `state_dict`."""
+        """Combine a row (P,) and the tensors that are not trained to the model's `state_dict`."""
         tensors = {**dict(zip(self.names, self.split(row), strict=True)), **fixed}
         return {name: tensors[stored_as] for name, stored_as in self._stored_as.items()}
 
 
 class Masked(nn.Module):
-    """Dropout with a mask that is handed in."""
+    """Dropout that multiplies by a given mask, the buffer `mask`."""
 
     mask: Tensor
 
@@ -80,7 +95,7 @@ class Masked(nn.Module):
 
 
 def with_masks(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy that takes its dropout masks as buffers."""
+    """Return a copy of the model in which the named dropout layers take their masks as buffers."""
     model = copy.deepcopy(model)
     for name in names:
         model.set_submodule(name, Masked(dropout_p(model, name)))
@@ -95,7 +110,7 @@ def dropout_p(model: nn.Module, dropout: str) -> float:
 
 @dataclass(frozen=True)
 class MaskLike:
-    """The tensor that reaches a dropout layer. The GPU's random numbers depend on its type, too."""
+    """Shape and dtype of a dropout layer's input. The random numbers of a GPU depend on the dtype too."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -104,8 +119,11 @@ class MaskLike:
 def rehearsed(
     model: nn.Module, loss_fn: LossFn, precision: str, x: Tensor, y: Tensor
 ) -> tuple[dict[str, MaskLike], set[str]]:
-    """Trains a copy for one batch. Returns what reaches its dropout layers, by name and in the order of drawing, and
-    the names of the parameters that get a gradient. Raises Unpackable."""
+    """Train a copy of the model on one batch, to see what has to be stacked.
+
+    Return the inputs of its dropout layers, by name in the order of drawing, and the names of the parameters that get a
+    gradient. Raises Unpackable if the model changes a buffer, calls a dropout layer twice, or fails.
+    """
     model = copy.deepcopy(model).train()
     for name, module in model.named_modules():
         if getattr(module, "track_running_stats", False):
@@ -118,7 +136,7 @@ def rehearsed(
     try:
         with reproducible(x.device), torch.enable_grad():
             loss_fn(in_precision(precision, model, x), y).backward()
-    except Exception as error:  # whatever the model raises: alone, the trial fails at the step where it does
+    except Exception as error:  # the model may raise anything; trained sequentially, it fails at the right step
         raise Unpackable(f"the model raises in training ({one_line(error, 160)})") from error
     if any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()):
         raise Unpackable("the model changes its buffers while it trains")
@@ -133,15 +151,15 @@ def _note(calls: list[tuple[str, MaskLike]], name: str, module: nn.Module, input
 
 
 def draw_mask(like: MaskLike, p: float, random: torch.Generator) -> Tensor:
-    """Draw a mask as `torch.nn.functional.dropout` draws it on the generator's device: 0, or 1 / (1 - p).
+    """Draw the mask that `torch.nn.functional.dropout` would draw on the generator's device.
 
-    Where p is 1, nothing is left and torch draws nothing.
+    An element is 0 with probability p, and else 1 / (1 - p).
     """
-    if p == 1:
+    if p == 1:  # torch draws nothing from the generator
         return torch.zeros(like.shape, device=random.device)
     if random.device.type != "cuda":
         return torch.empty(like.shape).bernoulli_(1 - p, generator=random).div_(1 - p)
-    # CUDA's dropout kernel has an order of drawing of its own, and knows the device's default generator only.
+    # CUDA's dropout kernel has its own order of drawing and accepts only the device's default generator.
     default = torch.cuda.default_generators[random.device.index]
     before = default.get_state()
     default.set_state(random.get_state())

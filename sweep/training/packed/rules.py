@@ -1,8 +1,11 @@
-"""Optimizer rules for stacked weights: one update of many trials, each with hyperparameters of its own.
+"""Optimizer rules for stacked weights: one update of many trials, each with its own hyperparameters.
 
-Stacked tensors are (K, P): a trial a row, all its weights one after the other. A rule mirrors the update of its class
-in torch.optim, whose docstrings name the papers. What depends on numbers alone (schedules, bias corrections) is worked
-out for whole epochs in float64, as torch does, and reaches the update as columns of (K, 1).
+Stacked tensors are (K, P): each row holds one trial's weights, flattened. A rule computes the same update as its class
+in torch.optim. Coefficients that depend only on numbers (schedules, bias corrections) are computed for a complete epoch
+in float64, as torch does, and reach the update as columns (K, 1).
+
+In the formulas, w are weights, g is their gradient after weight decay, t counts updates from 1, and b1 and b2 are the
+betas. Products and roots are elementwise.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +21,33 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSp
 from sweep.utils.errors import TrainingFailed
 
 Group = Mapping[str, Any]  # a parameter group of torch's optimizer
-Table = dict[str, NDArray[Any]]  # per coefficient: (n,), one value an update
-Columns = Mapping[str, Tensor]  # the same for one update of all trials: (K, 1) each
+Table = dict[str, NDArray[Any]]  # coefficients of one trial by name: (n,) each, one value an update
+Columns = Mapping[str, Tensor]  # coefficients of all trials in one update, by name: (K, 1) each
 
 
 class Rule(ABC):
-    """One kind of update. Trials whose rules are equal may share a pass: they differ in numbers only."""
+    """One kind of update. Trials whose rules are equal differ only in numbers, so they may share a pass.
+
+    Attributes:
+        made_by: the optimizer classes whose update this is.
+        flags: switches in a parameter group that change which operations are done.
+        optional: hyperparameters whose operations are left out when they are 0.
+        scalars: numbers in the optimizer's state, by torch's names, with their initial values.
+    """
 
     made_by: ClassVar[tuple[type[Optimizer], ...]]
-    flags: ClassVar[tuple[str, ...]] = ("maximize",)  # of a parameter group, that change what is computed
-    optional: ClassVar[tuple[str, ...]] = ("weight_decay",)  # numbers that change it when they are 0
-    scalars: Mapping[str, float] = {}  # numbers in the state, by torch's names, as they begin
+    flags: ClassVar[tuple[str, ...]] = ("maximize",)
+    optional: ClassVar[tuple[str, ...]] = ("weight_decay",)
+    scalars: Mapping[str, float] = {}
 
     def __init__(self, group: Group, changing: Collection[str] = ()) -> None:
-        """changing: the hyperparameters that the schedule may set, perhaps to 0, perhaps from 0."""
+        """Choose the operations that these hyperparameters need.
+
+        Args:
+            group: the optimizer's parameter group.
+            changing: hyperparameters that the schedule may set. An optional one among them is never left out, since it
+                may change from or to 0.
+        """
         self._changes = {name: name in changing for name in self.optional}
         self._uses = {name: bool(group.get(name)) for name in self.flags}
         self._uses |= {name: bool(group.get(name)) or changes for name, changes in self._changes.items()}
@@ -46,50 +62,64 @@ class Rule(ABC):
     @property
     @abstractmethod
     def state(self) -> tuple[str, ...]:
-        """Names of the stacked tensors that it keeps, as in torch's state."""
+        """Names of the stacked tensors that the rule keeps, as in torch's state."""
 
     def initial(self, name: str, group: Group) -> float:
-        """What a tensor of the state is filled with at first."""
+        """Return the number that a tensor of the state is filled with at first."""
         return 0.0
 
     @abstractmethod
     def table(self, group: Group, scheduled: Table, steps: NDArray[Any]) -> Table:
-        """The coefficients of one trial's next updates, number `steps` (from 1).
+        """Compute the coefficients of one trial's next updates.
 
-        group: the trial's, with the `scalars` as they are. scheduled: what the scheduler sets in these updates, in
-        place of the group's numbers; `betas` as `beta1` and `beta2`. Raises TrainingFailed for what torch cannot do.
+        Args:
+            group: the trial's parameter group, with the current `scalars`.
+            scheduled: values that the scheduler sets in these updates, which replace the group's; `betas` is given as
+                `beta1` and `beta2`.
+            steps: (n,), the numbers of these updates, from 1.
+
+        Raises:
+            TrainingFailed: torch's optimizer cannot do such an update.
         """
 
     @abstractmethod
     def update(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> None:
-        """Changes weights `w` and `state` in place; `g`, their gradient, is not needed afterwards."""
+        """Update the weights `w` and `state` in place.
+
+        Args:
+            w: weights, (K, P).
+            g: their gradient, (K, P). It may be modified in place; do not use it afterwards.
+            state: the tensors that `state` names, (K, P) each.
+            c: the coefficients from `table`, (K, 1) each.
+        """
 
     def loaded(self, of_one: Mapping[str, Any]) -> dict[str, float]:
-        """Return the `scalars`, as torch's state of one weight has them."""
+        """Read the `scalars` from torch's state of one parameter."""
         return {name: float(of_one[name]) for name in self.scalars}
 
     def kept(self, scalars: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Return what torch's state has by now: the numbers, and the names of the tensors."""
+        """Return what torch's state would contain by now: the numbers, and the names of the tensors."""
         return dict(scalars), self.state
 
     def _prepared(self, w: Tensor, g: Tensor, c: Columns) -> Tensor:
-        """The gradient, with its sign and the weight decay that torch adds to it."""
+        """Return the gradient as torch prepares it: negated to maximize, then with w * weight_decay added."""
         if self._uses["maximize"]:
             g = -g
         return g.addcmul(w, c["weight_decay"]) if self._uses["weight_decay"] else g
 
 
 class _MomentumRule(Rule):
-    """What SGD and RMSprop share: a momentum buffer that an update with momentum 0 neither reads nor writes.
+    """The common part of SGD and RMSprop: a momentum buffer. An update with momentum 0 neither reads nor writes it.
 
-    Where the momentum cannot change, all of that is settled by `uses`, and an update costs nothing for it.
+    If the schedule cannot change the momentum, whether there is a buffer is fixed. Otherwise the column `uses` says for
+    each trial whether this update has momentum, and the scalar `begun` whether the buffer exists yet.
     """
 
     optional = ("weight_decay", "momentum")
 
     def __init__(self, group: Group, changing: Collection[str] = ()) -> None:
         super().__init__(group, changing)
-        self.scalars = {"begun": 0.0} if self._changes["momentum"] else {}  # whether there is a buffer
+        self.scalars = {"begun": 0.0} if self._changes["momentum"] else {}
 
     def loaded(self, of_one: Mapping[str, Any]) -> dict[str, float]:
         return {name: float(of_one.get("momentum_buffer") is not None) for name in self.scalars}
@@ -99,11 +129,16 @@ class _MomentumRule(Rule):
         return {}, tuple(name for name in self.state if begun or name != "momentum_buffer")
 
     def _buffered(self, buffer: Tensor, g: Tensor, c: Columns) -> Tensor:
-        """Return the momentum buffer, or `g` for those that have no momentum at this update."""
+        """Return the momentum buffer, or `g` in rows that have no momentum in this update."""
         return torch.where(c["uses"] > 0, buffer, g) if self._changes["momentum"] else buffer
 
 
 class SGDRule(_MomentumRule):
+    """b = momentum * b + (1 - dampening) * g; w -= lr * b (Polyak 1964). The buffer b begins as g itself.
+
+    With `nesterov`, w -= lr * (g + momentum * b) (Sutskever et al. 2013).
+    """
+
     made_by = (SGD,)
     flags = ("maximize", "nesterov")
 
@@ -118,7 +153,7 @@ class SGDRule(_MomentumRule):
             return {**found, "decay": momentum, "kept": np.where(steps == 1, 1.0, 1 - dampening)}
         uses = momentum != 0
         n_used = np.cumsum(uses) + group["begun"]
-        kept = np.where(n_used == 1, 1.0, 1 - dampening)  # the buffer begins as the gradient itself
+        kept = np.where(n_used == 1, 1.0, 1 - dampening)  # first use: the buffer becomes g, without dampening
         return {
             **found,
             "uses": uses * 1.0,
@@ -136,9 +171,12 @@ class SGDRule(_MomentumRule):
 
 
 class _MomentsRule(Rule):
-    """What Adam and its kin share: running means of the gradient and of its square."""
+    """The common part of Adam's family: m = b1 m + (1 - b1) g and v = b2 v + (1 - b2) g^2, both from 0.
 
-    more: ClassVar[tuple[str, ...]] = ()  # numbers of its own
+    Weight decay is added to g, or with `decoupled_weight_decay` w *= 1 - lr * weight_decay (Loshchilov & Hutter 2019).
+    """
+
+    more: ClassVar[tuple[str, ...]] = ()  # names of further numbers of a subclass
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -159,10 +197,16 @@ class _MomentsRule(Rule):
 
     @abstractmethod
     def _steps(self, group: Group, found: Table, t: NDArray[Any]) -> Table:
-        """found: lr, beta1, beta2 and `more`, (n,) each, one value an update."""
+        """Return the coefficients that only this rule has.
+
+        Args:
+            group: as for `table`.
+            found: lr, beta1, beta2 and `more`, (n,) each, one value an update.
+            t: (n,), the numbers of the updates, from 1.
+        """
 
     def _moments(self, w: Tensor, g: Tensor, state: Mapping[str, Tensor], c: Columns) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient with its decay, and both running means brought up to date."""
+        """Apply the weight decay and update both running means. Return g, m and v."""
         if self._uses["weight_decay"] and self._uses.get("decoupled_weight_decay"):
             g = -g if self._uses["maximize"] else g
             w.mul_(c["shrink"])
@@ -174,6 +218,11 @@ class _MomentsRule(Rule):
 
 
 class AdamRule(_MomentsRule):
+    """w -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps) (Kingma & Ba 2015).
+
+    With `amsgrad`, v is replaced by its maximum so far (Reddi et al. 2018).
+    """
+
     made_by = (Adam, AdamW)
     flags = ("maximize", "amsgrad", "decoupled_weight_decay")
 
@@ -195,6 +244,12 @@ class AdamRule(_MomentsRule):
 
 
 class NAdamRule(_MomentsRule):
+    """Adam with Nesterov momentum (Dozat 2016).
+
+    mu_t = b1 (1 - 0.96^(t * momentum_decay) / 2), M_t = mu_1 * ... * mu_t;
+    w -= lr * (g (1 - mu_t) / (1 - M_t) + m mu_(t+1) / (1 - M_(t+1))) / (sqrt(v / (1 - b2^t)) + eps).
+    """
+
     made_by = (NAdam,)
     flags = ("maximize", "decoupled_weight_decay")
     scalars: Mapping[str, float] = {"mu_product": 1.0}
@@ -214,7 +269,7 @@ class NAdamRule(_MomentsRule):
 
     @staticmethod
     def _products(group: Group, mu: NDArray[Any]) -> NDArray[Any]:
-        """Running products of mu, in the precision that torch keeps them in."""
+        """Compute the running products M_t, in the precision in which torch stores them."""
         dtype = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         return np.multiply.accumulate(np.array([group["mu_product"], *mu], dtype))[1:].astype(np.float64)
 
@@ -226,6 +281,13 @@ class NAdamRule(_MomentsRule):
 
 
 class RAdamRule(_MomentsRule):
+    """Adam with a rectified variance (Liu et al. 2020).
+
+    rho = 2 / (1 - b2) - 1 and rho_t = rho - 2 t b2^t / (1 - b2^t) are the longest and the current length of the mean.
+    r = sqrt((rho_t - 4)(rho_t - 2) rho / ((rho - 4)(rho - 2) rho_t));
+    w -= lr m / (1 - b1^t) * (r sqrt(1 - b2^t) / (sqrt(v) + eps) if rho_t > 5 else 1).
+    """
+
     made_by = (RAdam,)
     flags = ("maximize", "decoupled_weight_decay")
 
@@ -235,7 +297,7 @@ class RAdamRule(_MomentsRule):
         longest = 2 / (1 - beta2) - 1
         length = longest - 2 * t * beta2**t / correction2
         rectified = length > 5
-        with np.errstate(all="ignore"):  # where it is not rectified
+        with np.errstate(all="ignore"):  # the ratio may be negative or infinite where it is not used
             ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
             rectifier = np.sqrt(np.where(rectified, ratio, 0.0))
         return {
@@ -251,6 +313,12 @@ class RAdamRule(_MomentsRule):
 
 
 class RMSpropRule(_MomentumRule):
+    """v = alpha v + (1 - alpha) g^2; w -= lr * g / (sqrt(v) + eps) (Tieleman & Hinton 2012).
+
+    With `centered`, v is reduced by the square of g's running mean (Graves 2013). With momentum, the step
+    s = g / (sqrt(v) + eps) goes into a buffer: b = momentum * b + s; w -= lr * b.
+    """
+
     made_by = (RMSprop,)
     flags = ("maximize", "centered")
 
@@ -295,6 +363,8 @@ class RMSpropRule(_MomentumRule):
 
 
 class AdagradRule(Rule):
+    """s += g^2; w -= lr / (1 + (t - 1) lr_decay) * g / (sqrt(s) + eps) (Duchi et al. 2011)."""
+
     made_by = (Adagrad,)
 
     @property
@@ -318,7 +388,9 @@ _RULES = (SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule)
 
 
 def rule_of(optimizer: Optimizer, changing: Collection[str] = ()) -> Rule | None:
-    """The rule that updates as this optimizer does; None where there is none, or groups of parameters differ.
+    """Return the rule with this optimizer's update.
+
+    Return None if there is none, if the optimizer has several parameter groups, or if it is differentiable.
 
     changing: the hyperparameters that the trial's schedule may set.
     """
@@ -331,5 +403,5 @@ def rule_of(optimizer: Optimizer, changing: Collection[str] = ()) -> Rule | None
 
 
 def _numbers(group: Group, scheduled: Table, steps: NDArray[Any], *names: str) -> Table:
-    """Return each number in each update: what the scheduler sets, or what the group has."""
+    """Return each number in each update, (n,): as the scheduler sets it, else the group's."""
     return {name: scheduled.get(name, np.full(len(steps), float(group[name]))) for name in names}

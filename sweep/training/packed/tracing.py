@@ -1,4 +1,4 @@
-"""Calls a function of tensors as the plain operations that it consists of, or has them compiled."""
+"""Tracing a function of tensors to the plain operations that it consists of, and compiling them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -15,31 +15,43 @@ T = TypeVar("T")
 
 
 class TracedFunction(Generic[T]):
-    """A function of nested dicts, lists and tuples of tensors, whose result is one of these too.
+    """A function that is replaced by a trace of its tensor operations once it has run often enough.
 
-    It is called as it is until it has done so much that tracing it pays; from then on its operations alone, without
-    what torch.func does around each. On the CPU this takes a third off a pack's gradients. A trace takes a second and
-    serves other sizes than those it was made with; where they are new it is asked whether it holds for them. The
-    nesting has to stay as it was. `problem` says why there is no trace, where it was tried.
+    Arguments and result are nested dicts, lists and tuples of tensors. Their nesting must not change between calls.
 
-    is_compiled: whether the operations are compiled, too. What `torch.compile` has around its compiler, bytecode and
-    guards, takes longer to set up than a compiled update takes to load (3 of 5 s), and a twentieth of the update.
+    A trace leaves out what torch.func does around each operation. On the CPU this takes a third off the time of a
+    pack's gradients. A trace takes a second to make. It is symbolic in the sizes: new sizes are checked against the
+    conditions that torch noted while tracing. For sizes that do not meet them, the function itself is called.
+
+    The operations can be compiled, too. This uses torch's compiler without `torch.compile`: the latter's bytecode and
+    guards took 3 of the 5 s to set up compiled code that was already on the disk, and a twentieth of each update.
+
+    problem: why tracing failed; None if it did not, or was not tried. A failure to compile is raised by the call.
     """
 
     def __init__(self, function: Callable[..., T], worth: int = 0, is_compiled: bool = False) -> None:
-        """worth: rows that the function has worked on, over all calls, before it is traced."""
+        """Wrap a function without tracing it yet.
+
+        Args:
+            function: what to trace.
+            worth: how many rows the function handles, over all calls, before it is traced.
+            is_compiled: whether to compile the trace.
+        """
         self._function, self._rows_left, self._is_compiled = function, worth, is_compiled
         self._operations: Callable[..., Iterable[Tensor]] | None = None
-        self._result: Any = None  # one of the function's, for its nesting
-        self._inputs: list[Any] = []  # what stood for the tensors in the trace
+        self._result: Any = None  # a result of the function, for its nesting
+        self._inputs: list[Any] = []  # the symbolic tensors of the trace
         self._holds: dict[tuple[int, ...], bool] = {}
         self.problem: str | None = None
 
     def __call__(self, sizes: tuple[int, ...], *arguments: Any) -> T:
-        """sizes: all that differ from call to call, such as rows and samples."""
+        """Call the function, or its trace.
+
+        sizes: all the sizes that may differ from call to call. The first is the number of rows.
+        """
         if self._operations is None:
             self._rows_left -= sizes[0]
-            if self.problem is not None or self._rows_left >= 0 or sizes[0] == 1:  # 1 would be taken for a constant
+            if self.problem is not None or self._rows_left >= 0 or sizes[0] == 1:  # a trace takes 1 for a constant
                 return self._function(*arguments)
             self._trace(arguments)
         if not self.serves(sizes, *arguments):
@@ -48,7 +60,7 @@ class TracedFunction(Generic[T]):
         return _refilled(self._result, iter(self._operations(*_leaves(arguments))))
 
     def serves(self, sizes: tuple[int, ...], *arguments: Any) -> bool:
-        """Whether for such sizes only the operations are called."""
+        """Return whether the trace is used for these sizes."""
         if self._operations is None:
             return False
         if sizes not in self._holds:
@@ -67,7 +79,7 @@ class TracedFunction(Generic[T]):
                 graph = make_fx(flat, tracing_mode="symbolic")(*_leaves(arguments))
                 self._inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
                 self._operations = self._compile(graph) if self._is_compiled else graph
-        except Exception as error:  # whatever torch cannot trace
+        except Exception as error:  # torch may fail to trace in any way
             if self._is_compiled:
                 raise
             self.problem = one_line(error, 160)
@@ -78,11 +90,11 @@ class TracedFunction(Generic[T]):
 
         for node in graph.graph.nodes:
             if "val" in node.meta:
-                node.meta["example_value"] = node.meta["val"]  # where the compiler looks for sizes that may differ
+                node.meta["example_value"] = node.meta["val"]  # the compiler reads symbolic sizes from here
         return standalone_compile(graph, self._inputs, dynamic_shapes="from_graph")
 
     def _holds_for(self, tensors: list[Tensor]) -> bool:
-        """Whether the trace does. Where in their memory the tensors begin is left out: it concerns no operation."""
+        """Return whether the tensors meet the trace's conditions. Storage offsets do not matter to any operation."""
         shapes = self._inputs[0].fake_mode.shape_env
         conditions = shapes.produce_guards_expression(self._inputs, ignore_static=False) or "True"
         guards = " and ".join(c for c in conditions.split(" and ") if "storage_offset" not in c)
@@ -90,8 +102,11 @@ class TracedFunction(Generic[T]):
 
 
 def sizes_apart() -> AbstractContextManager[None]:
-    """Has what is traced meanwhile hold for all sizes. By default torch takes sizes, and offsets, that happen to be
-    equal at first (a batch of 64 in a pack of 64) for the same one, and they must be so for ever."""
+    """Hold a setting under which torch traces every size as its own symbol.
+
+    By default, sizes or offsets that are equal while tracing (such as a batch of 64 in a pack of 64) share a symbol, so
+    that the trace is valid only while they stay equal.
+    """
     return fx_config.patch(use_duck_shape=False)  # pyright: ignore[reportAttributeAccessIssue]  # torch adds it
 
 
@@ -104,7 +119,7 @@ def _leaves(nested: Any) -> Iterator[Tensor]:
 
 
 def _refilled(nested: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same nesting with other tensors."""
+    """Return the same nesting, filled with other tensors in the order of `_leaves`."""
     if isinstance(nested, torch.Tensor):
         return next(tensors)
     if isinstance(nested, dict):

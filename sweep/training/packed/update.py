@@ -1,4 +1,4 @@
-"""One update of every trial in a pack: gradients by vmap, then the optimizer's rule; compiled, or as it is."""
+"""One update of every trial in a pack: gradients by vmap, then the optimizer's rule. It can be compiled."""
 
 import torch
 from torch import Tensor, nn
@@ -11,59 +11,73 @@ from sweep.training.packed.rules import Rule
 from sweep.training.packed.tracing import TracedFunction
 from sweep.training.runtime import in_precision
 
-Parts = dict[str, list[Tensor]]  # what an update changes, part by part, (n, size) each: weights, named "", and state
-_WORTH_A_TRACE = 20_000  # updates, over all rows: a second's worth of them
-_CLIP_EPS = 1e-6  # torch's clip_grad_norm_ adds it
+Parts = dict[str, list[Tensor]]  # what an update changes, in parts (n, size): the weights under "", and the state
+_WORTH_A_TRACE = 20_000  # updates, over all rows: about a second, which is what a trace takes
+_CLIP_EPS = 1e-6  # as in torch's clip_grad_norm_
 
 
 class Update:
-    """Updates n rows of weights, (n, P) in the order of `layout`.
-
-    model: takes dropout masks as buffers. trainer: of any of the trials; its numbers do not matter.
-    """
+    """Updates n rows of weights, (n, P), in the order of a layout."""
 
     def __init__(self, model: nn.Module, layout: FlatParameters, loss_fn: LossFn, rule: Rule, trainer: Trainer) -> None:
+        """Prepare updates; nothing is traced or compiled yet.
+
+        Args:
+            model: takes its dropout masks as buffers.
+            layout: where the weights lie in a row.
+            loss_fn: the mean loss over a batch.
+            rule: the optimizer's rule.
+            trainer: the settings of any of the trials; its numbers do not matter.
+        """
         self._model, self._layout, self._loss_fn, self._rule = model, layout, loss_fn, rule
         self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
         self.is_compiled = trainer.compile
         self._traced = TracedFunction(self.gradients, _WORTH_A_TRACE)
-        self._compiled = TracedFunction(self._anew, is_compiled=True) if trainer.compile else None
+        self._compiled = TracedFunction(self._out_of_place, is_compiled=True) if trainer.compile else None
 
     def __call__(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
     ) -> tuple[Tensor, Parts]:
-        """Returns the losses, (n,), and what is `trained` now; whether what it was is changed is left open.
+        """Update all rows once. Return the losses, (n,), and the new value of `trained`.
 
-        extra: stacked tensors that are not trained, and masks. c: the rule's columns, (n, 1) each.
+        Args:
+            trained: weights and state. They may be modified in place; do not use them afterwards.
+            extra: stacked tensors that are not trained, and dropout masks, by name.
+            x: inputs, (n, B, *in_shape).
+            y: targets, (n, B, ...).
+            c: the rule's coefficients, (n, 1) each.
         """
         if self._compiled is None:
             return self._in_place(trained, extra, x, y, c)
         return self._compiled(x.shape[:2], trained, extra, x, y, c)
 
     def parts(self, stacked: Tensor) -> list[Tensor]:
-        """Rows (n, P) as an update takes them: all of a row at once, which makes few operations; or, where it is
-        compiled and they cost nothing, each parameter by itself, so that no gradients have to be put together."""
+        """Divide rows (n, P) into the parts that an update takes.
+
+        An eager update takes complete rows, so that there are few operations. In a compiled update the number of
+        operations costs nothing, so each parameter is a part: the gradients need not be concatenated.
+        """
         return self._layout.parts(stacked) if self.is_compiled else [stacked]
 
     def outputs(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Of one trial with these tensors, (B, out_features)."""
+        """Return the outputs (B, out_features) of one trial's model with these tensors."""
         return in_precision(self._precision, lambda x: functional_call(self._model, tensors, (x,)), x)
 
     def gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients (n, P) and losses (n,) of weights (n, P)."""
-        grads, losses = self._of_parameters(self._layout.views(w), extra, x, y)
+        """Return the gradients (n, P) and losses (n,) of weights (n, P)."""
+        grads, losses = self._gradients_by_parameter(self._layout.views(w), extra, x, y)
         return torch.cat(grads, dim=1), losses
 
-    def _of_parameters(
+    def _gradients_by_parameter(
         self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The same of stacked parameters by name: gradients (n, size) of each."""
+        """Return the gradients of stacked parameters, (n, size) each in the layout's order, and the losses (n,)."""
 
         def loss(weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return self._loss_fn(self.outputs({**weights, **extra}, x), y)
 
         grads, losses = vmap(grad_and_value(loss))(weights, extra, x, y)
-        n = losses.shape[0]  # `len` would be a number for ever to what traces it
+        n = losses.shape[0]  # not `len`, which a trace takes for a constant
         return [grads[name].reshape(n, -1) for name in self._layout.names], losses
 
     def _in_place(
@@ -74,19 +88,22 @@ class Update:
         self._apply(trained, [grads], c)
         return losses, trained
 
-    def _anew(
+    def _out_of_place(
         self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
     ) -> tuple[Tensor, Parts]:
-        """With new tensors, to be compiled: a compiler changes what it is given by a copy at the end, which takes a
-        sixth of an update."""
+        """Update copies and return them.
+
+        This is for the compiler: it implements an in-place change of an input by copying the result over it at the end,
+        which takes a sixth of an update.
+        """
         trained = {name: [part.clone() for part in parts] for name, parts in trained.items()}
-        grads, losses = self._of_parameters(self._layout.shaped(trained[""]), extra, x, y)
+        grads, losses = self._gradients_by_parameter(self._layout.shaped(trained[""]), extra, x, y)
         self._apply(trained, grads, c)
         return losses, trained
 
     def _apply(self, trained: Parts, grads: list[Tensor], c: dict[str, Tensor]) -> None:
-        """Changes the weights and the state by their gradients, part by part."""
-        if self._clips:
+        """Change the weights and the state in place by the gradients, part by part."""
+        if self._clips:  # scale each row to g * min(1, clip_norm / |g|), as torch's clip_grad_norm_ does
             norms = torch.stack([torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads])
             scale = (c["clip_norm"] / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPS)).clamp(max=1.0)
             grads = [g * scale for g in grads]

@@ -1,4 +1,4 @@
-"""How many trials to pack: measured, on the model and the machine at hand."""
+"""How many trials to pack, measured for the model on this machine."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +15,23 @@ from sweep.training.runtime import is_out_of_memory
 
 _WIDTHS = {"cpu": (4, 16, 64)}
 _WIDTHS_DEFAULT = (16, 64, 256, 1024, 4096)
-_WORTH_IT = 1.1  # times as many updates a second
-_TOO_LONG_S = {"cpu": 0.02}  # an update that keeps a core busy for so long leaves a pack nothing to gain
-_MEMORY_TO_SPARE = 6  # of what a width takes, before one four times as large is tried
+_WORTH_IT = 1.1  # a larger width must give this many times the updates a second
+_TOO_LONG_S = {"cpu": 0.02}  # if an update keeps a core busy for longer, a pack gains nothing
+_MEMORY_TO_SPARE = 6  # the next width, four times as large, is tried if this one took at most 1/6 of the free memory
 _N_TIMED = 3
 
 
 def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, x: Tensor, y: Tensor) -> float:
-    """Seconds that an update takes a trial alone; x, y: one batch. Raises Unpackable where that leaves nothing to gain.
+    """Measure how many seconds an update takes a sequential trial. Raises Unpackable if a pack would gain nothing.
 
-    Changes the model's weights.
+    This changes the model's weights.
+
+    Args:
+        model: one of the trials' models.
+        optimizer: of its parameters.
+        loss_fn: the mean loss over a batch.
+        x: inputs of one batch.
+        y: targets of one batch.
     """
 
     def update() -> None:
@@ -40,9 +47,17 @@ def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, x: Ten
 
 
 def best_width(pack: Pack, sequential_s: float, most: int) -> int:
-    """The width with the most updates a second, as far as memory allows; the smaller of two that hardly differ.
+    """Find the width with the most updates a second that fits in memory.
 
-    alone_s: as `refuse_large` has it. Raises Unpackable where trials are as fast alone.
+    A larger width must be at least 1.1 times as fast to be preferred.
+
+    Args:
+        pack: an empty pack of the trials' structure.
+        sequential_s: seconds of an update of a sequential trial, from `refuse_large`.
+        most: the largest width to return.
+
+    Raises:
+        Unpackable: no width is 1.1 times as fast as sequential training.
     """
     best, best_rate = 1, 1 / sequential_s
     for width in _WIDTHS.get(pack.device.type, _WIDTHS_DEFAULT):
@@ -67,12 +82,13 @@ def best_width(pack: Pack, sequential_s: float, most: int) -> int:
 
 
 def _timed(update: Callable[[], None], device: torch.device) -> Iterator[float]:
+    """Yield the seconds of a few updates."""
     for i in range(_N_TIMED + 1):
         start = time.perf_counter()
         update()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
-        if i:  # the first pays for what is allocated once
+        if i:  # the first one includes allocations that are made only once
             yield time.perf_counter() - start
 
 
