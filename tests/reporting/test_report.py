@@ -177,7 +177,7 @@ BAD = {
     ),
     "another's": (["elsewhere", "--storage", "{outputs}/studies/evil/optuna.log"], "storage: '"),
     "no storage": (["evil", "--storage", "{outputs}/nothing.log"], "storage: there is no file '{outputs}/nothing.log'"),
-    "bad storage": (["evil", "--storage", "foo://x"], "storage: 'foo://x' is of no known kind; choose "),
+    "bad storage": (["evil", "--storage", "foo://x"], "storage: 'foo://x' is of an unknown kind; choose "),
 }
 
 
