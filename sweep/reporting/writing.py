@@ -122,7 +122,9 @@ def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
         plots = [page.parent / folder.plots.name / name for name in PLOTS]
         taken = [str(plot) for plot in plots if plot.exists()]
         if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
-            raise ConfigError("-o", f"'{taken[0]}' is not from a report and would be overwritten; choose another folder")
+            raise ConfigError(
+                "-o", f"'{taken[0]}' is not part of a report and would be overwritten; choose another folder"
+            )
     except OSError as error:
         raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
 
