@@ -1,1 +1,1 @@
-"""Figures and pages from plain data; knows neither runs nor studies."""
+"""Figures and pages from plain data. Nothing here depends on runs or studies."""

@@ -1,4 +1,4 @@
-"""Curves of some trials over each other, each the mean over its seeds within a band."""
+"""Draws the curves of several trials in one plot, each as the mean over its seeds within a band."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _ROW_PX = 210
 
 
 class Band(NamedTuple):
-    """A metric of a trial over its seeds. steps: (n,) that all seeds have; mean, low, high: (n,); of n_seeds."""
+    """A metric of a trial over its seeds. All arrays have shape (n,), for the n steps that all seeds have."""
 
     steps: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -29,7 +29,7 @@ Bands = Mapping[str, Mapping[str, Band]]  # by metric, then by the trial's label
 
 
 def over_seeds(curves: Sequence[Curve]) -> Band:
-    """Mean, lowest and highest value of at least one curve, at the steps that all of them have."""
+    """Return the mean, lowest and highest value of one or more curves, at the steps that they all have."""
     steps = curves[0].steps
     for curve in curves[1:]:
         steps = np.intersect1d(steps, curve.steps)
@@ -38,7 +38,7 @@ def over_seeds(curves: Sequence[Curve]) -> Band:
 
 
 def curves_figure(bands: Bands) -> Figure:
-    """One row for each metric, over the same epochs; a click on a trial's name hides it in all rows."""
+    """Return a figure with one row for each metric, over the same epochs. A click on a trial hides it in all rows."""
     colours = _colours(bands)
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
@@ -74,7 +74,7 @@ def curves_figure(bands: Bands) -> Figure:
 
 
 def draw_bands(bands: Bands, plot: Path, dpi: int) -> str:
-    """Draw the same as a PNG; return its name."""
+    """Draw the same figure as a PNG at `plot`, and return its file name."""
     new_figure, new_canvas = load_matplotlib()
     figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=dpi, layout="constrained")
     canvas = new_canvas(figure)
@@ -109,7 +109,7 @@ def _colours(bands: Bands) -> dict[str, str]:
 
 
 def _thinned(band: Band) -> Band:
-    """Evenly, the last point kept."""
+    """Return the band with at most 400 evenly spaced points, including the first and the last."""
     n = len(band.steps)
     if n <= _MOST_POINTS:
         return band
@@ -118,6 +118,7 @@ def _thinned(band: Band) -> Band:
 
 
 def _outline(band: Band) -> dict[str, Any]:
+    """Return a filled trace along the highest values and back along the lowest."""
     return {
         "x": np.concatenate([band.steps, band.steps[::-1]]),
         "y": np.concatenate([band.high, band.low[::-1]]),

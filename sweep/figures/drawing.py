@@ -1,4 +1,4 @@
-"""What every picture needs: matplotlib without a backend, scales and ticks that can be read, names that fit."""
+"""Helpers for all plots: loading matplotlib, choosing scales and ticks, shortening names."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from sweep.utils.errors import one_line
 
 
 def drawing_problem(draw: Callable[[], object]) -> str | None:
-    """Draw. Return in one line what is in the way, if something is: a picture decides about nothing else."""
+    """Call `draw`. Return None, or its error in one line. A failed plot must not stop anything else."""
     try:
         draw()
     except Exception as error:
@@ -21,10 +21,10 @@ def drawing_problem(draw: Callable[[], object]) -> str | None:
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib whatever MPLBACKEND says, since pictures are drawn without a backend.
+    """Import matplotlib even if MPLBACKEND names a missing backend, since plots are drawn without one.
 
-    A notebook sets it for all programs that it starts, and matplotlib refuses to load if the module that it names is
-    not there. What matplotlib accepts still holds for figures of the user's own.
+    A notebook sets MPLBACKEND for all programs that it starts, and matplotlib fails to load if that module is missing.
+    A valid backend is still set for the user's own figures.
     """
     if "matplotlib" in sys.modules:
         return
@@ -40,7 +40,10 @@ def import_matplotlib() -> None:
 
 
 def load_matplotlib():
-    """Its figure and canvas classes; the first import takes about a second, so nothing imports it at the top."""
+    """Return matplotlib's figure and canvas classes.
+
+    The first import takes about 1 s, so no module imports matplotlib at its top.
+    """
     import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,27 +52,30 @@ def load_matplotlib():
 
 
 def spans(values: Any, factor: float) -> bool:
-    """Whether finite values, at least one, are positive and the highest is `factor` times the lowest or more."""
+    """Return whether the finite values are all positive and the highest is at least `factor` times the lowest."""
     found = np.asarray(values, float)
     found = found[np.isfinite(found)]
     return len(found) > 0 and bool(found.min() > 0) and bool(found.max() >= factor * found.min())
 
 
 def fit_scale(axes: Any, values: Any, side: str = "y", factor: float = 5.0) -> None:
-    """Make an axis logarithmic where that shows more. Within less than a decade its ticks would have no labels."""
+    """Make an axis logarithmic if its positive values span at least `factor`, else linear.
+
+    On a logarithmic axis, values within less than a decade would get no tick labels.
+    """
     axes.set(**{f"{side}scale": "log" if spans(values, factor) else "linear"})
 
 
 def count_in_whole_numbers(axes: Any) -> None:
-    """Have the ticks below an axis of epochs, steps or trials be whole numbers."""
+    """Use only whole numbers as ticks of the x axis, which shows epochs, steps or trials."""
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def dot(steps: Sized) -> str:
-    """The marker of a curve: a line of one point would be invisible."""
+    """Return the marker of a curve: a dot if it has one point, which a line would not show, else none."""
     return "o" if len(steps) == 1 else ""
 
 
 def tail(key: str, most: int = 24) -> str:
-    """Return the key, or its last characters: a long name leaves no room for what it names, and its end tells more."""
+    """Return the key, shortened to its last `most` characters. The end of a config key is its most specific part."""
     return key if len(key) <= most else f"…{key[1 - most :]}"

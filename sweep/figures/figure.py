@@ -1,4 +1,4 @@
-"""A figure for plotly.js as plain data, so that the page decides on its colours."""
+"""Figures for plotly.js as plain data. The page adds its own colours."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# To be told apart on white and on black, and by those who see no red or no green.
+# Distinguishable on white and on black, also with red-green colour blindness.
 COLOURS = ("#3b82c4", "#e4772e", "#2a9d77", "#c05299", "#b8992a", "#7b6fd0", "#c94f4f", "#5f9ea0")
 MUTED = "#8b95a1"
 BAD_TO_GOOD = [[0.0, "#9aa5b1"], [0.6, "#c98b5e"], [1.0, "#e4572e"]]
@@ -18,7 +18,14 @@ _DIGITS = 6
 
 
 class Figure(NamedTuple):
-    """name: unique on the page. min_width: in pixels, below which it scrolls sideways on its own."""
+    """A figure for plotly.js.
+
+    Attributes:
+        name: a name that is unique on the page.
+        data: the traces.
+        layout: the layout.
+        min_width: in pixels. If the window is narrower, the figure scrolls sideways.
+    """
 
     name: str
     data: list[dict[str, Any]]
@@ -26,15 +33,19 @@ class Figure(NamedTuple):
     min_width: int = 0
 
     def to_json(self) -> str:
-        """To stand in a `<script>`: without a character that could end it. What is no finite number is null."""
+        """Return the figure as JSON that is safe in a `<script>` element. Numbers that are not finite become null."""
         text = json.dumps(_plain({"data": self.data, "layout": self.layout}), separators=(",", ":"))
         return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
-    """For finite values, at least one; linear anyway where they are within a factor of 5, and a tick may be missing.
+    """Return the layout of an axis.
 
-    Logarithmic ticks stand where numbers are short: at 1, 2 and 5 within two decades.
+    Args:
+        title: the title of the axis.
+        values: its finite values, at least one.
+        is_log: whether to use a logarithmic scale. If the values lie within a factor of 5, the axis is linear anyway,
+            since a logarithmic one may then lack ticks. Within two decades, the ticks are at 1, 2 and 5.
     """
     layout: dict[str, Any] = {"title": {"text": title}}
     low, high = min(values), max(values)
@@ -45,7 +56,7 @@ def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
 
 
 def figure_of(name: str, figure: "go.Figure", **layout: Any) -> Figure:
-    """One of Optuna's, without its template and title. layout: on top of its own, one level deep."""
+    """Convert one of Optuna's figures, without its template and title. `layout` updates its layout, one level deep."""
     plotted = figure.to_plotly_json()
     own = {key: value for key, value in plotted["layout"].items() if key not in ("template", "title")}
     for key, value in layout.items():
@@ -54,7 +65,7 @@ def figure_of(name: str, figure: "go.Figure", **layout: Any) -> Figure:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, numbers rounded to six digits."""
+    """Return the value as plain data for JSON, with floats rounded to six significant digits."""
     if isinstance(value, Mapping):
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, np.ndarray):

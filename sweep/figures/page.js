@@ -1,7 +1,7 @@
 "use strict";
-// Unpacks plotly.js, draws every figure in the colours of the page, and again when light and dark change.
+// Unpacks plotly.js and draws every figure in the colours of the page, again whenever light and dark change.
 
-// No button may leave the machine. plotly.js has an upload to its makers' cloud on by default, and a logo that links there.
+// No button may send data elsewhere. By default, plotly.js has an upload to its makers' cloud and a logo as link.
 const CONFIG = {
   responsive: true, displaylogo: false, showSendToCloud: false, showEditInChartStudio: false, showLink: false,
   plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
@@ -38,7 +38,7 @@ async function draw(script) {
 async function drawAll() {
   for (const script of document.querySelectorAll("script[data-of]")) {
     await draw(script);
-    await new Promise((resume) => setTimeout(resume)); // lets the page be scrolled meanwhile
+    await new Promise((resume) => setTimeout(resume)); // so that the page can be scrolled meanwhile
   }
 }
 
@@ -54,7 +54,7 @@ for (const button of document.querySelectorAll(".command button")) {
   const text = button.parentElement.querySelector("pre");
   button.addEventListener("click", () => {
     getSelection().selectAllChildren(text);
-    button.textContent = document.execCommand("copy") ? "copied" : "selected"; // works from a file, too
+    button.textContent = document.execCommand("copy") ? "copied" : "selected"; // also works in a page opened from a file
   });
 }
 
@@ -65,8 +65,8 @@ unpack()
     document.documentElement.dataset.drawn = "all";
   })
   .catch((error) => {
-    const told = document.getElementById("problem");
-    told.hidden = false;
-    told.textContent = `The figures cannot be drawn (${error}); a browser of 2023 or later is needed.`;
+    const message = document.getElementById("problem");
+    message.hidden = false;
+    message.textContent = `The figures cannot be drawn (${error}); a browser of 2023 or later is needed.`;
     throw error;
   });

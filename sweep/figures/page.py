@@ -1,4 +1,4 @@
-"""The page itself: one HTML file with everything in it, whose figures are drawn where it is opened."""
+"""Renders a page as one self-contained HTML file. The browser draws its figures."""
 
 import base64
 import gzip
@@ -11,16 +11,23 @@ from sweep.figures.figure import Figure
 
 
 class Table(NamedTuple):
-    """Cells are texts. is_wide: has a row of headings, and may scroll sideways; else names and values."""
+    """A table of texts.
+
+    With `head`, it has a row of headings and may scroll sideways. Without, each row is a name and a value.
+    """
 
     rows: Sequence[Sequence[str]]
     head: Sequence[str] = ()
 
 
 class Section(NamedTuple):
-    """note: a sentence on how to read it. grid: whether the figures stand side by side where there is room.
+    """A section of a page.
 
-    commands: with what each does.
+    Attributes:
+        note: a sentence that explains how to read the section.
+        grid: whether figures are placed side by side if there is room.
+        commands: pairs of a command and a sentence that says what it does.
+        texts: pairs of a heading and a long text, which is folded away.
     """
 
     title: str
@@ -33,7 +40,7 @@ class Section(NamedTuple):
 
 
 class Document(NamedTuple):
-    """facts: a few numbers to see first, each with what it is."""
+    """A page. `facts` are the numbers at its top, each with a caption."""
 
     title: str
     subtitle: str
@@ -43,9 +50,9 @@ class Document(NamedTuple):
 
 
 def to_html(document: Document) -> str:
-    """Opens without network, and lets nothing be fetched: its security policy forbids every connection.
+    """Return the page as HTML. It needs no network, and its security policy forbids every connection.
 
-    plotly.js is in it packed, which makes it 2 MB instead of 5; browsers of 2023 and later unpack it.
+    It contains plotly.js compressed, which reduces its size from 5 MB to 2 MB. Browsers from 2023 or later can read it.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -61,7 +68,7 @@ def to_html(document: Document) -> str:
 
 
 def is_page(file: Path) -> bool:
-    """Whether the file is a page that `to_html` made, in this version or an earlier one."""
+    """Return whether this version of `to_html`, or an earlier one, made the file."""
     with open(file, "rb") as page:
         head = page.read(1000)
     return any(mark in head for mark in (b'name="generator" content="sweep"', b"default-src 'none'; style-src"))

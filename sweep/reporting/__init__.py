@@ -1,1 +1,1 @@
-"""A study's page: its figures, tables and commands in one HTML file."""
+"""The report of a study: its figures, tables and commands on one HTML page."""

@@ -1,4 +1,4 @@
-"""Figures of a study for its page, Optuna's own where they show what is to be seen."""
+"""The figures on a study's page. Some are Optuna's own, with another layout."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,13 @@ Target = Callable[[FrozenTrial], float]
 
 
 def target_of(objective: int) -> Target:
+    """Return a function that returns a trial's value for that objective."""
     return lambda trial: trial.values[objective]
 
 
 def history(study: optuna.Study, objective: int, name: str) -> Figure:
-    """Values in the order of trials and the best of the complete so far, as Optuna draws it, and the pruned."""
-    target = None if len(study.directions) == 1 else target_of(objective)  # with one, Optuna draws no best so far
+    """Return a figure of the values by trial number, with the best complete one so far, and with pruned trials."""
+    target = None if len(study.directions) == 1 else target_of(objective)  # a target hides the best so far
     drawn = visualization.plot_optimization_history(study, target=target, target_name=name)
     figure = figure_of(f"history-{objective}", drawn, height=380, legend=_LEGEND, hovermode="closest")
     figure.layout["xaxis"] = {"title": {"text": "trial"}}
@@ -47,10 +48,13 @@ def history(study: optuna.Study, objective: int, name: str) -> Figure:
 
 
 def importances_of(shown: optuna.Study, objective: int) -> dict[str, float]:
-    """How unevenly the best tenth is spread over each range (PED-ANOVA, Watanabe et al. 2023), the largest first.
+    """Return the importance of each param, the largest first. They sum to 1.
 
-    They sum to 1. Optuna's default compares with all trials instead, and so finds little where the sampler has learnt
-    to propose nothing else. Empty for too few trials to say, or nothing that varies.
+    The importance measures how unevenly the best tenth of the trials is spread over the param's range (PED-ANOVA,
+    Watanabe et al. 2023). Optuna's default compares the best tenth with all trials instead. That finds little once the
+    sampler has learnt to propose only good values.
+
+    Return an empty dict if there are fewer than 10 trials with a value, or no params.
     """
     trials = shown.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(trials) < FEWEST_FOR_IMPORTANCES or not any(t.params for t in trials):
@@ -65,7 +69,7 @@ def importances_of(shown: optuna.Study, objective: int) -> dict[str, float]:
 
 
 def importances(found: Mapping[str, float], objective: int, name: str) -> Figure:
-    """As bars. Optuna's own figure copies all trials for each of them."""
+    """Return a bar chart of importances. Optuna's own figure copies all trials for each bar."""
     keys, values = list(found)[::-1], list(found.values())[::-1]
     bars = {
         "type": "bar",
@@ -94,7 +98,7 @@ def importances(found: Mapping[str, float], objective: int, name: str) -> Figure
 
 
 def slices(shown: optuna.Study, objective: int, name: str) -> list[Figure]:
-    """Value against each parameter, by Optuna, one figure each so that they find room on a phone."""
+    """Return one figure for each param with the value against the param. Separate figures fit on a phone."""
     figures = []
     values = np.array([t.values[objective] for t in shown.get_trials(deepcopy=False) if t.values])
     for i, key in enumerate(searched_keys(shown)):
@@ -122,9 +126,9 @@ def slices(shown: optuna.Study, objective: int, name: str) -> list[Figure]:
 
 
 def parallel(shown: optuna.Study, objective: int, name: str) -> Figure | None:
-    """Parallel coordinates, of which a range may be brushed; None where there is nothing to be compared.
+    """Return parallel coordinates in which you can brush a range; None with fewer than two values or no params.
 
-    Optuna 5 draws a trace for each trial: that takes a browser seconds, and cannot be brushed.
+    Optuna 5 draws one trace for each trial. A browser needs seconds for that, and ranges cannot be brushed.
     """
     trials = shown.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     keys = searched_keys(shown)
@@ -132,7 +136,7 @@ def parallel(shown: optuna.Study, objective: int, name: str) -> Figure | None:
         return None
     values = np.array([t.values[objective] for t in trials])
     worst_first = -sign_of(shown.directions[objective].name) * values
-    ranks = worst_first.argsort().argsort() / max(1, len(values) - 1)  # equal steps of colour, whatever the outliers
+    ranks = worst_first.argsort().argsort() / max(1, len(values) - 1)  # colours by rank, so that outliers do not matter
     logs = _spans_decades(values)
     dimensions = [_numbers(name, np.log10(values) if logs else values, logs)]
     dimensions += [_dimension(key, trials) for key in keys]
@@ -146,7 +150,7 @@ def parallel(shown: optuna.Study, objective: int, name: str) -> Figure | None:
 
 
 def pareto(shown: optuna.Study, names: Sequence[str]) -> Figure | None:
-    """Of two or three objectives."""
+    """Return Optuna's figure of the Pareto front; None unless there are two or three objectives."""
     if len(names) not in (2, 3):
         return None
     drawn = visualization.plot_pareto_front(shown, target_names=list(names))
@@ -158,7 +162,7 @@ def pareto(shown: optuna.Study, names: Sequence[str]) -> Figure | None:
 
 
 def searched_keys(shown: optuna.Study) -> list[str]:
-    """Config keys of all parameters, in the order in which trials have them."""
+    """Return the config keys of all params, in the order in which they first appear in trials."""
     return list(dict.fromkeys(key for t in shown.get_trials(deepcopy=False) for key in t.params))
 
 
@@ -166,7 +170,7 @@ _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 def _unquoted(label: Any) -> Any:
-    """Optuna writes names as Python does."""
+    """Return the label without the quotes that Optuna puts around texts."""
     return label[1:-1] if isinstance(label, str) and label[:1] == label[-1:] == "'" and len(label) > 1 else label
 
 
@@ -175,7 +179,7 @@ def _spans_decades(values: Any) -> bool:
 
 
 def _dimension(key: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Trials without the parameter stand below all others."""
+    """Return a param's axis of the parallel coordinates. Trials without the param are placed below all others."""
     distribution = next(t.distributions[key] for t in trials if key in t.params)
     if isinstance(distribution, CategoricalDistribution):
         choices = list(distribution.choices)
@@ -196,7 +200,7 @@ def _dimension(key: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 
 def _numbers(label: str, values: np.ndarray, is_log: bool) -> dict[str, Any]:
-    """values: (n,), their logarithms to base 10 with `is_log`; those missing are NaN."""
+    """Return an axis of numbers. `values` has shape (n,), with NaN for missing ones; with `is_log` they are log10."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = (high - low) * 0.02 or 0.5
     ticks = [float(tick) for tick in np.linspace(low, high, 5)] if high > low else [low]

@@ -1,4 +1,4 @@
-"""The page of a study, and pictures for papers: what was tried, what came of it, and how to have it again."""
+"""The page of a study, with its results and the commands that repeat it, and plots for papers."""
 
 import time
 from collections import Counter
@@ -30,20 +30,32 @@ from sweep.utils.errors import ConfigError, DamagedJournal
 from sweep.utils.files import write_atomic
 from sweep.utils.terminal import say
 
-_N_CURVES = 5  # trials whose curves are shown where none are chosen
-_DPI = 200  # of pictures for papers
+_N_CURVES = 5  # trials whose curves are shown if you choose none
+_DPI = 200  # of plots for papers
 _N_ROWS = 12  # of the table of trials
 _N_FAILURES = 20
-PLOTS = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")  # all there may be
+# All plots that `Report.write` may draw.
+PLOTS = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")
 
 
 class Report:
-    """A study's page. trials: whose curves are shown; None for the best. Raises ConfigError for what is not there."""
+    """The page of a study, as the study is at the time of construction."""
 
     def __init__(self, study: optuna.Study, folder: StudyFolder, trials: Sequence[int] | None) -> None:
-        # One moment for all tiles, figures and tables, while others may add trials.
+        """Read the study.
+
+        Args:
+            study: the study, as the storage has it.
+            folder: the study's folder.
+            trials: the numbers of the trials whose curves are shown; None for the best ones.
+
+        Raises:
+            ConfigError: the study has no finished trial, or no trial with such a number.
+            DamagedJournal: the journal of one of these trials is damaged.
+        """
+        # A snapshot, so that all facts, figures and tables agree although workers may add trials.
         study = renumbered(snapshot(study))
-        import_matplotlib()  # Optuna loads it with its figures for plotly, too
+        import_matplotlib()  # Optuna loads it too, with its plotly figures
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name
@@ -62,9 +74,9 @@ class Report:
         self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
 
     def write(self, page: Path) -> list[str]:
-        """Write the page, and the pictures in `plots` beside it; return their names.
+        """Write the page, and the plots into the folder `plots` beside it. Return the names of the plots.
 
-        A picture that cannot be drawn costs a warning. Raises OSError if there is no writing to the folder.
+        A plot that cannot be drawn only prints a warning. Raises OSError if the folder cannot be written.
         """
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(page, to_html(self._document()), durable=False, to_be_shown=True)
@@ -130,7 +142,7 @@ class Report:
         )
         stored = self._stored_best()
         if stored.get("trial") != best.number:
-            note += " The command that trains it is here once the study's own command has ended."
+            note += " The command that trains it appears here once the study's own command has ended."
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
         if reservation := only_one_seed(self._study.user_attrs):
             note += f" Training it again {reservation}."
@@ -141,7 +153,8 @@ class Report:
         return Section("Best configuration", note, commands=commands, tables=[Table(list(rows.items()))])
 
     def _stored_best(self) -> Mapping[str, Any]:
-        if not self._folder.best.exists() and not self._folder.results.exists():  # which is written right before
+        # The results are written just before the best. If they exist, a missing best is an error.
+        if not self._folder.best.exists() and not self._folder.results.exists():
             return {}
         return stored_best(self._folder.best, "study")
 
@@ -152,20 +165,20 @@ class Report:
             yield Section("Pareto front", "", [front])
         if is_any:
             drawn = [study_figures.history(self._study, i, name) for i, name in enumerate(names)]
-            note = "A pruned trial stands at the best value that it had reached." if self._has_pruned() else ""
+            note = "A pruned trial is shown at the best value that it reached." if self._has_pruned() else ""
             yield Section("History", note, drawn, grid=len(drawn) > 1)
         if self._bands:
             seeds = max(band.n_seeds for of_trials in self._bands.values() for band in of_trials.values())
             note = f"Mean over {seeds} seeds, within a band from the lowest to the highest." if seeds > 1 else ""
-            yield Section("Curves", note or "A click on a trial hides it.", [curves_figure(self._bands)])
+            yield Section("Curves", note or "Click a trial to hide it.", [curves_figure(self._bands)])
         if not is_any or not study_figures.searched_keys(shown):
             return
         yield self._importances_section()
         drawn = [figure for i, name in enumerate(names) if (figure := study_figures.parallel(shown, i, name))]
-        note = "The better, the redder. Drag along an axis to keep only the trials in that range."
+        note = "Better trials are redder. Drag along an axis to keep only the trials in that range."
         if drawn:
             yield Section("Parallel coordinates", note, drawn)
-        note = f"{', '.join(names)} against each parameter, pruned trials included; the stronger the colour, the later."
+        note = f"{', '.join(names)} against each param, with pruned trials. Later trials have a stronger colour."
         drawn = [figure for i, name in enumerate(names) for figure in study_figures.slices(shown, i, name)]
         yield Section("Slices", note, drawn, grid=True)
 
@@ -175,7 +188,7 @@ class Report:
         ]
         note = "How unevenly the best tenth of the trials is spread over each range (PED-ANOVA)."
         if not drawn:
-            note = f"They need at least {study_figures.FEWEST_FOR_IMPORTANCES} trials with a value."
+            note = f"Importances need at least {study_figures.FEWEST_FOR_IMPORTANCES} trials with a value."
         return Section("Importances", note, drawn, grid=len(drawn) > 1)
 
     def _has_pruned(self) -> bool:
@@ -193,7 +206,7 @@ class Report:
         return Section("Best trials", tables=[Table(rows, ["trial", *self._names, "state", *keys])])
 
     def _endings(self, n_by_ending: Mapping[str, int]) -> Section:
-        """How trials ended, and what the failed ones said."""
+        """Return the section on how trials ended, with the errors of failed ones."""
         ended = Counter(_ending(t) for t in self._trials if t.state.is_finished())
         rows = [(ending, f"{n} of {sum(n_by_ending.values())}") for ending, n in ended.most_common()]
         failed = [t for t in self._trials if t.state == TrialState.FAIL]
@@ -201,7 +214,7 @@ class Report:
         for trial in failed[:_N_FAILURES]:
             problem = trial.user_attrs.get(PROBLEM, "no reason recorded")
             texts.append((f"Trial {trial.number} failed: {problem}", _traceback(self._folder, trial.number) or problem))
-        note = f"The first {_N_FAILURES} of {len(failed)} failures are told." if len(failed) > _N_FAILURES else ""
+        note = f"The first {_N_FAILURES} of {len(failed)} failures are shown." if len(failed) > _N_FAILURES else ""
         return Section("How trials ended", note, tables=[Table(rows)], texts=texts)
 
     def _environment(self) -> Section:
@@ -215,7 +228,7 @@ class Report:
         rows = [*_data_rows(first), *rows]
         settings = self._start.get("params", {})
         command = known_command(tags.get("command"))
-        commands = [(command, "The study's command, which also goes on with it:")] if command else []
+        commands = [(command, "The study's command, which also resumes it:")] if command else []
         return Section(
             "Study and environment", commands=commands, tables=[Table(list(map(_pair, settings.items()))), Table(rows)]
         )
@@ -225,7 +238,10 @@ _TAGS = {"python": "Python", "os": "operating system", "cpus": "CPUs", "host": "
 
 
 def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials with a value, the best first, the complete before the pruned; of several objectives the front alone."""
+    """Return the trials with a value: complete ones before pruned ones, and the best first.
+
+    With several objectives, return only the Pareto front.
+    """
     if len(study.directions) > 1:
         return list(best)
     sign = sign_of(study.directions[0].name)
@@ -235,7 +251,10 @@ def _ranked(study: optuna.Study, trials: Sequence[FrozenTrial], best: Sequence[F
 def _bands(
     folder: StudyFolder, trials: Sequence[FrozenTrial], objectives: Sequence[str], best: Sequence[FrozenTrial]
 ) -> Bands:
-    """Curves by epoch: the objectives that are such, the losses, the learning rate."""
+    """Return the curves of the objectives, the losses and the learning rate by epoch, as far as trials have them.
+
+    Raises DamagedJournal if a journal is damaged, or if that of a complete trial has no end.
+    """
     bands: dict[str, dict[str, Band]] = {name: {} for name in (*objectives, "val/loss", "train/loss", "lr")}
     for trial in trials:
         suffix = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
@@ -262,7 +281,7 @@ def _check_records(folder: RunFolder, runs: Sequence[RunFolder], state: TrialSta
 
 
 def _runs_of(folder: StudyFolder, number: int) -> list[RunFolder]:
-    """A trial's run, or one for each of its seeds."""
+    """Return the run of a trial, or one run for each of its seeds."""
     path = folder.trial(number).path
     paths = [path, *sorted(path.glob("seed-*"))]
     return [RunFolder(one) for one in paths if (one / "journal.jsonl").exists()]

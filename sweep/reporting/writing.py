@@ -1,4 +1,4 @@
-"""A study's page, written into its folder or elsewhere; into its folder, it goes to MLflow as well."""
+"""Writes the page of a study. If it is written into the study's folder, it is sent to MLflow as well."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from sweep.utils.paths import absolute, refuse_links_at
 if TYPE_CHECKING:
     from sweep.tracking.upload_process import UploadProcess
 
-_PATIENCE_S = 60.0  # with MLflow
+_PATIENCE_S = 60.0  # for MLflow
 
 
 def write_page(
@@ -27,17 +27,18 @@ def write_page(
     storage: str | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Write the page and its pictures; return where it is.
+    """Write the page and its plots, and return the path of the page.
 
     Args:
-        trials: whose curves are shown; by default the best.
-        page: where it goes, its pictures in plots/ beside it; by default report.html in the study's folder, whence
-            MLflow gets it as an artifact.
-        storage: the study's, where that has moved.
-        say: gets a line on the page, on the pictures, and on what came of MLflow.
+        folder: the study's folder.
+        trials: the numbers of the trials whose curves are shown; by default the best ones.
+        page: the file to write. Its plots go into plots/ beside it. The default is report.html in the study's folder.
+            Only that one is sent to MLflow, as an artifact.
+        storage: the URL of the study's storage, if it has moved.
+        say: called with one line about the page, one about the plots and one about MLflow.
 
     Raises:
-        ConfigError: no such trial, storage or place; or a file that is damaged.
+        ConfigError: a trial, the storage or the folder of the page does not exist, or a file is damaged.
         OSError: the study cannot be read.
     """
     from sweep.reporting.study_page import Report
@@ -47,7 +48,7 @@ def write_page(
     _check_record(folder)
     page = folder.report if page is None else absolute(page)
     with quiet_optuna():
-        study = read_study(folder, storage)  # before anything is made: its storage may be mistyped
+        study = read_study(folder, storage)  # before any file is created, since the storage may be mistyped
     store, message = _store_of(folder) if page == folder.report else (None, "")
     with _upload_process(folder, store) as upload_process, quiet_optuna():
         report = Report(study, folder, trials)
@@ -69,7 +70,7 @@ def write_page(
 
 
 def _check_record(folder: StudyFolder) -> None:
-    """Raises DamagedJournal for a study's record that is damaged, or has lost its start or its end."""
+    """Raise DamagedJournal if the study's journal is damaged, or has lost its start or its end."""
     from sweep.tracking.stored_run import require_not_ended
 
     record = folder.run.journal
@@ -81,7 +82,7 @@ def _check_record(folder: StudyFolder) -> None:
 
 
 def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
-    """Where the study is mirrored to; None, and why in a line, where it is not or cannot be."""
+    """Return the study's tracking store and an empty text, or None and the reason in one line."""
     try:
         output_dir = folder.path.parent.parent
         if output_dir_of(folder.run) not in (None, output_dir):
@@ -94,40 +95,42 @@ def _store_of(folder: StudyFolder) -> tuple[Store | None, str]:
 
 
 def _upload_process(folder: StudyFolder, store: Store | None) -> "closing[UploadProcess] | nullcontext[None]":
-    """The helper that sends, which imports MLflow while the page is made."""
+    """Return an upload process, which imports MLflow while the page is made; a null context if there is no store."""
     if store is None:
         return nullcontext()
     from sweep.tracking.upload_process import UploadProcess
 
     try:
         upload_process = UploadProcess(folder.path.parent.parent / "mirror.log")
-    except OSError:  # nothing can be written there; the page will tell
+    except OSError:  # the folder cannot be written; writing the page will report it
         return nullcontext()
     upload_process.add_run(folder.run, store)
     return closing(upload_process)
 
 
 def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
-    """Raises ConfigError if the page or its pictures would overwrite files that no report made."""
+    """Raise ConfigError if the page or its plots would overwrite files that no report made."""
     from sweep.figures.page import is_page
     from sweep.reporting.study_page import PLOTS
 
     try:
         if page.is_file() and not is_page(page):
-            raise ConfigError("-o", f"'{page}' is there and is no report; name another file")
+            raise ConfigError("-o", f"'{page}' exists and is not a report; name another file")
         new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
         if page != folder.report and os.path.lexists(new):
-            raise ConfigError("-o", f"'{new}' is there, and would be overwritten; name another file")
+            raise ConfigError("-o", f"'{new}' exists and would be overwritten; name another file")
         plots = [page.parent / folder.plots.name / name for name in PLOTS]
         taken = [str(plot) for plot in plots if plot.exists()]
         if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):
-            raise ConfigError("-o", f"'{taken[0]}' is of no report, and would be overwritten; name a file elsewhere")
+            raise ConfigError(
+                "-o", f"'{taken[0]}' is not part of a report and would be overwritten; choose another folder"
+            )
     except OSError as error:
         raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
 
 
 def _send(folder: StudyFolder, upload_process: "UploadProcess", store: Store) -> str:
-    """Sends the page to MLflow as an artifact of the study's run; what came of it, in one line."""
+    """Send the page and its plots to MLflow as artifacts of the study's run. Return the outcome in one line."""
     from sweep.tracking.run_recorder import add_artifacts
 
     try:

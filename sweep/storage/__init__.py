@@ -1,5 +1,5 @@
-"""Where a study is kept: a journal file, or a database; the lock that its processes share.
+"""The storage of a study, which is a journal file or a database, and the lock that the study's processes share.
 
-In: a URL, or None for a file in the study's folder. Out: an Optuna storage that survives kill -9, and a server that is
-away for a while.
+`open_storage` takes a URL, or None for a file in the study's folder. The Optuna storage that it returns survives
+kill -9. `RetryPolicy` waits for a server that is unavailable for a while.
 """

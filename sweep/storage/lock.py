@@ -1,4 +1,4 @@
-"""The lock that all processes of a study share."""
+"""The lock that all processes of a study share, on one machine or several."""
 
 import fcntl
 import hashlib
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 class ServerLock:
-    """A named lock of a PostgreSQL server, which frees it when the session that holds it ends, however it ends.
+    """A named lock of a PostgreSQL server, which releases it when the session that holds it ends for any reason.
 
-    The session is kept for the next time, unless told otherwise. Belongs to one process; its threads take turns.
+    An object belongs to one process, whose threads take turns.
     """
 
     def __init__(self, url: "sqlalchemy.URL", name: str, *, keep: bool = True) -> None:
+        """`keep` is whether the session stays open after a release, for the next time."""
         import sqlalchemy
         from sqlalchemy.exc import DBAPIError
 
@@ -32,12 +33,12 @@ class ServerLock:
             url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT", connect_args=connect_args(url)
         )
         self._session: sqlalchemy.Connection | None = None
-        self._turn = threading.Lock()  # a session may take its own lock twice
+        self._turn = threading.Lock()  # a session can acquire its own lock twice
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-        # A machine that lost its power keeps no lock for long: the server ends its session after half a minute.
+        # A machine that lost its power does not keep the lock for long: the server ends its silent session after 30 s.
         settings = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
-        self._begin = "SELECT " + ", ".join(f"set_config('{k}', '{v}', false)" for k, v in settings.items())
-        self._take, self._give = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
+        self._begin_sql = "SELECT " + ", ".join(f"set_config('{k}', '{v}', false)" for k, v in settings.items())
+        self._lock_sql, self._free_sql = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
 
     def __enter__(self) -> None:
         self._turn.acquire()
@@ -51,45 +52,47 @@ class ServerLock:
                     raise
                 self._acquire()  # the kept session had ended
         except BaseException:
-            self._hang_up()  # the server may have given the lock by now
+            self._hang_up()  # the server may have granted the lock by now
             self._turn.release()
             raise
 
     def __exit__(self, *error: object) -> None:
-        given_back = False
+        released = False
         try:
             if self._keep and self._session is not None:
-                with suppress(self._session_ended):  # and the lock with it
-                    self._session.exec_driver_sql(self._give).close()
-                    given_back = True
+                with suppress(self._session_ended):  # the lock ends with the session
+                    self._session.exec_driver_sql(self._free_sql).close()
+                    released = True
         finally:
-            if not given_back:
+            if not released:
                 self._hang_up()
             self._turn.release()
 
     def _acquire(self) -> None:
         if self._session is None:
             self._session = self._engine.connect()
-            self._session.exec_driver_sql(self._begin).close()
-        self._session.exec_driver_sql(self._take).close()
+            self._session.exec_driver_sql(self._begin_sql).close()
+        self._session.exec_driver_sql(self._lock_sql).close()
 
     def _hang_up(self) -> None:
         if self._session is not None:
-            self._session.invalidate()  # `close` alone would first speak with the server
+            self._session.invalidate()  # `close` alone would first send a message to the server
             self._session.close()
             self._session = None
 
 
-_server_locks: dict[tuple[int, str, str], ServerLock] = {}  # by process: a forked one must not use its parent's
+# By process id, storage and study. A forked process must not use the session of its parent.
+_server_locks: dict[tuple[int, str, str], ServerLock] = {}
 
 
 class StudyLock:
-    """Held for a moment by one of a study's processes while the others wait; freed when its process dies.
+    """A lock that one process of a study holds for a moment while the others wait. It is released if the process dies.
 
-    On PostgreSQL it is the server's, named after the study's folder. For a storage that is a file it is a file's beside
-    it, since commands with other output folders may share the storage. Otherwise (MySQL, Redis, gRPC) it is a file's in
-    the study's folder, which the machines of the study must share. Not reentrant. Raises ConfigError if it cannot be
-    had.
+    On PostgreSQL, it is a lock in the server, named after the study's folder. If the storage is a file with a path of
+    its own, the lock file lies beside it, since commands with other output folders may share that storage. Otherwise
+    (MySQL, Redis, gRPC), the lock file lies in the study's folder, which the machines of the study must share.
+
+    Entering the lock raises ConfigError if it cannot be acquired. The lock is not reentrant.
     """
 
     def __init__(self, storage: str | None, folder: StudyFolder) -> None:

@@ -1,8 +1,8 @@
-"""What sweep needs of Optuna beyond its public interface, each once.
+"""All uses of Optuna's private attributes and functions.
 
-Optuna's own `Study.ask` and `Trial` are for one process that samples and trains in turn. Here trials are handed out
-under a lock, sampled later, and taken over from dead workers, which needs their ids and the storage itself. Where
-Optuna changes one of these, tests/storage/test_optuna_internals.py names it.
+Optuna's own `Study.ask` and `Trial` are for one process that samples and trains in turn. In sweep, workers claim
+trials under a lock, sample their params later, and reclaim trials of dead workers. This needs the ids of trials and the
+storage itself. If Optuna changes something that is used here, tests/storage/test_optuna_internals.py names it.
 """
 
 import optuna
@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 
 def trial_id(trial: FrozenTrial) -> int:
-    """Return what a storage knows the trial by, which is not its number."""
+    """Return the trial's id in the storage, which is not its number."""
     return trial._trial_id
 
 
@@ -21,13 +21,13 @@ def storage_of(study: optuna.Study) -> BaseStorage:
 
 
 def add_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Add a copy of the trial in whatever state it is; `Study.add_trial` takes none that is half begun.
+    """Add a copy of the trial in any state, since `Study.add_trial` rejects one that has only partly begun.
 
-    The trial gets the id of the copy.
+    The trial object gets the id of the copy.
     """
     trial._trial_id = study._storage.create_new_trial(study._study_id, trial)
 
 
 def as_sampler_sees(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
-    """Return the study as its sampler is to see it: of hyperband's brackets, each learns alone."""
+    """Return the study as its sampler should see it: with hyperband, only the trials of the trial's own bracket."""
     return optuna.pruners._filter_study(study, trial)

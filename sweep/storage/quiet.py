@@ -1,4 +1,4 @@
-"""Optuna without its own log lines: what there is to say of a study, the study says."""
+"""Silences Optuna's log, since sweep reports progress itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import optuna
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Have Optuna log errors only; afterwards as much as before."""
+    """Let Optuna log only errors inside the `with` block."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

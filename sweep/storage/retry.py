@@ -1,4 +1,4 @@
-"""A storage that is out of reach for a while: a server that restarts, a network that is down."""
+"""Retries while a storage is unreachable, as when a server restarts or the network is down."""
 
 import logging
 import time
@@ -21,10 +21,13 @@ _DRIVERS = ("sqlalchemy", "psycopg", "psycopg2", "pymysql", "MySQLdb", "redis", 
 
 @dataclass
 class RetryPolicy:
-    """Does what needs the storage, again and again while that is out of reach, for three minutes at most.
+    """Retries an action while the storage is unreachable, for at most 3 minutes.
 
-    What is done must bear being done twice, since an answer may be what got lost. storage: the study's; a file is never
-    out of reach. is_over: ends the waiting before its time.
+    Actions must be idempotent: perhaps only the reply was lost. The last error is raised if the time is over.
+
+    Attributes:
+        storage: the URL of the study's storage. A file is never unreachable.
+        is_over: returns True to stop waiting early.
     """
 
     storage: str | None
@@ -39,11 +42,12 @@ class RetryPolicy:
                 waited_s = time.monotonic() - began
                 if not self.is_outage(error) or waited_s > _PATIENCE_S or self.is_over():
                     raise
-                log.warning("the study's storage is out of reach (%s)", one_line(error, 120))
+                log.warning("the study's storage is unreachable (%s)", one_line(error, 120))
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def is_outage(self, error: Exception) -> bool:
+        """Return whether the error means that the storage is unreachable."""
         if kind(self.storage) in (None, "sqlite"):
             return False
         if isinstance(error, ConfigError):

@@ -1,4 +1,4 @@
-"""Where a study is kept: a file in its folder, or what `hydra.sweeper.storage` names."""
+"""Opens the storage of a study: a file in its folder, or what `hydra.sweeper.storage` names."""
 
 import fcntl
 import importlib
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
-    """The storage at `url`, by default the file in the study's folder, made where there is none yet.
+    """Open the storage at `url`, and create it if it does not exist. None means the file in the study's folder.
 
-    Raises ConfigError, without passwords, where it cannot be used; a server has 10 s to answer.
+    Raises ConfigError, without passwords, if the storage cannot be used or if its server does not answer within 10 s.
     """
     where = str(folder.storage) if url is None else url
     with one_line_errors(url):
@@ -50,9 +50,9 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
 
 
 def open_to_read(url: str) -> BaseStorage:
-    """Open the storage at `url` without writing to it: it makes no file, no table and no row.
+    """Open the storage at `url` without creating any file, table or row.
 
-    Raises ConfigError as `open_storage` does, and where there is no storage of Optuna's.
+    Raises ConfigError as `open_storage` does, and if there is no Optuna storage at `url`.
     """
     with one_line_errors(url):
         match kind(url):
@@ -85,8 +85,8 @@ def _redis(url: str) -> BaseStorage:
 def _grpc(url: str) -> BaseStorage:
     host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
     if not (host and port.isdigit()):
-        raise ConfigError(KEY, f"'{url}' names no server; write grpc://host:port")
-    socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()  # fails in fewer words than gRPC
+        raise ConfigError(KEY, f"'{url}' does not name a server; write grpc://host:port")
+    socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()  # shorter errors than gRPC's
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         storage = GrpcStorageProxy(host=host, port=int(port))
@@ -94,7 +94,7 @@ def _grpc(url: str) -> BaseStorage:
         try:
             pool.submit(storage.get_all_studies).result(PATIENCE_S)
         except BaseException:
-            storage.close()  # ends the call, which knows no deadline
+            storage.close()  # ends the call, which has no timeout of its own
             raise
     return storage
 
@@ -106,15 +106,15 @@ def _database(url: "sqlalchemy.URL") -> BaseStorage:
     options: dict[str, Any] = {"connect_args": connect_args(url)}
     if not is_file:
         options["pool_pre_ping"] = True  # the server may restart meanwhile
-    if url.get_driver_name() in ("pymysql", "mysqldb"):  # they wait for the server's greeting without end
+    if url.get_driver_name() in ("pymysql", "mysqldb"):  # they wait for the server's greeting without a limit
         limits = {**options["connect_args"], "read_timeout": PATIENCE_S}
         sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=limits).connect().close()
     with _creation_lock(url):
         storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
         if is_file:
             with storage.engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # who reads does not hold up who writes
-    return get_storage(storage)  # reads finished trials once
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # readers then do not block writers
+    return get_storage(storage)  # wraps it in a cache that reads finished trials only once
 
 
 def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
@@ -129,10 +129,10 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **options)
     with engine.connect() as connection:
         there = sqlalchemy.inspect(connection).get_table_names()
-        for table in ("version_info", "alembic_version"):  # Optuna would add the row that it misses in them
+        for table in ("version_info", "alembic_version"):  # Optuna would add a row that is missing in them
             if table not in there or connection.execute(sqlalchemy.text(f"SELECT 1 FROM {table}")).first() is None:
                 raise ConfigError(
-                    KEY, f"'{without_password(str(url))}' is no storage of Optuna's; name that of the study"
+                    KEY, f"'{without_password(str(url))}' is not an Optuna storage; name that of the study"
                 )
     return get_storage(
         RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options, skip_table_creation=True)
@@ -140,7 +140,7 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
 
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
-    """Of two processes that create the tables of a database at once, one would fail."""
+    """Return the lock to hold while tables are created. If two processes create them at once, one fails."""
     match url.get_backend_name():
         case "sqlite":
             return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)

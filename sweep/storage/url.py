@@ -1,4 +1,4 @@
-"""What `hydra.sweeper.storage` says, and how to say what is wrong with it."""
+"""Parses `hydra.sweeper.storage`, and turns the errors of a storage into one line."""
 
 import re
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from sweep.utils.passwords import is_hidden, without_password
 from sweep.utils.paths import absolute
 
 if TYPE_CHECKING:
-    import sqlalchemy  # 0.2 s, which a study in a file does without
+    import sqlalchemy  # takes 0.2 s, and a study in a file does not need it
 
 KEY = "hydra.sweeper.storage"
-_STUDY = "hydra.sweeper.study_name"  # to change where the storage is the study's own file, which no key names
-PATIENCE_S = 10  # with a server that does not answer
+_STUDY = "hydra.sweeper.study_name"  # the key to change if the storage is the study's own file, which has no key
+PATIENCE_S = 10  # how long a server has to answer
 _KINDS = "a path, sqlite:///path, postgresql+psycopg://, mysql+pymysql://, redis://, grpc://host:port"
 _INSTALL = {  # by kind
     "sqlite": "install it",
@@ -27,25 +27,25 @@ _INSTALL = {  # by kind
     "grpc": "pip install grpcio",
 }
 _CONNECT_ARGS = {  # by driver
-    "pysqlite": {"timeout": 60},  # for a writer's turn
+    "pysqlite": {"timeout": 60},  # while other processes write
     **{driver: {"connect_timeout": PATIENCE_S} for driver in ("psycopg", "psycopg2", "pymysql", "mysqldb")},
 }
 
 
 class NotAStorage(ConfigError):
-    """A file stands where a study would be kept, and no storage of Optuna's wrote it."""
+    """The file at the place of the storage is not an Optuna storage."""
 
 
 def kind(url: str | None) -> str | None:
-    """The URL's scheme without a driver; None for a path."""
+    """Return the URL's scheme without a driver; None for a path. Raise ConfigError if the scheme is unknown."""
     scheme = re.match(r"(\w{2,})(\+\w+)?:", url or "")
     if scheme and scheme[1] not in _INSTALL:
-        raise ConfigError(KEY, f"'{without_password(str(url))}' is of no known kind; choose {_KINDS}")
+        raise ConfigError(KEY, f"'{without_password(str(url))}' is of an unknown kind; choose {_KINDS}")
     return scheme[1] if scheme else None
 
 
 def without_driver(uri: str) -> str:
-    """postgresql+psycopg:// and postgresql:// are the same place."""
+    """Return the URI without a driver, since postgresql+psycopg:// and postgresql:// are the same place."""
     return re.sub(r"^(\w+)\+\w+:", r"\1:", uri)
 
 
@@ -66,7 +66,10 @@ def storage_place(url: str | None, folder: StudyFolder) -> str:
 
 @contextmanager
 def one_line_errors(url: str | None) -> Iterator[None]:
-    """Of what the storage at `url` raises; None is the file below `output_dir`."""
+    """Turn errors of the storage inside the `with` block into ConfigErrors of one line, without passwords.
+
+    `url` is None for the file in the study's folder. Raises ConfigError at once if the URL lacks its password.
+    """
     if is_hidden(url or ""):
         raise ConfigError(KEY, f"'{url}' lacks its password; write it in place of ***")
     try:
@@ -95,7 +98,7 @@ def one_line_errors(url: str | None) -> Iterator[None]:
         if url is None:
             raise ConfigError("output_dir", f"cannot be written ({one_line(error)}); give another one") from error
         cause: BaseException = error
-        while cause.__cause__ is not None and str(cause.__cause__):  # what the driver says, below Optuna's words
+        while cause.__cause__ is not None and str(cause.__cause__):  # the driver's own message, below Optuna's
             cause = cause.__cause__
         problem = f"cannot be used: {one_line(cause)}"
         if isinstance(cause, TimeoutError):
@@ -106,7 +109,7 @@ def one_line_errors(url: str | None) -> Iterator[None]:
 
 
 def recorded_url(url: str | None) -> str | None:
-    """How a study's record names its storage: from any directory, without a password; None for the file beside it."""
+    """Return the URL that a study's record stores: absolute, without a password; None for the study's own file."""
     if url is None:
         return None
     if kind(url) is None:
@@ -115,6 +118,10 @@ def recorded_url(url: str | None) -> str | None:
 
 
 def database_url(url: str) -> "sqlalchemy.URL":
+    """Return the parsed URL, with psycopg as the default driver and an absolute path for SQLite.
+
+    Raises ConfigError for a SQLite database in memory, or a password with an unquoted @.
+    """
     import sqlalchemy
 
     if url.partition("?")[0].count("@") > 1:
@@ -130,5 +137,6 @@ def database_url(url: str) -> "sqlalchemy.URL":
 
 
 def connect_args(url: "sqlalchemy.URL") -> dict[str, Any]:
+    """Return the driver's timeout arguments, except those that the URL itself sets."""
     args = _CONNECT_ARGS.get(url.get_driver_name(), {})
     return {name: value for name, value in args.items() if name not in url.query}

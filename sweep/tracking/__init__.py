@@ -1,5 +1,5 @@
-"""What a run leaves behind: its folder, its journal, and its copy in MLflow.
+"""The record of a run: its folder, its journal, and its copy in MLflow.
 
-In: a config, and metrics as they come. Out: an append-only journal, written first; MLflow follows from a process of its
-own. The only folder that imports MLflow.
+Metrics are appended to a journal first. A separate upload process then copies the journal to MLflow. No other folder
+imports MLflow.
 """

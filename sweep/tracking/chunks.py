@@ -1,4 +1,4 @@
-"""A journal as MLflow is told of it, in portions, and how much of it a store has. Imports no MLflow."""
+"""Splits a journal into chunks for MLflow, and stores how much of it was sent. Imports no MLflow."""
 
 import json
 import zlib
@@ -12,12 +12,12 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.files import write_atomic
 
-_MAX_VALUES = 1000  # metric values in a portion, but for its last record
-_MAX_PARAM_LENGTH = 6000  # MLflow's, like the next
+_MAX_VALUES = 1000  # a chunk ends with the record that reaches this many metric values
+_MAX_PARAM_LENGTH = 6000  # this and the next are MLflow's limits
 _MAX_TAG_LENGTH = 8000
-_STATE = ("run_id", "offset", "attempted")  # of a trial's run in a store
+_STATE = ("run_id", "offset", "attempted")  # the fields of an upload state
 
-_FOLDERS = {"experiment": ".yaml", "plots": ".png", "artifacts": ""}  # and how the names of files in them end
+_FOLDERS = {"experiment": ".yaml", "plots": ".png", "artifacts": ""}  # each with the suffix of the files that are sent
 _ARTIFACTS = (
     *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "curves.png", "uncommitted.diff"),
     *("optimization_results.yaml", "best.yaml", "report.html", *_FOLDERS),
@@ -27,10 +27,12 @@ Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step
 
 
 class SyncCursor:
-    """What `mlflow.json` says of a trial's run in one store.
+    """How much of a run was sent to one store, as kept in `mlflow.json`.
 
-    run_id: None when none is known. offset: bytes of the journal that were sent. attempted: whether the store may have
-    a run though `run_id` is None.
+    Attributes:
+        run_id: the MLflow run id; None if it is unknown.
+        offset: how many bytes of the journal were sent.
+        attempted: whether the store may have the run although `run_id` is None.
     """
 
     def __init__(self, folder: RunFolder, store: str) -> None:
@@ -48,9 +50,9 @@ class SyncCursor:
 
 
 def _stores(path: Path) -> tuple[dict[str, Any], bool]:
-    """What the file says of each store, and whether some of it is damaged: then a store may have what it does not say.
+    """Return the valid states by store, and whether some state is damaged.
 
-    Damaged states are left out; the stores are asked instead.
+    Damaged states are left out. A store may then have a run that the file does not mention, so it must be asked.
     """
     try:
         stores = json.loads(path.read_bytes())
@@ -65,7 +67,7 @@ def _stores(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _is_whole(state: Any) -> bool:
-    """Earlier versions wrote no `check`, and the first of them no `attempted`."""
+    """Return whether the state is valid. Early versions wrote no `check`, and the first one no `attempted`."""
     if not isinstance(state, dict) or not {"run_id", "offset"} <= set(state) <= {*_STATE, "check"}:
         return False
     return "check" not in state or state["check"] == _check({key: state.get(key) for key in _STATE})
@@ -76,12 +78,12 @@ def _check(state: dict[str, Any]) -> int:
 
 
 def most_sent(folder: RunFolder) -> int:
-    """The most bytes of the trial's journal that any store has got."""
+    """Return the largest number of bytes of the run's journal that were sent to any one store."""
     return max((state["offset"] for state in _stores(folder.sync_state)[0].values()), default=0)
 
 
 def forget_offsets(folder: RunFolder) -> None:
-    """Has all of the journal, which was begun anew, sent again to the runs that stores have of it."""
+    """Reset the offsets, so that a journal that was rewritten is sent again from its beginning to the same runs."""
     for store in _stores(folder.sync_state)[0]:
         sent = SyncCursor(folder, store)
         sent.offset, sent.attempted = 0, True
@@ -91,8 +93,12 @@ def forget_offsets(folder: RunFolder) -> None:
 class Chunk:
     """Consecutive records of a journal.
 
-    start: the first of its kind. end: the last record, if the trial ended with it; it may have been resumed since an
-    earlier one. points: without those that are not finite, which break MLflow's run page.
+    Attributes:
+        start: the first `start` record; None if there is none.
+        end: the last record if it is an `end`, else None. The `end` before a resumed start does not count.
+        params: the params of `start`, cut to MLflow's length.
+        tags: the tags of all records, cut to MLflow's length.
+        points: the metric values. Those that are not finite are left out, because they break MLflow's run page.
     """
 
     def __init__(self, records: list[journal.Record]) -> None:
@@ -106,7 +112,7 @@ class Chunk:
 
 
 def read_chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> Iterator[tuple[Chunk, int]]:
-    """Records in portions that MLflow takes in one batch or little more, each with the offset behind it."""
+    """Yield chunks that fit into about one MLflow batch, each with the byte offset of its end."""
     chunk: list[journal.Record] = []
     n_values = 0
     for record, offset in records:
@@ -120,9 +126,10 @@ def read_chunks(records: Iterator[tuple[journal.Record, int]], offset: int) -> I
 
 
 def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
-    """Names of files and folders in the trial's folder; records of before 0.2 do not name them.
+    """Return the names of files and folders in the run's folder that its `end` record lists as artifacts.
 
-    Only names that we write ourselves: the record may be somebody else's.
+    Records from before version 0.2 list none, and get the usual ones. Only names that sweep itself writes are returned,
+    since the record may be somebody else's.
     """
     usual = (folder.config, folder.overrides, folder.best, folder.curves, folder.diff)
     named = end.get("artifacts", [path.name for path in usual])
@@ -130,9 +137,9 @@ def artifact_names(folder: RunFolder, end: journal.Record) -> list[str]:
 
 
 def artifact_files(folder: RunFolder, end: journal.Record) -> Iterator[tuple[Path, str | None]]:
-    """The files that the record names, where they exist, each with the folder that it stands in below the trial's.
+    """Yield each existing file that the record lists, with its subfolder of the run's folder; None if it has none.
 
-    A link is not followed: it could lead to any file of the user's.
+    Links are not followed: they could lead to any file of the user.
     """
     for name in artifact_names(folder, end):
         path = folder.path / name

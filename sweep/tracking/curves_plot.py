@@ -1,4 +1,4 @@
-"""The picture of a run: loss and learning-rate curves."""
+"""Draws the curves of a run: losses and learning rate."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from sweep.tracking.journal import curves, first
 from sweep.utils.curve import Curve
 
 _COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
-_MANY_DECADES = 1e6  # between learning rates, whose schedules are told by their shape
+_MANY_DECADES = 1e6  # ratio of learning rates; below it a linear axis shows a schedule's shape better
 
 
 def ensure_curves(folder: RunFolder) -> None:
-    """Draws the run's curves unless that has been done since its journal last grew."""
+    """Draw the run's curves unless the plot is newer than the journal."""
     if not folder.curves.exists() or folder.curves.stat().st_mtime_ns < folder.journal.stat().st_mtime_ns:
         draw_curves(folder.journal, folder.curves)
 
 
 def draw_curves(journal: Path, plot: Path) -> None:
-    """Writes a PNG of the epochs' train and validation loss above the learning rate of the steps."""
+    """Write a PNG with the losses by epoch above the learning rate by step. The file is replaced atomically."""
     found = curves(journal)
     start = first(journal, "start") or {}
     new_figure, new_canvas = load_matplotlib()

@@ -1,4 +1,4 @@
-"""How a trial presents itself: its name, params, tags and data set, as a tracking store shows them."""
+"""The name, params and data set of a run, as a tracking store shows them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,33 +25,36 @@ _TRAINER_PARAMS = (
 
 
 def group_choices(config: Config) -> dict[str, str]:
-    """The option of each group; where the command line sets another target than the option's, or the config was not
-    composed, the last word of the target."""
+    """Return the option chosen in each config group.
+
+    If the command line changes the option's target, or if the config was not composed by Hydra, return the last part of
+    the target in lower case instead.
+    """
     own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
     retargeted = [key for key in COMPONENTS if any(sets(o, f"{key}._target_") for o in config.overrides or ())]
     return own | {key: option for key, option in config.choices.items() if key not in retargeted}
 
 
 def run_name(config: Config) -> str:
-    """Such as adam-cyclic-mlp-noisy_sine-s0."""
+    """Return a run's name, such as adam-cyclic-mlp-noisy_sine-s0."""
     choices = group_choices(config)
     return "-".join([*(choices[key] for key in ("optimizer", "scheduler", "model", "data")), f"s{config.seed}"])
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """What tells trials apart, by config key; what is not set is left out."""
+    """Return the settings in which trials may differ, by config key, without those that are None."""
     params: dict[str, Any] = {"seed": config.seed}
     params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
         params |= dict(_leaves(key, getattr(config, key)))
-    if "max_lr" in config.scheduler:  # such a schedule sets the learning rate; the optimizer's own plays no part
+    if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used
         params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}
 
 
 def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
-    """Name, content digest, source and profile, as MLflow's data sets have them."""
+    """Return the name, content digest, source and profile of a data set, in the form of an MLflow data set."""
     digest = hashlib.sha256(samples.x.tobytes() + samples.y.tobytes()).hexdigest()[:16]
     return {
         "name": samples.name,

@@ -1,4 +1,7 @@
-"""What a journal's records hold. A checksum says that a line is as it was written, not that we wrote it."""
+"""Checks the fields of journal records.
+
+A checksum shows that a line is unchanged, but not that sweep wrote it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,11 +9,11 @@ from typing import Any
 Record = dict[str, Any]
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-_LARGEST = 2**63  # of whole numbers, here and in MLflow
+_LARGEST = 2**63  # MLflow stores integers in 64 bits
 
 
 def odd_field(record: Record) -> str | None:
-    """Return the name of a field that its kind of record has to have, and that is missing or of another type."""
+    """Return the name of the first field that is missing or has the wrong type for this kind of record, else None."""
     fields = _FIELDS.get(kind) if isinstance(kind := record.get("kind"), str) else None
     if fields is None:
         return "kind"
@@ -18,7 +21,7 @@ def odd_field(record: Record) -> str | None:
 
 
 def _odd_columns(record: Record) -> str | None:
-    """As `odd_field`, of what some kinds may lack."""
+    """Return the name of an optional field that has the wrong type, else None."""
     steps, values = record.get("steps", []), record.get("values", {})
     if not (isinstance(steps, list) and set(map(type, steps)) <= {int} and _are_small(steps)):
         return "steps"

@@ -1,4 +1,4 @@
-"""A trial's folder: the one place that knows the names of its files."""
+"""The folders of runs and studies. Only this module defines the names of the files in them."""
 
 import fcntl
 import math
@@ -17,7 +17,7 @@ class Busy(Exception):
 
 
 class RunFolder:
-    """Paths of everything in one trial's folder. The folder itself is made by `create`."""
+    """The paths of all files in one run's folder. `create` makes the folder itself."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -37,7 +37,7 @@ class RunFolder:
 
     @property
     def written(self) -> list[Path]:
-        """Every file and folder that a run writes, but for locks, whose content does not matter."""
+        """Every file and folder that a run writes, except locks, which have no content."""
         files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
         return [*files, self.artifacts, self.error, self.sync_state, self.log]
 
@@ -45,29 +45,35 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Held while the trial runs, so that a dead trial can be told from a slow one. Raises Busy."""
-        return _locked(self.lock_file, patience_s=1.0)  # `is_running` takes it for a moment
+        """Return the lock to hold while the trial runs, which distinguishes a slow trial from a dead one.
+
+        Entering it raises Busy if another process holds it.
+        """
+        return _locked(self.lock_file, patience_s=1.0)  # `is_running` holds it for a moment
 
     def upload_lock(self) -> AbstractContextManager[None]:
-        """Held while the journal is being mirrored, so that nothing is sent twice at once. Raises Busy."""
+        """Return the lock to hold while the journal is uploaded, so that two processes never send it at once.
+
+        Entering it raises Busy if another process holds it.
+        """
         return _locked(self._upload_lock)
 
     def is_running(self) -> bool:
-        """Whether some process holds the trial's lock."""
+        """Return whether a process holds the trial's lock."""
         return _is_locked(self.lock_file)
 
 
 class StudyFolder:
-    """Paths of everything in one study's folder: `<output_dir>/studies/<name>`."""
+    """The paths of all files in one study's folder, `<output_dir>/studies/<name>`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        self.run = RunFolder(path)  # the parent run's record: its journal, and what its mirror knows
+        self.run = RunFolder(path)  # the parent run: its journal and its upload state
         self.storage = self.path / "optuna.log"  # the embedded storage
         self.trials = self.path / "trials"
         self.workers = self.path / "workers"  # logs of the workers, and the locks they hold while they live
         self.results = self.path / "optimization_results.yaml"
-        self.best = self.path / BEST  # which trial it is, and the overrides that compose it
+        self.best = self.path / BEST  # the number of the best trial, and the overrides that compose it
         self.option = self.path / "experiment" / "best.yaml"  # the same as an option of the group `experiment`
         self.plots = self.path / "plots"
         self.report = self.path / "report.html"
@@ -75,44 +81,47 @@ class StudyFolder:
 
     @property
     def written(self) -> list[Path]:
-        """Every file and directory that a study writes, but for its storage and its lock."""
+        """Every file and folder that a study writes, except its storage and its lock."""
         files = [self.run.config, self.run.journal, self.run.sync_state, self.results, self.best, self.option]
         return [*files, self.report, self.plots, self.trials, self.workers]
 
     def trial(self, number: int, replicate: int | None = None) -> RunFolder:
-        """The folder of a trial or, where each is trained on several seeds, of one of its replicates, from 0."""
+        """Return the folder of a trial or, in a study with several seeds, of one seed replicate, counted from 0."""
         folder = self.trials / str(number)
         return RunFolder(folder if replicate is None else folder / f"seed-{replicate}")
 
     def set_aside(self, number: int, n_failed: int) -> None:
-        """Rename the folder of a trial whose `n_failed`-th attempt failed, so that it is trained again in a new one."""
-        aside = self.trials / f"{number}.failed-{n_failed}"  # as deep: its record names other folders relatively
+        """Rename the folder of a trial whose `n_failed`-th attempt failed, so that the next one gets a new folder."""
+        aside = self.trials / f"{number}.failed-{n_failed}"  # at the same depth, since the journal holds relative paths
         if not aside.exists() and (self.trials / str(number)).exists():
             os.rename(self.trials / str(number), aside)
 
     def runs(self) -> list[RunFolder]:
-        """Every child run that has begun."""
+        """Return every child run that has begun."""
         begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]
         return [RunFolder(journal.parent) for journal in begun]
 
     def lock(self) -> AbstractContextManager[None]:
-        """Held for a moment by the one process that hands out trials or begins the study; waits for its turn."""
+        """Return the lock to hold while claiming trials or beginning the study. Entering it waits without a limit."""
         self.path.mkdir(parents=True, exist_ok=True)
         return _locked(self._lock, patience_s=math.inf)
 
     def worker_lock(self, worker: str) -> AbstractContextManager[None]:
-        """Held by a worker as long as it lives."""
+        """Return the lock that a worker holds as long as it lives."""
         self.workers.mkdir(parents=True, exist_ok=True)
         return _locked(self.workers / f"{worker}.lock", patience_s=1.0)
 
     def worker_lives(self, worker: str) -> bool | None:
-        """Whether a worker of this machine lives; None where its lock is not to be seen from here."""
+        """Return whether a worker on this machine is alive; None if its lock file is not here."""
         path = self.workers / f"{worker}.lock"
         return _is_locked(path) if path.exists() else None
 
 
 def begun_study(output_dir: Path, name: str) -> StudyFolder:
-    """The folder of a study that has begun, finished or not. Raises ConfigError."""
+    """Return the folder of a study that has begun, finished or not.
+
+    Raises ConfigError if there is no such study, or if its folder contains links.
+    """
     require_begun_study(output_dir, name)
     folder = StudyFolder(output_dir / "studies" / name)
     refuse_links_in(folder.path, "study")
@@ -120,7 +129,7 @@ def begun_study(output_dir: Path, name: str) -> StudyFolder:
 
 
 def _is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock. Makes no file."""
+    """Return whether a process holds the lock. The lock file is not created if it is missing."""
     if not path.exists():
         return False
     try:
@@ -132,7 +141,10 @@ def _is_locked(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
-    """An flock, which the kernel releases when the process dies."""
+    """Hold an flock, which the kernel releases when the process dies.
+
+    Raises Busy if another process still holds it after `patience_s` seconds.
+    """
     deadline = time.monotonic() + patience_s
     with open(path, "a") as file:
         if patience_s == math.inf:

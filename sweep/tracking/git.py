@@ -1,7 +1,7 @@
-"""Git, asked about the working directory's repository without running a program that the repository names.
+"""Runs git in the working directory without running any program that the repository names.
 
 A repository's own configuration can name programs: file system monitors, hooks, filters, differs, transports. The
-repository may come from somebody else; a run in it must not start them.
+repository may come from somebody else, so a run in it must not start them.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _PATIENCE_S = 10
-_KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME")  # where git is, and what its user has set
+_KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME")  # to find git and the user's own settings
 _FIXED = {"LC_ALL": "C", "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
 _OFF = {
     "core.askPass": "",
@@ -23,18 +23,18 @@ _OFF = {
 
 
 def git(*arguments: str) -> str:
-    """Return what git prints; empty where it fails, or where this directory is not part of a repository.
+    """Return what git prints, or an empty text if it fails or if this directory is not in a repository.
 
-    A diff still needs --no-ext-diff and --no-textconv.
+    For a diff, also pass --no-ext-diff and --no-textconv.
     """
     settings = _without_filters()
     return "" if settings is None else _printed(settings, *arguments)
 
 
 def _without_filters() -> dict[str, str] | None:
-    """Settings that turn off the filters which the repository itself defines; those of the user stay.
+    """Return settings that turn off the filters that the repository itself defines. The user's own filters stay.
 
-    None where there is no repository, or where its working tree is elsewhere: git would then read foreign files.
+    Return None if there is no repository, or if its working tree is elsewhere: git would then read files outside it.
     """
     top = _printed(_OFF, "rev-parse", "--show-toplevel")
     if not top:

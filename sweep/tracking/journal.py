@@ -1,10 +1,12 @@
-"""The journal: a trial's append-only record, one JSON object a line, from which everything else is drawn.
+"""The journal: a run's append-only record, with one JSON object a line. Everything else is derived from it.
 
-Kinds of lines: `start` (who the trial is; again when it is resumed), `metrics` (columns: ascending `steps`, and as many
-`values` of each metric), `end` (how it ended). `time` is in milliseconds since 1970.
+There are three kinds of lines. `start` identifies the run; another one is appended each time the run is resumed.
+`metrics` holds columns: ascending `steps`, and one value of each metric for each step in `values`. `end` states how the
+run ended. Each line has its `time` in milliseconds since 1970.
 
-Each line ends with its own number, `line`, and the CRC-32 of all bytes before the key `crc`, so that a flipped bit, a
-lost line and a line that stands twice are found. Journals of before 0.3 have neither, and are still read.
+Each line ends with its own number, `line`, and with `crc`, the CRC-32 of all bytes of the line before the key `crc`.
+They reveal a flipped bit, a lost line and a duplicated line. Journals from before version 0.3 have neither, and can
+still be read.
 """
 
 import bisect
@@ -29,15 +31,14 @@ _CRC_DIGITS = 8
 
 
 class Journal:
-    """Appends records; each append survives a crash of this process, and `sync` one of the machine.
+    """Appends records to a journal.
 
-    A torn last line, left by a crash, is cut off on opening. Rows that an earlier process already recorded are
-    skipped by `metrics`, so that epochs trained again after a crash stand once. Opening a journal that has a damaged
-    line raises DamagedJournal.
+    An appended record survives a crash of this process. After `sync`, it also survives a crash of the machine. Opening
+    the journal removes a torn last line, which a crash may leave, and raises DamagedJournal if another line is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self._recorded: dict[str, int] = {}  # the last step, per key
+        self._recorded: dict[str, int] = {}  # the last recorded step, by metric
         self._n_lines = end = 0
         for record, offset in read(path):
             self._n_lines, end = self._n_lines + 1, offset
@@ -48,17 +49,26 @@ class Journal:
             os.ftruncate(self._file, end)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one record of the given kind."""
+        """Append one record of the given kind. Its `time` is now unless `fields` has one."""
         self._append({"kind": kind, "time": time.time_ns() // 1_000_000, **fields})
 
     def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]], **fields: Any) -> None:
-        """Appends the values of each metric at the given steps, ascending. fields: `time`, if it was not now."""
+        """Append the values of each metric at the given steps.
+
+        Steps that are already recorded are skipped, so that epochs trained again after a crash appear once.
+
+        Args:
+            steps: the steps, ascending.
+            values: one value for each step, by metric.
+            fields: `time` in milliseconds since 1970, if the values are not from now.
+        """
         n_known = bisect.bisect_right(steps, min(self._recorded.get(key, -1) for key in values))
         if n_known < len(steps):
             columns = {key: list(column[n_known:]) for key, column in values.items()}
             self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
 
     def sync(self) -> None:
+        """Wait until all records have reached the disk, so that they survive a power cut."""
         fsync(self._file)
 
     def close(self) -> None:
@@ -71,7 +81,7 @@ class Journal:
         self.close()
 
     def _append(self, record: Record) -> None:
-        """All of the record or, when the disk is full, nothing."""
+        """Append the record. If the disk is full, leave the file unchanged and raise OSError."""
         body = f'{json.dumps(record)[:-1]}, "line": {self._n_lines + 1}'.encode()
         data = body + _BEFORE_CRC + _crc(body) + _BEHIND_CRC
         size = os.fstat(self._file).st_size
@@ -85,10 +95,15 @@ class Journal:
 
 
 def read(path: Path, offset: int = 0, damage: list[DamagedJournal] | None = None) -> Iterator[tuple[Record, int]]:
-    """Whole records from byte `offset` on, each with the offset behind it. A torn last line ends the reading.
+    """Yield the records from byte `offset` on, each with the offset of its end. A torn last line is not yielded.
 
-    Raises DamagedJournal at the first damaged line. With `damage`, it is appended there instead, and the records
-    behind the damaged line are read too.
+    Args:
+        path: the journal. A missing file counts as an empty journal.
+        offset: where to begin, in bytes: 0 or the end of a line.
+        damage: a list that gets an error for each damaged line. Reading then continues after that line.
+
+    Raises:
+        DamagedJournal: a line is damaged, and `damage` is None.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115  # closed below; a missing file is an empty journal
@@ -116,20 +131,21 @@ def read(path: Path, offset: int = 0, damage: list[DamagedJournal] | None = None
 
 
 class _Order:
-    """Checks lines one after another: each by its checksum, and its number by those before it.
+    """Checks lines in order: each by its checksum, and by its number, which must follow those of the lines before.
 
-    out_of_place: after an error, the record if it is whole and only lines before it are missing.
+    Each damaged line may account for one missing number. If more numbers are missing, lines were lost.
+    `out_of_place` is the record of the last line if it is valid but lines before it are missing, else None.
     """
 
     def __init__(self) -> None:
         self.out_of_place: Record | None = None
-        self._next: int | None = 1  # None: any
-        self._n_bad = 0  # damaged lines since the last good one; they may have had numbers, or not
+        self._next: int | None = 1  # the expected number; None if any is allowed
+        self._n_bad = 0  # damaged lines since the last valid one, which may have had numbers or not
         self._is_numbered = False
         self._before = b""
 
     def begin_behind(self, line: bytes) -> None:
-        """Goes on behind a line from the middle of the file."""
+        """Continue after `line`, which lies in the middle of the file."""
         self._next, self._before = None, line
         try:
             number = _parsed(line)[1]
@@ -139,18 +155,18 @@ class _Order:
             self._next, self._is_numbered = number + 1, True
 
     def checked(self, line: bytes) -> Record | None:
-        """The record of a line; None for a torn one. Raises ValueError for what is wrong with it."""
+        """Return the record of the next line; None if the line is torn. Raise ValueError if it is damaged."""
         self.out_of_place = None
         if not line.endswith(b"\n"):
             if _is_whole(line[:-1] + b"\n"):
-                raise ValueError("its end is not as it was written")
+                raise ValueError("its end was changed")
             return None
         try:
             record, number = _parsed(line)
             if number is None and self._is_numbered:
                 raise ValueError("it has no checksum, unlike the lines before it")
             if line == self._before or (number is not None and self._next is not None and number < self._next):
-                raise ValueError("it stands there twice")
+                raise ValueError("it appears twice")
         except ValueError:
             self._n_bad += 1
             raise
@@ -167,17 +183,17 @@ class _Order:
 
 
 def _parsed(line: bytes) -> tuple[Record, int | None]:
-    """The record in a finished line, and its number, None where it has none. Raises ValueError."""
+    """Return the record in a complete line, and its number; None if it has none. Raise ValueError if it is damaged."""
     body, before = line[:-_SUFFIX_BYTES], line[-_SUFFIX_BYTES : -_SUFFIX_BYTES + len(_BEFORE_CRC)]
     is_signed = before == _BEFORE_CRC
     if is_signed and line[-_SUFFIX_BYTES:] != _BEFORE_CRC + _crc(body) + _BEHIND_CRC:
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum is wrong")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON") from None
+        raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("it is no record")
+        raise ValueError("it is not a record")
     number = record.pop("line", None)
     if not is_signed and (number is not None or "crc" in record):
         raise ValueError("its checksum is missing")
@@ -202,7 +218,7 @@ _SUFFIX_BYTES = len(_BEFORE_CRC) + _CRC_DIGITS + len(_BEHIND_CRC)
 
 
 def _line_before(file: IO[bytes], offset: int) -> bytes:
-    """The line that ends at that byte, or what stands there in its place."""
+    """Return the line that ends at byte `offset`, read backwards in blocks. Its content is not checked."""
     start, data = offset, b""
     while start and data[:-1].count(b"\n") < 1:
         block = min(start, _TAIL_BYTES)
@@ -217,7 +233,7 @@ def _n_lines_before(path: Path, offset: int) -> int:
 
 
 def curves(path: Path) -> dict[str, Curve]:
-    """Every metric in the journal, by name."""
+    """Return the curve of every metric in the journal, by name. Raise as `read` does."""
     points: dict[str, tuple[list[int], list[float]]] = {}
     for record in records(path, "metrics"):
         for key, column in record["values"].items():
@@ -230,7 +246,7 @@ def curves(path: Path) -> dict[str, Curve]:
 
 
 def records(path: Path, *kinds: str, damage: list[DamagedJournal] | None = None) -> Iterator[Record]:
-    """Yield the whole records of these kinds, in order. Raises as `read` does."""
+    """Yield the records of these kinds, in order. Raise as `read` does."""
     return (record for record, _ in read(path, damage=damage) if record["kind"] in kinds)
 
 
@@ -245,18 +261,18 @@ def last_of(path: Path, *kinds: str) -> Record | None:
 
 
 def last_end(path: Path) -> Record | None:
-    """Return the end of the trial's last attempt; None while it runs, or since it died."""
+    """Return the `end` of the run if nothing follows it; None if the run is still running, or died."""
     found = last_of(path, "start", "end")
     return found if found is not None and found["kind"] == "end" else None
 
 
 def uid(path: Path) -> str | None:
-    """Return the uid in the first start that can be read; None if there is none."""
+    """Return the uid of the first readable `start`; None if there is none."""
     return next(records(path, "start", damage=[]), {}).get("uid")
 
 
 def last(path: Path) -> Record | None:
-    """The last whole record, without reading those before it; None if there is none, or it is damaged."""
+    """Return the last complete record without reading the others; None if there is none, or if it is damaged."""
     with open(path, "rb") as file:
         end = _whole_bytes(file)
         try:
@@ -266,7 +282,7 @@ def last(path: Path) -> Record | None:
 
 
 def whole_size(path: Path) -> int:
-    """Bytes of the file, without a torn last line; 0 where there is none."""
+    """Return the size of the file in bytes, without a torn last line; 0 if there is no file."""
     try:
         with open(path, "rb") as file:
             return _whole_bytes(file)
@@ -285,11 +301,11 @@ def _whole_bytes(file: IO[bytes]) -> int:
 
 
 def status(path: Path) -> str | None:
-    """Return how the trial's last attempt ended: FINISHED, FAILED or KILLED; None while it runs, or since it died."""
+    """Return how the run ended: FINISHED, FAILED or KILLED; None if it is still running, or died."""
     return (last_end(path) or {}).get("status")
 
 
 def check(path: Path) -> None:
-    """Raises DamagedJournal if a line of the journal is damaged. A torn last line, left by a crash, is not."""
+    """Raise DamagedJournal if a line is damaged. A torn last line, which a crash may leave, does not count."""
     for _ in read(path):
         pass

@@ -1,4 +1,7 @@
-"""Where the artifacts of a store's runs go; what came with the outputs may not lead them elsewhere."""
+"""Sends the artifacts of runs.
+
+A store that lies in the outputs may be somebody else's, so it cannot direct artifacts to a place outside them.
+"""
 
 import hashlib
 import logging
@@ -28,7 +31,7 @@ _PATIENCE_S = 10.0
 
 
 class ArtifactPlaces:
-    """Sends the artifacts of runs to where the store has them."""
+    """Sends the artifacts of runs to the location that the store names for them."""
 
     def __init__(self, client: MlflowClient, store: Store) -> None:
         assert store.uri is not None
@@ -38,14 +41,15 @@ class ArtifactPlaces:
         self._locations: dict[str, str] = {}  # by experiment
 
     def forget(self) -> None:
+        """Clear the cached locations."""
         self._locations.clear()
 
     def of_new_experiment(self, name: str) -> str | None:
-        """Return where the artifacts of an experiment that is to be made go; None: where the store likes."""
+        """Return the artifact location for a new experiment; None if the store chooses it."""
         return None if self._artifact_root is None else self._own_location(name)
 
     def location(self, experiment: str) -> str:
-        """Where the artifacts of the experiment's runs are."""
+        """Return the URI of the folder for the artifacts of an experiment's runs."""
         if experiment not in self._locations:
             found = self._client.get_experiment(experiment)
             location = found.artifact_location
@@ -55,17 +59,20 @@ class ArtifactPlaces:
         return self._locations[experiment]
 
     def _own_location(self, experiment_name: str) -> str:
-        """Where an embedded store has the artifacts of the experiment's runs."""
+        """Return the artifact location of an experiment in an embedded store."""
         assert self._artifact_root is not None
         return (self._artifact_root / hashlib.sha256(experiment_name.encode()).hexdigest()[:12]).as_uri()
 
     def store(self, folder: RunFolder, end: journal.Record, artifact_uri: str) -> None:
-        """Put them where the client would send them; the store has no such run yet, so nobody reads a half of one."""
+        """Copy a run's artifacts to the place where the client would send them.
+
+        The run is not in the store yet, so nobody can see it half complete.
+        """
         is_local = artifact_uri.startswith("file:///")
         repository = None
         for artifact, above in artifact_files(folder, end):
             self._check_place(artifact_uri, artifact, above)
-            if is_local:  # MLflow's own way of copying costs 1 ms a file
+            if is_local:  # MLflow's own copying takes 1 ms a file
                 target = os.path.join(local_file_uri_to_path(artifact_uri), above or "")
                 os.makedirs(target, exist_ok=True)
                 shutil.copy2(artifact, target)
@@ -74,16 +81,16 @@ class ArtifactPlaces:
             repository.log_artifact(str(artifact), above)
 
     def _check_place(self, artifact_uri: str, artifact: Path, above: str | None) -> None:
-        """Raise MlflowException if the artifact would leave the outputs, as by a link, though the store is in them."""
+        """Raise MlflowException if a store in the outputs would put the artifact outside them, as by a link."""
         name = os.path.join(above or "", artifact.name)
         if not self._may_hold(artifact_uri, name):
-            problem = f"the store has {name} go to {artifact_uri}, which is not below {self._artifact_root}"
+            problem = f"the store would put {name} into {artifact_uri}, which is not below {self._artifact_root}"
             raise MlflowException(f"{problem}; send the runs to a store of your own: python -m sweep.sync --uri URI")
 
     def _may_hold(self, uri: str, name: str = "") -> bool:
-        """Whether artifacts, or the one of that name, may go there.
+        """Return whether artifacts, or the one called `name`, may be sent to that URI.
 
-        A store that came with the outputs may only name places in them.
+        A store that lies in the outputs may only name places in them.
         """
         if self._own_database is None:
             return True
@@ -92,8 +99,19 @@ class ArtifactPlaces:
         return is_local and is_inside(Path(local_file_uri_to_path(uri), name), self._artifact_root)
 
     def send(self, folder: RunFolder, run_id: str, end: journal.Record) -> list[Damaged]:
-        """The files and folders that the record names, where they exist, under their paths below the trial's folder;
-        but for those that are damaged, which are returned."""
+        """Send the artifacts that the `end` record lists and that exist. Draw the curves first if they are among them.
+
+        Args:
+            folder: the run's folder.
+            run_id: the MLflow run id.
+            end: the `end` record.
+
+        Returns:
+            An error for each artifact that is damaged and was therefore not sent.
+
+        Raises:
+            MlflowException: the store fails, or would put an artifact outside the outputs.
+        """
         if folder.curves.name in artifact_names(folder, end):
             problem = drawing_problem(lambda: ensure_curves(folder))
             if problem is not None:
@@ -119,7 +137,7 @@ def artifact_uri_of(location: str, run_id: str) -> str:
 
 
 def _set_artifact_uri(database: str, run_id: str, uri: str) -> None:
-    """Have the store look for a run's artifacts where they are put. Its client cannot."""
+    """Set the artifact URI of a run in the database, which MLflow's client cannot change."""
     try:
         with closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection, connection:
             connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (uri, run_id))

@@ -1,7 +1,7 @@
-"""Writes whole finished runs straight into the tables of MLflow's database, many in one transaction.
+"""Writes complete runs straight into the tables of MLflow's database, many in one transaction.
 
-MLflow's client takes ten transactions a run. What it would have written is written here, row by row; `Tables.agree`
-compares the two on a run that the client sent, so that a store is written to only where they are known to be equal.
+MLflow's client needs ten transactions for each run. This module writes the same rows itself. Before it does, the client
+sends one run, and `Tables.agree` checks that the client wrote exactly the rows that this module would have written.
 """
 
 import uuid
@@ -38,7 +38,7 @@ _BUSY_TIMEOUT_MS = 60_000  # a SQLite store may have other writers; MLflow waits
 
 Row = tuple[Any, ...]
 
-# Every column of every table that a run has rows in: a store with another one is not agreed with.
+# Every column of every table in which a run has rows. `agree` rejects a store with any other column.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     SqlRun.__tablename__: (
         *("run_uuid", "name", "source_type", "source_name", "entry_point_name", "user_id", "status", "start_time"),
@@ -57,10 +57,10 @@ _DATASET_COLUMNS = (
 )
 _WRITTEN = ", ".join([*_COLUMNS, SqlDataset.__tablename__])
 _REVISION = "SELECT version_num FROM alembic_version"
-_SCHEMA = {  # what changes with the definition of a table that is written to
+_SCHEMA = {  # queries whose results change if the definition of a written table changes
     "sqlite": ["PRAGMA schema_version"],
     "postgresql": [
-        f"LOCK TABLE {_WRITTEN} IN ROW EXCLUSIVE MODE",  # as inserting does: nobody else alters them meanwhile
+        f"LOCK TABLE {_WRITTEN} IN ROW EXCLUSIVE MODE",  # the lock of an INSERT: nobody else can alter them
         f"""
         SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull,
             pg_get_expr(adbin, adrelid)
@@ -79,18 +79,21 @@ _OWNERS = ("run_uuid", "run_id", "destination_id")  # columns that say which run
 
 
 class Gone(Exception):
-    """An experiment or a study's run, below which runs were to be written, is deleted, or not what it was."""
+    """The experiment, or the study's run, that new runs would belong to was deleted or replaced."""
 
 
 class Schema(NamedTuple):
-    """A store's tables as they are defined. revision: that of MLflow's migrations."""
+    """How a store's tables are defined. `revision` is the revision of MLflow's migrations."""
 
     revision: tuple[Row, ...]
     definitions: tuple[Row, ...]
 
 
 class Changed(Exception):
-    """The tables are no longer defined as they were when they were compared. is_migrated: by MLflow itself."""
+    """The definition of the tables has changed since `agree` compared them.
+
+    `is_migrated` is True if MLflow itself migrated them.
+    """
 
     def __init__(self, is_migrated: bool) -> None:
         super().__init__(is_migrated)
@@ -98,10 +101,13 @@ class Changed(Exception):
 
 
 class CompleteRun(NamedTuple):
-    """All that a store is told of a run that has ended.
+    """Everything that is written to a store about a run that has ended.
 
-    experiment: name and place of artifacts that the experiment is known by; ids are given again once `mlflow gc` has
-    removed their owners. tags: without that of its name.
+    Attributes:
+        experiment: the experiment's name and artifact location. The id alone does not identify an experiment, since
+            `mlflow gc` frees ids for reuse.
+        start_time: in milliseconds since 1970, like `end_time`.
+        tags: all tags except that of the run's name.
     """
 
     run_id: str
@@ -118,7 +124,7 @@ class CompleteRun(NamedTuple):
     dataset: DatasetInput | None
 
     def is_valid(self) -> bool:
-        """Whether MLflow's client would take it, and as it is."""
+        """Return whether MLflow's client would accept the run and store it unchanged."""
         try:
             if self.dataset is not None:
                 validation._validate_dataset_inputs([self.dataset])
@@ -139,12 +145,12 @@ class CompleteRun(NamedTuple):
 
 
 class Tables:
-    """The tables of one store. Methods raise SQLAlchemyError."""
+    """The tables of one store. All methods may raise SQLAlchemyError."""
 
     def __init__(self, uri: str) -> None:
         self._engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         self._insert = _DIALECTS[self._engine.dialect.name]
-        self._agreed: Schema | None = None  # the definitions that `agree` found to be as they are known here
+        self._agreed: Schema | None = None  # the definitions that `agree` accepted
         self._mark = "?"
         if self._engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self._engine, "connect", _be_patient)
@@ -154,13 +160,22 @@ class Tables:
 
     @staticmethod
     def may_be_at(uri: str) -> bool:
-        """Whether that is a database of a kind that is known here."""
+        """Return whether this module can write to the kind of database that `uri` names."""
         return uri.partition(":")[0].partition("+")[0] in _DIALECTS
 
     def existing(self, runs: Sequence[CompleteRun], tag: str, values: Sequence[str]) -> set[str | tuple[int, str]]:
-        """The ids of the runs that the store has; and each experiment and value with which a run has the tag.
+        """Return which runs the store already has, by id and by tag.
 
-        Raises Gone where `write` would.
+        Args:
+            runs: the runs whose ids are looked up.
+            tag: the key of the tag that is looked up.
+            values: the values of that tag that are looked up.
+
+        Returns:
+            The ids that exist, and a pair (experiment id, value) for each run that has one of the tag values.
+
+        Raises:
+            Gone: an experiment or a parent run that `runs` belong to was deleted or replaced.
         """
         by_id = sqlalchemy.select(SqlRun.run_uuid).where(SqlRun.run_uuid.in_([run.run_id for run in runs]))
         by_tag = (
@@ -173,9 +188,11 @@ class Tables:
             return {*connection.scalars(by_id), *(tuple(row) for row in connection.execute(by_tag))}
 
     def write(self, runs: Sequence[CompleteRun]) -> None:
-        """All of them; none, when one of them is there already or cannot be written.
+        """Write all runs in one transaction, or none of them if one exists already or cannot be written.
 
-        Raises Gone if what they belong to is not there, Changed if the tables are not those that `agree` saw.
+        Raises:
+            Gone: an experiment or a parent run that they belong to was deleted or replaced.
+            Changed: the tables are no longer defined as they were when `agree` compared them.
         """
         with self._engine.begin() as connection:
             self._check_schema(connection)
@@ -189,27 +206,32 @@ class Tables:
                     connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
 
     def schema(self) -> Schema:
-        """How the tables are defined now."""
+        """Return how the tables are defined now."""
         with self._engine.begin() as connection:
             return self._schema(connection)
 
     def _schema(self, connection: Connection) -> Schema:
-        """As `schema`; stays so until the transaction ends."""
+        """Return how the tables are defined. The definitions cannot change until the transaction ends."""
         results = [connection.exec_driver_sql(query) for query in _SCHEMA[self._engine.dialect.name]]
         definitions = [tuple(row) for result in results if result.returns_rows for row in result]
         revision = [tuple(row) for row in connection.exec_driver_sql(_REVISION)]
         return Schema(tuple(revision), tuple(definitions))
 
     def _check_schema(self, connection: Connection) -> None:
-        """Raises Changed."""
+        """Raise Changed if the tables are not defined as `agree` found them."""
         schema = self._schema(connection)
         if schema != self._agreed:
             raise Changed(is_migrated=self._agreed is not None and schema.revision != self._agreed.revision)
 
     def agree(self, run: CompleteRun, schema: Schema) -> bool:
-        """Whether the store has of the run, which MLflow's client has sent, exactly what `write` would have written.
+        """Return whether the rows that MLflow's client wrote for a run are exactly those that `write` would write.
 
-        schema: how the tables were defined before it was sent. `write` refuses any other from then on.
+        Args:
+            run: a run with a data set, as sent by the client.
+            schema: how the tables were defined before the run was sent. From now on, `write` accepts no other schema.
+
+        Raises:
+            Changed: the tables have been redefined since `schema` was read.
         """
         owners = _tables_of_runs()
         self._agreed = schema
@@ -237,7 +259,7 @@ class Tables:
         return [dict(row) for row in connection.exec_driver_sql(query, (value,)).mappings()]
 
     def _dataset(self, connection: Connection, run: CompleteRun) -> str:
-        """The id of the run's data set, which is made where the experiment has none of its name and digest."""
+        """Return the id of the run's data set. Insert one if the experiment has none with that name and digest."""
         assert run.dataset is not None
         dataset = run.dataset.dataset
         fields = (dataset.source_type, dataset.source, dataset.schema, dataset.profile)
@@ -250,9 +272,10 @@ class Tables:
 
 
 def _hold_targets(connection: Connection, runs: Sequence[CompleteRun]) -> None:
-    """Keeps the experiments and the studies' runs as they are until the transaction ends.
+    """Lock the rows of the runs' experiments and parent runs until the transaction ends.
 
-    SQLite has no other writer meanwhile; PostgreSQL has transactions wait that would delete the rows. Raises Gone.
+    SQLite allows only one writer at a time. PostgreSQL makes transactions wait that would delete the rows. Raises Gone
+    if one of the rows was deleted or replaced.
     """
     experiments = {run.experiment_id: run.experiment for run in runs}
     parents = {run.tags[MLFLOW_PARENT_RUN_ID] for run in runs if MLFLOW_PARENT_RUN_ID in run.tags}
@@ -275,11 +298,12 @@ def _hold_targets(connection: Connection, runs: Sequence[CompleteRun]) -> None:
 
 
 def _rows(run: CompleteRun, dataset_id: str, input_id: str) -> dict[str, list[Row]]:
-    """What MLflow's client would have written of a run, by table, in the order of `_COLUMNS`."""
+    """Return the rows that MLflow's client would have written for a run, by table, in the order of `_COLUMNS`."""
     latest: dict[str, Point] = {}
-    points = dict.fromkeys(run.points)  # a row that stands twice is written once
+    points = dict.fromkeys(run.points)  # duplicate rows are written once
     for key, value, time, step in points:
         known = latest.get(key)
+        # MLflow's rule for the latest metric: the highest step, then the latest time, then the highest value.
         if known is None or (step, time, value) > (known[3], known[2], known[1]):
             latest[key] = (key, value, time, step)
     user, run_id = run.tags.get(MLFLOW_USER, "unknown"), run.run_id
@@ -300,13 +324,13 @@ def _rows(run: CompleteRun, dataset_id: str, input_id: str) -> dict[str, list[Ro
 
 
 def _dataset_key(run: CompleteRun) -> tuple[int, str, str]:
-    """What tells data sets apart; that of a run without one stands for none."""
+    """Return the key that identifies the run's data set: (experiment id, name, digest), empty texts if it has none."""
     dataset = None if run.dataset is None else run.dataset.dataset
     return (run.experiment_id, "", "") if dataset is None else (run.experiment_id, dataset.name, dataset.digest)
 
 
 def _tables_of_runs() -> dict[str, str]:
-    """Each table with rows that belong to runs, and its column that says to which."""
+    """Return each table whose rows belong to runs, with the column that holds the run's id."""
     owners = {name: [own for own in _OWNERS if own in table.columns] for name, table in Base.metadata.tables.items()}
     return {name: columns[0] for name, columns in owners.items() if columns}
 
@@ -317,7 +341,7 @@ def _counted(rows: list[dict[str, Any]]) -> Counter[frozenset[tuple[str, Any]]]:
 
 @lru_cache(4096)
 def _validate_key(kind: str, key: str) -> None:
-    """Raises MlflowException."""
+    """Raise MlflowException if MLflow rejects the key."""
     if kind == "metric":
         validation._validate_metric(key, 0.0, 0, 0)
     elif kind == "param":
@@ -327,11 +351,14 @@ def _validate_key(kind: str, key: str) -> None:
 
 
 def _be_patient(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # the driver is to leave transactions to the next function
-    connection.execute("PRAGMA cache_size = -65536")  # KiB; with the usual 2 MiB it takes 1.5 times as long
+    connection.isolation_level = None  # the driver must not begin transactions; `_begin_to_write` does
+    connection.execute("PRAGMA cache_size = -65536")  # KiB; with the default of 2 MiB, writing takes 1.5 times as long
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
 
 
 def _begin_to_write(connection: Connection) -> None:
-    """A transaction that first reads and then writes would fail, not wait, where another one writes meanwhile."""
+    """Begin a transaction as a writer.
+
+    A transaction that reads first and writes later would fail instead of waiting if another writer is active.
+    """
     connection.exec_driver_sql("BEGIN IMMEDIATE")

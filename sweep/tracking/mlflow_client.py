@@ -1,8 +1,9 @@
-"""The only door to MLflow: mirrors journals into a tracking store, as often as it takes and never twice.
+"""Copies journals into an MLflow tracking store. All uploads go through this module.
 
-Sending is idempotent: a run is found again by the tag `sweep.uid`, a metric row carries the journal's own time (an
-MLflow store keeps one row per run, key, step, time and value), params, tags and artifacts overwrite themselves. What
-`mlflow.json` knows of a run only saves work.
+Uploads are idempotent, so they can be repeated after any failure. A run is found again by its tag `sweep.uid`. A
+metric row carries the time from the journal, and an MLflow store keeps one row per run, key, step, time and value.
+Params, tags and artifacts are overwritten with the same content. `mlflow.json` stores how much was sent, which only
+saves work.
 """
 
 import fcntl
@@ -38,22 +39,22 @@ from sweep.tracking.stored_run import require_not_ended
 from sweep.utils.checked_file import damage_of
 from sweep.utils.errors import Damaged, DamagedJournal, DeletedInStore
 
-# A store that is down, full or refuses.
+# Raised if a store is down, full, or rejects a request.
 FAILURES = (MlflowException, DeletedInStore, sqlalchemy.exc.SQLAlchemyError, OSError)
-_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter is also said of what is marked as deleted
-_MAX_ENTITIES = 1000  # in one log_batch; MLflow's own limits, here and below
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter also for what is marked as deleted
+_MAX_ENTITIES = 1000  # in one log_batch; this and the next are MLflow's own limits
 _MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
-_MAX_BYTES = 900_000  # a server takes 1,000,000
+_MAX_BYTES = 900_000  # a server accepts 1,000,000
 
 
 class Uploader:
-    """Copies journals into one tracking store. Every method, the constructor too, raises one of FAILURES."""
+    """Copies journals into one tracking store. Every method, including the constructor, may raise one of FAILURES."""
 
     def __init__(self, store: Store) -> None:
         assert store.uri is not None
         self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
-        self._agreed = False  # whether it was seen that the tables are as they are known here
+        self._agreed = False  # whether `Tables.agree` has accepted the tables
         with _first_start(store.lock):
             _make_tables(store.uri)
             self._client = MlflowClient(store.uri)
@@ -63,24 +64,32 @@ class Uploader:
 
     @property
     def n_lost(self) -> int:
-        """How many runs were sent once and are no longer in the store."""
+        """The number of runs that were sent earlier and are no longer in the store."""
         return self._runs.n_lost
 
     def reach(self) -> None:
-        """Returns if the store answers."""
+        """Return if the store answers; otherwise raise one of FAILURES."""
         self._client.search_experiments(max_results=1)
 
     def push(self, folder: RunFolder) -> bool:
-        """Sends what the store lacks of this trial; True when nothing is left.
+        """Send everything that the store does not have yet of this run.
 
-        Raises Busy while another one sends; DamagedJournal when a line is damaged, but only once what can
-        still be read is sent.
+        Returns:
+            True if nothing is left to send.
+
+        Raises:
+            Busy: another process is sending the run.
+            DamagedJournal: a line of the journal is damaged. The readable lines were sent before.
+            Damaged: an artifact is damaged. The others were sent before.
         """
         with folder.upload_lock():
             return self._push_locked(folder)
 
     def _push_locked(self, folder: RunFolder) -> bool:
-        """As `push`. What this process remembers of the store may have been deleted since: then it asks again, once."""
+        """Do the work of `push` while its lock is held.
+
+        If something that this process has cached was deleted in the store, clear the caches and try once more.
+        """
         check_length(folder)
         try:
             return self._push_once(folder)
@@ -99,19 +108,22 @@ class Uploader:
                 raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
             created = sent.run_id is None and self._runs.find_or_create(folder, sent, chunk)
             artifacts += self._send(folder, sent, chunk, created)
-            sent.offset = (
-                sent.offset if damage or artifacts else offset
-            )  # what is behind a damaged line is sent each time anew
+            # The offset stays before any damage, so that everything from there on is sent again next time.
+            sent.offset = sent.offset if damage or artifacts else offset
             sent.save()
         for problem in (*damage, *artifacts):
             raise problem
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size
 
     def push_complete(self, folders: Sequence[RunFolder]) -> set[RunFolder]:
-        """Sends, at a tenth of the price, those trials that have ended and of which the store has nothing.
+        """Send complete runs that are not in the store yet, at about a tenth of the cost of `push`.
 
-        Returns them and those of which nothing was left to be sent. The rest is for `push`: what is only partly
-        sent, or is sent by others; all, when the store's tables are not at hand, or not as they are known here.
+        Leave all other runs to `push`: runs that were partly sent, and runs that another process is sending. All runs
+        are left to `push` if the store is not a database that can be written to directly, or if its tables are not as
+        expected.
+
+        Returns:
+            The runs of which nothing is left to send, whether they were sent now or earlier.
         """
         done = {folder for folder in folders if self.has_all(folder)}
         with ExitStack() as locks:
@@ -126,29 +138,32 @@ class Uploader:
         return done
 
     def _compare(self, sample: "_Complete") -> None:
-        """Sends a run by the client, to see whether the tables then have what would have been written to them."""
+        """Send a run by the client, and check that the client wrote the rows that `_write` would have written."""
         assert self._tables is not None
         n_forgotten, schema = self._runs.n_forgotten, self._tables.schema()
         self._push_locked(sample.folder)
-        if self._runs.n_forgotten > n_forgotten:  # it is not where it was to be
+        if self._runs.n_forgotten > n_forgotten:  # the run is not under the expected experiment or parent
             return
         run_id = SyncCursor(sample.folder, self._store).run_id
         assert run_id is not None
         as_sent = sample.run._replace(run_id=run_id, artifact_uri=sample.artifact_uri(run_id))
         try:
             self._agreed = self._tables.agree(as_sent, schema)
-        except Changed:  # meanwhile: the next sample decides
+        except Changed:  # the tables changed meanwhile, so the next sample decides
             return
         if not self._agreed:
             self._tables = None
-            logging.getLogger(__name__).warning("MLflow's tables are not as they are known here; runs are sent singly")
+            logging.getLogger(__name__).warning("MLflow's tables are not as expected; runs are sent one by one")
 
     def _write(self, tables: Tables, whole: Sequence["_Complete"]) -> list[RunFolder]:
-        """Those that were sent. Of the others the store has a run already, or another process is making it; or the
-        experiment or the study's run was deleted, which `push` says.
+        """Write complete runs into the tables, and return the folders of those that were written.
 
-        Nothing here waits for the disk but the store: what `mlflow.json` says is needed by processes that live now;
-        one that is started after a power cut asks the store instead (`may_have_children` is true then).
+        A run is left out if the store already has it, or if another process is creating it. No run is written if the
+        experiment or the study's run was deleted. `push` then reports that.
+
+        Only the store itself syncs to the disk. `mlflow.json` is written without a sync, since only processes that are
+        alive now need it. A process that starts after a power cut asks the store instead (`may_have_children` is then
+        true).
         """
         unsure = [one.uid for one in whole if one.sent.attempted or self._runs.may_have_children(one.parent)]
         try:
@@ -160,11 +175,11 @@ class Uploader:
             one.sent.attempted = True
             one.sent.save(durable=False)
         new = [one for one in whole if in_store.isdisjoint((one.run.run_id, (one.run.experiment_id, one.uid)))]
-        for one in new:  # under an id that is the same in the next try, so that nothing is left over
+        for one in new:  # the id is the same on the next try, so no files are left over
             self._artifacts.store(one.folder, one.end, one.run.artifact_uri)
         try:
             tables.write([one.run for one in new])
-        except sqlalchemy.exc.IntegrityError:  # another process, that does not see our locks, was faster
+        except sqlalchemy.exc.IntegrityError:  # a process that does not see our locks was faster
             return []
         except Gone:
             self._forget()
@@ -173,7 +188,7 @@ class Uploader:
             self._agreed = False
             self._tables = None if change.is_migrated else tables
             until = "" if change.is_migrated else " until they are compared again"
-            logging.getLogger(__name__).warning("MLflow's tables have changed; runs are sent singly%s", until)
+            logging.getLogger(__name__).warning("MLflow's tables have changed; runs are sent one by one%s", until)
             return []
         for one in new:
             one.sent.run_id, one.sent.offset = one.run.run_id, one.offset
@@ -182,12 +197,15 @@ class Uploader:
         return [one.folder for one in new]
 
     def _complete(self, folder: RunFolder) -> "_Complete | None":
-        """A trial of which nothing was sent, if it can be sent whole: it has begun and ended once, and has no curves
-        to be drawn."""
+        """Return a run that can be written to the tables at once, else None.
+
+        Nothing of it may have been sent. Its journal must begin with its only `start` and end with its only `end`. It
+        must list no `curves.png`, which would have to be drawn first, and no damaged artifact.
+        """
         sent = SyncCursor(folder, self._store)
         try:
             records = list(journal.read(folder.journal)) if sent.run_id is None else []
-        except DamagedJournal:  # `push` says so
+        except DamagedJournal:  # `push` reports it
             return None
         kinds = [record["kind"] for record, _ in records]
         if not records or (kinds[0], kinds[-1]) != ("start", "end") or len({*kinds[1:-1]} - {"metrics"}) > 0:
@@ -220,9 +238,10 @@ class Uploader:
         return _Complete(folder, sent, offset, end, uid, parent, location, run) if run.is_valid() else None
 
     def has_all(self, folder: RunFolder) -> bool:
-        """Whether nothing was left when the trial was last pushed, by whatever process.
+        """Return whether all of the journal was sent, by this process or another one.
 
-        The store is asked only once it has lost some run. Raises DeletedInStore then, too.
+        The answer comes from `mlflow.json`. The store itself is asked only if it has lost a run before. Then this may
+        raise DeletedInStore.
         """
         sent = SyncCursor(folder, self._store)
         if sent.run_id is None or sent.offset != folder.journal.stat().st_size:
@@ -230,27 +249,30 @@ class Uploader:
         return self.n_lost == 0 or self._runs.has(sent.run_id, journal.uid(folder.journal) or "")
 
     def abandon(self, folder: RunFolder) -> None:
-        """Marks the run of a trial whose process died as KILLED. It is RUNNING again once it is resumed.
+        """Mark the run of a trial whose process died as KILLED. Once it is resumed, it is RUNNING again.
 
-        Raises DamagedJournal if the trial did not die: then its record has lost its end.
+        Raises DamagedJournal if the trial did end, so that its journal must have lost the `end`.
         """
         run_id = self._runs.cursor(folder).run_id
         if run_id is not None and not folder.is_running() and journal.status(folder.journal) is None:
-            last = journal.last(folder.journal)  # the same time, however often it is said
+            last = journal.last(folder.journal)  # the same time on each call
             self._client.set_terminated(run_id, "KILLED", None if last is None else last["time"])
             require_not_ended(folder)
 
     def _forget(self) -> None:
-        """Has the store asked again about all that this process remembers of it."""
+        """Clear everything that this process has cached about the store."""
         self._runs.forget()
         self._artifacts.forget()
 
     def _send(self, folder: RunFolder, sent: SyncCursor, chunk: Chunk, created: bool) -> list[Damaged]:
-        """In as few calls as MLflow's limits allow: each costs 4 to 10 ms, whatever it carries. The artifacts that are
-        damaged, and so not sent."""
+        """Send one chunk in as few calls as MLflow's limits allow, since each call costs 4 to 10 ms whatever its size.
+
+        Returns:
+            An error for each artifact that is damaged and was therefore not sent.
+        """
         run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
-        params = chunk.params if is_first else {}  # MLflow's cannot change, a resumed trial's do not
+        params = chunk.params if is_first else {}  # MLflow's params cannot change, and those of a resumed trial do not
         for batch in _batches(
             [Metric(*point) for point in chunk.points],
             [Param(key, value) for key, value in params.items()],
@@ -264,12 +286,23 @@ class Uploader:
             damage = self._artifacts.send(folder, run_id, chunk.end)
             self._client.set_terminated(run_id, chunk.end["status"], chunk.end["time"])
         elif chunk.start is not None and not created:
-            self._client.update_run(run_id, status="RUNNING")  # also when it was killed and goes on
+            self._client.update_run(run_id, status="RUNNING")  # also after KILLED, if the run is resumed
         return damage
 
 
 class _Complete(NamedTuple):
-    """A trial that can be sent whole. offset: behind its `end`. location: of its experiment's artifacts."""
+    """A run that can be written to the tables at once.
+
+    Attributes:
+        folder: the run's folder.
+        sent: the upload state.
+        offset: the byte after its `end`.
+        end: its `end` record.
+        uid: its uid.
+        parent: the MLflow run id of its study; None for a run outside a study.
+        location: where the experiment's artifacts are.
+        run: the rows to write.
+    """
 
     folder: RunFolder
     sent: SyncCursor
@@ -285,13 +318,13 @@ class _Complete(NamedTuple):
 
 
 def check_length(folder: RunFolder) -> None:
-    """Raises DamagedJournal if the journal has become shorter than what a store has got of it."""
+    """Raise DamagedJournal if the journal is shorter than the part of it that was sent to a store."""
     if journal.whole_size(folder.journal) < (n_bytes := most_sent(folder)):
-        raise DamagedJournal(folder.journal, None, f"it has fewer than the {n_bytes} bytes that MLflow got of it")
+        raise DamagedJournal(folder.journal, None, f"it is shorter than the {n_bytes} bytes that were sent to MLflow")
 
 
 def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
-    """In as few portions as MLflow's limits allow."""
+    """Yield keyword arguments of `log_batch`, in as few batches as MLflow's limits allow."""
     batch: dict[str, list[Any]] = {"params": [], "tags": [], "metrics": []}
     n_entities = n_bytes = 0
     for kind, entity in chain(
@@ -317,7 +350,7 @@ def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
 
 
 def _entered(stack: ExitStack, folder: RunFolder) -> bool:
-    """Whether the mirror lock could be taken, which the stack now holds."""
+    """Try to acquire the upload lock, which the stack then holds. Return False if another process holds it."""
     try:
         stack.enter_context(folder.upload_lock())
     except Busy:
@@ -326,7 +359,10 @@ def _entered(stack: ExitStack, folder: RunFolder) -> bool:
 
 
 def _make_tables(uri: str) -> None:
-    """Makes a new SQLite store all at once: MLflow, killed while it makes one, leaves a file it cannot use."""
+    """Create a new SQLite store under a temporary name and rename it.
+
+    If MLflow is killed while it creates one itself, it leaves a file that it cannot use.
+    """
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
         return
@@ -339,7 +375,10 @@ def _make_tables(uri: str) -> None:
 
 @contextmanager
 def _first_start(path: Path | None) -> Iterator[None]:
-    """One process at a time makes the tables of an embedded store: MLflow's own first start races."""
+    """Hold a lock while the tables of an embedded store are created, since two first starts of MLflow would race.
+
+    `path` is the lock file; None for a store that needs no lock.
+    """
     if path is None:
         yield
         return

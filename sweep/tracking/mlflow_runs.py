@@ -1,4 +1,4 @@
-"""The runs of one MLflow store: each found again by its tag `sweep.uid`, or made; and whether they are still there."""
+"""Finds, creates and checks the runs in one MLflow store. A run is found by its tag `sweep.uid`."""
 
 import os
 import time
@@ -25,23 +25,25 @@ _PATIENCE_S = 10.0
 
 
 class StoredRuns:
-    """What a store has of experiments, studies and trials, and what this process remembers of it.
+    """The experiments and runs in a store, with a cache of what this process has seen there.
 
-    store: names the store in `mlflow.json`. n_lost: runs that were sent once and are no longer in the store.
-    n_forgotten: times that the store was found to have lost something that this remembers.
+    Attributes:
+        n_lost: how many runs were sent earlier and are no longer in the store.
+        n_forgotten: how often the cache was cleared because the store had lost something in it.
     """
 
     def __init__(self, client: MlflowClient, store: str, places: ArtifactPlaces) -> None:
+        """`store` is the key of the store in `mlflow.json`."""
         self._client, self._store, self._places = client, store, places
         self._experiments: dict[str, str] = {}
-        self._known: dict[str, str] = {}  # runs that the store had when last asked, each with the uid of its record
+        self._known: dict[str, str] = {}  # the uid of each run that the store had when last asked, by run id
         self._parents: dict[str, str] = {}  # run ids of studies, by uid
-        self._childless: set[str] = set()  # studies whose first child was still to be sent
+        self._childless: set[str] = set()  # run ids of studies that had no child yet when first asked
         self.n_lost = 0
         self.n_forgotten = 0
 
     def cursor(self, folder: RunFolder) -> SyncCursor:
-        """Return how much of the trial the store has, which may have lost its run meanwhile."""
+        """Return the upload state of a run. It is reset if the store has lost the run meanwhile."""
         sent = SyncCursor(folder, self._store)
         if sent.run_id is not None and not self.has(sent.run_id, journal.uid(folder.journal) or ""):
             sent.run_id, sent.offset, sent.attempted = None, 0, True
@@ -49,25 +51,29 @@ class StoredRuns:
         return sent
 
     def remember(self, run_id: str, uid: str) -> None:
-        """Take note of a run that the store has now."""
+        """Add a run that the store has now to the cache."""
         self._known[run_id] = uid
 
     def may_have_children(self, parent: str | None) -> bool:
-        """Whether the store may have had trials of that study when this process first asked."""
+        """Return whether the study may have had child runs in the store when this process first asked."""
         return parent not in self._childless
 
     def forget(self) -> None:
-        """Have the store asked again about all that this process remembers of it."""
+        """Clear the cache, so that the store is asked again."""
         for memory in (self._experiments, self._known, self._parents, self._childless):
             memory.clear()
         self.n_forgotten += 1
 
     def has(self, run_id: str, uid: str | None) -> bool:
-        """Whether the store still has the run; it may have been emptied, or replaced by an older copy.
+        """Return whether the store still has the run. It may have been emptied, or replaced by an older copy.
 
-        uid: of the record that is sent there. A run that was made for another one is none: the folder may be somebody
-        else's, and name any run of the store. None for whichever. Raises DeletedInStore for a run that is marked as
-        deleted.
+        Args:
+            run_id: the MLflow run id.
+            uid: the uid that the run's tag must have; None for any. The folder may be somebody else's and name any
+                run of the store, so a run that was made for another journal does not count.
+
+        Raises:
+            DeletedInStore: the run or its experiment is marked as deleted.
         """
         if uid is None or self._known.get(run_id) != uid:
             try:
@@ -84,7 +90,7 @@ class StoredRuns:
         return True
 
     def _check_active(self, run: Run) -> None:
-        """Raises DeletedInStore if the run, or its whole experiment, is marked as deleted."""
+        """Raise DeletedInStore if the run, or its whole experiment, is marked as deleted."""
         if run.info.lifecycle_stage != LifecycleStage.DELETED:
             return
         experiment = self._client.get_experiment(run.info.experiment_id)
@@ -93,7 +99,7 @@ class StoredRuns:
         raise self._deleted("run", run.info.run_name or "", run.info.run_id)
 
     def _deleted(self, kind: str, name: str, identity: str) -> DeletedInStore:
-        """kind: experiment or run, as in the options of MLflow's commands."""
+        """Return the error with the command that restores it. `kind` is experiment or run, as in MLflow's commands."""
         shown = without_password(self._client.tracking_uri)
         restore = command("mlflow", f"{kind}s", "restore", f"--{kind}-id", identity)
         remedy = f"{kind} '{name}' was deleted in MLflow; bring it back"
@@ -103,7 +109,20 @@ class StoredRuns:
         return DeletedInStore(f"{remedy} with:  {with_variable('MLFLOW_TRACKING_URI', shown, restore)}")
 
     def find_or_create(self, folder: RunFolder, sent: SyncCursor, chunk: Chunk) -> bool:
-        """Gives the trial its MLflow run; True when it had to be made, with the tags of the portion, its first."""
+        """Find the MLflow run of a journal, or create it with the tags of `chunk`. Set `sent.run_id`.
+
+        Args:
+            folder: the run's folder.
+            sent: the upload state, which has no run id yet.
+            chunk: the first chunk of the journal.
+
+        Returns:
+            True if the run was created.
+
+        Raises:
+            DeletedInStore: the run or its experiment is marked as deleted.
+            MlflowException: the study's run was deleted, or the store fails.
+        """
         assert chunk.start is not None, "a journal begins with its start"
         experiment, uid = self.experiment(chunk.start["experiment"]), chunk.start["uid"]
         parent = self.parent(folder, chunk.start)
@@ -119,7 +138,7 @@ class StoredRuns:
         return created
 
     def parent(self, folder: RunFolder, start: journal.Record) -> str | None:
-        """The MLflow run of the study that a trial belongs to, made here if the study was not sent before."""
+        """Return the MLflow run id of the study that a run belongs to, or None. Create a missing study's run."""
         parent = start.get("parent")
         if parent is None:
             return None
@@ -128,7 +147,7 @@ class StoredRuns:
             own_start = journal.first(study.journal, "start")
             if own_start is not None and own_start["uid"] == uid:
                 run_id = self._claim(study, own_start)
-            else:  # the trial was moved
+            else:  # the run's folder was moved out of its study
                 run_id = self._find_own(self.experiment(start["experiment"]), uid)
                 run_id = run_id or self._create(start | {"name": parent["name"]}, {UID_TAG: uid})
             if self._find(self.experiment(start["experiment"]), PARENT_TAG, run_id) is None:
@@ -137,7 +156,7 @@ class StoredRuns:
         return self._parents[uid]
 
     def _claim(self, study: RunFolder, start: journal.Record) -> str:
-        """The study's run; when there is none, one that its journal fills in later."""
+        """Return the study's run id. If there is no run, create one that the study's journal fills in later."""
         with _in_turn(study):
             sent = self.cursor(study)
             if sent.run_id is None:
@@ -147,19 +166,19 @@ class StoredRuns:
             return sent.run_id
 
     def _check_parent(self, parent: str | None) -> None:
-        """Raises if the study's run was deleted since it was found: MLflow itself would take runs below it."""
+        """Raise MlflowException if the study's run was deleted since it was found. MLflow does not check this."""
         if parent is not None and not self.has(parent, None):
             raise MlflowException(f"the study's run {parent} is gone", RESOURCE_DOES_NOT_EXIST)
 
     def _find_own(self, experiment: str, uid: str) -> str | None:
-        """The run that was made for a trial or study. Raises DeletedInStore if it is marked as deleted."""
+        """Return the id of the run with that uid, or None. Raise DeletedInStore if it is marked as deleted."""
         if (run := self._find(experiment, UID_TAG, uid)) is None:
             return None
         self._check_active(run)
         return run.info.run_id
 
     def _find(self, experiment: str, tag: str, value: str) -> Run | None:
-        """A run with such a tag."""
+        """Return a run with that tag, deleted or not; None if there is none."""
         found = self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", ViewType.ALL, max_results=1)
         return found[0] if found else None
 
@@ -169,6 +188,7 @@ class StoredRuns:
         return run.info.run_id
 
     def experiment(self, name: str) -> str:
+        """Return the id of an experiment, which is created if it is missing. Raise DeletedInStore if it is deleted."""
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
             if found is None:
@@ -187,18 +207,19 @@ class StoredRuns:
 
 
 def _study_above(folder: Path, recorded: str) -> Path:
-    """The folder of the study that a trial lies in. A record that names a folder elsewhere is not followed."""
+    """Return the folder of the study that contains a run; `folder` itself if the record names another one."""
     is_above = recorded in ("../..", "../../..")
     return Path(os.path.normpath(folder / recorded)) if is_above else folder
 
 
 def own_tags(uid: str, parent: str | None) -> dict[str, str]:
+    """Return the tags by which a run, and its study, are found again."""
     return {UID_TAG: uid} if parent is None else {UID_TAG: uid, PARENT_TAG: parent}
 
 
 @contextmanager
 def _in_turn(folder: RunFolder) -> Iterator[None]:
-    """Holds the mirror lock; waits for it, since it is held for a moment only. Raises Busy."""
+    """Hold the upload lock. Wait up to 10 s for it, since others hold it only for a moment; then raise Busy."""
     deadline = time.monotonic() + _PATIENCE_S
     with ExitStack() as stack:
         while True:

@@ -1,4 +1,4 @@
-"""Folders of jobs: free for a new run, or left as they were by a job that was refused."""
+"""Checks that a folder is free for a new run, and cleans up after a job that was refused."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from sweep.utils.ownership import is_new_log, refuse_existing, remove_empty_logs
 
 
 class JobFolder:
-    """The folder that Hydra gave to a job, looked at before the job wrote anything into it."""
+    """The folder that Hydra gave to a job. Create this object before the job writes anything into the folder."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._before = set(os.listdir(path)) if self._path.is_dir() else set()
 
     def leave_unused(self) -> None:
-        """Close the job's logs, and remove what this process wrote for a job that never began."""
+        """Close the job's logs, and remove the files that this process wrote if the job never began."""
         logs = [Path(handler.baseFilename) for handler in self._handlers()]
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)
@@ -28,7 +28,7 @@ class JobFolder:
         remove_empty_logs()
         run = RunFolder(self._path)
         if run.path.is_dir() and not _has_begun(run):
-            with suppress(Busy, OSError), run.lock():  # else the files are another process's
+            with suppress(Busy, OSError), run.lock():  # if it is locked, the files belong to another process
                 for file in (*logs, run.lock_file):
                     if file.name not in self._before or is_new_log(file):
                         file.unlink(missing_ok=True)
@@ -36,20 +36,20 @@ class JobFolder:
         remove_made(self._path)
 
     def _handlers(self) -> list[logging.FileHandler]:
-        """Those that write into the folder."""
+        """Return the log handlers that write into the folder."""
         handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
         return [h for h in handlers if Path(h.baseFilename).parent == self._path]
 
 
 def require_unused(run: RunFolder, key: str) -> None:
-    """Raise ConfigError, with `key` to change, unless a new run can be kept in that folder without touching a file."""
-    with suppress(DamagedJournal, OSError):  # then it is no run's, or a damaged one's: a file in the way in any case
+    """Raise ConfigError, naming `key`, if a new run in that folder would overwrite a file."""
+    with suppress(DamagedJournal, OSError):  # not a run's journal, or a damaged one: a file in the way in any case
         require_no_run(run, key)
     refuse_existing(key, run.path, run.written)
 
 
 def require_no_run(run: RunFolder, key: str) -> None:
-    """Raise ConfigError, with `key` to change, if a run has begun in that folder."""
+    """Raise ConfigError, naming `key`, if a run has begun in that folder."""
     if first(run.journal, "start") is not None:
         held = f"'{run.path}' holds a run already"
         if status(run.journal) == "FINISHED":
@@ -58,7 +58,7 @@ def require_no_run(run: RunFolder, key: str) -> None:
 
 
 def _has_begun(run: RunFolder) -> bool:
-    """Return whether the folder has the record of a run; a file of the user's may have its name."""
+    """Return whether the folder holds the journal of a run. A file of the user's with that name does not count."""
     with suppress(DamagedJournal, OSError):
         return first(run.journal, "start") is not None
     return False

@@ -1,4 +1,4 @@
-"""What a person sees while a trial trains: a live line in a terminal, a few log lines elsewhere."""
+"""Shows how training progresses: a live line in a terminal, a few log lines elsewhere."""
 
 import logging
 import time
@@ -9,14 +9,23 @@ log = logging.getLogger("sweep")
 
 Show = Callable[[int, Mapping[str, float]], None]  # (epoch, metrics)
 _SHORT = {"train/loss": "train", "val/loss": "val", "lr": "lr"}
-_MOST_SHOWN = 3  # metrics of a training that has none of these
-_LOG_LINES = 10  # about so many a run
-_REFRESH_S = 0.5  # drawing costs 3 ms, an epoch may take 10
+_MOST_SHOWN = 3  # metrics, if a training function reports none of the above
+_LOG_LINES = 10  # a run, approximately
+_REFRESH_S = 0.5  # drawing takes 3 ms, and an epoch may take only 10 ms
 
 
 @contextmanager
 def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
-    """Yields what to call after each epoch. `done` epochs came with a checkpoint; `live` is for a terminal."""
+    """Show progress inside the `with` block.
+
+    Args:
+        epochs: the total number of epochs.
+        done: the number of epochs that a checkpoint already contains.
+        live: True for a live line in a terminal, False for log lines.
+
+    Yields:
+        A function to call with the epoch and its metrics after each epoch.
+    """
     if live:
         with _live(epochs, done) as show:
             yield show

@@ -1,4 +1,4 @@
-"""Where a run comes from: what it would take to run it again."""
+"""Where a run comes from, and the commands that run it again."""
 
 import functools
 import getpass
@@ -19,7 +19,7 @@ _OWN = "hydra-sweep"  # the distribution of the package `sweep`
 _PACKAGES = ("sweep", "torch", "hydra-core", "omegaconf", "optuna", "mlflow", "numpy")
 
 
-@functools.cache  # what this process has loaded does not change
+@functools.cache  # none of this changes within a process
 def _setting() -> dict[str, str]:
     tags = {
         "cwd": os.getcwd(),
@@ -40,13 +40,16 @@ def _setting() -> dict[str, str]:
 
 
 def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
-    """Git state of the working directory, versions, machine, user, and the command that reruns this if it is known."""
+    """Return tags with the git state, versions, machine and user, and the command that runs this again.
+
+    `overrides` is None if that command is unknown.
+    """
     rerun = "" if overrides is None else rerun_command(overrides)
     return {**_setting(), "command": rerun, "mlflow.source.name": rerun or "sweep.run_trial"}
 
 
 def uncommitted_diff() -> str:
-    """What differs from the last commit in the working directory's repository; empty without one."""
+    """Return the diff between the working directory and its last commit; empty if there is no repository."""
     diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
     return diff + "\n" if diff else ""
 
@@ -56,15 +59,21 @@ def rerun_command(overrides: Sequence[str]) -> str:
 
 
 def resume_command(folder: Path, store: Store | None = None) -> str:
-    """The command that continues the run in `folder`, quoted for Hydra and for the shell, and so that it is sent on to
-    `store`."""
+    """Return the command that resumes the run in `folder`, quoted for Hydra and the shell.
+
+    If `store` is not the default store, the command sets MLFLOW_TRACKING_URI so that the run is sent there again.
+    """
     return _with_store(rerun_command([setting("resume", str(folder))]), store)
 
 
 def from_study_command(study: str, output_dir: Path, overrides: Sequence[str] = ()) -> str:
-    """The command that trains the best of a study again; `output_dir`, where the study is, is told if it need be.
+    """Return the command that trains a study's best trial again.
 
-    overrides: those of the best. The folders that its options come from have to be on the command itself.
+    Args:
+        study: the study's name.
+        output_dir: the folder that holds the study. The command names it unless it is the default.
+        overrides: the overrides of the best trial. The command repeats those of `hydra.searchpath`, since folders of
+            options must be given on the user's own command: the study's folder may come from somebody else.
     """
     usual = output_dir == Path(Config.output_dir).absolute()
     folders = [o for o in overrides if sets(o, "hydra.searchpath")]
@@ -73,9 +82,13 @@ def from_study_command(study: str, output_dir: Path, overrides: Sequence[str] = 
 
 
 def report_command(study: str, output_dir: Path, storage: str | None = None) -> str:
-    """The command that makes a page of a study; `output_dir`, where the study is, is told if it need be.
+    """Return the command that makes the report of a study.
 
-    storage: one that its record alone may not name.
+    Args:
+        study: the study's name.
+        output_dir: the folder that holds the study. The command names it unless it is the default.
+        storage: the study's storage; None if it lies in the study's own folder. A record is not trusted to name any
+            other storage.
     """
     usual = output_dir == Path(Config.output_dir).absolute()
     options = [] if usual else ["--output-dir", output_dir]
@@ -84,12 +97,15 @@ def report_command(study: str, output_dir: Path, storage: str | None = None) -> 
 
 
 def sync_command(output_dir: Path, store: Store) -> str:
-    """The command that sends to MLflow what is missing there."""
+    """Return the command that uploads everything that MLflow lacks."""
     return _with_store(command("sweep.sync", output_dir), store)
 
 
 def _with_store(words: str, store: Store | None) -> str:
-    """The command, and before it the store where only a config names it: what a record says of it does not count."""
+    """Return the command with MLFLOW_TRACKING_URI in front if it would not find the store otherwise.
+
+    A record may be somebody else's, so a command does not take the store from it.
+    """
     known = (None, os.environ.get("MLFLOW_TRACKING_URI"))
     if store is None or store.is_in_outputs or store.uri in known or store.uri is None:
         return words
@@ -108,5 +124,5 @@ def _version(package: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container without a name for its user
+    except (KeyError, OSError):  # a container whose user has no name
         return "unknown"

@@ -1,4 +1,4 @@
-"""The record of one run, written: its start, its curves, its checkpoints, its end, and files that join it later."""
+"""Writes the record of one run: its start, curves, checkpoints and end, and artifacts that are added later."""
 
 import os
 import time
@@ -28,8 +28,13 @@ from sweep.utils.terminal import safe
 class Membership:
     """A trial's place in a study.
 
-    parent: the uid of the study's own record, in `folder`. replicate: which of several seeds it trains, from 0. params:
-    what the study sampled, by config key.
+    Attributes:
+        study: the study's name.
+        folder: the study's folder.
+        parent: the uid of the study's own journal, which lies in `folder`.
+        number: the trial's number.
+        replicate: the seed replicate, counted from 0; None if the study trains one seed per trial.
+        params: the sampled values, by config key.
     """
 
     study: str
@@ -45,14 +50,23 @@ class Membership:
 
 
 class RunRecorder:
-    """Writes what one attempt at a trial leaves in its folder, from `start` to `end`."""
+    """Writes the record of one attempt at a trial into its folder, from `start` to `end`."""
 
     def __init__(self, run: RunFolder, member: Membership | None = None) -> None:
-        """member: the trial's place in a study, if it has one. Raises DamagedJournal, or OSError."""
+        """Open the journal of a run.
+
+        Args:
+            run: the folder of the run.
+            member: the trial's place in a study; None outside a study.
+
+        Raises:
+            DamagedJournal: the journal has a damaged line.
+            OSError: the journal cannot be opened.
+        """
         self._run, self._member = run, member
         is_shorter = journals.whole_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
-        if is_shorter:  # only its end was lost, or the checkpoint would have been refused
+        if is_shorter:  # only its end was lost; if epochs were missing, the checkpoint would have been refused
             forget_offsets(run)
 
     def start(
@@ -64,17 +78,17 @@ class RunRecorder:
         dataset: Mapping[str, Any] | None = None,
         device: str | None = None,
     ) -> None:
-        """Say who the trial is, in files and in the journal. A resumed one keeps its name and its `uid`.
+        """Write the config to files and a `start` event to the journal. A resumed run keeps its `uid`.
 
         Args:
-            config: what it is trained by.
-            output_dir: where results go.
-            store: as `recorded_uri` has it.
-            dataset: as `description.dataset` has it; None of a trial that was refused before it had any.
-            device: the kind of device that it trains on.
+            config: the config of the run.
+            output_dir: the folder that all results go to. The journal stores it relative to the run's folder.
+            store: the tracking store, as `recorded_uri` returns it.
+            dataset: the data set, as `description.dataset` returns it; None if the trial was refused before loading it.
+            device: the kind of device that the trial trains on.
 
         Raises:
-            ConfigError: a resumed trial's data have changed.
+            ConfigError: the data of a resumed run have changed.
         """
         run, member = self._run, self._member
         earlier = journals.first(run.journal, "start")
@@ -83,9 +97,9 @@ class RunRecorder:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
         if earlier is None:
             if isinstance(path := config.data.get("path"), str):
-                config.data["path"] = os.path.abspath(os.path.expanduser(path))  # so that it resumes from any directory
+                config.data["path"] = os.path.abspath(os.path.expanduser(path))  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
-            write_checked(run.config, stored_text(config))  # from here on it can be resumed
+            write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):
                 write_atomic(run.diff, diff)
         tags = {**provenance_tags(config.overrides), **group_choices(config)}
@@ -107,30 +121,30 @@ class RunRecorder:
         )
 
     def log(self, steps: Sequence[int], columns: Mapping[str, Sequence[float]]) -> None:
-        """Record as many values of each metric as there are steps, but for steps that stand there already."""
+        """Append one value of each metric for each step. Steps that are already in the journal are skipped."""
         self._journal.metrics(steps, columns)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint. Raises OSError where there is no room."""
+        """Sync the journal and write a checkpoint. Raises OSError if the disk is full."""
         from sweep.training import checkpoint
 
-        self._journal.sync()  # a checkpoint must not know of epochs that the journal lacks
+        self._journal.sync()  # a checkpoint must not contain epochs that the journal lacks
         checkpoint.save(self._run.checkpoint, state)
 
     def end(self, error: BaseException | None, values: Mapping[str, float] | None = None) -> None:
-        """Say how the attempt ended.
+        """Write how the attempt ended.
 
-        MLflow's status is KILLED for one that may be resumed. In a study the tag `state` is Optuna's, to which a trial
-        that diverged is one that was pruned, so that the sampler learns from it.
+        An interrupted run gets MLflow's status KILLED and may be resumed. In a study, the tag `state` holds Optuna's
+        state, and a trial that diverged counts as pruned, so that the sampler learns from it.
 
         Args:
-            error: what ended the trial early.
-            values: what it came to, by metric name.
+            error: the error that ended the trial early; None if it finished.
+            values: the final values, by metric name.
         """
         run, member = self._run, self._member
         status, state, tags = "FINISHED", "COMPLETE", {}
         no_room = isinstance(error, OSError) and error.errno in DISK_FULL
-        if isinstance(error, KeyboardInterrupt) or (no_room and member is not None):  # the study will go on with it
+        if isinstance(error, KeyboardInterrupt) or (no_room and member is not None):  # the study will resume it
             self._journal.event("end", status="KILLED", steps=[], values={}, tags={}, artifacts=[])
             return
         if isinstance(error, Pruned):
@@ -147,14 +161,14 @@ class RunRecorder:
             tags["state"] = state
         columns = {name: [value] for name, value in (values or {}).items()}
         artifacts = [run.config.name, run.overrides.name, run.error.name]
-        if member is None:  # those of a study stay on the disk
+        if member is None:  # in a study, these files stay on the disk only
             artifacts += [run.best.name, run.curves.name, run.diff.name]
         if run.artifacts.is_dir():
             artifacts.append(run.artifacts.name)
         self._journal.event(
             "end",
             status=status,
-            steps=[0] if columns else [],  # step 0: bars in MLflow
+            steps=[0] if columns else [],  # with step 0, MLflow draws bars
             values=columns,
             tags=tags,
             artifacts=artifacts,
@@ -167,14 +181,17 @@ class RunRecorder:
 
 
 def stored_text(config: Config) -> str:
-    """Return the config as a file keeps it, without the password of its store."""
+    """Return the config as YAML for the run's folder, without the password of the tracking store."""
     tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     return to_yaml(asdict(replace(config, tracking=tracking)))
 
 
 @contextmanager
 def locked(run: RunFolder) -> Iterator[None]:
-    """The folder, made where there is none, for this process alone. Raises BeingTrained, or OSError."""
+    """Hold the lock of the run's folder, which is created if it is missing.
+
+    Raises BeingTrained if another process holds the lock, or OSError if the folder cannot be written.
+    """
     run.create()
     with ExitStack() as stack:
         try:
@@ -185,9 +202,18 @@ def locked(run: RunFolder) -> Iterator[None]:
 
 
 def add_artifacts(run: RunFolder, names: Sequence[str]) -> None:
-    """End the record again as it ended, with further files of the run's folder named; MLflow then gets all of them.
+    """Append another `end` event that lists more artifacts, so that the next upload sends them.
 
-    A run whose process died without an end was KILLED. Raises Busy while it runs, OSError where nothing can be written.
+    The event repeats the last end. If the run died without an end, the status is KILLED. Returns once the event has
+    reached the disk.
+
+    Args:
+        run: the folder of the run.
+        names: files and folders in it to add to those that are already listed.
+
+    Raises:
+        Busy: the run is still running.
+        OSError: the journal cannot be written.
     """
     with run.lock(), Journal(run.journal) as journal:
         ended = journals.last_end(run.journal)

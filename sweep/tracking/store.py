@@ -1,4 +1,4 @@
-"""Which tracking store a trial is mirrored to, said without importing MLflow."""
+"""Determines the tracking store of a run. Imports no MLflow."""
 
 import os
 import re
@@ -19,37 +19,45 @@ from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.passwords import is_hidden, without_password
 from sweep.utils.paths import absolute
 
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow would keep their artifacts in ./mlruns
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow itself would keep their artifacts in ./mlruns
 _SCHEMES = ("http", "https", *_DATABASES, "databricks")
 
 
 class Store(NamedTuple):
-    """uri: MLflow's tracking URI, None for no tracking. artifact_root: for a store that does not choose its own."""
+    """A tracking store.
+
+    Attributes:
+        uri: MLflow's tracking URI; None if tracking is off.
+        artifact_root: the folder for artifacts; None if the store chooses its own.
+    """
 
     uri: str | None
     artifact_root: Path | None
 
     @property
     def lock(self) -> Path | None:
-        """The file that whoever opens the store makes and locks; None for a store that has its own artifact root."""
+        """The lock file to hold while the store is created; None if the store chooses its own artifact root."""
         return None if self.artifact_root is None else self.artifact_root.parent / ".mlflow.lock"
 
     @property
     def is_in_outputs(self) -> bool:
-        """Whether it is the file in an `output_dir`, which whoever made that folder may have written."""
+        """Whether the store is a file in an `output_dir`. Such a file may come from somebody else."""
         root = self.artifact_root
         return self.uri is not None and root is not None and self.uri == _own_uri(root.parent)
 
 
 def sqlite_url(path: Path) -> str:
-    """Return the URL of a SQLite file, which MLflow and SQLAlchemy read alike. Raises ValueError where none is."""
+    """Return the URL of a SQLite file.
+
+    Raises ValueError if the path contains a character that MLflow and SQLAlchemy read differently.
+    """
     if found := re.search("[?#%]", str(path)):
-        raise ValueError(f"holds a {found[0]}, which MLflow misreads in its store's URL")
+        raise ValueError(f"contains a {found[0]}, which MLflow misreads in its store's URL")
     return f"sqlite:///{path.absolute()}"
 
 
 def own_store(output_dir: Path) -> Store:
-    """Return the store in `output_dir`, which is absolute. Raises ConfigError where no URL fits."""
+    """Return the store in `output_dir`, an absolute path. Raise ConfigError if the path does not fit into a URL."""
     try:
         return Store(sqlite_url(output_dir / "mlflow.db"), output_dir / "mlartifacts")
     except ValueError as error:
@@ -65,7 +73,11 @@ def _own_uri(output_dir: Path) -> str | None:
 
 
 def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
-    """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file below `output_dir`, which is absolute."""
+    """Return the store that the user has set.
+
+    This is `tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `output_dir`, an absolute path. Raises
+    ConfigError if MLflow does not support the URI.
+    """
     if not tracking.mlflow:
         return Store(None, None)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -79,9 +91,9 @@ def tracking_store(tracking: Tracking, output_dir: Path) -> Store:
             remedy = f"write {sqlite_url(absolute(uri) / 'mlflow.db')}"
         except ValueError:
             remedy = "write sqlite:///path/mlflow.db"
-        raise ConfigError(key, f"'{without_password(uri)}' is no URI that MLflow 3 takes; {remedy}")
+        raise ConfigError(key, f"'{without_password(uri)}' is not a URI that MLflow 3 accepts; {remedy}")
     if file := re.fullmatch(r"sqlite:///([^/?#%].*)", uri):
-        uri = f"sqlite:///{absolute(file[1])}"  # else it would mean another file elsewhere
+        uri = f"sqlite:///{absolute(file[1])}"  # a relative path would mean another file in another directory
     _check_scheme(key, uri)
     return Store(uri, _artifact_root(uri, output_dir))
 
@@ -94,19 +106,29 @@ def _check_scheme(key: str, uri: str) -> None:
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme in _SCHEMES or any(point.name == scheme for point in entry_points(group="mlflow.tracking_store")):
         return
-    raise ConfigError(key, f"'{without_password(uri)}' is of no kind that MLflow takes; choose {', '.join(_SCHEMES)}")
+    raise ConfigError(key, f"'{without_password(uri)}' is not supported by MLflow; choose {', '.join(_SCHEMES)}")
 
 
 def recorded_uri(store: Store, output_dir: Path) -> str | None:
-    """How a run's record names its store: None for the one in `output_dir`, which may be moved; without a password."""
+    """Return the URI by which a run's record names its store, without a password.
+
+    Return None for the store in `output_dir`, so that the folder can be moved.
+    """
     return None if store.uri in (None, _own_uri(output_dir)) else without_password(store.uri)
 
 
 def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
-    """Where the run belongs: the store it began in, whatever MLFLOW_TRACKING_URI says now.
+    """Return the store in which the run began.
 
-    tracking: the user's own. The record may be somebody else's, so one that names another store than the user's does
-    not decide where the run is sent. Raises ConfigError for that.
+    The record may be somebody else's, so it cannot send the run to a store that the user has not set.
+
+    Args:
+        run: the run's folder.
+        tracking: the user's own settings.
+        output_dir: the folder that holds the run, an absolute path.
+
+    Raises:
+        ConfigError: the run began in a store that is neither the user's nor the one in `output_dir`.
     """
     start = journal.first(run.journal, "start")
     if not tracking.mlflow or start is None:
@@ -122,7 +144,7 @@ def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
 
 
 def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
-    """Where a run that began belongs by its record, or `uri`; None when its tracking is off or it never started.
+    """Return the store in which a run began, or that of `uri`; None if its tracking is off or it never started.
 
     Raises ConfigError as `store_of` does.
     """
@@ -130,13 +152,16 @@ def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     if output_dir is None:
         return None
     recorded = recorded_tracking(run, is_needed=uri is None)
-    tracking = Tracking(mlflow=recorded.mlflow, uri=uri)  # where to, the record does not say
+    tracking = Tracking(mlflow=recorded.mlflow, uri=uri)  # the record decides whether to track, not where
     store = store_of(run, tracking, output_dir) if uri is None else tracking_store(tracking, output_dir)
     return store if store.uri else None
 
 
 def recorded_tracking(run: RunFolder, is_needed: bool = False) -> Tracking:
-    """What the run's config says of tracking. Raises Damaged if that is needed; the default will do otherwise."""
+    """Return the tracking settings in the run's config.
+
+    If they cannot be read, raise Damaged with `is_needed`, else return the default.
+    """
     key, remedy = "output_dir", "its journal may be whole: name its store with --uri"
     try:
         try:
@@ -154,30 +179,31 @@ def recorded_tracking(run: RunFolder, is_needed: bool = False) -> Tracking:
 
 
 def output_dir_of(run: RunFolder) -> Path | None:
-    """The absolute `output_dir` that a started run belongs to, wherever the tree is now; None before its start.
+    """Return the `output_dir` that a run's record names, an absolute path; None before its start.
 
-    The record may be somebody else's: check the place with `belongs_to` before writing to it.
+    It is recorded relative to the run, so the tree may have been moved. The record may be somebody else's: check the
+    folder with `belongs_to` before you write to it.
     """
     start = journal.first(run.journal, "start")
     return None if start is None else Path(os.path.normpath(run.path / str(start["output_dir"])))
 
 
 def belongs_to(run: RunFolder, own: Path) -> Path:
-    """Return the `output_dir` of a run that is there, if that is `own`, the user's, or the one that the run lies in.
+    """Return the `output_dir` of an existing run: the user's `own`, or the one that contains the run.
 
-    Raises ConfigError where its record names another one.
+    Raises ConfigError if the run's record names another one.
     """
     around, recorded = output_dir_around(run.path), output_dir_of(run)
     if recorded is None:
         return around or own
     if recorded in (own, around):
         return recorded
-    problem = f"'{run.path}' names '{recorded}' as its own, which it does not lie in; if you trust that, add "
+    problem = f"'{run.path}' names '{recorded}' as its output_dir, but lies elsewhere; if you trust that, add "
     raise ConfigError("output_dir", f"{problem}{word(setting('output_dir', str(recorded)))}")
 
 
 def output_dir_around(run: Path) -> Path | None:
-    """The `output_dir` that a run's folder lies in, by the names of the folders between."""
+    """Return the `output_dir` that contains a run's folder, found by the folder names between them, or None."""
     trial = run.parent if run.name.startswith("seed-") else run
     for folder, kind, depth in ((run, "runs", 1), (run, "multirun", 2), (run, "studies", 1), (trial, "studies", 3)):
         above = [folder, *folder.parents]

@@ -1,4 +1,4 @@
-"""An earlier run, read again: to resume it, and to see whether its record is whole."""
+"""Reads an earlier run, to resume it or to check that its record is complete."""
 
 import os
 import re
@@ -20,9 +20,15 @@ from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
 
 
 def stored_config(run: RunFolder, own: Config) -> Config:
-    """The config of an earlier trial that did not finish, but for where results go: `own`, the user's, says that.
+    """Return the config of an earlier run that did not finish, with the user's own output settings.
 
-    Raises ConfigError, or Damaged.
+    Args:
+        run: the folder of the earlier run.
+        own: the user's config. `output_dir` and `tracking.uri` come from it.
+
+    Raises:
+        ConfigError: the run has finished, or the stored config is invalid.
+        Damaged: a file of the run is damaged.
     """
     require_run(run.path)
     try:
@@ -32,7 +38,7 @@ def stored_config(run: RunFolder, own: Config) -> Config:
     if ending == "FINISHED":
         raise ConfigError("resume", f"the run in '{run.path}' has finished; there is nothing left to do")
     plain = dict(load_checked(run.config, "resume", ANEW))
-    if run.overrides.exists():  # which MLflow gets
+    if run.overrides.exists():  # it is sent to MLflow later, so check it now
         read_checked(run.overrides, "resume", ANEW)
     plain |= {"resume": None, "from_study": None, "output_dir": own.output_dir}
     tracking = plain.get("tracking")
@@ -47,9 +53,11 @@ def stored_config(run: RunFolder, own: Config) -> Config:
 
 
 def saved_state(run: RunFolder) -> dict[str, Any] | None:
-    """The state in the run's checkpoint, if it has one. Raises Damaged, or ConfigError.
+    """Return the state in the run's checkpoint; None if there is no checkpoint.
 
-    A journal that has fewer epochs than the checkpoint is damaged.
+    Raises:
+        Damaged: the journal has fewer epochs than the checkpoint.
+        ConfigError: the checkpoint cannot be read.
     """
     from sweep.training import checkpoint
 
@@ -62,13 +70,16 @@ def saved_state(run: RunFolder) -> dict[str, Any] | None:
 
 
 def require_not_ended(run: RunFolder) -> None:
-    """Raises DamagedJournal if a record without an end has lost it, as other files of the run or the study show."""
-    remedy = "put back a copy of it, or go on with the run"
+    """Raise DamagedJournal if a journal without an `end` must have had one.
+
+    The other files of the run or the study show whether it ended, and how many epochs it recorded.
+    """
+    remedy = "put back a copy of it, or resume the run"
     is_over = run.best.exists() or (
         StudyFolder(run.path).results.exists() and journals.first(run.journal, "end") is None
     )
     if is_over:
-        raise DamagedJournal(run.journal, None, "it has no end, though the run came to one", remedy)
+        raise DamagedJournal(run.journal, None, "it has no end, but the run has ended", remedy)
     state: dict[str, Any] = {"epoch": 0}
     if run.checkpoint.exists():
         from sweep.training import checkpoint
@@ -80,18 +91,19 @@ def require_not_ended(run: RunFolder) -> None:
 
 
 def _lacks_epochs(run: RunFolder, state: Mapping[str, Any]) -> bool:
-    """Whether the record is shorter than the checkpoint, which is always the younger one."""
+    """Return whether the journal has fewer epochs than the checkpoint. The journal is always written first."""
     curves = journals.curves(run.journal)
     reported = [name for name in curves if not name.startswith("step/")]
-    if reported and "val/loss" not in reported:  # a training function reports what it likes
+    if reported and "val/loss" not in reported:  # a custom training function may report other metrics
         return False
     return state["epoch"] > (len(curves["val/loss"].steps) if reported else 0)
 
 
 def study_command(run: RunFolder) -> str | None:
-    """The command that goes on with the study that the run is a trial of, or its parent; None for a run of its own.
+    """Return the command that resumes the study to which the run belongs; None for a run outside a study.
 
-    Where the study's record cannot be read, or has no command of ours, it is said in words.
+    The run may also be the study's parent run. If the study's record names no command of sweep's, return a description
+    such as "the command of the study in 'FOLDER'".
     """
     start = journals.first(run.journal, "start") or {}
     tags, parent = start.get("tags") or {}, start.get("parent")

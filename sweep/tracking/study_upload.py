@@ -1,4 +1,4 @@
-"""The helper's work on a study: mirrors its own run and those of its trials, which other processes train."""
+"""Uploads a study: its parent run, and the runs of its trials, which other processes train."""
 
 import logging
 import os
@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 PUSH_EVERY_S = 1.0
 RETRY_EVERY_S = 5.0
-_PUSH_UNFINISHED_EVERY_S = 5.0  # trials; one that ends sooner is sent in one go, for half the price
+_PUSH_UNFINISHED_EVERY_S = 5.0  # a trial that ends sooner is sent all at once, for half the cost
 _RETRY_AT_LEAST_EVERY_S = 60.0
-_N_AT_ONCE = 100  # runs in a transaction, which other writers of a SQLite store wait for: 0.5 to 1 s
-_PATIENCE_S = 10.0  # with other processes that send the last of a study
-_SETTLING_NS = 2_000_000_000  # a folder's time of modification may stand still for less
+_N_AT_ONCE = 100  # runs in a transaction; it blocks other writers of a SQLite store for 0.5 to 1 s
+_PATIENCE_S = 10.0  # while other processes send the last runs of a study
+_SETTLING_NS = 2_000_000_000  # a folder's modification time may stay the same for less than this
 _BUSY = "another process is sending it"
 
 
 class Damage(str):
-    """A problem in one line: a record is damaged, which waiting does not mend."""
+    """A problem in one line: a record is damaged, so waiting does not help."""
 
     __slots__ = ()
 
 
 def attempt(action: Callable[[], Any], known: str | None = None) -> str | None:
-    """What went wrong, in one line; the log has the rest. Whatever it is, a mirror must not fail a trial.
+    """Run `action`. Return None, or in one line what went wrong; the log gets the traceback.
 
-    known: a problem that the log has already.
+    No exception is raised, since a failed upload must never fail a trial.
+
+    Args:
+        action: what to run.
+        known: a problem that has been logged already, and is not logged again.
     """
     try:
         action()
@@ -43,16 +47,22 @@ def attempt(action: Callable[[], Any], known: str | None = None) -> str | None:
     except Exception as error:
         problem = one_line(error)
         if problem != known:
-            logging.getLogger(__name__).exception("cannot mirror")
+            logging.getLogger(__name__).exception("cannot upload")
         return problem
     return None
 
 
 class _Tracked:
-    """A run of a study, as far as the helper has looked at it.
+    """The upload state of one run of a study.
 
-    size: bytes of its journal. n_sent: bytes when it was last pushed. due: when it may be pushed next. status: how it
-    ended, if it has. problem: why the last push failed. is_complete: all that it had by then is sent.
+    Attributes:
+        run: the run's folder.
+        due: the time, by `time.monotonic`, from which it may be pushed again.
+        size: the size of its journal in bytes.
+        n_sent: the size of its journal at the last successful push.
+        status: how it ended; None if it has not.
+        problem: why the last push failed; None if it succeeded.
+        is_complete: whether the last push sent all of the journal.
     """
 
     def __init__(self, run: RunFolder, due: float) -> None:
@@ -66,19 +76,19 @@ class _Tracked:
         self._retry_s = RETRY_EVERY_S
 
     def look(self) -> None:
-        """Learns what is new in the journal. A run that has ended is due at once."""
+        """Update `size` and `status` from the journal. A run that has just ended is due at once."""
         try:
             self.size = self.run.journal.stat().st_size
-        except FileNotFoundError:  # it has yet to begin, or was deleted
+        except FileNotFoundError:  # it has not begun, or was deleted
             self.size = 0
         before = self.status
         if self.size > self._n_read:
-            attempt(self._read, known=self.problem)  # pushing it says what is wrong
+            attempt(self._read, known=self.problem)  # a damaged journal is reported when it is pushed
         if self.status is not None and before is None and self.problem is None:
             self.due = 0.0
 
     def _read(self) -> None:
-        record = journal.last(self.run.journal)  # metrics come after a start, and nothing after an end but a start
+        record = journal.last(self.run.journal)  # after an end, only a start can follow
         self._n_read = self.size
         self.status = record["status"] if record is not None and record["kind"] == "end" else None
 
@@ -86,18 +96,23 @@ class _Tracked:
         return self.size not in (0, self.n_sent)
 
     def is_settled(self) -> bool:
-        """Whether it is finished, and all of it is sent."""
+        """Return whether the run has finished and was sent completely."""
         return self.is_complete and self.status == "FINISHED"
 
     def may_be_complete(self) -> bool:
-        """Whether it has ended, and no push of it was tried yet."""
+        """Return whether the run has ended and no push of it was tried yet."""
         return self.status is not None and self.n_sent == 0 and self.problem is None
 
     def was_sent(self) -> None:
         self.n_sent, self.is_complete, self.problem = self.size, True, None
 
     def push(self, uploader: Callable[[], "Uploader"], last: bool = False) -> str | None:
-        """Sends what is new; what went wrong, in one line. last: marks a run whose process died without an end."""
+        """Send what is new. Return None, or in one line what went wrong.
+
+        Args:
+            uploader: returns the uploader, or raises if the store is down.
+            last: True if the study is over: a run that did not end is then marked as KILLED unless it is running.
+        """
         size = self.size
 
         def send() -> None:
@@ -119,20 +134,20 @@ class _Tracked:
 
 
 class StudyUpload:
-    """Mirrors a study's own run and those of its trials, which other processes train."""
+    """Uploads a study's parent run and the runs of its trials, which other processes train."""
 
     def __init__(self, folder: StudyFolder, uploader: Callable[[], "Uploader"]) -> None:
         self._folder, self._uploader = folder, uploader
         self._own = _Tracked(folder.run, due=0.0)
         self._trials: dict[str, _Tracked] = {}  # by folder, like the next two
-        self._settled: set[str] = set()  # runs that need not be looked at again
-        self._listed: dict[str, int] = {}  # times of modification of trials whose runs have all begun
-        self._down: str | None = None  # why the store did not answer
+        self._settled: set[str] = set()  # runs that need no further look
+        self._listed: dict[str, int] = {}  # modification times of trials whose runs have all begun
+        self._down: str | None = None  # why the store did not answer, if it did not
         self._next_try = 0.0
-        self._n_lost = 0  # the store's runs, when all runs were last looked at anew
+        self._n_lost = 0  # `Uploader.n_lost` when all runs were last checked again
 
-    def push_news(self, is_called: Callable[[], bool]) -> None:
-        """Sends what is new, until all is sent, the store is down, or the helper is called away."""
+    def push_news(self, should_stop: Callable[[], bool]) -> None:
+        """Send what is new, until everything is sent, the store is down, or `should_stop` returns True."""
         now = time.monotonic()
         if now < self._next_try or (self._down and self._is_down()):
             return
@@ -141,10 +156,10 @@ class StudyUpload:
             self._trials.setdefault(str(run.path), _Tracked(run, due=now + _PUSH_UNFINISHED_EVERY_S))
         for tracked in self._trials.values():
             tracked.look()
-        self._send_complete(list(self._trials.values()), lambda n_left: None, is_called)
+        self._send_complete(list(self._trials.values()), lambda n_left: None, should_stop)
         failed_last = sorted(self._trials.items(), key=lambda item: item[1].problem is not None)
         for path, tracked in (("", self._own), *failed_last):
-            if is_called():
+            if should_stop():
                 return
             if tracked is self._own:
                 tracked.look()
@@ -157,13 +172,16 @@ class StudyUpload:
                 del self._trials[path]
 
     def finish(self, progress: Callable[[int], None]) -> str | None:
-        """Sends all that is left, the study's own run last; what is in the way, in one line."""
+        """Send everything that is left, the study's parent run last. Return None, or the problem in one line.
+
+        `progress` is called about once a second with the maximum number of runs that are left.
+        """
         self._down = None
         problem = self._finish(progress)
         return self._finish(progress) if self._look_anew_if_lost() else problem
 
     def _look_anew_if_lost(self) -> bool:
-        """Takes no run for sent any more if the store has lost some, as after `mlflow gc`. Whether it has."""
+        """Check all runs again if the store has lost some, as after `mlflow gc`. Return whether it has."""
         before = self._n_lost
         attempt(self._count_lost)
         if self._n_lost == before:
@@ -195,12 +213,12 @@ class StudyUpload:
         return type(problems[0])(f"{len(problems)} of its runs: {problems[0]}")
 
     def _send_complete(
-        self, tracked: Sequence[_Tracked], progress: Callable[[int], None], is_called: Callable[[], bool]
+        self, tracked: Sequence[_Tracked], progress: Callable[[int], None], should_stop: Callable[[], bool]
     ) -> None:
-        """Sends those that have ended many at a time; those that cannot be sent so are left for the usual way."""
+        """Send runs that have ended, many in one transaction. Runs that do not qualify are left to `_Tracked.push`."""
         whole = [one for one in tracked if one.may_be_complete()]
         for i in range(0, len(whole), _N_AT_ONCE):
-            if is_called():
+            if should_stop():
                 return
             progress(len(tracked) - i)
             runs = {one.run: one for one in whole[i : i + _N_AT_ONCE]}
@@ -210,7 +228,7 @@ class StudyUpload:
                 runs[run].was_sent()
 
     def _send_all(self, left: Sequence[_Tracked], progress: Callable[[int], None]) -> list[str]:
-        """Pushes each to its end, waiting for other processes that send; the problem of each that cannot be sent."""
+        """Push each run completely. Wait for other processes that are sending. Return all problems that occurred."""
         problems: list[str] = []
         next_progress, patience_ends = 0.0, time.monotonic() + _PATIENCE_S
         while left:
@@ -240,13 +258,16 @@ class StudyUpload:
         return problems
 
     def _is_down(self) -> bool:
-        """Whether the store does not answer, so that there is no use in trying other runs for a while."""
+        """Return whether the store does not answer. If so, other runs are not tried for a while."""
         self._down = attempt(lambda: self._uploader().reach(), known=self._down)
         self._next_try = time.monotonic() + RETRY_EVERY_S if self._down else 0.0
         return self._down is not None
 
     def _begun(self) -> Iterator[RunFolder]:
-        """Runs that have begun and are not settled. Of a finished trial, at most its folder is looked at."""
+        """Yield the runs that have begun and are not settled.
+
+        For a finished trial, at most the folder's modification time is read: a study may have thousands.
+        """
         try:
             trials = [entry for entry in os.scandir(self._folder.trials) if entry.path not in self._settled]
         except FileNotFoundError:

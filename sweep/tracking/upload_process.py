@@ -1,11 +1,20 @@
-"""A helper process that draws and mirrors trials while they train: `python -m sweep.tracking.upload_process`.
+"""The upload process draws and uploads trials while they train: `python -m sweep.tracking.upload_process`.
 
-In a process of its own, MLflow costs the training loop neither its import (2 s) nor the interpreter lock. Both sides
-speak lines of JSON. In comes {"run": FOLDER, "store": [URI, ARTIFACT ROOT]}, with nulls for none, or "study"
-for a study's folder and all trials in it, and later {"finish": FOLDER}; out goes {"finished": FOLDER, "problem": TEXT
-or null, "damaged": whether the problem is a damaged record}. Before it comes {"finishing": FOLDER, "undrawn": TEXT} for
-a run whose curves could not be drawn, and now and then {"finishing": FOLDER, "left": RUNS} for a study. When its
-standard input closes, it sends what is left and ends.
+MLflow runs in its own process because its import takes 2 s, and because it would hold the interpreter lock of the
+training loop. The training process and the upload process exchange lines of JSON.
+
+To the upload process:
+    {"run": FOLDER, "store": [URI, ARTIFACT ROOT]}: upload this run from now on. URI and ARTIFACT ROOT may be null.
+    {"study": FOLDER, "store": ...}: upload this study and all of its trials from now on.
+    {"finish": FOLDER}: send everything that is left of this run or study, and reply.
+
+From the upload process:
+    {"finishing": FOLDER, "undrawn": TEXT}: the curves of a run cannot be drawn, for this reason.
+    {"finishing": FOLDER, "left": N}: N runs of a study are left to send. Sent about once a second.
+    {"finished": FOLDER, "problem": TEXT or null, "damaged": BOOL}: the reply to "finish". "damaged" is true if the
+        problem is a damaged record.
+
+When its standard input closes, the upload process sends everything that is left and exits.
 """
 
 import fcntl
@@ -40,11 +49,11 @@ log = logging.getLogger(__name__)
 
 
 class UploadProcess:
-    """The trial's side: starts the helper and speaks to it. A helper that dies costs the mirror, never the trial."""
+    """The training process's handle on an upload process. If the upload process dies, training continues."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._runs = log, list[RunFolder]()
-        errors, self._made_log = _opened(log)
+        errors, self._made_log = _open_log(log)
         with errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweep.tracking.upload_process"],
@@ -52,37 +61,49 @@ class UploadProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the trial; the helper then sends what is left
+                start_new_session=True,  # Ctrl-C only stops the trial; the upload process then sends what is left
             )
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._read_answers, daemon=True)
+        self._reader.start()
 
     def add_run(self, folder: RunFolder, store: Store) -> None:
-        """Mirrors the trial to the store from now on; without tracking it is only drawn."""
+        """Upload the run to the store from now on. If tracking is off, only its curves are drawn."""
         self._runs.append(folder)
-        self._say({"run": str(folder.path), "store": _spelled(store)})
+        self._write({"run": str(folder.path), "store": _as_json(store)})
 
     def add_study(self, folder: StudyFolder, store: Store) -> None:
-        """Mirrors the study and every trial in its folder, whichever process trains it, from now on."""
+        """Upload the study and all trials in its folder from now on, whichever process trains them."""
         self._runs.append(folder.run)
-        self._say({"study": str(folder.path), "store": _spelled(store)})
+        self._write({"study": str(folder.path), "store": _as_json(store)})
 
     def finish(
         self, folder: RunFolder, timeout_s: float, undrawn: Callable[[str], None] = lambda problem: None
     ) -> str | None:
-        """Wait until the trial is drawn and mirrored. Return in one line why it is not mirrored.
+        """Wait until the run is drawn and uploaded.
 
-        undrawn: called with the reason if the curves cannot be drawn, which does not keep the trial from being sent.
+        Args:
+            folder: the run's folder.
+            timeout_s: how long to wait, in seconds.
+            undrawn: called with the reason if the curves cannot be drawn. The run is uploaded anyway.
+
+        Returns:
+            None if everything was uploaded, else the problem in one line. It is a `Damage` if a record is damaged.
         """
         return self._finish(folder.path, timeout_s, undrawn=undrawn)
 
     def finish_study(
         self, folder: StudyFolder, timeout_s: float, progress: Callable[[int], None] = lambda n_left: None
     ) -> str | None:
-        """Waits until all trials of the study and then the study itself are mirrored; otherwise what is in the way.
+        """Wait until all trials of the study, and then the study itself, are uploaded.
 
-        progress: called about once a second with the number of trials that are left, at most.
+        Args:
+            folder: the study's folder.
+            timeout_s: how long to wait, in seconds.
+            progress: called about once a second with the maximum number of runs that are left.
+
+        Returns:
+            None if everything was uploaded, else the problem in one line. It is a `Damage` if a record is damaged.
         """
         return self._finish(folder.path, timeout_s, progress=progress)
 
@@ -93,13 +114,13 @@ class UploadProcess:
         progress: Callable[[int], None] = lambda n_left: None,
         undrawn: Callable[[str], None] = lambda problem: None,
     ) -> str | None:
-        self._say({"finish": str(path)})
+        self._write({"finish": str(path)})
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                return f"MLflow is not done after {timeout_s:g} s"
+                return f"MLflow did not finish within {timeout_s:g} s"
             if answer.get("finishing") == str(path) and "left" in answer:
                 progress(answer["left"])
             elif answer.get("finishing") == str(path):
@@ -107,27 +128,30 @@ class UploadProcess:
             if answer.get("finished") == str(path):
                 return Damage(answer["problem"]) if answer["damaged"] else answer["problem"]
             if "ended" in answer:
-                return f"the mirror process ended early, see {self._log}"
+                return f"the upload process ended early, see {self._log}"
 
     def close(self) -> None:
-        """Let the helper finish what it has been given, and go. If no run has begun, it leaves no new log."""
+        """Close the upload process's input, so that it sends what is left and exits. Do not wait for it.
+
+        If no run has begun, kill it and remove a log that it created.
+        """
         assert self._process.stdin is not None
         if not any(run.journal.exists() for run in self._runs):
             self._process.kill()  # it may be importing MLflow
-            self._listener.join()
+            self._reader.join()
             self._remove_log()
-        with suppress(BrokenPipeError):  # it is gone already
+        with suppress(BrokenPipeError):  # it has exited already
             self._process.stdin.close()
 
     def _remove_log(self) -> None:
-        """Remove the log if this process made it, and nothing is in it."""
+        """Remove the log if this process created it and it is empty."""
         with suppress(OSError), open(self._log, "rb") as log:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while the helper of another process may write
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another upload process may still write to it
             if self._made_log and os.fstat(log.fileno()).st_size == 0:
                 self._log.unlink()
         remove_made(self._log.parent)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _write(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
@@ -135,29 +159,29 @@ class UploadProcess:
         except (BrokenPipeError, ValueError):
             self._answers.put({"ended": True})
 
-    def _listen(self) -> None:
+    def _read_answers(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for line in answers:
                 self._answers.put(json.loads(line))
         self._answers.put({"ended": True})
-        self._process.wait()  # leaves no zombie behind
+        self._process.wait()  # so that no zombie remains
 
 
-def _opened(log: Path) -> tuple[IO[bytes], bool]:
-    """Open the log to append to it. Return it, and whether it is new. It is locked, so that nobody removes it."""
+def _open_log(log: Path) -> tuple[IO[bytes], bool]:
+    """Open the log for appending. Return it, and True if it is new. It is locked, so that nobody removes it."""
     while True:
         log.parent.mkdir(parents=True, exist_ok=True)
         is_new = not log.exists()
         errors = open(log, "ab", opener=private)  # noqa: SIM115  # the caller closes it
         fcntl.flock(errors, fcntl.LOCK_SH)
-        if os.fstat(errors.fileno()).st_nlink > 0:  # else another process removed it meanwhile
+        if os.fstat(errors.fileno()).st_nlink > 0:  # otherwise another process has just removed it
             return errors, is_new
         errors.close()
 
 
-class _Helper:
-    """The helper's side."""
+class _Uploads:
+    """What the upload process is uploading."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], None]) -> None:
         self._answer = answer
@@ -167,7 +191,7 @@ class _Helper:
         self._next_push = 0.0
 
     def run(self, messages: "queue.Queue[dict[str, Any] | None]") -> None:
-        """Until the other side hangs up, which `None` stands for."""
+        """Handle messages until None, which means that the input has closed. Then send everything that is left."""
         while True:
             wait_s = max(0.0, self._next_push - time.monotonic()) if self._runs or self._studies else None
             try:
@@ -188,9 +212,9 @@ class _Helper:
             self._finish(name)
 
     def _add(self, message: dict[str, Any], store: Store) -> None:
-        """From now on; and loads what is slow to load while the trial trains.
+        """Add a run or a study, and import slow modules while the trial trains.
 
-        A new store is made once a run has begun: one that is refused before leaves none.
+        A new store is created only once a run has begun, so that a run that is refused leaves no store behind.
         """
         if store.uri and store.lock is not None and not store.lock.exists():
             attempt(lambda: importlib.import_module("sweep.tracking.mlflow_client"))
@@ -203,10 +227,10 @@ class _Helper:
             folder = StudyFolder(message["study"])
             self._studies[message["study"]] = StudyUpload(folder, lambda: self._uploader(store))
 
-    def _push_all(self, is_called: Callable[[], bool]) -> None:
+    def _push_all(self, should_stop: Callable[[], bool]) -> None:
         problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._runs.items()]
         for study in self._studies.values():
-            attempt(lambda s=study: s.push_news(is_called))
+            attempt(lambda s=study: s.push_news(should_stop))
         self._next_push = time.monotonic() + (RETRY_EVERY_S if any(problems) else PUSH_EVERY_S)
 
     def _finish(self, name: str) -> str | None:
@@ -215,7 +239,7 @@ class _Helper:
             return study.finish(lambda n_left: self._answer({"finishing": name, "left": n_left}))
         run = RunFolder(name)
         if store is None or journal.first(run.journal, "start") is None:
-            return None  # an untracked study, or the trial was refused before it started
+            return None  # an untracked study, or a trial that was refused before it started
         if _has_curves(run) and (problem := drawing_problem(lambda: ensure_curves(run))) is not None:
             log.warning("cannot draw %s: %s", run.curves, problem)
             self._answer({"finishing": name, "undrawn": problem})
@@ -236,12 +260,12 @@ class _Helper:
         return self._uploaders[store]
 
 
-def _spelled(store: Store) -> list[str | None]:
+def _as_json(store: Store) -> list[str | None]:
     return [store.uri, None if store.artifact_root is None else str(store.artifact_root)]
 
 
 def _has_curves(run: RunFolder) -> bool:
-    """Whether a trial has its curves drawn; its end may leave them out."""
+    """Return whether the run's curves should be drawn. Its `end` lists the artifacts, which may not include them."""
     end = journal.last_of(run.journal, "end") or {}
     return run.curves.name in end.get("artifacts", [run.curves.name])
 
@@ -260,13 +284,13 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     answers: IO[str] = sys.stdout
-    sys.stdout = sys.stderr  # a library's print must not be taken for an answer
+    sys.stdout = sys.stderr  # so that output printed by a library is not read as a reply
 
     def answer(message: dict[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # nobody waits for it any more
+        with suppress(BrokenPipeError):  # the training process has exited
             print(json.dumps(message), file=answers, flush=True)
 
-    _Helper(answer).run(messages)
+    _Uploads(answer).run(messages)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What every other folder may use: errors, files, signals, seeds, the terminal.
+"""Helpers that every other folder may use: errors, files, signals, seeds, the terminal.
 
-Nothing here knows a config, a run or a study; it imports only Python's own library, PyYAML and Rich.
+Nothing here depends on configs, runs or studies. On import, these modules load only the standard library, PyYAML, Rich
+and NumPy.
 """

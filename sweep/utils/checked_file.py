@@ -1,7 +1,7 @@
-"""Text files that are read again: their first line has a digest, so that a damaged one is refused.
+"""Text files whose first line has a digest of the rest, so that damage is detected when they are read.
 
-A file of an earlier version has no such line, and is read as it is. Whether a file has the line is decided by how much
-of it is there: damage to the line itself must not make the file pass for an old one.
+A file of an earlier version has no such line and is read without a check. A damaged first line must not make a file
+look like an old one, so a file counts as having the line if more than half of its fixed text is intact.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ _MARK = b"# Written by sweep, which reads it again: do not edit. SHA-256 of the 
 _DIGEST_BYTES = 64 + 1  # in hexadecimal, with the end of the line
 
 
-OF_AN_OPTION = "# @package _global_\n"  # Hydra reads it in the first line alone
+OF_AN_OPTION = "# @package _global_\n"  # Hydra only reads it on the first line
 
 
 def write_checked(path: Path, text: str, durable: bool = True, first: str = "") -> None:
-    """Replace `path` as `write_atomic` does, with the digest of `text` in front, and before that the line `first`."""
+    """Replace `path` as `write_atomic` does, with the line `first` and the digest of `text` in front of `text`."""
     write_atomic(path, f"{first}{_head(text.encode()).decode()}{text}", durable)
 
 
 def is_checked(path: Path) -> bool:
-    """Return whether the file begins as `write_checked` has it, damaged or not."""
+    """Return whether the file begins like one of `write_checked`, damaged or not."""
     return path.is_file() and path.read_bytes().startswith(_MARK)
 
 
 def remove_checked(path: Path, first: str = "") -> None:
-    """Remove the file, and its folder if that is empty then. A file that is not as it was written is left alone."""
+    """Remove the file, and its folder if that is then empty. A file that was changed is kept."""
     if path.is_file() and _is_whole(path.read_bytes(), first):
         path.unlink()
         with suppress(OSError):  # something else is in it
@@ -41,9 +41,17 @@ def remove_checked(path: Path, first: str = "") -> None:
 
 
 def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
-    """Return the text as it was written. Raise Damaged, with `key` and `remedy` in its line, or OSError.
+    """Return the text of a file that `write_checked` wrote, or of an earlier version's file.
 
-    first: the line before the digest, as in `write_checked`.
+    Args:
+        path: the file.
+        key: the config key that the error names.
+        remedy: what the error suggests to do.
+        first: the line before the digest, as in `write_checked`.
+
+    Raises:
+        Damaged: the file is empty or was changed.
+        OSError: the file cannot be read.
     """
     data, mark = path.read_bytes(), first.encode() + _MARK
     is_whole = _is_whole(data, first)
@@ -53,23 +61,23 @@ def read_checked(path: Path, key: str, remedy: str, first: str = "") -> str:
     try:
         return (data[len(mark) + _DIGEST_BYTES :] if is_whole else data).decode()
     except UnicodeDecodeError as error:
-        raise Damaged(key, path, f"byte {error.start} is no UTF-8", remedy) from error
+        raise Damaged(key, path, f"byte {error.start} is not UTF-8", remedy) from error
 
 
 def load_checked(path: Path, key: str, remedy: str, kind: type = dict) -> Any:
-    """Return the plain content of a YAML file, a `kind`. Raise as `read_checked` does."""
+    """Return the plain content of a YAML file. Raise as `read_checked` does, and Damaged if it is not a `kind`."""
     text = read_checked(path, key, remedy)
     try:
         found = from_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Damaged(key, path, "it is no YAML", remedy) from error
+        raise Damaged(key, path, "it is not YAML", remedy) from error
     if not isinstance(found, kind):
-        raise Damaged(key, path, f"it holds no {kind.__name__}", remedy)
+        raise Damaged(key, path, f"it is not a {kind.__name__}", remedy)
     return found
 
 
 def damage_of(path: Path) -> Damaged | None:
-    """What is wrong with a file of a run or a study, as far as it has a checksum."""
+    """Return an error if a file of a run or a study is damaged, else None. Files without a checksum are not checked."""
     key, remedy = "output_dir", "put back a copy of it"
     try:
         if path.suffix == ".yaml":
@@ -78,7 +86,7 @@ def damage_of(path: Path) -> Damaged | None:
             check_archive(path)
     except Damaged as damage:
         return damage
-    except Exception as error:  # zipfile trips over damage in any way
+    except Exception as error:  # zipfile raises all kinds of errors for damaged files
         return Damaged(key, path, one_line(error, 120), remedy)
     return None
 

@@ -1,4 +1,4 @@
-"""What every command needs of the shell that it was started from."""
+"""Arguments and standard streams, for all commands."""
 
 import argparse
 import io
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError for arguments that it cannot take, so that they are one line as all other mistakes are."""
+    """A parser that raises ConfigError for invalid arguments, so that the error is one line like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError("command line", f"{one_line(ValueError(message))}; --help says what there is")
+        raise ConfigError("command line", f"{one_line(ValueError(message))}; see --help")
 
 
 def hydra_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of a command that is Hydra's, as Hydra parses them. Raise ConfigError."""
+    """Return the arguments of a command as Hydra parses them. Raise ConfigError if they are invalid."""
     from hydra._internal.utils import get_args_parser
 
     return Parser(add_help=False, parents=[get_args_parser()]).parse_intermixed_args(arguments)
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for arguments that are no text, or if the current folder is gone."""
+    """Raise ConfigError if an argument is not UTF-8, or if the current folder was deleted."""
     for argument in arguments:
         try:
             argument.encode()
-        except UnicodeEncodeError:  # Python carries bytes that are no UTF-8 as lone surrogates
+        except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 as lone surrogates
             shown = argument.encode(errors="backslashreplace").decode()
             raise ConfigError("command line", f"'{shown}' is not in UTF-8; rename it, or write it in UTF-8") from None
     try:
@@ -45,11 +45,13 @@ def check_command_line(arguments: Sequence[str]) -> None:
 
 
 def secure_streams() -> None:
-    """Keep this process, and those that it starts, from failing because of a standard stream.
+    """Prevent this process, and those that it starts, from failing because of a standard stream.
 
-    A stream that is closed becomes /dev/null, so that no file gets its number and then what is printed. What nobody
-    reads any more is dropped, and a character that the encoding lacks is written with a backslash. In lines of the
-    log so are characters that a terminal would act on, and passwords in URIs are left out.
+    - A closed stream is replaced by /dev/null. Otherwise the next file to be opened would get its number, and then
+      everything that is printed.
+    - Output is dropped once nobody reads it any more.
+    - Characters that the encoding lacks are written as backslash escapes.
+    - In log lines, characters that a terminal would act on are escaped too, and passwords in URIs are hidden.
     """
     logging.setLogRecordFactory(SafeRecord)
     for number in range(3):
@@ -65,14 +67,14 @@ def secure_streams() -> None:
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):  # else somebody reads it in this process
+        if stream is getattr(sys, f"__{name}__"):  # otherwise something in this process captures it
             secured = _secured(stream, number)
             setattr(sys, name, secured)
             setattr(sys, f"__{name}__", secured)
 
 
 def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
-    """The stream with that number, as it is but for what `secure_streams` says."""
+    """Return a stream for that file number with the same settings, secured as `secure_streams` describes."""
     raw = _Dropping(number, "w", closefd=False)
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
@@ -81,7 +83,7 @@ def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
     with suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does for -u
+        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]  # as Python does with -u
         stream.encoding,
         "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
         line_buffering=stream.line_buffering,
@@ -90,12 +92,12 @@ def _secured(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
 
 
 class _Dropping(io.FileIO):
-    """A file whose writes succeed. Once one has failed, all that follows is dropped."""
+    """A file whose writes always succeed. After the first failure, everything is dropped."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
         with suppress(OSError):
             return super().write(data)
-        with suppress(OSError):  # what writes past Python, and processes that inherit the stream, get no error either
+        with suppress(OSError):  # then writers outside Python, and child processes, get no error either
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)

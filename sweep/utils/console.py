@@ -1,4 +1,4 @@
-"""Rich's console for tables and live lines, in which names and texts of others are shown and not obeyed."""
+"""Rich's console for tables and live lines. Control characters in texts from elsewhere are escaped."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from sweep.utils.terminal import escaped, safe
 
 
 class Console(console.Console):
-    """On standard output, or standard error. Reads no markup, which could hold links."""
+    """A console on standard output or standard error. It ignores markup, which could contain links."""
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
         stream = sys.stderr if stderr else sys.stdout

@@ -1,4 +1,4 @@
-"""A metric of a run, step by step."""
+"""The curve of a metric."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Curve(NamedTuple):
-    """One metric of a trial. steps: (n,) int64, ascending; values: (n,) float64."""
+    """One metric of a run by step or epoch. `steps` has shape (n,) and ascends; `values` has shape (n,)."""
 
     steps: "NDArray[np.int64]"
     values: "NDArray[np.float64]"

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each is one clear line."""
+"""Errors that you can act on, each with a message of one clear line."""
 
 import errno
 import math
@@ -10,26 +10,29 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of an OSError
 
 TRACEBACK_HINT = " (HYDRA_FULL_ERROR=1 shows the traceback)"
 
-# What Hydra and OmegaConf append for programmers.
+# Lines that Hydra and OmegaConf append for programmers.
 _FOR_PROGRAMMERS = re.compile(r"^\s*(full_key:|reference_type=|object_type=|See https?:).*$", re.MULTILINE)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of `error` on one line of at most `limit` characters, without passwords; its type if empty."""
+    """Return the message of `error` on one line of at most `limit` characters, without passwords.
+
+    Return the name of its type if the message is empty.
+    """
     if isinstance(error, DeletedInStore):
-        return str(error)  # it ends with a command, which has to stay whole
+        return str(error)  # it ends with a command, which must not be cut
     words = without_passwords(" ".join(_FOR_PROGRAMMERS.sub("", str(error)).split())) or type(error).__name__
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
 class SweepError(Exception):
-    """Shown without a traceback; the process ends with `exit_status`."""
+    """An error that is shown without a traceback. The process exits with `exit_status`."""
 
     exit_status = 1
 
 
 class ConfigError(SweepError):
-    """The configuration, or a file it names, cannot be used. `key` is the config key to change."""
+    """The config, or a file that it names, cannot be used. `key` is the config key to change."""
 
     exit_status = 2
 
@@ -43,12 +46,18 @@ class ConfigError(SweepError):
 
 
 class BeingTrained(ConfigError):
-    """Another process trains the trial in that folder."""
+    """Another process is training the trial in that folder."""
 
 
 class Damaged(ConfigError):
-    """A file that is read back is not as it was written. remedy: what is still usable, and what to do. line: the first
-    damaged one, from 1, where it is known."""
+    """A file was changed since sweep wrote it.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        remedy: what to do, and what is still usable.
+        line: the first damaged line, counted from 1; None if it is unknown.
+    """
 
     def __init__(self, key: str, path: object, reason: str, remedy: str, line: int | None = None) -> None:
         where = f"'{path}'" if line is None else f"line {line} of '{path}'"
@@ -58,7 +67,7 @@ class Damaged(ConfigError):
 
 
 class DamagedJournal(Damaged):
-    """A journal is not as it was written. line: None if lines are missing at its end."""
+    """A journal was changed since sweep wrote it. `line` is None if lines are missing at its end."""
 
     exit_status = 1
 
@@ -69,20 +78,20 @@ class DamagedJournal(Damaged):
         self.args = (path, line, reason, remedy)
 
     def with_remedy(self, remedy: str) -> "DamagedJournal":
-        """The same, for one who knows what else can be done."""
+        """Return the same error with another remedy."""
         return DamagedJournal(self.path, self.line, self.reason, remedy)
 
 
 class Unsent(SweepError):
-    """A study went well, but MLflow cannot be told all of it: a record is damaged."""
+    """A study succeeded, but a damaged record keeps some of it from being sent to MLflow."""
 
 
 class DeletedInStore(SweepError):
-    """MLflow's users deleted what a run would be written to. The line ends with the command that brings it back."""
+    """The run, or its experiment, was deleted in MLflow. The message ends with the command that restores it."""
 
 
 class Diverged(SweepError):
-    """A loss left the finite numbers at `step` (an optimizer update, from 1), taken with learning rate `lr`."""
+    """A loss became infinite or NaN at `step`, an optimizer update counted from 1, whose learning rate was `lr`."""
 
     def __init__(
         self, metric: str, value: float, step: int, lr: float, advice: str = "lower the learning rate"
@@ -100,7 +109,7 @@ class Diverged(SweepError):
 
 
 class TrainingFailed(SweepError):
-    """Something raised while training: the user's model, or torch. `step` is the update it happened in, from 1."""
+    """The user's model, or torch, raised an error while training. `step` is the update, counted from 1."""
 
     def __init__(self, reason: str, step: int) -> None:
         super().__init__(reason, step)
@@ -112,7 +121,7 @@ class TrainingFailed(SweepError):
 
 
 class StudyFailed(SweepError):
-    """So many trials of a study failed that it stopped; `trial` was the first of them, in `folder`."""
+    """A study stopped because too many trials failed. `trial` was the first of them, and `folder` is its folder."""
 
     def __init__(self, study: str, trial: int, reason: str, folder: object) -> None:
         super().__init__(study, trial, reason, folder)
@@ -126,7 +135,7 @@ class StudyFailed(SweepError):
 
 
 class DiskFull(SweepError):
-    """A write found no room. What was recorded before is whole."""
+    """The disk is full. Everything that was recorded before is complete."""
 
     def __init__(self, reason: str, resume_command: str) -> None:
         super().__init__(reason, resume_command)
@@ -138,7 +147,7 @@ class DiskFull(SweepError):
 
 
 class Pruned(Exception):
-    """A study stops a trial that is not worth going on with. No error: the trial ends well, and early."""
+    """The pruner stopped the trial after `epoch`. This is not a failure."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__(epoch)
@@ -146,7 +155,7 @@ class Pruned(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the trial after its checkpoint was saved; the exit status is 128 + `signum`, as in a shell."""
+    """A signal stopped the trial, and its checkpoint is saved. The exit status is 128 + `signum`, as in a shell."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -154,12 +163,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_positive(value: float | None) -> bool:
-    """Return whether a number is finite and > 0. None, for "not set", counts as such."""
+    """Return whether a number is finite and > 0. None, which means "not set", counts as positive."""
     return value is None or (math.isfinite(value) and value > 0)
 
 
 def require(holds: bool, key: str, problem: str) -> None:
-    """Raise ConfigError unless it holds."""
+    """Raise ConfigError unless the condition holds."""
     if not holds:
         raise ConfigError(key, problem)
 

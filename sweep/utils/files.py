@@ -1,4 +1,4 @@
-"""Text files that are replaced as a whole, and plain lists and dicts as YAML."""
+"""Replaces text files atomically, and converts plain lists and dicts to YAML and back."""
 
 import os
 import pickle
@@ -14,10 +14,13 @@ from sweep.utils.private import private
 
 
 def write_atomic(path: Path, text: str, durable: bool = True, to_be_shown: bool = False) -> None:
-    """Replaces `path`; a reader, or a crash, sees the old text or the new.
+    """Replace the content of `path`. A reader sees either the old text or the new one, also after a crash.
 
-    durable: whether that holds for a crash of the machine too, which costs a wait for the disk. to_be_shown: whether
-    others may read it; else it is the owner's alone, whatever it was before.
+    Args:
+        path: the file. `path` with the suffix .tmp is written first.
+        text: the new content.
+        durable: whether this also holds after a crash of the machine, which needs an fsync.
+        to_be_shown: whether other users may read the file. If not, only its owner can, even if it was readable before.
     """
     tmp = path.with_name(path.name + ".tmp")
     with open(tmp, "w", encoding="utf-8", opener=None if to_be_shown else private) as file:
@@ -29,11 +32,11 @@ def write_atomic(path: Path, text: str, durable: bool = True, to_be_shown: bool 
 
 
 class _Dumper(yaml.CSafeDumper):
-    """Quotes a text that OmegaConf would read as a number, such as 1e-3, which YAML 1.1 takes for a text."""
+    """A dumper that quotes texts such as 1e-3, which OmegaConf reads as a number and YAML 1.1 as a text."""
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads such a number as OmegaConf does."""
+    """A loader that reads such numbers as OmegaConf does."""
 
 
 for _kind in (_Dumper, _Loader):
@@ -45,9 +48,10 @@ for _kind in (_Dumper, _Loader):
 
 
 def to_yaml(plain: Any) -> str:
-    """Lists and dicts as OmegaConf writes them, without making its nodes first (20 ms for a config).
+    """Return plain lists and dicts as YAML, as OmegaConf writes them.
 
-    Part by part, since most parts of the configs of a study are the same.
+    This avoids building OmegaConf's nodes, which takes 20 ms for a config. The parts of a dict are cached, since most
+    parts of a study's configs are the same.
     """
     if isinstance(plain, dict) and plain:
         return "".join(_part_to_yaml(pickle.dumps({key: part})) for key, part in plain.items())
@@ -64,5 +68,5 @@ def _to_yaml(plain: Any) -> str:
 
 
 def from_yaml(text: str) -> Any:
-    """The plain lists and dicts in what `to_yaml` wrote; a text stays as it is, whatever `${...}` it holds."""
+    """Return the plain lists and dicts that `to_yaml` wrote. `${...}` in texts is not resolved."""
     return yaml.load(text, Loader=_Loader)

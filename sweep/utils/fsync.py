@@ -1,5 +1,4 @@
-"""What is written reaches the disk, file by file or many files at once, which takes little longer than one; and whether
-it is still as it was."""
+"""Syncs files to the disk, one at a time or many together, and checks archives for damage."""
 
 import os
 import threading
@@ -15,7 +14,7 @@ _local = threading.local()  # .waiting: descriptors by (device, inode), while `s
 
 
 def fsync(file: int) -> None:
-    """As `os.fsync`; inside `synced_together`, when that ends."""
+    """Do `os.fsync` now or, inside `synced_together`, when that ends."""
     waiting: dict[tuple[int, int], int] | None = getattr(_local, "waiting", None)
     if waiting is None:
         os.fsync(file)
@@ -27,12 +26,13 @@ def fsync(file: int) -> None:
 
 @contextmanager
 def synced_together() -> Iterator[None]:
-    """Leaves this thread's `fsync`s to the end, and then does them side by side: the file system commits them together.
+    """Defer this thread's calls of `fsync` to the end of the `with` block, and then do them in parallel.
 
-    Measured: 4.5 ms a file alone, 1.3 ms a file together. Until the end a power cut, unlike a crash of the process, may
-    leave any part of what was written. Raises OSError when the disk refuses one of them.
+    The file system then commits the files together. Measured: 4.5 ms a file one by one, 1.3 ms a file together. Until
+    the end of the block, a power cut may leave any part of what was written; a crash of the process loses nothing.
+    Raises OSError if a file cannot be synced.
     """
-    if getattr(_local, "waiting", None) is not None:  # the outer one sees to it
+    if getattr(_local, "waiting", None) is not None:  # the outer block does it
         yield
         return
     waiting: dict[tuple[int, int], int] = {}
@@ -53,7 +53,7 @@ def _sync_all(files: list[int]) -> None:
     try:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(_sync_each, (files[i::_AT_ONCE] for i in range(min(_AT_ONCE, len(files))))))
-    except RuntimeError:  # there is no memory for threads
+    except RuntimeError:  # no memory for threads
         _sync_each(files)
 
 
@@ -63,10 +63,10 @@ def _sync_each(files: list[int]) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raise some exception for a file of torch.save's that is not as it was.
+    """Raise an exception of any type if a file written by torch.save is damaged.
 
-    It has a checksum of every record, which torch.load ignores. Reading them takes 1 ms a MiB. Bytes
-    before its first record or behind its last do not belong to it.
+    The file has a checksum for each record, which torch.load ignores. The check takes 1 ms a MiB. Bytes before the
+    first record or after the end also count as damage.
     """
     with open(path, "rb") as file:
         first = file.read(len(_FIRST_RECORD))

@@ -1,6 +1,6 @@
-"""Python's garbage collector, kept from going through what stays: loaded modules, and what torch has traced.
+"""Keeps Python's garbage collector from scanning permanent objects: loaded modules, and what torch has traced.
 
-Once torch is loaded that takes up to 0.3 s each time, which adds up to a fifth of a short command.
+Once torch is loaded, each scan takes up to 0.3 s, which adds up to a fifth of the time of a short command.
 """
 
 import gc
@@ -9,14 +9,17 @@ _is_paused = False
 
 
 def pause() -> None:
-    """Until `resume`. For a command while it loads; a program that uses sweep keeps its collector as it is."""
+    """Stop collecting until `resume`.
+
+    Only sweep's own commands call this, while they load. A program that imports sweep keeps its collector as it is.
+    """
     global _is_paused
     _is_paused = True
     gc.disable()
 
 
 def resume() -> None:
-    """Collects from now on, if it was paused, but not what there is."""
+    """If collecting was paused, start it again, but exclude all objects that exist now."""
     global _is_paused
     if _is_paused:
         _is_paused = False
@@ -25,5 +28,5 @@ def resume() -> None:
 
 
 def set_aside() -> None:
-    """Leaves all that there is out of further collections."""
+    """Exclude all objects that exist now from future collections."""
     gc.freeze()

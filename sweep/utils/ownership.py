@@ -1,4 +1,4 @@
-"""What is the user's, and what this process made: only the latter may be removed, and nothing else overwritten."""
+"""Keeps track of the files that this process created. Only these may be removed or overwritten."""
 
 import functools
 import logging
@@ -12,15 +12,15 @@ from typing import Any
 from sweep.utils.errors import ConfigError
 
 _made: set[str] = set()  # directories, by absolute path
-_logs: set[str] = set()  # that were not there before this process opened them, by absolute path
-_hydras: list[tuple[Path, set[str]]] = []  # files that Hydra wrote, each with what lay beside it before
+_logs: set[str] = set()  # log files that this process created, by absolute path
+_hydras: list[tuple[Path, set[str]]] = []  # files that Hydra wrote, each with the names beside it before
 
 
 @functools.cache
 def note_directories() -> None:
-    """From now on, note which directories this process makes, whatever code makes them.
+    """Record from now on which directories this process creates, in any code.
 
-    Hydra makes a job's folder before any code of the job runs, so only an audit hook can see whether it was there.
+    Hydra creates a job's folder before any code of the job runs, so only an audit hook can see whether it existed.
     """
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -34,7 +34,7 @@ def note_directories() -> None:
 
 
 def remove_made(folder: Path) -> None:
-    """Remove the folder, and those above it, as long as this process made them and they are empty."""
+    """Remove the folder and its parents, as long as this process created them and they are empty."""
     folder = Path(os.path.abspath(folder))
     for path in (folder, *folder.parents):
         if str(path) not in _made:
@@ -49,7 +49,7 @@ def remove_made(folder: Path) -> None:
 
 
 def note_hydras_file(path: Path) -> None:
-    """Note that Hydra is about to write the new file `path`."""
+    """Record that Hydra is about to write the new file `path`."""
     _hydras.append((path, set(os.listdir(path.parent))))
 
 
@@ -59,7 +59,10 @@ def is_hydras_file(path: Path) -> bool:
 
 
 def remove_hydras_files(below: Path | None = None) -> None:
-    """Remove what Hydra wrote in this process, in `below` or anywhere, unless something came to lie beside it since."""
+    """Remove the files that Hydra wrote in this process, unless other files were added beside them since.
+
+    With `below`, remove only files below that folder.
+    """
     for noted in reversed(_hydras.copy()):
         path, before = noted
         if below is not None and below not in path.parents:
@@ -72,34 +75,34 @@ def remove_hydras_files(below: Path | None = None) -> None:
 
 
 def note_log(path: Path) -> None:
-    """Note that the log file `path` is about to be opened, and thereby made if it is not there."""
+    """Record that the log file `path` is about to be opened, which creates it if it is missing."""
     if not os.path.lexists(path):
         _logs.add(os.path.abspath(path))
 
 
 def is_new_log(path: Path) -> bool:
-    """Return whether this process made the log file."""
+    """Return whether this process created the log file."""
     return str(path) in _logs
 
 
 def remove_empty_logs() -> None:
-    """Close and remove the log files that this process made, as long as nothing is in them."""
+    """Close and remove the log files that this process created, if they are empty."""
     for path in map(Path, sorted(_logs)):
         with suppress(OSError):
             if path.stat().st_size > 0 or not path.is_file():
                 continue
             for handler in logging.getLogger().handlers.copy():
                 if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(path):
-                    logging.getLogger().removeHandler(handler)  # Hydra would write the traceback of a refused job
+                    logging.getLogger().removeHandler(handler)  # else Hydra writes a refused job's traceback
                     handler.close()
             path.unlink()
             remove_made(path.parent)
 
 
 def refuse_existing(key: str, folder: Path, files: Sequence[Path]) -> None:
-    """Raise ConfigError, with `key` to change, if one of the files that are to be written is there already.
+    """Raise ConfigError, naming `key`, if one of the files that will be written exists already.
 
-    Where `files` names a directory, it may be there as long as it is empty.
+    A directory in `files` may exist if it is empty.
     """
     there = [file for file in files if _is_taken(file) and not is_new_log(file)]
     there += [tmp for file in files if os.path.lexists(tmp := file.with_name(file.name + ".tmp"))]

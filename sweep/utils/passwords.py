@@ -1,33 +1,33 @@
-"""Passwords in URIs: nothing that is printed, kept in a file or sent to MLflow shows them."""
+"""Hides passwords in URIs, so that none is printed, stored in a file or sent to MLflow."""
 
 import re
 from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
-_USER = re.compile(r"(://[^:/@?#\s]*):.*@", re.DOTALL)  # up to the last @: a password may hold one that is not quoted
+_USER = re.compile(r"(://[^:/@?#\s]*):.*@", re.DOTALL)  # up to the last @, since a password may contain an unquoted one
 _PAIR = re.compile(r"([?&;]([^=?&;\s]*)=)[^&]*?(?=&|[\"'\])}]*$)", re.DOTALL)
 _SECRET = re.compile(r"passw|pwd|token|secret|odbc_connect", re.IGNORECASE)
 _WORD = re.compile(r"\S*://\S*")
-_WITH_URI = ("tracking", "hydra.")  # keys that may hold the URI of a store or a storage
+_WITH_URI = ("tracking", "hydra.")  # keys whose value may be the URI of a store or a storage
 
 
 def without_password(text: str) -> str:
-    """Return a URI, or an override that holds one, with *** in place of each password."""
+    """Return a URI, or an override that contains one, with *** in place of each password."""
     return _PAIR.sub(_hidden, _USER.sub(r"\1:***@", text))
 
 
 def without_passwords(text: str) -> str:
-    """Return a text of many words with *** in place of each password in the URIs among them."""
+    """Return a text with *** in place of each password in the URIs among its words."""
     return _WORD.sub(lambda word: without_password(word[0]), text) if "://" in text else text
 
 
 def overrides_without_passwords(overrides: Sequence[str]) -> list[str]:
-    """Return overrides as they are kept. Those of other keys stay as they are: they have to compose the same again."""
+    """Return overrides without the passwords of stores and storages. Overrides of other keys are unchanged."""
     return [without_password(o) if o.lstrip("+~").startswith(_WITH_URI) else o for o in overrides]
 
 
 def is_hidden(uri: str) -> bool:
-    """Whether *** stands where a password was, as in what was printed or kept."""
+    """Return whether a URI has *** in place of its password, as in printed and stored URIs."""
     return re.search(r":\*\*\*@|=\*\*\*(&|$)", uri) is not None
 
 

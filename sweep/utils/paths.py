@@ -1,22 +1,25 @@
-"""Symbolic links in output folders. We never make one; one that somebody else made would lead our files elsewhere."""
+"""Refuses symbolic links in output folders.
+
+sweep never creates any. A link that somebody else created would direct files to another place.
+"""
 
 import os
 from pathlib import Path
 
 from sweep.utils.errors import ConfigError
 
-# What a command writes to right below an `output_dir`.
+# Everything directly below an `output_dir` that commands write to.
 _OURS = ("runs", "studies", "multirun", "lr_range", "comparisons", "mlartifacts", "mirror.log", ".mlflow.lock")
 _DATABASE = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new")
 
 
 def absolute(path: str | Path) -> Path:
-    """Return the absolute path that a user means: `~` is the home directory."""
+    """Return the absolute path, with `~` replaced by the home directory."""
     return Path(os.path.expanduser(path)).absolute()
 
 
 def refuse_links_at(output_dir: Path) -> None:
-    """Raise ConfigError if something right below `output_dir` that we write to is a link that leads out of it."""
+    """Raise ConfigError if an entry of `output_dir` that sweep writes to is a link to a place outside it."""
     for name in (*_OURS, *_DATABASE):
         path = output_dir / name
         if path.is_symlink() and not is_inside(path, output_dir):
@@ -25,14 +28,14 @@ def refuse_links_at(output_dir: Path) -> None:
 
 
 def refuse_links_in(folder: Path, key: str) -> None:
-    """Raise ConfigError if `folder`, which holds a run or a study, is a link, or anything below it."""
+    """Raise ConfigError if `folder`, which holds a run or a study, is a link or contains one at any depth."""
     found = folder if folder.is_symlink() else _first_link(str(folder))
     if found is not None:
         raise ConfigError(key, f"'{found}' is a link, and links are not followed; put the file or folder itself there")
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, its links followed, is `folder` or below it."""
+    """Return whether `path`, after links are resolved, is `folder` or below it."""
     real, root = os.path.realpath(path), os.path.realpath(folder)
     return real == root or real.startswith(root.rstrip("/") + "/")
 

@@ -1,4 +1,4 @@
-"""Files that only their owner may read: those whose text may hold a secret, such as configs, journals and logs."""
+"""Files that only their owner can read, since they may contain secrets: configs, journals and logs."""
 
 import io
 import logging
@@ -11,12 +11,12 @@ _OWNER_ALONE = 0o600
 
 
 def private(path: str | os.PathLike[str], flags: int) -> int:
-    """An opener for `open`: a file that is made by it is the owner's alone."""
+    """Open a file. If it is created, only its owner can read and write it. This function is an opener for `open`."""
     return os.open(path, flags, _OWNER_ALONE)
 
 
 class PrivateLog(logging.FileHandler):
-    """The log of a run."""
+    """A handler for the log of a run, which only its owner can read."""
 
     def _open(self) -> io.TextIOWrapper:
         note_log(Path(self.baseFilename))

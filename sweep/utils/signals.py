@@ -1,4 +1,4 @@
-"""Stopping a trial, or a study's workers, from outside: Ctrl-C, SIGTERM from a batch system, SIGHUP from a terminal."""
+"""Stops trials and workers on signals: Ctrl-C, SIGTERM from a batch system, SIGHUP from a terminal."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """Set `signum` and the training loop saves a checkpoint after the update in progress, and stops."""
+    """A request to stop. Once `signum` is set, the training loop finishes the current update, saves and stops."""
 
     signum: int | None = None
 
@@ -20,19 +20,20 @@ _current: StopRequest | None = None
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """Return the signals that stop training; without SIGHUP where it is ignored, as under nohup."""
+    """Return the signals that stop training. SIGHUP is left out if it is ignored, as under nohup."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if is_ignored else [signal.SIGHUP])]
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request that the loop honours; a second Ctrl-C stops at once.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request to stop. A second Ctrl-C stops at once.
 
-    Within another `stop_on_signal` it is that one's request, which may have been made already.
+    A nested `stop_on_signal` yields the request of the outer one, which may be set already. In a thread other than the
+    main thread, no signal sets the request.
     """
     global _current
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield StopRequest()
         return
     if _current is not None:
@@ -57,8 +58,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupts_kept_from_children(handle: Callable[[int], None]) -> Iterator[None]:
-    """A terminal sends Ctrl-C, and SIGHUP, to child processes too. One that is started meanwhile gets it once it is
-    ready for it, within `stop_on_signal`, and not while it loads. `handle` is called with the signal, from a thread.
+    """Block Ctrl-C and SIGHUP in child processes that are started inside the `with` block.
+
+    A terminal sends these signals to child processes too. A child receives them only once it enters `stop_on_signal`,
+    not while it loads. In this process, `handle` is called with the signal's number, from another thread.
     """
     over = threading.Event()
     kept = {*stopping_signals()} - {signal.SIGTERM}
@@ -68,7 +71,7 @@ def interrupts_kept_from_children(handle: Callable[[int], None]) -> Iterator[Non
             if (found := signal.sigtimedwait(kept, 0.2)) is not None:
                 handle(found.si_signo)
 
-    resource_tracker.ensure_running()  # at its start it would unblock the signal
+    resource_tracker.ensure_running()  # when it starts later, it would unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, kept)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What a terminal is given: texts of others are shown and not obeyed, and passwords are not shown."""
+"""Prints to a terminal. Control characters in texts from elsewhere are escaped, and passwords are hidden."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from sweep.utils.passwords import without_passwords
 
-# Control characters but for the tab and the end of a line, and those that change the direction or the line of a text.
+# Control characters except tab and newline, and characters that change the direction of text or begin a new line.
 _ACTED_ON = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -18,27 +18,27 @@ def escaped(text: str) -> str:
 
 
 def escaped_line(text: str) -> str:
-    """As `escaped`, and with ends of lines and tabs escaped too."""
+    """Return the text as `escaped` does, with newlines and tabs escaped too."""
     return escaped(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def safe(text: str) -> str:
-    """Return a text as it may be printed or logged."""
+    """Return a text that is safe to print or log: escaped, and without passwords."""
     return escaped(without_passwords(text))
 
 
 def say(text: object = "", *, err: bool = False, flush: bool = False) -> None:
-    """Print a text as `safe` returns it, on standard output or, with `err`, on standard error."""
+    """Print a text, made safe by `safe`, on standard output or, with `err`, on standard error."""
     print(safe(str(text)), file=sys.stderr if err else sys.stdout, flush=flush)
 
 
 def complain(text: object) -> None:
-    """Print a text on standard error as one line, whatever it quotes."""
+    """Print a text on standard error as one line, even if it contains newlines."""
     print(escaped_line(safe(str(text))), file=sys.stderr)
 
 
 class Shown:
-    """A stream that shows a terminal what is written to it, and has it obey nothing."""
+    """A stream that escapes everything on which a terminal would act."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -51,7 +51,7 @@ class Shown:
 
 
 class SafeRecord(logging.LogRecord):
-    """A line of a log, on a terminal or in a file that is read in one."""
+    """A log record whose message and traceback are safe to show on a terminal."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

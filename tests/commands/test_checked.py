@@ -63,7 +63,7 @@ def test_what_is_no_mapping_is_refused(text, tmp_path):
 
 def test_a_file_that_is_no_utf_8_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_bytes("name: Zoë\n".encode("latin-1"))
-    with pytest.raises(Damaged, match="is no UTF-8"):
+    with pytest.raises(Damaged, match="is not UTF-8"):
         load_checked(tmp_path / "x.yaml", "key", "start anew")
 
 

@@ -257,7 +257,7 @@ def test_a_run_of_the_store_that_was_made_for_another_record_is_not_written_to(t
 
 @pytest.mark.parametrize("sign", "?#%")
 def test_a_sign_that_a_url_cannot_hold_is_refused_where_it_would_lead_astray(tmp_path: Path, sign: str) -> None:
-    with pytest.raises(ConfigError, match="holds a") as caught:
+    with pytest.raises(ConfigError, match="contains a") as caught:
         tracking_store(Tracking(), tmp_path / f"a{sign}b")
     assert caught.value.key == "output_dir"
     assert tracking_store(Tracking(mlflow=False), tmp_path / f"a{sign}b").uri is None

@@ -235,7 +235,7 @@ def test_a_file_of_the_user_where_a_study_would_keep_its_trials_is_left(is_folde
         storage.write_text("mine\n")
     before = contents(tmp_path)
     done = quick(tmp_path, "-m", *DEBUG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=1", torch=False)
-    reason = f"cannot open '{storage}': Is a directory" if is_folder else f"'{storage}' is no journal of Optuna's"
+    reason = f"cannot open '{storage}': Is a directory" if is_folder else f"'{storage}' is not an Optuna journal"
     remedy = "move it away, or set another hydra.sweeper.study_name"
     assert error_line(done) == f"error: study: {reason}, and the study would keep its trials there; {remedy}"
     assert (done.returncode, contents(tmp_path)) == (2, before)

@@ -160,7 +160,7 @@ def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsy
     mine.write_text("mine")
     outputs = str(reported.cwd / "outputs")
     assert report.main([NAME, "--output-dir", outputs, "-o", str(tmp_path / "p.html")]) == 2
-    told = f"error: -o: '{mine}' is there, and would be overwritten; name another file\n"
+    told = f"error: -o: '{mine}' exists and would be overwritten; name another file\n"
     assert (capsys.readouterr().err, mine.read_text()) == (told, "mine")
 
 
@@ -177,7 +177,7 @@ BAD = {
     ),
     "another's": (["elsewhere", "--storage", "{outputs}/studies/evil/optuna.log"], "storage: '"),
     "no storage": (["evil", "--storage", "{outputs}/nothing.log"], "storage: there is no file '{outputs}/nothing.log'"),
-    "bad storage": (["evil", "--storage", "foo://x"], "storage: 'foo://x' is of no known kind; choose "),
+    "bad storage": (["evil", "--storage", "foo://x"], "storage: 'foo://x' is of an unknown kind; choose "),
 }
 
 

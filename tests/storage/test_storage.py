@@ -263,14 +263,14 @@ def test_a_damaged_line_is_named(path: Path, folder: StudyFolder) -> None:
 @pytest.mark.parametrize("text", ["no line at all", "a,b\n1,2\n", '{"kind": "start"}\n', "[1]\n", "SQLite format 3\0"])
 def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(text: str, path: Path, folder: StudyFolder) -> None:
     path.write_text(text)
-    with pytest.raises(ConfigError, match="is no journal of Optuna's"):
+    with pytest.raises(ConfigError, match="is not an Optuna journal"):
         open_storage(str(path), folder)
     assert path.read_text() == text
 
 
 def test_a_file_without_a_line_is_not_cut_off_for_an_append(path: Path) -> None:
     path.write_text("no line at all")
-    with pytest.raises(ConfigError, match="is no journal of Optuna's"):
+    with pytest.raises(ConfigError, match="is not an Optuna journal"):
         JournalFile(path).append_logs([{"op_code": 7}])
     assert path.read_text() == "no line at all"
 
@@ -432,7 +432,7 @@ def test_processes_that_find_an_empty_postgresql_at_once_share_the_study(postgre
 @pytest.mark.process
 def test_reading_a_postgresql_makes_nothing_in_it(postgresql: str, folder: StudyFolder) -> None:
     engine = sqlalchemy.create_engine(postgresql, poolclass=sqlalchemy.NullPool)
-    with pytest.raises(ConfigError, match="is no storage of Optuna's"):
+    with pytest.raises(ConfigError, match="is not an Optuna storage"):
         open_to_read(postgresql)
     assert sqlalchemy.inspect(engine).get_table_names() == []
     with database(postgresql, folder) as storage, used(open_to_read(postgresql)) as to_read:
@@ -633,8 +633,8 @@ def refused(url: str, folder: StudyFolder) -> str:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgres://me:hush@host/db", "no known kind; choose a path, sqlite:///path, postgresql+psycopg://"),
-        ("s3://bucket/study", "'s3://bucket/study' is of no known kind"),
+        ("postgres://me:hush@host/db", "an unknown kind; choose a path, sqlite:///path, postgresql+psycopg://"),
+        ("s3://bucket/study", "'s3://bucket/study' is of an unknown kind"),
         ("postgresql+psycopg://me:hush@127.0.0.1:1/db", "'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be used"),
         ("postgresql+psycopg://127.0.0.1:1/db?password=hush", "refused"),
         ("postgresql+psycopg://me:hu/hush@127.0.0.1:1/db", "me:***@127.0.0.1:1/db' cannot be used"),
@@ -656,7 +656,7 @@ def refused(url: str, folder: StudyFolder) -> str:
         ("{tmp}/study.db", "for SQLite write sqlite:///{tmp}/study.db"),
         ("{tmp}/a_file/optuna.log", "cannot open '{tmp}/a_file/optuna.log': Not a directory"),
         ("{tmp}", "Is a directory"),
-        ("/dev/null", "'/dev/null' is no file"),
+        ("/dev/null", "'/dev/null' is not a file"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line(url: str, words: str, tmp_path: Path, folder: StudyFolder) -> None:
@@ -734,7 +734,7 @@ def test_flipped_bits_are_found(seed: int, path: Path, folder: StudyFolder) -> N
     path.write_bytes(data)
     with pytest.raises(ConfigError) as error:
         open_storage(str(path), folder)
-    assert f"of '{path}' is damaged" in str(error.value) or "is no journal" in str(error.value)
+    assert f"of '{path}' is damaged" in str(error.value) or "is not an Optuna journal" in str(error.value)
 
 
 def test_a_line_that_stands_twice_is_found_and_one_that_is_lost(path: Path, folder: StudyFolder) -> None:

@@ -253,7 +253,7 @@ def test_whole_runs_are_written_only_to_the_tables_that_were_compared(
         runs, before = more(), contents(store)
         assert uploader.push_complete(runs) == set(), changes
         assert contents(store) == before
-        assert "MLflow's tables have changed; runs are sent singly" in caplog.text
+        assert "MLflow's tables have changed; runs are sent one by one" in caplog.text
         caplog.clear()
         with database.begin() as connection:
             connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")

@@ -255,7 +255,7 @@ def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
         study.end(study.folder.run)
         uploader = Uploader(embedded(folder))
         assert uploader.push_complete(runs) == {runs[0]}, change
-        assert "runs are sent singly" in caplog.text
+        assert "runs are sent one by one" in caplog.text
         caplog.clear()
         assert uploader.push_complete(runs) == {runs[0]}, change
         assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None

@@ -145,7 +145,7 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
     study = Study(tmp_path, "down at first", store=server.uri)
     another.add_study(study.folder, Store(server.uri, None))
     study.whole_trial(0)
-    wait_until(lambda: "cannot mirror" in (tmp_path / "mirror.log").read_text(), what="the store to be found down")
+    wait_until(lambda: "cannot upload" in (tmp_path / "mirror.log").read_text(), what="the store to be found down")
     server.start()
     try:
         study.whole_trial(1)
