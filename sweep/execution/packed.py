@@ -20,7 +20,6 @@ from sweep.execution.session import WorkerSession, log
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
 from sweep.storage.optuna_internals import trial_id
-from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership, locked
 from sweep.tracking.store import recorded_uri, tracking_store
@@ -183,9 +182,9 @@ class PackedExecutor:
             if (earlier := session.values_of_earlier(trial, run)) is not None:
                 self._finished(entry, place, earlier)
                 return None
-            begun = journal.first(run.journal, "start") is not None
             config = session.splits.fit(session.composer.validated(groups, values))
-            config = stored_config(run, config) if begun else config
+            if session.has_begun(run, membership, config.overrides or []):
+                config = stored_config(run, config)
             group, member = self._scheduler.member(config)
             output_dir = absolute(config.output_dir)
             recorded = RecordedTrial(

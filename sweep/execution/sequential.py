@@ -14,7 +14,6 @@ from sweep.execution.objective import mean_values
 from sweep.execution.replicates import Means
 from sweep.execution.session import WorkerSession, log
 from sweep.search.space import Configuration
-from sweep.tracking import journal
 from sweep.tracking.run_recorder import Membership
 from sweep.trial.recorded import Pause
 from sweep.trial.run import run_trial
@@ -117,8 +116,7 @@ class SequentialExecutor:
             values = session.values_of_earlier(trial, run, retry=anew)
             if values is None:
                 report = session.reporter(trial, means, place, config.trainer.epochs)
-                begun = journal.first(run.journal, "start") is not None
-                config.resume = str(run.path) if begun else None
+                config.resume = str(run.path) if session.has_begun(run, member, config.overrides) else None
                 run_trial(
                     config,
                     report,

@@ -4,13 +4,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.overrides import key_of
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -23,12 +24,14 @@ from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
+from sweep.storage.url import storage_place
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
 from sweep.trial import build
 from sweep.trial.prepare import RememberedData
 from sweep.trial.run import record_refused
+from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import (
     TRACEBACK_HINT,
     BeingTrained,
@@ -138,6 +141,27 @@ class WorkerSession:
         if journal.status(run.journal) == "FINISHED":
             return self.objectives(run)
         return None
+
+    def has_begun(self, run: RunFolder, member: Membership, overrides: Sequence[str]) -> bool:
+        """Return whether an earlier attempt at the run is to be resumed.
+
+        Args:
+            overrides: what the study composes the run from now.
+
+        Raises:
+            Damaged: it was composed from other values of the parameters than the storage has, which has lost some.
+        """
+        if journal.first(run.journal, "start") is None:
+            return False
+        place, folder = storage_place(self.settings.storage, self.plan.folder), self.plan.folder.trial(member.number)
+        remedy = f"restore it from a copy, or move '{folder.path}' away: the same command trains the trial anew"
+        before = {key_of(o): o for o in load_checked(run.overrides, "resume", remedy, list)}
+        for override in overrides:
+            key = key_of(override)
+            if key in member.params and before.get(key, override) != override:
+                lost = f"trial {member.number} began with {before[key]}, which it has lost"
+                raise Damaged("hydra.sweeper.study_name", place, lost, remedy)
+        return True
 
     def objectives(self, run: RunFolder) -> list[float]:
         """Return the objectives of a finished run."""

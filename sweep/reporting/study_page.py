@@ -241,8 +241,8 @@ def _bands(
         suffix = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
         label = f"trial {trial.number}{suffix}"
         runs = _runs_of(folder, trial.number)
-        if trial.state == TrialState.COMPLETE:
-            _check_ended(runs)
+        if trial.state.is_finished():
+            _check_records(folder.trial(trial.number), runs, trial.state)
         found = [journal.curves(run.journal) for run in runs]
         for metric, of_trials in bands.items():
             curves = [curves[metric] for curves in found if metric in curves]
@@ -251,10 +251,13 @@ def _bands(
     return {metric: of_trials for metric, of_trials in bands.items() if of_trials}
 
 
-def _check_ended(runs: Sequence[RunFolder]) -> None:
-    """Raises DamagedJournal for a record of a complete trial that lacks its end."""
+def _check_records(folder: RunFolder, runs: Sequence[RunFolder], state: TrialState) -> None:
+    """Raise DamagedJournal if a trial that has ended lost a run's record, or a complete one the end of a record."""
+    for run in (folder, *map(RunFolder, sorted(folder.path.glob("seed-*")))):
+        if run.config.exists() and not run.journal.exists():
+            raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
     for run in runs:
-        if journal.status(run.journal) is None:
+        if state == TrialState.COMPLETE and journal.status(run.journal) is None:
             raise DamagedJournal(run.journal, None, "the trial is complete, but its record has no end")
 
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.storage.journal_file import flocked
-from sweep.storage.url import connect_args, database_url, kind, one_line_errors
+from sweep.storage.url import connect_args, database_url, kind, one_line_errors, storage_file
 from sweep.tracking.folders import StudyFolder
-from sweep.utils.paths import absolute
 
 if TYPE_CHECKING:
     import sqlalchemy
 
 
 class ServerLock:
-    """A named lock that a database server takes back when the session holding it ends, however it ends.
+    """A named lock of a PostgreSQL server, which frees it when the session that holds it ends, however it ends.
 
     The session is kept for the next time, unless told otherwise. Belongs to one process; its threads take turns.
     """
@@ -34,17 +33,11 @@ class ServerLock:
         )
         self._session: sqlalchemy.Connection | None = None
         self._turn = threading.Lock()  # a session may take its own lock twice
-        # A machine that lost its power keeps no lock for long: its silence ends the session after half a minute on
-        # PostgreSQL, after five on MySQL.
-        if url.get_backend_name() == "postgresql":
-            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-            settings = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
-            self._begin = "SELECT " + ", ".join(f"set_config('{k}', '{v}', false)" for k, v in settings.items())
-            self._take, self._give = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
-        else:  # MySQL's names are the server's, of at most 64 characters
-            key = hashlib.sha256(f"{url.database}/{name}".encode()).hexdigest()[:48]
-            self._begin = "SET SESSION wait_timeout = 300"
-            self._take, self._give = f"SELECT GET_LOCK('{key}', 1000000)", f"SELECT RELEASE_LOCK('{key}')"
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        # A machine that lost its power keeps no lock for long: the server ends its session after half a minute.
+        settings = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
+        self._begin = "SELECT " + ", ".join(f"set_config('{k}', '{v}', false)" for k, v in settings.items())
+        self._take, self._give = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
 
     def __enter__(self) -> None:
         self._turn.acquire()
@@ -78,8 +71,7 @@ class ServerLock:
         if self._session is None:
             self._session = self._engine.connect()
             self._session.exec_driver_sql(self._begin).close()
-        if self._session.exec_driver_sql(self._take).scalar() in (0, None):  # MySQL's ways of saying no
-            raise RuntimeError("the server gave no lock")
+        self._session.exec_driver_sql(self._take).close()
 
     def _hang_up(self) -> None:
         if self._session is not None:
@@ -94,9 +86,10 @@ _server_locks: dict[tuple[int, str, str], ServerLock] = {}  # by process: a fork
 class StudyLock:
     """Held for a moment by one of a study's processes while the others wait; freed when its process dies.
 
-    On PostgreSQL and MySQL it is the server's, named after the study's folder. For a storage that is a file it is a
-    file's beside it, since commands with other output folders may share the storage. Else it is a file's in the study's
-    folder. Raises ConfigError where it cannot be had. Not reentrant.
+    On PostgreSQL it is the server's, named after the study's folder. For a storage that is a file it is a file's beside
+    it, since commands with other output folders may share the storage. Otherwise (MySQL, Redis, gRPC) it is a file's in
+    the study's folder, which the machines of the study must share. Not reentrant. Raises ConfigError if it cannot be
+    had.
     """
 
     def __init__(self, storage: str | None, folder: StudyFolder) -> None:
@@ -115,21 +108,12 @@ class StudyLock:
         held.__exit__(None, None, None)
 
     def _lock(self) -> AbstractContextManager[object]:
-        if (file := _file_of(self._storage)) is not None:
+        if self._storage is not None and (file := storage_file(self._storage)) is not None:
             return flocked(Path(f"{file}.study.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-        if kind(self._storage) not in ("postgresql", "mysql"):
+        if kind(self._storage) != "postgresql":
             return self._folder.lock()
         key = os.getpid(), str(self._storage), self._folder.path.name
         if key not in _server_locks:
             lock = ServerLock(database_url(key[1]), f"sweep: study {key[2]}")
             return _server_locks.setdefault(key, lock)  # another thread may have been faster
         return _server_locks[key]
-
-
-def _file_of(storage: str | None) -> str | None:
-    """Return the file that a storage is kept in, if it has one of its own."""
-    if storage is None:
-        return None
-    if kind(storage) == "sqlite":
-        return database_url(storage).database
-    return str(absolute(storage)) if kind(storage) is None else None

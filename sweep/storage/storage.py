@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,9 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
     """Of two processes that create the tables of a database at once, one would fail."""
-    if url.get_backend_name() == "sqlite":
-        return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-    return ServerLock(url, "sweep: creation of tables", keep=False)
+    match url.get_backend_name():
+        case "sqlite":
+            return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        case "postgresql":
+            return ServerLock(url, "sweep: creation of tables", keep=False)
+    return nullcontext()

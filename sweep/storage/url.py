@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.passwords import is_hidden, without_password
 from sweep.utils.paths import absolute
@@ -45,6 +47,21 @@ def kind(url: str | None) -> str | None:
 def without_driver(uri: str) -> str:
     """postgresql+psycopg:// and postgresql:// are the same place."""
     return re.sub(r"^(\w+)\+\w+:", r"\1:", uri)
+
+
+def storage_file(url: str) -> Path | None:
+    """Return the file that a storage is kept in, if it is one. Raises ConfigError for a URL of no known kind."""
+    match kind(url):
+        case None:
+            return absolute(url)
+        case "sqlite":
+            return Path(str(database_url(url).database))
+    return None
+
+
+def storage_place(url: str | None, folder: StudyFolder) -> str:
+    """Return what messages call the storage of a study: its file, or its URL without a password."""
+    return str(folder.storage if url is None else storage_file(url) or without_password(url))
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class StudyEntry:
                 study.set_user_attr(_UID, uid)
             self._refuse_another(study, facts)
             self._refuse_trials_of_another(study.user_attrs[_UID])
-            refuse_lost_trials(study, self.folder)
+            refuse_lost_trials(study, self.folder, settings.storage)
             if study.user_attrs[IDENTITY] != facts:
                 self._store_facts(study, facts)
             return study, study.user_attrs[_UID]

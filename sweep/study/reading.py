@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,14 +15,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweep.config.overrides import word
 from sweep.storage.optuna_internals import add_trial
 from sweep.storage.storage import open_to_read
-from sweep.storage.url import database_url, kind, one_line_errors
+from sweep.storage.url import one_line_errors, storage_file, storage_place
 from sweep.study.identity import IDENTITY
 from sweep.study.results import STATES, config_values
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, records
 from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.passwords import without_password
-from sweep.utils.paths import absolute, is_inside
+from sweep.utils.paths import is_inside
 
 KEY = "storage"
 _WITH_VALUE = [STATES[state] for state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -56,13 +55,16 @@ def recorded_storage(folder: StudyFolder) -> str | None:
 def is_own_storage(url: str, folder: StudyFolder) -> bool:
     """Whether that is a file below the `output_dir` that the study lies in."""
     try:
-        file = _file_of(url)
+        with one_line_errors(url):
+            file = storage_file(url)
     except ConfigError:
         return False
     return file is not None and is_inside(file, folder.path.parent.parent)
 
 
-def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hydra.sweeper.study_name") -> None:
+def refuse_lost_trials(
+    study: optuna.Study, folder: StudyFolder, url: str | None, key: str = "hydra.sweeper.study_name"
+) -> None:
     """Raise Damaged if the storage lacks trials that have begun, or ended, by the study's own folder and record."""
     begun = [int(name) for run in folder.runs() if (name := run.path.relative_to(folder.trials).parts[0]).isdigit()]
     trials = study.get_trials(deepcopy=False)  # after the folders, which are younger
@@ -73,7 +75,9 @@ def refuse_lost_trials(study: optuna.Study, folder: StudyFolder, key: str = "hyd
     if (n_recorded := _n_recorded(folder)) > n_ended:
         reason = f"{n_ended} trials have a value, and there were {n_recorded}"
     if reason is not None:
-        raise Damaged(key, folder.storage, reason, "restore it from a copy, or choose another name for the study")
+        raise Damaged(
+            key, storage_place(url, folder), reason, "restore it from a copy, or choose another name for the study"
+        )
 
 
 def _n_recorded(folder: StudyFolder) -> int:
@@ -86,7 +90,8 @@ def _n_recorded(folder: StudyFolder) -> int:
 
 
 def _open(folder: StudyFolder, url: str) -> optuna.Study:
-    file = _file_of(url)
+    with one_line_errors(url):
+        file = storage_file(url)
     if file is not None and not file.exists():
         raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
     name, opened = folder.path.name, open_to_read(url)
@@ -97,16 +102,8 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
                 KEY, f"'{without_password(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
             )
         study = optuna.load_study(study_name=name, storage=opened)
-        refuse_lost_trials(study, folder, KEY)  # whatever is wrong shows here
+        refuse_lost_trials(study, folder, url, KEY)  # whatever is wrong shows here
         return study
-
-
-def _file_of(url: str) -> Path | None:
-    """The file that a storage is kept in, if it is one."""
-    if kind(url) is None:
-        return absolute(url)
-    with one_line_errors(url):
-        return Path(str(database_url(url).database)) if kind(url) == "sqlite" else None
 
 
 def snapshot(study: optuna.Study) -> optuna.Study:

@@ -210,8 +210,11 @@ class Campaign:
         outputs = self._original / "outputs"
         return [str(path.relative_to(outputs)) for pattern in self.kind.files for path in sorted(outputs.glob(pattern))]
 
+    def content(self, file: str) -> bytes:
+        return (self._original / "outputs" / file).read_bytes()
+
     def damages(self, file: str) -> dict[str, bytes | None]:
-        return dict(damages((self._original / "outputs" / file).read_bytes(), zlib.crc32(file.encode())))
+        return dict(damages(self.content(file), zlib.crc32(file.encode())))
 
     def right(self, command: str) -> Result:
         """What the command comes to with undamaged files."""

@@ -22,6 +22,7 @@ KNOWN = {  # damage that once went unseen, by kind: file, damage, command
         ("studies/s/best.yaml", "removed", "from_study"),
         ("studies/s/best.yaml", "removed", "report"),
         ("studies/s/trials/1/journal.jsonl", "a line of garbage", "study"),
+        ("studies/s/trials/1/journal.jsonl", "removed", "report"),
     ],
     "stopped": [
         ("studies/s/optuna.log", "cut at 0.8", "study"),
@@ -41,6 +42,13 @@ def test_a_damaged_file_is_named_or_without_effect(kind: str, tmp_path: Path) ->
     outcomes = {case: campaign.outcome(case[0], campaign.damages(case[0])[case[1]], case[2]) for case in KNOWN[kind]}
     assert {case: outcome for case, outcome in outcomes.items() if outcome not in ALLOWED} == {}
     assert "refused" in outcomes.values()
+
+
+def test_a_trial_whose_parameters_are_lost_is_not_resumed_under_others(tmp_path: Path) -> None:
+    campaign = Campaign("stopped", tmp_path)
+    lines = campaign.content(log := "studies/s/optuna.log").splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if b'"param_name"' in line)
+    assert campaign.outcome(log, b"".join(lines[:last]), "study") == "refused"
 
 
 def test_a_trial_is_continued_by_its_study_alone(tmp_path: Path) -> None:

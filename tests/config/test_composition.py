@@ -264,7 +264,7 @@ def test_what_needs_no_training_loads_neither_torch_nor_mlflow(tmp_path: Path, a
     returncode, _, said, modules = command(tmp_path, *arguments)
     assert returncode == status, said
     assert {"hydra", "sweep.config.schema"} <= modules
-    assert not {"torch", "mlflow", "optuna", "pandas", "sklearn"} & modules
+    assert not {"torch", "mlflow", "optuna", "pandas", "sklearn", "numpy"} & modules
 
 
 @pytest.mark.process
