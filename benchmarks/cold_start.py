@@ -1,4 +1,4 @@
-"""What starting costs: `--help` and `--cfg job` against `import hydra`, the default run against `import torch, mlflow`.
+"""Time to start: `--help` and `--cfg job` against `import hydra`, the default run against `import torch, mlflow`.
 
 `python benchmarks/cold_start.py`
 """
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _outside_training_s(folder: str) -> float:
-    """Seconds of the whole default run less the seconds of training that it prints."""
+    """Return the seconds of the complete default run, minus the seconds of training that it prints."""
     start = time.perf_counter()
     done = subprocess.run([*RUN, "optimizer=adam"], cwd=folder, check=True, capture_output=True, text=True)
     whole_s = time.perf_counter() - start

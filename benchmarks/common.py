@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing whole commands in turn, and saying what they were measured with."""
+"""Shared by the benchmarks: time complete commands in turn, and print the machine and the versions."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 
 def time_in_turn(commands: Mapping[str, Sequence[str]], rounds: int, cwd: str) -> dict[str, list[float]]:
-    """Seconds of each command, `rounds` times, one after the other in every round so that noise meets all alike."""
+    """Return the seconds of each command by round. Each round runs all commands, so that noise affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -20,26 +20,26 @@ def time_in_turn(commands: Mapping[str, Sequence[str]], rounds: int, cwd: str) -
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median over rounds of ours / theirs."""
+    """Return the median over rounds of ours / theirs."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def print_verdict(name: str, value: float, bound: float, unit: str = "x") -> bool:
-    """Prints a figure beside its bound; whether it holds."""
+    """Print a figure beside its upper bound. Return whether the bound holds."""
     holds = value <= bound
     print(f"{name}: {value:.3f}{unit} (bound {bound:g}{unit}) {'ok' if holds else 'MISSED'}")
     return holds
 
 
 def at_least(name: str, value: float, bound: float, unit: str = "x") -> bool:
-    """As `print_verdict`, for a figure that its bound is the least of."""
+    """Print a figure beside its lower bound. Return whether the bound holds."""
     holds = value >= bound
     print(f"{name}: {value:.3f}{unit} (bound: at least {bound:g}{unit}) {'ok' if holds else 'MISSED'}")
     return holds
 
 
 def print_setting() -> None:
-    """Machine and versions, for RESULTS.md."""
+    """Print the machine and the versions, for RESULTS.md."""
     from sweep.tracking.provenance import provenance_tags
 
     tags = provenance_tags([])

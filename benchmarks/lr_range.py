@@ -1,20 +1,24 @@
 """How well the bounds that `sweep.lr_range` suggests train, against those that a study of 32 trials finds.
 
-For each data set and optimizer, some studies with all defaults (32 trials, pruned, which also search the batch size)
+For each data set and optimizer, several studies with all defaults (32 trials, pruned, which also search the batch size)
 find their best configurations, and as many range tests suggest bounds for the default configuration. Both are then
 trained on the same fresh seeds. The bound is on the ratio of their mean lowest validation losses, suggested / tuned.
 
-All is trained on each study's own seed too, with the initial weights and the order of samples that its trials had (the
-split is the same for all seeds). The ratio of what is suggested to the value that the study reports is printed without
-a bound: that value is the lowest of 32 trials, and luck is part of it. How much, three figures tell. "Copies" is what a
-study would report that tunes no learning rate: the lowest of 32 trials of the suggested bounds, of eight max_lr within
-1.6 % with each batch size that a study may choose. The bound is on copies / the study's value, too. "Rates" are the
-study's learning rates with the default batch size; "lowest" is the luckiest fresh seed of one configuration.
+Both are also trained on each study's own seed, with the initial weights and the order of samples that its trials had
+(the split is the same for all seeds). The ratio of the suggestion to the value that the study reports is printed
+without a bound: that value is the lowest of 32 trials, and luck is part of it. Three figures show how much:
 
-Ratios are of means over the studies; a mean of their ratios would give most weight to the study that was luckiest.
-MLflow is off. `python benchmarks/lr_range.py`; `--data digits --optimizer sgd` for a part of it. `--study-seeds 10` has
-a study optimise the mean of ten seeds, which leaves less to luck; `--study trainer.batch_size=64` has it search the
-learning rates alone (and makes eight copies).
+- "copies" is the value that a study without tuned learning rates would report: the lowest of 32 trials of the suggested
+  bounds, with eight max_lr within 1.6 % and each batch size that a study may choose. There is a bound on copies / the
+  study's value, too;
+- "rates" are the study's learning rates with the default batch size;
+- "lowest" is the luckiest fresh seed of one configuration.
+
+Ratios are of means over the studies: a mean of their ratios would give most weight to the luckiest one. MLflow is off.
+
+`python benchmarks/lr_range.py`; `--data digits --optimizer sgd` runs a part of it. With `--study-seeds 10`, a study
+optimises the mean of ten seeds, which leaves less to luck. With `--study trainer.batch_size=64`, it searches only the
+learning rates (and there are eight copies).
 """
 
 import argparse
@@ -62,7 +66,11 @@ def main() -> int:
 
 
 def _compared(choice: list[str], arguments: argparse.Namespace) -> tuple[float, float, float]:
-    """Suggested / tuned on fresh seeds, and suggested, and copies, / the studies' own values on the studies' seeds."""
+    """Return three ratios.
+
+    These are suggested / tuned on fresh seeds, then suggested and copies / the value that the studies report, both on
+    the studies' seeds.
+    """
     own: Values = {SUGGESTED: [], TUNED: [], RATES: [], COPIES: []}
     fresh: Values = {SUGGESTED: [], TUNED: [], RATES: []}
     for i in range(arguments.seeds):
@@ -76,7 +84,7 @@ def _compared(choice: list[str], arguments: argparse.Namespace) -> tuple[float, 
 
 
 def _study(choice: list[str], i: int, arguments: argparse.Namespace) -> tuple[Values, Values]:
-    """What the i-th study and range test found, trained on the study's seeds and on fresh ones."""
+    """Return the values of the i-th study and range test, trained on the study's seeds and on fresh seeds."""
     own = [*range(i * arguments.study_seeds, (i + 1) * arguments.study_seeds)]
     fresh = [FIRST_FRESH_SEED + seed for seed in range(i * arguments.fresh, (i + 1) * arguments.fresh)]
     choice = [*choice, f"seed={own[0]}"]
@@ -93,22 +101,22 @@ def _study(choice: list[str], i: int, arguments: argparse.Namespace) -> tuple[Va
         lowest = _lowest_of_copies([*choice, *arguments.study], bounds, own, folder)
         trained = {name: _values(name, o, [*own, *fresh], folder) for name, o in configurations.items()}
     on_own, on_fresh = ({name: [v[s] for s in seeds] for name, v in trained.items()} for seeds in (own, fresh))
-    on_own |= {TUNED: best["values"], COPIES: [lowest]}  # as the study itself reports
+    on_own |= {TUNED: best["values"], COPIES: [lowest]}  # the values that the study itself reports
     searched = [o for o in tuned if o.startswith(("scheduler.", "trainer."))]
-    print(f"  study {i}: suggested {_told(bounds)}, tuned {_told(searched)}")
+    print(f"  study {i}: suggested {_formatted(bounds)}, tuned {_formatted(searched)}")
     print(f"    its seeds: {_means(on_own)}; fresh: {_means(on_fresh)}", flush=True)
     return on_own, on_fresh
 
 
 def _values(name: str, overrides: Sequence[str], seeds: Sequence[int], folder: str) -> dict[int, float]:
-    """The lowest validation loss of a configuration, by seed."""
+    """Return the lowest validation loss of a configuration, by seed."""
     others = [o for o in overrides if not o.startswith("seed=")]
     trials = run_study(name, [*GRID, *others, f"seed={','.join(map(str, seeds))}"], folder)
     return {trial.params["seed"]: trial.values[0] for trial in trials}
 
 
 def _lowest_of_copies(choice: Sequence[str], bounds: Sequence[str], seeds: Sequence[int], folder: str) -> float:
-    """The lowest mean over the seeds that the suggested bounds come to, tried as often as a study tries."""
+    """Return the lowest mean over the seeds among as many copies of the suggested bounds as a study has trials."""
     base, (key, _, top) = bounds[0], bounds[1].partition("=")
     tops = ",".join(f"{float(top) * (1 + i / 250):.6g}" for i in range(-4, 4))
     others = [o for o in choice if not o.startswith("seed=")]
@@ -120,14 +128,14 @@ def _lowest_of_copies(choice: Sequence[str], bounds: Sequence[str], seeds: Seque
 
 
 def _suggested(overrides: Sequence[str], folder: str) -> list[str]:
-    """What the range test prints as the command that uses it."""
+    """Run the range test and return its suggestion, as overrides."""
     quietly([sys.executable, "-m", "sweep.lr_range", *overrides], folder)
     (result,) = Path(folder).glob("outputs/lr_range/*/lr_range.yaml")
     return [f"{key}={interval['value']}" for key, interval in yaml.safe_load(result.read_text())["suggestion"].items()]
 
 
-def _told(overrides: Sequence[str]) -> str:
-    """Such as "base_lr=0.0006 max_lr=0.027"."""
+def _formatted(overrides: Sequence[str]) -> str:
+    """Return a text such as "base_lr=0.0006 max_lr=0.027"."""
     pairs = [o.split("=") for o in overrides]
     return " ".join(f"{key.rpartition('.')[2]}={float(value):.3g}" for key, value in pairs)
 

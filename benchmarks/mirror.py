@@ -1,7 +1,7 @@
-"""What it costs to send MLflow a study's finished trials: one by one through its client, and many at once, in turn.
+"""The cost of sending a study's finished trials to MLflow: one by one through its client, and many at once, in turn.
 
-A trial of a study is trained, and copied with an identity of its own for every other one. Counted are the seconds of a
-core that the process takes, since a study's trials want the cores too, and those on the clock.
+One trial of a study is trained and then copied, each copy with its own identity. Two times are measured: the CPU time
+of the process, since a study's trials need the cores too, and the wall-clock time.
 
 `python benchmarks/mirror.py`
 """
@@ -28,7 +28,7 @@ from sweep.tracking.study_upload import StudyUpload
 
 TRAIN = [sys.executable, "-m", "sweep.run", "-m", "hydra/sweeper=study", "hydra.sweeper.n_trials=1", "data.n=400"]
 BOUND_MS = 5
-_N_TOGETHER, _TOGETHER_MS = 32, 1000  # copies that were trained in one pass, and how long it took
+_N_TOGETHER, _TOGETHER_MS = 32, 1000  # trials in a pass, and how long a pass takes
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _copies(trained: StudyFolder, to: Path, n_trials: int) -> StudyFolder:
-    """A study of copies of the trained one's first trial, all finished and none sent."""
+    """Make a study of copies of the trained study's first trial, all finished and none sent."""
     study, parent = StudyFolder(to), uuid.uuid4().hex
     study.run.create()
     _copy_run(trained.run, study.run, {"uid": parent})
@@ -81,7 +81,7 @@ def _copy_run(source: RunFolder, to: RunFolder, changes: dict[str, object], late
         if file.exists():
             shutil.copy(file, to.path)
     records = [record for record, _ in journal.read(source.journal)]
-    later_ms += time.time_ns() // 1_000_000 - records[0]["time"]  # the tables' keys hold times: each study has its own
+    later_ms += time.time_ns() // 1_000_000 - records[0]["time"]  # times are in the tables' keys
     records = [record | {"time": record["time"] + later_ms} for record in records]
     records[0] |= changes
     to.journal.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -94,7 +94,7 @@ def _singly(study: StudyFolder, store: Store) -> None:
 
 
 def _at_once(study: StudyFolder, store: Store) -> None:
-    """As the helper of a study does."""
+    """Send all runs as a study's upload process does."""
     uploader = Uploader(store)
     problem = StudyUpload(study, lambda: uploader).finish(lambda n_left: None)
     assert problem is None, problem

@@ -1,6 +1,7 @@
 """How close the defaults come to the noise floor of the noisy sine, over ten seeds each for adam and sgd.
 
-Every seed is a study of its own: seeds of the data, the split and the weights all change.
+Each seed changes the data, the split and the initial weights.
+
 `python benchmarks/noise_floor.py`
 """
 

@@ -1,12 +1,14 @@
-"""What a trial costs its worker beyond training, from one trial's completion to the next, with MLflow on.
+"""The cost of a trial to its worker beyond training, from one trial's completion to the next, with MLflow on.
 
-First trials of 2 epochs on the default data: a trial's share of the wall time less its own `time/train_s`. Stricter,
-and so printed beside it: less the same number of hand-written epochs (step_overhead.py), which report to no study.
+First, trials of 2 epochs on the default data: a trial's share of the wall time minus its own `time/train_s`. A stricter
+figure is printed beside it: the wall time minus as many hand-written epochs (step_overhead.py), without a study.
 
-Then 1,000 trials of one epoch on 200 samples: trials 980 to 1000 against 5 to 25, less the hand-written epoch.
+Then 1,000 trials of one epoch on 200 samples: trials 980 to 1000 against 5 to 25, minus the hand-written epoch.
 
-The pruner compares every trial with all before it, in its last epoch, when none is stopped any more. One worker, random
-sampler (whose time, far below a millisecond, is not taken off), embedded storage or, with `--storage`, another.
+The pruner compares each trial with all earlier ones in its last epoch, when no trial can be stopped any more. There is
+one worker and the random sampler (its time, far below a millisecond, is not subtracted). The storage is the embedded
+one, or that of `--storage`.
+
 `python benchmarks/overhead_per_trial.py`
 """
 
@@ -61,7 +63,7 @@ def _a_trial(n_trials: int, folder: str, storage: str | None) -> bool:
 def _the_last(number: int, folder: str, storage: str | None) -> bool:
     trials = run_study("late", [*FIXED, *STUDY, *LATE, f"hydra.sweeper.n_trials={number + 1}"], folder, storage)
     epoch_s = _hand_written_s([*FIXED, "data.n=200"])
-    walls = _walls(trials)  # walls[i] is that of trial i + 1
+    walls = _walls(trials)  # walls[i] is the time of trial i + 1
     early, late = (statistics.median(walls[i - 1 : i + 20]) - epoch_s for i in (5, number - 20))
     print(
         f"beyond a hand-written epoch: {1e3 * early:.1f} ms around trial 15, {1e3 * late:.1f} ms around {number - 10}"
@@ -70,7 +72,7 @@ def _the_last(number: int, folder: str, storage: str | None) -> bool:
 
 
 def _walls(trials: Sequence[FrozenTrial]) -> list[float]:
-    """Seconds from each trial's completion to the next one's; the first trial, which loads torch, is left out."""
+    """Return the seconds from each trial's completion to the next. The first trial, which loads torch, is left out."""
     ends = [t.datetime_complete for t in trials]
     return [(b - a).total_seconds() for a, b in pairwise(ends) if a is not None and b is not None]
 

@@ -1,14 +1,14 @@
-"""Trials in packs against trials one at a time: the default data and MLP, batches of 64, Adam with a cyclic schedule.
+"""Packed trials against sequential ones: the default data and MLP, batches of 64, Adam with a cyclic schedule.
 
 Four parts, each with ratios of one run:
 
-- training: nothing but training, on one core: epochs of one trial by our loop, of a pack, and of a compiled pack, in
-  turn; and what share of the machine's rate of matrix multiplication, for the same shapes, the pack's products reach;
+- training: training only, on one core: epochs of one trial by our loop, of a pack, and of a compiled pack, in turn; and
+  the share that the pack's products reach of the machine's rate of matrix multiplication, for the same shapes;
 - steady: 50 epochs a trial, everything recorded: trials a second once the first ones have finished;
-- whole: studies of 10 epochs a trial as whole processes, against ours unpacked and against others;
-- large: a model with nothing to gain, where `pack=auto` may cost no more than 3 %.
+- whole: studies of 10 epochs a trial as complete processes, against unpacked studies and against other tools;
+- large: a model that gains nothing from packing, where `pack=auto` may cost at most 3 %.
 
-`python benchmarks/packed.py [--part PART] [--device cuda]`; with a device, `training` is all there is, for many widths.
+`python benchmarks/packed.py [--part PART] [--device cuda]`; with a device, only `training` runs, for many widths.
 """
 
 import argparse
@@ -41,26 +41,30 @@ BOUNDS = ["scheduler.base_lr=tag(log,interval(1e-5,1e-3))", "scheduler.max_lr=ta
 SEARCH = ["optimizer=adam", "scheduler=cyclic", "trainer.batch_size=64", "hydra/sweeper/sampler=random", *BOUNDS]
 FULL = ["hydra/sweeper/pruner=none"]
 WIDTH = 64
-BOUNDS_ALONE = {"eager": 4, "compiled": 10}  # times as many trials a second as one at a time
+BOUNDS_ALONE = {"eager": 4, "compiled": 10}  # trials a second, packed / sequential
 
 
 def training(device: str, widths: Sequence[int], rounds: int, plot: Path | None) -> bool:
-    """Seconds of a trial's epoch, alone and in packs. picture: where the ratios are drawn."""
+    """Measure the seconds of a trial's epoch, sequential and packed. Return whether the bounds hold.
+
+    Args:
+        plot: the file for a plot of the ratios.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
     config = validate(compose(["trainer.epochs=1000", "trainer.batch_size=64", f"trainer.device={device}"]))
     holds = True
     gains: dict[str, list[float]] = {kind: [] for kind in BOUNDS_ALONE}
     data = load_data(config)
-    with prepared(copy.deepcopy(config), data) as fit:  # a copy, since `_epoch_alone` changes its number of epochs
+    with prepared(copy.deepcopy(config), data) as loop:  # a copy: `_sequential_epoch` changes it
         for width in widths:
-            packs = {kind: _pack(config, fit, data, width, kind == "compiled") for kind in ("eager", "compiled")}
+            packs = {kind: _pack(config, loop, data, width, kind == "compiled") for kind in ("eager", "compiled")}
             for pack in packs.values():
                 for _ in range(10):  # until it is compiled, or traced
                     _train_epoch(pack)
             seconds: dict[str, list[float]] = {"alone": [], **{kind: [] for kind in packs}}
             for _ in range(rounds):
-                seconds["alone"].append(min(_epoch_alone(fit) for _ in range(3)))
+                seconds["alone"].append(min(_sequential_epoch(loop) for _ in range(3)))
                 for kind, pack in packs.items():
                     start = time.perf_counter()
                     _train_epoch(pack)
@@ -71,7 +75,7 @@ def training(device: str, widths: Sequence[int], rounds: int, plot: Path | None)
             for kind, bound in BOUNDS_ALONE.items():
                 ratio = statistics.median(a / b for a, b in zip(seconds["alone"], seconds[kind], strict=True))
                 gains[kind].append(ratio)
-                share = _products_per_s(fit, statistics.median(seconds[kind])) / _peak(device, width)
+                share = _products_per_s(loop, statistics.median(seconds[kind])) / _peak(device, width)
                 if share >= 1:
                     sys.exit(f"{kind}, {width} in a pack: {share:.0%} of the peak of products; the figures are wrong")
                 print(f"  {kind}: {statistics.median(seconds[kind]) * 1e3:.2f} ms, {share:.0%} of the peak of products")
@@ -107,7 +111,7 @@ def _draw(widths: Sequence[int], gains: dict[str, list[float]], device: str, plo
 
 
 def _train_epoch(pack: Pack) -> None:
-    """One epoch of every member. Ends the benchmark if a member stops training, since the figures would be wrong."""
+    """Train an epoch of every member. End the benchmark if a member stops, since the figures would be wrong."""
     width = len(pack.members)
     ended = pack.train_epoch()
     if ended or len(pack.members) != width:
@@ -117,42 +121,42 @@ def _train_epoch(pack: Pack) -> None:
         sys.exit(f"{len(diverged)} of {width} members have no finite validation loss")
 
 
-def _pack(config: Config, fit: TrainingLoop, data: Data, width: int, compiled: bool) -> Pack:
+def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: bool) -> Pack:
     config = copy.deepcopy(config)
     config.trainer.compile = compiled
-    rule = rule_of(fit.schedule.optimizer)
+    rule = rule_of(loop.schedule.optimizer)
     assert rule is not None
-    model = copy.deepcopy(fit.model)
-    pack = Pack(model=model, loss_fn=fit.loss_fn, data=fit.data, trainer=config.trainer, rule=rule)
-    n_train = len(fit.data.train.x)
+    model = copy.deepcopy(loop.model)
+    pack = Pack(model=model, loss_fn=loop.loss_fn, data=loop.data, trainer=config.trainer, rule=rule)
+    n_train = len(loop.data.train.x)
     for seed in range(width):
         own = copy.deepcopy(config)
         own.trainer.seed = seed
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
-        weights = new_model(own, data.samples, fit.data.train.x[:64], seen_before=seed > 0).state_dict()
+        weights = new_model(own, data.samples, loop.data.train.x[:64], seen_before=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         pack.admit(member)
     return pack
 
 
-def _epoch_alone(fit: TrainingLoop) -> float:
-    fit.trainer.epochs = fit.epoch + 1
+def _sequential_epoch(loop: TrainingLoop) -> float:
+    loop.trainer.epochs = loop.epoch + 1
     start = time.perf_counter()
-    fit.run(UnrecordedTrial())
+    loop.run(UnrecordedTrial())
     return time.perf_counter() - start
 
 
-def _products_per_s(fit: TrainingLoop, epoch_s: float) -> float:
-    """Floating-point operations of the matrix products of an epoch, validation included, a second."""
-    sizes = [weight.numel() for weight in fit.model.parameters() if weight.dim() == 2]
+def _products_per_s(loop: TrainingLoop, epoch_s: float) -> float:
+    """Return the floating-point operations a second of the matrix products of an epoch, including validation."""
+    sizes = [weight.numel() for weight in loop.model.parameters() if weight.dim() == 2]
     forward, first = 2 * sum(sizes), 2 * sizes[0]
     per_sample = 3 * forward - first  # the inputs need no gradient
-    return (len(fit.data.train.x) * per_sample + len(fit.data.val.x) * forward) / epoch_s
+    return (len(loop.data.train.x) * per_sample + len(loop.data.val.x) * forward) / epoch_s
 
 
 def _peak(device: str, width: int) -> float:
-    """Floating-point operations a second of the pack's largest product, and nothing else."""
+    """Return the floating-point operations a second of the pack's largest matrix product by itself."""
     a, b = (torch.randn(width, 64, 64, device=device) for _ in range(2))
     out = torch.empty_like(a)
     n_calls = 1 if device == "cpu" else 100  # a GPU works while the next calls are queued
@@ -172,7 +176,7 @@ def _synchronize(device: str) -> None:
 
 
 def steady(rounds: int) -> bool:
-    """Trials a second after the first have finished; of packs, which finish in waves, from wave to wave."""
+    """Measure the trials a second once the first have finished. Packs finish in waves and are timed by the wave."""
     ratios = []
     for _ in range(rounds):
         packed = _rate(["hydra.sweeper.pack=64", "trainer.compile=true"], 4 * WIDTH, WIDTH)
@@ -191,8 +195,10 @@ def _rate(overrides: Sequence[str], n_trials: int, n_first: int) -> float:
 
 
 def whole(n_trials: int, n_stock: int, n_ray: int) -> bool:
-    """Trials a second of whole commands, start and end included. The bounds are on packs that are compiled, with the
-    compiled code in torch's cache, as it is from the second study of a kind on."""
+    """Measure the trials a second of complete commands, including their start and end.
+
+    The bounds are on compiled packs whose compiled code is in torch's cache, as from the second study of a kind on.
+    """
     size = ["trainer.epochs=10", f"hydra.sweeper.n_trials={n_trials}"]
     own = [*MULTIRUN, *SEARCH, *FULL, *size]
     packed, compiled = [*own, "hydra.sweeper.pack=64"], [*own, "hydra.sweeper.pack=64", "trainer.compile=true"]
@@ -231,7 +237,7 @@ def _whole_rate(name: str, command: Sequence[str], n_trials: int) -> float:
 
 
 def large(rounds: int) -> bool:
-    """What `pack=auto` costs where it has to choose 1."""
+    """Measure the cost of `pack=auto` when its best choice is 1."""
     size = ["trainer.epochs=2", "hydra.sweeper.n_trials=4", "model.widths=[4096,4096]", "data.n=1600"]
     ratios = []
     for _ in range(rounds):
@@ -251,10 +257,10 @@ def main() -> None:
     parser.add_argument("--part", choices=["training", "steady", "whole", "large"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="of training; the other parts take fewer")
-    parser.add_argument("--trials", type=int, default=1000, help="of whole studies")
+    parser.add_argument("--trials", type=int, default=1000, help="of complete studies")
     parser.add_argument("--stock-trials", type=int, default=200)
-    parser.add_argument("--ray-trials", type=int, default=64, help="each starts a process of its own")
-    parser.add_argument("--picture", type=Path, help="where `training` draws its ratios")
+    parser.add_argument("--ray-trials", type=int, default=64, help="each starts a process")
+    parser.add_argument("--plot", type=Path, help="the file in which `training` plots its ratios")
     arguments = parser.parse_args()
     print_setting()
     on_cpu = arguments.device == "cpu"

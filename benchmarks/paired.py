@@ -1,10 +1,11 @@
-"""This checkout against another one, in turn, command by command: whole processes, in wall-clock and CPU seconds.
+"""This checkout against another one, command by command and in turn: complete processes, in wall-clock and CPU time.
 
     git worktree add ../before COMMIT
     python benchmarks/paired.py ../before
 
-Each round runs every command once with the code of each checkout, the other first in every second round, in a folder of
-its own. What is printed is the median over rounds of the ratio within a round: above 1 this checkout is slower.
+Each round runs every command once with the code of each checkout, each time in a new folder. In every second round, the
+other checkout goes first. The figure is the median over rounds of the ratio within a round. Above 1, this checkout is
+slower.
 """
 
 import argparse
@@ -39,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def cost(checkout: Path, arguments: Sequence[str]) -> Cost:
-    """What the command costs with the code of that checkout, its child processes included."""
+    """Run the command with the code of that checkout. Return its cost, including its child processes."""
     with tempfile.TemporaryDirectory() as folder:
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(
@@ -54,7 +55,7 @@ def cost(checkout: Path, arguments: Sequence[str]) -> Cost:
 
 
 def paired(other: Path, arguments: Sequence[str], rounds: int) -> list[tuple[Cost, Cost]]:
-    """In each round, the costs of the other checkout and of this one."""
+    """Return the costs of the other checkout and of this one, for each round."""
     costs = []
     for i in range(rounds):
         order = [other, HERE] if i % 2 else [HERE, other]

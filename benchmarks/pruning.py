@@ -1,14 +1,16 @@
-"""How much sooner a pruned study comes within 2 % of what an unpruned one finds, and how often it does not get there.
+"""How much sooner a pruned study comes within 2 % of an unpruned study's best, and how often it does not get there.
 
 The searches: sgd or adam with their default learning-rate bounds, batches of 64, 60 epochs, one worker, on the digits
 or on a sine over four periods (`data.domain`). On the default data, a single period, the very first trial is within 2 %
-of the best, pruned or not; here two in a hundred are, or fewer. The sampler is random search, so that both studies try
-the same configurations in the same order and the pruner alone makes the difference; `--sampler tpe` for another.
+of the best, pruned or not; here at most two in a hundred are. The sampler is random search, so both studies try the
+same configurations in the same order, and only the pruner differs. `--sampler tpe` uses another sampler.
 
-For each seed an unpruned study runs all its trials. Then a study with the same seed for each pruner, given as much time
-as that one took, and so more trials. Times are the storage's, from the start of the first trial. "Lost": the best after
-that time, or after as many trials as the unpruned study had, is worse by more than 2 %. MLflow is off, so that its
-helper leaves the timings alone. `python benchmarks/pruning.py --pruner asha --pruner median --pruner hyperband`
+For each seed, an unpruned study trains all its trials. Then, for each pruner, a study with the same seed gets as much
+time as that one took, and so more trials. Times are the storage's, from the start of the first trial. "Lost" means that
+the best after that time, or after as many trials as the unpruned study had, is worse by more than 2 %. MLflow is off,
+so that the upload process does not affect the times.
+
+`python benchmarks/pruning.py --pruner asha --pruner median --pruner hyperband`
 
 The bound is on the first pruner. A pruner may have settings: `--pruner asha,min_resource=12`.
 """
@@ -28,8 +30,8 @@ SEARCH = ["optimizer=sgd,adam", "trainer.batch_size=64", "hydra.sweeper.defaults
 DATA = {"digits": ["data=digits"], "sine": ["data.domain=[-12.57,12.57]"]}
 TOLERANCE = 1.02
 BOUND = 2
-MORE_TRIALS = 5  # times as many as the unpruned study, at most
-STARTING_S = 10  # before a study's first trial, which counts for its timeout
+MORE_TRIALS = 5  # at most this many times as many as the unpruned study
+STARTING_S = 10  # until a study's first trial; this counts for its timeout
 
 
 def main() -> int:
@@ -59,13 +61,13 @@ def main() -> int:
                 "full", [*seeded, "hydra/sweeper/pruner=none", f"hydra.sweeper.n_trials={arguments.trials}"], folder
             )
             goal = TOLERANCE * _best(full)
-            print(f"seed {seed}: unpruned     {_told(full, goal)}")
+            print(f"seed {seed}: unpruned     {_formatted(full, goal)}")
             for pruner in pruners:
                 budget = [f"hydra.sweeper.n_trials={MORE_TRIALS * arguments.trials}"]
                 budget += [f"hydra.sweeper.timeout={_seconds(full) + STARTING_S:.1f}"]
                 name = f"pruned_{pruners.index(pruner)}"
                 trials = _until(_seconds(full), run_study(name, [*seeded, *_settings(pruner), *budget], folder))
-                print(f"seed {seed}: {pruner:<12} {_told(trials, goal)}")
+                print(f"seed {seed}: {pruner:<12} {_formatted(trials, goal)}")
                 ratios[pruner].append(_moment(full, goal) / _moment(trials, goal))
                 lost[pruner] += _best(trials) > goal
                 lost_of_as_many[pruner] += _best(trials[: arguments.trials]) > goal
@@ -90,20 +92,20 @@ def _best(trials: Sequence[FrozenTrial]) -> float:
 
 
 def _moment(trials: Sequence[FrozenTrial], goal: float) -> float:
-    """Seconds from the study's start until a trial within the goal is complete; infinite if there is none."""
+    """Return the seconds from the study's start until a trial within the goal is complete; infinite if none is."""
     good = [t for t in _complete(trials) if t.value is not None and t.value <= goal]
     return _seconds(trials[: good[0].number + 1]) if good else math.inf
 
 
 def _seconds(trials: Sequence[FrozenTrial]) -> float:
-    """From the first trial's start to the last completion."""
+    """Return the seconds from the first trial's start to the last completion."""
     ends = [t.datetime_complete for t in trials if t.datetime_complete is not None]
     assert trials[0].datetime_start is not None
     return (max(ends) - trials[0].datetime_start).total_seconds()
 
 
 def _until(seconds: float, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
-    """Those that were over by then. A study of one worker completes them in order."""
+    """Return the trials that had finished by then. A study with one worker finishes them in order."""
     return [t for t in trials if t.state.is_finished() and _seconds(trials[: t.number + 1]) <= seconds]
 
 
@@ -111,7 +113,7 @@ def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [t for t in trials if t.state == TrialState.COMPLETE]
 
 
-def _told(trials: Sequence[FrozenTrial], goal: float) -> str:
+def _formatted(trials: Sequence[FrozenTrial], goal: float) -> str:
     n_epochs = sum(t.last_step or 0 for t in trials)
     return (
         f"best {_best(trials):.5f}, within {goal:.5f} after {_moment(trials, goal):.1f} of {_seconds(trials):.1f} s; "

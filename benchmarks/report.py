@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [--trials 1000] [--epochs 60]
 
-The study is written as a controller and its workers write one, record by record, but nothing is trained.
+The study's records are written one by one, as a command and its workers write them, but nothing is trained.
 """
 
 import argparse
@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def _cpu_s() -> float:
-    """Of commands that have ended."""
+    """Return the CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def write_study(folder: StudyFolder, n_trials: int, n_epochs: int) -> None:
-    """A third of the trials is pruned halfway; the range of the learning rate depends on the optimizer."""
+    """Write a study with a third of its trials pruned halfway and a range that depends on the optimizer."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.run.create()
     folder.trials.mkdir()
@@ -90,7 +90,7 @@ def _write_trial(
     losses = losses[: n_epochs // 2] if is_pruned else losses
     study.add_trial(trial)
     trial_id = study.get_trials(deepcopy=False)[number]._trial_id
-    for epoch, loss in enumerate(losses, 1):  # as a worker tells the storage
+    for epoch, loss in enumerate(losses, 1):  # as a worker reports to the storage
         study._storage.set_trial_intermediate_value(trial_id, epoch, float(loss))
     if is_pruned:
         study._storage.set_trial_user_attr(trial_id, STOPPED, f"pruned at epoch {len(losses)}")

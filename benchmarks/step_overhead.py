@@ -1,8 +1,10 @@
 """Our loop, with tracking and progress on, against the shortest hand-written loop: time per epoch, in turn.
 
-After each epoch of a real trial the same process runs one epoch of the hand-written loop, on the same data, model,
-batch size, optimizer and number of threads. The hand-written loop validates as well, but has no schedule, no metrics
-and no record. `python benchmarks/step_overhead.py`
+After each epoch of a real trial, the same process runs one epoch of the hand-written loop on the same data, model,
+batch size, optimizer and number of threads. The hand-written loop validates too, but has no schedule, no metrics and no
+record.
+
+`python benchmarks/step_overhead.py`
 """
 
 import argparse
@@ -32,7 +34,7 @@ CASES = {
 
 
 def hand_written_epoch(overrides: list[str]) -> Callable[[], None]:
-    """One epoch of the loop that anyone would write."""
+    """Return a function that runs one epoch of a plain PyTorch loop."""
     config = validate(compose(overrides))
     samples = build.samples(config.data)
     data = to_device(divide(samples, config.split), torch.device("cpu"))
@@ -67,7 +69,7 @@ def train_one_epoch(
 
 
 def measure(overrides: list[str], epochs: int) -> list[tuple[float, float]]:
-    """Seconds of (our epoch, the hand-written epoch after it), the first tenth of the epochs left out."""
+    """Return the seconds of (our epoch, the hand-written epoch after it), without the first tenth of the epochs."""
     theirs = hand_written_epoch(overrides)
     pairs: list[tuple[float, float]] = []
     last = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Studies run as whole commands, and what their storage and their trials' journals tell of them afterwards."""
+"""Run studies as complete commands, and read their storage and their trials' journals afterwards."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ MULTIRUN = [sys.executable, "-m", "sweep.run", "--multirun"]
 
 
 class Attempt(NamedTuple):
-    """A trial's training, as its journal has it. start, end: seconds since 1970. train_s: None if it was pruned."""
+    """A trial's training, read from its journal. start, end: seconds since 1970. train_s: None if it was pruned."""
 
     start: float
     end: float
@@ -24,14 +24,18 @@ class Attempt(NamedTuple):
 
 
 def quietly(command: Sequence[str], cwd: str | Path) -> None:
-    """Runs a command; what it says is shown only if it fails."""
+    """Run a command. If it fails, exit with its output."""
     done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}")
 
 
 def run_study(name: str, overrides: Sequence[str], cwd: str | Path, storage: str | None = None) -> list[FrozenTrial]:
-    """Runs a study whole and returns its trials by number. It leaves the storage, by default the embedded one."""
+    """Run a complete study and return its trials by number.
+
+    Args:
+        storage: a database to use instead of the embedded storage; the study is deleted from it afterwards.
+    """
     if storage is None:
         quietly([*MULTIRUN, f"hydra.sweeper.study_name={name}", *overrides], cwd)
         journal = JournalFileBackend(str(study_folder(name, cwd) / "optuna.log"))
@@ -47,12 +51,12 @@ def study_folder(name: str, cwd: str | Path) -> Path:
 
 
 def attempts(folder: Path) -> list[Attempt]:
-    """Of every trial below the folder that ended, in the order of starts."""
+    """Return the attempts of all trials below the folder that have ended, in the order of their starts."""
     return sorted(_attempt(journal) for journal in folder.rglob("journal.jsonl") if journal.parent != folder)
 
 
 def _attempt(journal: Path) -> Attempt:
-    """Of a trial that began once."""
+    """Read the attempt of a trial that began once."""
     records = {record["kind"]: record for record in _records(journal)}
     train_s = records["end"]["values"].get("time/train_s", [None])[0]
     return Attempt(records["start"]["time"] / 1e3, records["end"]["time"] / 1e3, train_s)

@@ -1,4 +1,4 @@
-"""What MLflow adds to a run of 50 epochs that takes about 10 s: the whole command with tracking on and off, in turn.
+"""The time that MLflow adds to a run of 50 epochs (about 10 s): the complete command with tracking on and off, in turn.
 
 `python benchmarks/tracking_cost.py`
 """

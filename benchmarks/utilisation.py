@@ -1,9 +1,11 @@
-"""How much of two workers' time is training, for trials of very different length: 2, 10 or 60 epochs, drawn at random.
+"""The share of two workers' time that is training, for trials of 2, 10 or 60 epochs, drawn at random.
 
-The share is the sum of the trials' `time/train_s` over twice the time from the first trial's start to the last one's
-end, all from the trials' own journals. The other is hydra-optuna-sweeper with Hydra's joblib launcher, which waits for
-both trials of a batch; it runs the same trial, in turn. Nothing is pruned, MLflow is on, torch has one thread for each
-worker on both sides. Each draws lengths of its own, so the median of rounds with different seeds counts.
+The share is the sum of the trials' `time/train_s` over twice the time from the first trial's start to the last trial's
+end, all from the trials' own journals. It is compared, in turn, with hydra-optuna-sweeper and Hydra's joblib launcher,
+which train the same trial and wait for both trials of a batch. Nothing is pruned, MLflow is on, and torch has one
+thread for each worker on both sides. Each side draws its own lengths, so the result is the median of rounds with
+different seeds.
+
 `python benchmarks/utilisation.py`
 """
 
@@ -19,7 +21,7 @@ from studies import MULTIRUN, attempts, quietly, run_study, study_folder
 SEARCH = [
     "trainer.epochs=choice(2,10,60)",
     "optimizer.lr=tag(log,interval(5e-4,2e-3))",
-]  # a rate, so that no two are alike
+]  # a rate, so that no two trials are alike
 FIXED = ["optimizer=adam", "scheduler=constant", "trainer.batch_size=64", "trainer.threads=1"]
 SAMPLER = ["hydra/sweeper/sampler=random", "hydra.sweeper.n_jobs=2"]
 OURS = ["hydra/sweeper/pruner=none", "hydra.sweeper.defaults_first=false"]
@@ -50,7 +52,7 @@ def main() -> int:
 
 
 def _share(folder: Path) -> float:
-    """Per cent of two workers' time."""
+    """Return the share of training in two workers' time, in per cent."""
     trials = attempts(folder)
     trained_s = sum(t.train_s for t in trials if t.train_s is not None)
     wall_s = max(t.end for t in trials) - trials[0].start

@@ -1,15 +1,16 @@
-"""The same search by us and by others, as whole processes with their start-up: trials a second, in turn.
+"""The same search by sweep and by other tools, as complete processes with their start: trials a second, in turn.
 
-64 trials of 10 epochs, the default data and MLP, Adam, batches of 64, a log-uniform learning rate, TPE. Ours with one
-and two workers, with every trial run to its end ("full") and with the default pruner ("pruned"); MLflow is on. Against
+64 trials of 10 epochs, the default data and MLP, Adam, batches of 64, a log-uniform learning rate, TPE. sweep runs with
+one and two workers, without a pruner ("full") and with the default pruner ("pruned"); MLflow is on. The others are:
 
 - hydra-optuna-sweeper: the stock sweeper on one worker, running our trial with MLflow;
 - Hydra + MLflow: a script as people write it (rivals/hydra_mlflow.py), with the stock sweeper, MLflow once an epoch;
 - Optuna loop: Optuna and torch in one script (rivals/optuna_loop.py), no config, no record;
-- Ray Tune: two trials side by side (rivals/ray_tune.py), random search, left out where ray is not installed.
+- Ray Tune: two trials side by side (rivals/ray_tune.py), random search, left out if ray is not installed.
 
-None of the others prunes. Each process starts in an empty folder, so MLflow's first start counts where there is one.
-The rivals' training is hand-written and lean: no data loader, one thread, a fused optimizer.
+None of the others prunes. Each process starts in an empty folder, so MLflow's first start counts if MLflow is used. The
+rivals' training is hand-written and lean: no data loader, one thread, a fused optimizer.
+
 `pip install -c constraints.txt --no-build-isolation -e '.[bench]'; python benchmarks/versus.py`
 """
 
@@ -31,7 +32,7 @@ STOCK = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.
 
 
 def commands(n_trials: int, n_epochs: int, n_ray_trials: int) -> dict[str, tuple[list[str], int]]:
-    """Command and number of trials by name; ours first."""
+    """Return the command and the number of trials by name; those of sweep come first."""
     size = [str(n_trials), str(n_epochs)]
     trials = f"hydra.sweeper.n_trials={n_trials}"
     own = [*MULTIRUN, *SEARCH, f"trainer.epochs={n_epochs}", trials]

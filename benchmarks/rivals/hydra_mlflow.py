@@ -1,4 +1,4 @@
-"""A search as people write it with Hydra's Optuna sweeper and MLflow, one call to MLflow an epoch.
+"""A search as it is usually written with Hydra's Optuna sweeper and MLflow: one call to MLflow an epoch.
 
 `python hydra_mlflow.py --multirun hydra/sweeper=optuna hydra.sweeper.n_trials=64 'lr=tag(log, interval(1e-4, 1e-1))'`
 """

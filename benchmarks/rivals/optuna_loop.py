@@ -1,4 +1,4 @@
-"""A search with Optuna and torch alone: no config, no record. `python optuna_loop.py TRIALS EPOCHS`"""
+"""A search with only Optuna and torch: no config, no record. `python optuna_loop.py TRIALS EPOCHS`"""
 
 import sys
 

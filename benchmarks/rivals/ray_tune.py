@@ -1,6 +1,6 @@
 """A random search with Ray Tune, two trials side by side. `python ray_tune.py TRIALS EPOCHS`
 
-All of it stays in the working directory and on the loopback address.
+Everything stays in the working directory and on the loopback address.
 """
 
 import os

@@ -12,7 +12,7 @@ torch.set_num_threads(1)  # the best for so small a model, and what `sweep` choo
 
 
 def train(lr: float, epochs: int) -> Iterator[tuple[int, float, float]]:
-    """Yields (epoch, training loss, validation loss)."""
+    """Train, and yield (epoch, training loss, validation loss)."""
     x, y, x_val, y_val = _data()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
@@ -32,7 +32,7 @@ def train(lr: float, epochs: int) -> Iterator[tuple[int, float, float]]:
 
 
 def _data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """4,000 points of a noisy sine, normalised: 70 % to train, 15 % to validate."""
+    """Return 4,000 points of a noisy sine, normalised: 70 % for training, 15 % for validation."""
     rng = np.random.default_rng(0)
     x = rng.uniform(-np.pi, np.pi, 4000)
     y = np.sin(x) + rng.normal(scale=0.1, size=4000)
