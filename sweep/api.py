@@ -269,5 +269,5 @@ def _folder_of(study: str | Path, output_dir: str | Path) -> StudyFolder:
         return begun_study(absolute(output_dir), study)
     path = absolute(path)
     if path.parent.name != "studies":
-        raise ConfigError("study", f"'{path}' is no study's folder, which is <output_dir>/studies/<name>")
+        raise ConfigError("study", f"'{path}' is not the folder of a study, which is <output_dir>/studies/<name>")
     return begun_study(path.parent.parent, path.name)

@@ -59,7 +59,7 @@ def _print(result: "RangeResult", folder: RangeFolder) -> None:
     console.print(f"Train with it:     {result.commands['run']}")
     console.print(f"Search around it:  {result.commands['study']}")
     if folder.plot.exists():
-        console.print(f"Picture:           {folder.plot}")
+        console.print(f"Plot:              {folder.plot}")
 
 
 def _ramps(result: "RangeResult") -> str:
@@ -67,7 +67,7 @@ def _ramps(result: "RangeResult") -> str:
     settings = result.config.lr_range
     message = f"{settings.n_seeds} ramp{'s' * (settings.n_seeds > 1)} of {settings.n_updates} updates"
     lost = settings.n_seeds - result.suggestion.n_ramps
-    return message + (f", of which {lost} say{'s' * (lost == 1)} nothing" if lost else "")
+    return message + (f"; {lost} of them suggest{'s' * (lost == 1)} nothing" if lost else "")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     else:
         cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
     if "max_lr" in cfg.scheduler and any(sets(o, "optimizer.lr") for o in overrides):
-        log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
+        log.warning("warning: optimizer.lr has no effect: this schedule uses scheduler.max_lr")
     return cfg
 
 

@@ -145,7 +145,7 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
         pass
     else:
         raise AssertionError("Pruned, which `report` raises, must not be caught")
-    assert len(pruned.reports) == 1, "a pruned trial goes on"
+    assert len(pruned.reports) == 1, "a pruned trial must stop"
 
     stopped = trial("stopped", stop_at=1)
     try:
@@ -153,13 +153,15 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
     except Interrupted:
         pass
     else:
-        raise AssertionError("a trial that is asked to stop goes on; ask `should_save` after each report, and save")
+        raise AssertionError(
+            "the trial did not stop when it was asked to; check `should_save` after each report, and save"
+        )
     resumed = trial("stopped")
     assert resumed.checkpoint.exists(), "nothing is saved"
     train(resumed)
     assert not stopped.reports.keys() & resumed.reports.keys(), "an epoch that was saved is trained again"
-    assert {**stopped.reports, **resumed.reports} == whole.reports, "a trial that was stopped comes to other numbers"
-    assert resumed.values == whole.values, "a trial that was stopped ends with other values"
+    assert {**stopped.reports, **resumed.reports} == whole.reports, "a resumed trial reports other numbers"
+    assert resumed.values == whole.values, "a resumed trial ends with other values"
 
 
 def check_data_option(load: Callable[[], Samples]) -> None:

@@ -104,7 +104,7 @@ class Comparison:
         try:
             entries = self._worked(tunings)
         except KeyboardInterrupt:
-            self._say("stopped; the same command goes on with it")
+            self._say("stopped; run the same command again to resume it")
             raise
         finally:
             for upload_process in self._upload_processes.values():
@@ -118,7 +118,7 @@ class Comparison:
         n_able = Counter(entry.task for entry in entries if entry.problem is None)
         if max(n_able.values(), default=0) < 2:
             raise NothingToCompare(
-                f"fewer than two contenders came to anything; see {'above' if self._says else plan.folder}"
+                f"fewer than two contenders can be compared; see {'above' if self._says else plan.folder}"
             )
         return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement)
 
@@ -191,7 +191,7 @@ class Comparison:
         entry.chosen = choose(trials, entry.n_tunings, plan.compare.n_seeds, direction)
         if not any(entry.chosen):
             problems = [t.problem for t in trials if t.problem]
-            entry.problem = f"no trial of its tuning came to an end; the first: {problems[0] if problems else 'pruned'}"
+            entry.problem = f"no trial of its tuning is complete; the first: {problems[0] if problems else 'pruned'}"
         return entry
 
     def _train_chosen(self, entry: Entry, tuning: StudyRunner) -> None:
@@ -210,7 +210,7 @@ class Comparison:
         }
         entry.runs = [found.get(seed) for seed in plan.seeds]
         if not any(entry.runs):
-            entry.problem = f"none of its runs came to an end, see {study.folder.path}"
+            entry.problem = f"none of its runs is complete; see {study.folder.path}"
 
     def _train_defaults(self, entry: Entry, tuning: StudyRunner) -> None:
         """Train the untuned defaults on the fresh seeds. If they fail, the contender still takes part."""
@@ -252,10 +252,10 @@ class Comparison:
                 return None
             trials = study.tried()
         if trials is None:
-            raise NothingToCompare(f"study {study.name} is not complete; the same command goes on with it")
+            raise NothingToCompare(f"study {study.name} is not complete; run the same command again to resume it")
         n_complete = sum(t.state == "complete" for t in trials)
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
-        self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})")
+        self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs complete ({took})")
         return trials
 
 

@@ -57,7 +57,9 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
         if known := loader.get_group_options(key):
             axes[key] = _options(key, override, known)
         elif override in own:
-            raise ConfigError(f"compare.over.{key}", "is no group with options; choose such as optimizer, scheduler")
+            raise ConfigError(
+                f"compare.over.{key}", "is not a group with options; choose a group such as optimizer or scheduler"
+            )
     if "seed" in {o.key_or_group for o in sweeps}:
         raise ConfigError("seed", "is what each contender is trained on many of; set compare.n_seeds")
     shared = [argument for argument in arguments if not sets(argument, *axes)]

@@ -136,7 +136,7 @@ def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list
     sign = sign_of(plan.settings.direction[0])
     ks = _some(max((len(s.budget.k) for s in task.standings), default=1))
     budget = Table(
-        f"{plan.settings.objective[0]}{on} to expect after so many trials",
+        f"expected best {plan.settings.objective[0]}{on}, by number of trials",
         ["contender", *map(str, ks)],
         [[s.name, *(_expected(s.budget, k, sign) for k in ks)] for s in task.standings],
     )

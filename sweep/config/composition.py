@@ -262,7 +262,7 @@ def _unknown(key: str, problem: str) -> str:
     if node.partition(".")[0] in COMPONENTS:
         return f"{problem} (to add an argument, write +{key}=...)"
     keys = keys_of(node)
-    return f"is no key of the config; choose one of: {', '.join(keys)}" if keys else problem
+    return f"is not a key of the config; choose one of: {', '.join(keys)}" if keys else problem
 
 
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:

@@ -204,7 +204,9 @@ class _Selecting(OmegaConf):
     @staticmethod
     def select(cfg: Any, key: str, **rest: Any) -> Any:
         if (part := OmegaConf.select(cfg, key, **rest)) is None:
-            raise ConfigError("--package", f"'{key}' is no key of that config, or null; leave it out, or name another")
+            raise ConfigError(
+                "--package", f"'{key}' is not a key of that config, or it is null; leave it out, or name another"
+            )
         return part
 
 
@@ -228,7 +230,7 @@ def check_hydra(node: Any) -> None:
     subdir = _text(node, "output_subdir")
     if subdir is not None and not re.fullmatch(rf"\.?{_NAME}", subdir):
         raise ConfigError(
-            "hydra.output_subdir", f"'{subdir}' is no name of a folder; leave it at null, or write .hydra"
+            "hydra.output_subdir", f"'{subdir}' is not the name of a folder; leave it at null, or write .hydra"
         )
     for key in ("hydra_logging", "job_logging"):
         _check_logging(f"hydra.{key}", _plain(node, key), given)

@@ -50,4 +50,4 @@ def _require_study(key: str, output_dir: Path, name: str, file: str, reason: str
         if is_there:
             message = f"{reason}, or the file was removed, and the study's command writes it anew"
             problem = f"has no '{studies / name / file}': {message}"
-        raise ConfigError(key, f"'{name}' {problem}; choose of: {', '.join(known) or 'none yet'}")
+        raise ConfigError(key, f"'{name}' {problem}; choose one of: {', '.join(known) or 'none yet'}")

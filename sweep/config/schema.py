@@ -188,7 +188,7 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
         known = {key.name for key in fields(schema)}
         for key in cfg[node] if node else cfg:
             name = f"{node}.{key}" if node else str(key)
-            require(key in known, name, f"is no key of the config; choose one of: {', '.join(keys_of(node))}")
+            require(key in known, name, f"is not a key of the config; choose one of: {', '.join(keys_of(node))}")
 
 
 def checked_output_dir(output_dir: str) -> str:

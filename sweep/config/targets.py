@@ -49,7 +49,7 @@ def _environment_targets() -> tuple[str, ...]:
     for pattern in patterns:
         if "*" in pattern.removesuffix(".*") or pattern == ".*":
             raise ConfigError(
-                "SWEEP_TARGETS", f"'{pattern}' is no pattern; write a dotted path, or mypkg.* for a package"
+                "SWEEP_TARGETS", f"'{pattern}' is not a pattern; write a dotted path, or mypkg.* for a package"
             )
     return patterns
 

@@ -21,7 +21,7 @@ def check_objectives(settings: StudySettings, data: Data) -> None:
     for name in settings.objective:
         if name not in known:
             raise ConfigError(
-                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose of: {', '.join(known)}"
+                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose one of: {', '.join(known)}"
             )
 
 

@@ -147,7 +147,7 @@ class StudyEntry:
         elif self.settings.accept_changes:
             return
         else:
-            message += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
+            message += "; choose another name, or continue with hydra.sweeper.accept_changes=true"
         raise ConfigError(_KEY, message)
 
 

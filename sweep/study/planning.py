@@ -81,7 +81,7 @@ def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str 
             "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
         )
     if base.resume is not None:
-        raise ConfigError("resume", "is for a single run; a study goes on when its command is given again")
+        raise ConfigError("resume", "is for a single run; to resume a study, run its command again")
     if base.from_study is not None:
         raise ConfigError("from_study", "is for a single run; leave out --multirun")
     if settings.seeds > 1 and base.trainer.seed != base.seed:
@@ -97,7 +97,7 @@ def _order(
     """
     if is_grid(settings.sampler):
         if settings.enqueue:
-            raise ConfigError("hydra.sweeper.enqueue", "says nothing to a grid, which has every configuration")
+            raise ConfigError("hydra.sweeper.enqueue", "has no effect in a grid, which tries every configuration")
         order = list(space.everything())
     elif is_uniform(settings.sampler) and space.size() <= _SMALL:
         order = shuffled(space, seed, known)

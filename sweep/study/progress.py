@@ -166,7 +166,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say(f"  {name:<{width}}  {text}")
     say("")
     if not is_complete(trials, n_trials):
-        say("Not complete:    the same command goes on with it")
+        say("Not complete:    run the same command again to resume it")
     if best:
         overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
         again = from_study_command(
@@ -189,9 +189,7 @@ def failures_text(numbers: Sequence[int]) -> str:
     """Return a line that says which trials failed, and how to train them again."""
     which = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if numbers[_MOST_NAMED:] else "")
     message = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"
-    return (
-        f"{message}; mend the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
-    )
+    return f"{message}; fix the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
 
 
 def params_text(trial: FrozenTrial) -> str:

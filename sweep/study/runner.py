@@ -247,7 +247,7 @@ class StudyRunner:
         where = os.path.relpath(self.folder.path)
         n_done = sum(t.state.is_finished() for t in before[:n_trials])
         if n_done:
-            self._say(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
+            self._say(f"study {self.name}: resuming, {n_done} of {n_trials} trials are done; in {where}")
         else:
             self._say(f"study {self.name}: {n_trials} trials; in {where}")
         if again and self._settings.retry_failed:

@@ -95,7 +95,7 @@ def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | No
         if not begun or folder is None:
             raise
         drawn = _drawn(folder, config, begun, None)
-        where = f"picture: {folder.plot}" if drawn else f"losses: {folder.losses}"
+        where = f"plot: {folder.plot}" if drawn else f"losses: {folder.losses}"
         raise ConfigError(problem.key, f"{problem.problem} ({where})") from problem
     result = RangeResult(config, ramps, suggestion, _commands(config, suggestion))
     if folder is not None:

@@ -175,7 +175,7 @@ def check_monitor(data: Data, config: Config) -> None:
     monitor = config.trainer.monitored
     known = ["train/loss", *(name for name in metric_names(data) if name.startswith("val/"))]
     if monitor not in known:
-        message = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
+        message = f"trials on this data have no '{monitor}'; choose one of: {', '.join(known)}"
         raise ConfigError("trainer.monitor", message)
 
 

@@ -112,7 +112,7 @@ def run_trial(
         run = RunFolder(absolute(config.resume))
         refuse_links_in(run.path, "resume")
         if member is None and (command := study_command(run)) is not None:
-            raise ConfigError("resume", f"'{run.path}' belongs to a study, which goes on with:  {command}")
+            raise ConfigError("resume", f"'{run.path}' belongs to a study; resume that with:  {command}")
         config = stored_config(run, config)
     own = absolute(config.output_dir)
     output_dir = belongs_to(run, own) if run.config.exists() else own
@@ -155,7 +155,7 @@ def run_trial(
                 metrics = _train(train, trial)
         except KeyboardInterrupt:
             if member is None and trial.has_begun:
-                log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
+                log.warning("warning: stopped; resume it with:  %s", resume_command(run.path, store))
             raise
         finally:
             if upload_process is not None and trial.has_begun:
