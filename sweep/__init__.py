@@ -1,7 +1,7 @@
 """Experiments and sweeps for PyTorch, composed by Hydra.
 
-As a library: `run_study(["model=mlp"], {"optimizer": ["sgd", "adam"]}, n_trials=20)` (sweep/api.py). Nothing heavy is
-imported until it is used.
+As a library: `run_study(["model=mlp"], {"optimizer": ["sgd", "adam"]}, n_trials=20)` (sweep/api.py). Large packages
+such as torch are imported only when they are used.
 """
 
 import importlib

@@ -1,8 +1,9 @@
 """The commands as functions, for a notebook or a script of your own (README, "From Python").
 
-Each takes what a command line says as objects, and returns what the command prints. None needs `hydra.main`, and all
-leave Hydra's global state, signal handlers and logging as they were. Not for two threads at once: Hydra's state is the
-process's.
+Each function takes Python objects instead of a command line, and returns what the command would print. None of them
+needs `hydra.main`. All of them restore Hydra's global state, the signal handlers and the logging.
+
+They are not thread-safe, because Hydra's state is global: call them from one thread at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute
 from sweep.utils.terminal import say
 
-Base = DictConfig | Sequence[str]  # what `compose` gives, or overrides for it
+Base = DictConfig | Sequence[str]  # a config that `compose` returned, or overrides for it
 
 
 def run_study(
@@ -50,21 +51,29 @@ def run_study(
     show: bool = False,
     **settings: Any,
 ) -> StudyResult:
-    """Begin a study, or go on with it, and return it once it is complete, or its timeout over. Like `sweep.run -m`.
+    """Run a study, like `python -m sweep.run -m`. If the study exists, resume it.
+
+    The same arguments always name the same study. So after an interruption or a crash, the same call resumes it.
 
     Args:
         base: the configuration that all trials share: a composed config, or overrides as on the command line.
-        search: what to search beside what the options declare, by config key or group: a text in Hydra's sweep grammar
-            such as "tag(log, interval(1e-4, 1e-1))" or "sgd,adam", a list of values, or a distribution of Optuna's.
-        config_dir: a folder with options of your own.
-        show: whether to print what the command prints.
+        search: further ranges to search besides those that the options declare, by config key or group. A range is a
+            text in Hydra's sweep grammar such as "tag(log, interval(1e-4, 1e-1))" or "sgd,adam", a list of values, or a
+            distribution of Optuna's.
+        config_dir: a folder with options of your own, like Hydra's --config-dir.
+        show: True prints what the command prints.
         settings: keys of conf/hydra/sweeper/study.yaml: n_trials, sampler="random", pruner="none", seeds, pack, n_jobs,
             storage, study_name and so on.
 
+    Returns:
+        The study, when it is complete or its timeout is over.
+
     Raises:
-        ConfigError: before anything is trained or stored.
+        ConfigError: the study cannot be run. Nothing is trained then.
         StudyFailed: too many trials failed.
-        Interrupted: Ctrl-C, or another signal; the same call goes on with the study.
+        DiskFull: there is no room. What was recorded before stays complete.
+        Interrupted: Ctrl-C, or another signal. It is a KeyboardInterrupt.
+        Unsent: the study is complete, but MLflow cannot get all of it, because a record is damaged.
     """
     with _hydra("config", base, search, config_dir, settings) as call:
         runner = StudyRunner(make_spec(*call), Output.ALL if show else Output.NOTHING)
@@ -74,14 +83,19 @@ def run_study(
 
 
 def load_study(study: str | Path, *, output_dir: str | Path = "outputs", storage: str | None = None) -> StudyResult:
-    """A study, finished or not, as it is now.
+    """Load a study as it is now, complete or not. Nothing is written.
 
     Args:
-        study: its name, below `output_dir`, or its folder.
-        storage: its hydra.sweeper.storage, where that is no file below the `output_dir` that the study is in.
+        study: the name of a study in `output_dir`, or the folder of a study.
+        output_dir: the folder that results go to. It is not used if you give a folder.
+        storage: the study's hydra.sweeper.storage. You need it if the trials are in a database, or in a file outside
+            the `output_dir` that contains the study.
+
+    Returns:
+        A copy of the study. It does not change while the study runs.
 
     Raises:
-        ConfigError: there is no such study, or its storage cannot be read.
+        ConfigError: there is no such study, or its storage cannot be read or lacks trials.
     """
     folder = _folder_of(study, output_dir)
     with quiet_optuna():
@@ -96,20 +110,27 @@ def run_comparison(
     show: bool = False,
     **settings: Any,
 ) -> ComparisonResult:
-    """Tune contenders alike, train each choice on fresh seeds, and judge. Like `python -m sweep.compare`.
+    """Run a comparison, like `python -m sweep.compare`. If it exists, resume it.
+
+    Every contender is tuned with the same budget. What a tuning chose is trained on fresh seeds, and the runs are
+    judged.
 
     Args:
-        base: what all share, with keys such as "compare.n_seeds=10"; as for `run_study`.
-        contenders: options by group, such as {"optimizer": ["sgd", "adam"]}; those of "data" are tasks. Ranges of other
-            keys replace those that the options declare.
-        config_dir: a folder with options of your own.
-        show: whether to print what the command prints.
-        settings: of the studies, as for `run_study`; n_trials is that of each tuning.
+        base: the configuration that all contenders share, as for `run_study`. It may have keys such as
+            "compare.n_seeds=10".
+        contenders: the options to compare, by group, such as {"optimizer": ["sgd", "adam"]}. The options of "data" are
+            tasks. Ranges of other keys replace those that the options declare.
+        config_dir: a folder with options of your own, like Hydra's --config-dir.
+        show: True prints what the command prints.
+        settings: settings of the studies, as for `run_study`. n_trials is the number of trials of each tuning.
+
+    Returns:
+        The result, with a verdict for each task and the folder of the report.
 
     Raises:
-        ConfigError: before anything is trained or stored.
-        NothingToCompare: fewer than two contenders came to anything.
-        Interrupted: as for `run_study`.
+        ConfigError: the comparison cannot be run. Nothing is trained then.
+        NothingToCompare: fewer than two contenders can be compared.
+        DiskFull, Interrupted, Unsent: as for `run_study`.
     """
     with _hydra("compare", base, contenders, config_dir, settings) as call:
         result = Comparison(*call, says=show).run()
@@ -124,22 +145,26 @@ def run_lr_range(
     folder: str | Path | None = None,
     show: bool = False,
 ) -> RangeResult:
-    """Find between which learning rates it is worth training. Like `python -m sweep.lr_range`.
+    """Suggest bounds for the learning rate by a range test, like `python -m sweep.lr_range`.
 
     Args:
-        base: the configuration, with keys such as "lr_range.n_seeds=4": a composed config, or overrides.
-        config_dir: a folder with options of your own.
+        base: the configuration: a composed config, or overrides as on the command line. It may have keys such as
+            "lr_range.n_seeds=4".
+        config_dir: a folder with options of your own, like Hydra's --config-dir.
         folder: where to write losses.csv, lr_range.yaml and lr_range.png; by default nothing is written.
-        show: whether to print how a batch size that is too large was lowered.
+        show: True prints a line if the default batch size was lowered to fit the data.
+
+    Returns:
+        The suggested bounds, and the losses of every ramp.
 
     Raises:
-        ConfigError: a config that cannot train, or ramps that say nothing.
-        TrainingFailed: the model fails.
+        ConfigError: the config cannot be used, the ramps suggest no bounds, or the folder has such files already.
+        TrainingFailed: the model raises an error while it trains.
     """
     cfg = base if isinstance(base, DictConfig) else compose(base, config_dir)
     config = check_range_config(validate(cfg))
     if is_edited(config, cfg):
-        config.overrides = None  # edited since: they would make another test
+        config.overrides = None  # they no longer compose this config
     kept = None if folder is None else RangeFolder(absolute(folder))
     if kept is not None:
         refuse_existing("folder", kept.path, kept.written)
@@ -155,17 +180,23 @@ def write_report(
     storage: str | None = None,
     show: bool = False,
 ) -> Path:
-    """Write a study's HTML page and pictures; return where the page is. Like `python -m sweep.report`.
+    """Write the report of a study, an HTML page with plots, like `python -m sweep.report`.
 
     Args:
-        study: its name, below `output_dir`, or its folder, or the study itself.
-        trials: whose curves are shown; by default the best.
-        page: where the page goes; by default into the study's folder, whence MLflow gets it too.
+        study: the name of a study in `output_dir`, the folder of a study, or a study that was loaded or run.
+        output_dir: the folder that results go to. It is used only if you give a name.
+        trials: the numbers of the trials whose curves are shown; by default the best.
+        page: where the page goes; its plots go to plots/ beside it. By default it is report.html in the study's folder,
+            which is uploaded to MLflow too.
         storage: as for `load_study`.
-        show: whether to print what the command prints.
+        show: True prints what the command prints.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        ConfigError: there is no such study, trial or place, or its record is damaged.
+        ConfigError: there is no such study or trial, the page cannot be written there, or a record is damaged.
+        OSError: the study cannot be read.
     """
     folder = _folder_of(study.folder if isinstance(study, StudyResult) else study, output_dir)
     place = None if page is None else Path(page)
@@ -180,7 +211,21 @@ def _hydra(
     config_dir: str | Path | None,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[HydraRoot, list[str]]]:
-    """A call as a command line with root `name` would say it, while Hydra has our conf/. Raises ConfigError."""
+    """Hold Hydra initialised with our conf/, and yield a call in the form of a command line.
+
+    Args:
+        name: the name of the primary config.
+        base: as for `run_study`.
+        search: as for `run_study`.
+        config_dir: as for `run_study`.
+        settings: as for `run_study`.
+
+    Yields:
+        The source of the configs, and the overrides of a trial's keys.
+
+    Raises:
+        ConfigError: the arguments contradict each other, or their config cannot be composed.
+    """
     overrides = [*searchpath_of(config_dir), *_overrides(base)]
     given = set(map(key_of, overrides))
     if (twice := next((key for key in search or () if key_of(key) in given), None)) is not None:
@@ -206,7 +251,7 @@ def _hydra(
 
 
 def _overrides(base: Base) -> list[str]:
-    """The overrides that compose `base`. Raises ConfigError."""
+    """Return the overrides that compose `base`. Raise ConfigError if it was edited, or is a single text."""
     if isinstance(base, str):
         raise ConfigError("base", f"must be a list of texts, got the text '{base}'")
     if not isinstance(base, DictConfig):
@@ -218,10 +263,11 @@ def _overrides(base: Base) -> list[str]:
 
 
 def _folder_of(study: str | Path, output_dir: str | Path) -> StudyFolder:
+    """Return the folder of a study, given by name or by path. Raise ConfigError if there is no study."""
     path = Path(study)
     if isinstance(study, str) and len(path.parts) == 1:
         return begun_study(absolute(output_dir), study)
     path = absolute(path)
     if path.parent.name != "studies":
-        raise ConfigError("study", f"'{path}' is no study's folder, which is <output_dir>/studies/<name>")
+        raise ConfigError("study", f"'{path}' is not the folder of a study, which is <output_dir>/studies/<name>")
     return begun_study(path.parent.parent, path.name)

@@ -1,4 +1,4 @@
-"""`python -m sweep.compare`: which settings are better, and can that be believed? (docs/compare.md)"""
+"""`python -m sweep.compare`: find out which settings are better, and how sure that is (docs/compare.md)."""
 
 import importlib
 
@@ -6,10 +6,10 @@ from sweep.run import main as run_main
 
 
 def main() -> None:
-    """Runs Hydra's command line, with the exit status of `sweep.run`; a comparison without any result ends with 1."""
+    """Run Hydra's command line. The exit status is that of `sweep.run`, and 1 if there is nothing to compare."""
     run_main("compare")
 
 
 if __name__ == "__main__":
-    # Under its own name, so that other processes can load what it hands to them.
+    # Import the module under its own name instead of __main__, so that other processes can unpickle its functions.
     importlib.import_module("sweep.compare").main()

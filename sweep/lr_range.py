@@ -1,4 +1,4 @@
-"""`python -m sweep.lr_range`: between which learning rates is it worth training? (docs/lr_range.md)"""
+"""`python -m sweep.lr_range`: find the learning rates that suit a model, by a range test (docs/lr_range.md)."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 
 
 def lr_range(cfg: DictConfig) -> None:
-    """One Hydra job: a range test of the config. Raises ConfigError, or TrainingFailed for a model that fails."""
+    """Run one job of Hydra's: a range test of the config. Print what it suggests, and write its files.
+
+    Raises:
+        ConfigError: the config cannot be used, or the ramps suggest no bounds.
+        TrainingFailed: the model raises an error while it trains.
+    """
     from sweep.trial.lr_range import check_range_config, read_ramps
     from sweep.trial.range_test import range_test
 
     job = HydraConfig.get()
-    with report_failures(job, SweepError):  # a model that fails leaves nothing to look at
+    with report_failures(job, SweepError):  # a test that fails has written nothing worth keeping
         check_job(job)
         folder = RangeFolder(job.runtime.output_dir)
         refuse_existing(folder_key(job), folder.path, folder.written)
@@ -38,7 +43,7 @@ def lr_range(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Runs Hydra's command line, with the exit status of `sweep.run`."""
+    """Run Hydra's command line, with the exit status of `sweep.run`."""
     run_main("lr_range", lr_range)
 
 
@@ -54,16 +59,17 @@ def _print(result: "RangeResult", folder: RangeFolder) -> None:
     console.print(f"Train with it:     {result.commands['run']}")
     console.print(f"Search around it:  {result.commands['study']}")
     if folder.plot.exists():
-        console.print(f"Picture:           {folder.plot}")
+        console.print(f"Plot:              {folder.plot}")
 
 
 def _ramps(result: "RangeResult") -> str:
+    """Return text such as "8 ramps of 200 updates"."""
     settings = result.config.lr_range
     message = f"{settings.n_seeds} ramp{'s' * (settings.n_seeds > 1)} of {settings.n_updates} updates"
     lost = settings.n_seeds - result.suggestion.n_ramps
-    return message + (f", of which {lost} say{'s' * (lost == 1)} nothing" if lost else "")
+    return message + (f"; {lost} of them suggest{'s' * (lost == 1)} nothing" if lost else "")
 
 
 if __name__ == "__main__":
-    # Under its own name, so that other processes can load what it hands to them.
+    # Import the module under its own name instead of __main__, so that other processes can unpickle its functions.
     importlib.import_module("sweep.lr_range").main()

@@ -1,4 +1,4 @@
-"""`python -m sweep.report NAME`: a study as one HTML page that opens without network, and as pictures for papers."""
+"""`python -m sweep.report NAME`: write a study as one HTML page that opens offline, and as plots for papers."""
 
 import argparse
 import logging
@@ -16,7 +16,15 @@ from sweep.utils.terminal import complain, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the page is written, whether or not MLflow has it; 1 damaged; 2 no such study, trial or place."""
+    """Run the command line.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit status: 0 if the page is written, whether or not MLflow has it; 1 if a journal is damaged; 2 if there
+        is no such study or trial, or the page cannot be written there.
+    """
     secure_streams()
     gc_control.pause()
     try:
@@ -47,10 +55,10 @@ def _parser() -> Parser:
         dest="page",
         type=Path,
         metavar="FILE",
-        help="where the page goes, its pictures in plots/ beside it (default: report.html in the study's folder, "
-        "whence MLflow gets it as an artifact)",
+        help="where the page goes; its plots go to plots/ beside it (default: report.html in the study's folder, "
+        "which MLflow gets as an artifact)",
     )
-    parser.add_argument("--storage", metavar="URL", help="hydra.sweeper.storage of the study, where that has moved")
+    parser.add_argument("--storage", metavar="URL", help="hydra.sweeper.storage of the study, if it has moved")
     return parser
 
 

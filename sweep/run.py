@@ -1,4 +1,4 @@
-"""`python -m sweep.run`: the Hydra entry point."""
+"""`python -m sweep.run`: train a trial, or with -m a study. This is the Hydra entry point."""
 
 import argparse
 import atexit
@@ -37,11 +37,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sweep")
 
-guard_hydra()  # here, so that it holds in the processes of launchers too, which load this module with their task
+guard_hydra()  # at import, so that it also protects a launcher's processes, which import this module with their task
 
 
 def run(cfg: DictConfig) -> float:
-    """One Hydra job: trains the trial and returns the best of what it monitors, which is what sweepers optimise."""
+    """Run one job of Hydra's: train the trial, and print a summary.
+
+    Returns:
+        The best value of the monitor, which sweepers optimise.
+    """
     from sweep.trial.run import run_trial
     from sweep.trial.summary import print_summary
 
@@ -61,7 +65,10 @@ def run(cfg: DictConfig) -> float:
 
 
 def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
-    """The config that the command line means. Raises ConfigError."""
+    """Return the config to train: the composed one, or with `from_study` a study's best configuration.
+
+    Raises ConfigError for overrides that cannot be used together.
+    """
     overrides = task_overrides(job)
     if any(sets(o, "bounds") for o in overrides) and is_auto(cfg.bounds):
         raise ConfigError("bounds", "is for a study (-m); for a run, take what `python -m sweep.lr_range` suggests")
@@ -74,12 +81,12 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
     else:
         cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
     if "max_lr" in cfg.scheduler and any(sets(o, "optimizer.lr") for o in overrides):
-        log.warning("warning: optimizer.lr plays no part: this schedule goes by scheduler.max_lr")
+        log.warning("warning: optimizer.lr has no effect: this schedule uses scheduler.max_lr")
     return cfg
 
 
 def check_job(node: Any) -> None:
-    """Raises ConfigError for settings of Hydra's, in its node of the job that runs, that do not go with ours."""
+    """Raise ConfigError for settings in Hydra's node of the running job that are unsafe or do not work with sweep."""
     check_hydra(node)
     if node.job.chdir:
         raise ConfigError(
@@ -88,15 +95,19 @@ def check_job(node: Any) -> None:
 
 
 def folder_key(job: Any) -> str:
-    """The key that says where the job's files go."""
+    """Return the config key that sets where the job's files go."""
     return "hydra.sweep.dir" if job.mode == RunMode.MULTIRUN else "hydra.run.dir"
 
 
 @contextlib.contextmanager
 def report_failures(job: Any, refused: type[SweepError] = ConfigError) -> Iterator[None]:
-    """Say at once what fails of one job among several; leave no folder of a job that was refused before it began.
+    """Handle the error of a job: show it at once if there are several jobs, and remove the folder of a refused job.
 
-    Only what this process wrote is removed: the folder may be one that the user named.
+    The error is raised again. Only files that this process wrote are removed, since the user may have named the folder.
+
+    Args:
+        job: Hydra's node of the running job.
+        refused: the errors after which the folder is removed.
     """
     folder = JobFolder(job.runtime.output_dir)
     try:
@@ -105,22 +116,26 @@ def report_failures(job: Any, refused: type[SweepError] = ConfigError) -> Iterat
         shown_error = _as_sweep_error(error)
         if isinstance(shown_error, refused):
             folder.leave_unused()
-        if shown_error is not None and job.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of one failure only
+        if shown_error is not None and job.mode == RunMode.MULTIRUN:  # Hydra continues, and reports only one failure
             log.error("failed: %s", escaped_line(str(shown_error)))
         raise
 
 
 def main(config_name: str = "config", task: Callable[[DictConfig], object] = run) -> None:
-    """Runs Hydra's command line, each job by `task`, with conf/<config_name>.yaml as its root.
+    """Run Hydra's command line. Each error becomes one line on standard error.
 
-    Exit status: 0; 1 a failed training; 2 a bad config; 128 + n stopped by signal n.
+    The process exits with status 1 after a failed training, 2 for a bad config, and 128 + n if signal n stopped it.
+
+    Args:
+        config_name: the primary config, conf/<config_name>.yaml.
+        task: runs one job.
     """
     secure_streams()
     gc_control.pause()
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, where they become one line
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # outside training, which saves a checkpoint first
-    logging.raiseExceptions = False  # a log that finds the disk full or its pipe closed must not bury that line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors, so that they become one line here
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # training replaces this handler, to save a checkpoint first
+    logging.raiseExceptions = False  # a full disk or a closed pipe must not add a traceback of the logging
     register()
     command = hydra.main(config_path=str(CONF_DIR), config_name=config_name, execution_whitelist=LOGGING_CLASSES[:1])(
         task
@@ -138,7 +153,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         if shown_error is None:
             raise
         if isinstance(shown_error, ConfigError):
-            # Jobs that began, or were left, show beside such a file, which then stays.
+            # Hydra's files stay if the folder has anything else, such as the run of a job that began.
             remove_empty_logs()
             remove_hydras_files()
         if show_tracebacks:
@@ -147,14 +162,14 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
         sys.exit(shown_error.exit_status)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:  # a second Ctrl-C in training
+    except KeyboardInterrupt:  # the second Ctrl-C in training
         sys.exit(130)
     finally:
-        gc_control.set_aside()  # or the interpreter's last collection would take 0.6 s
+        gc_control.set_aside()  # otherwise the interpreter's last collection would take 0.6 s
 
 
 def _shown(given: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
-    """Escapes what Hydra prints where it trains nothing: the config, with texts of others in it."""
+    """Escape what Hydra prints for --cfg, --info and --help: a config may have text from somebody else."""
     if not (given.cfg or given.info or given.help or given.hydra_help):
         return contextlib.nullcontext()
     shown: Any = Shown(sys.stdout)
@@ -162,7 +177,7 @@ def _shown(given: argparse.Namespace) -> contextlib.AbstractContextManager[objec
 
 
 class _WithoutHydrasLine:
-    """Standard error without the line in which Hydra announces a failed job's error: one line is enough."""
+    """Standard error without the line that Hydra prints before a failed job's error, so that one line is left."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -178,7 +193,7 @@ class _WithoutHydrasLine:
 
 
 def _as_sweep_error(error: Exception) -> SweepError | None:
-    """What to tell the user about `error`; None for a mistake of our own, which deserves a traceback."""
+    """Return the error to show to the user; None for a bug in sweep, which needs a traceback."""
     if isinstance(error, SweepError):
         return error
     if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):  # Hydra's files
@@ -187,14 +202,17 @@ def _as_sweep_error(error: Exception) -> SweepError | None:
 
 
 def _refuse_rerun(arguments: Sequence[str]) -> None:
-    """Hydra would take every override from the files of a run's folder, its own keys and resolvers included."""
+    """Raise ConfigError for --experimental-rerun.
+
+    It would apply every override in the files of a run's folder, also those of Hydra's keys and those with resolvers.
+    """
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise ConfigError("--experimental-rerun", "is not supported; continue a run with resume=<its folder>")
 
 
 @functools.cache
 def _upload_process(output_dir: Path) -> "UploadProcess":
-    """One helper for all trials of this process, in a sweep too."""
+    """Return the upload process of an `output_dir`, which all trials of this process share."""
     from sweep.tracking.upload_process import UploadProcess
 
     upload_process = UploadProcess(output_dir / "mirror.log")
@@ -203,6 +221,7 @@ def _upload_process(output_dir: Path) -> "UploadProcess":
 
 
 def _refuse_changes(overrides: list[str]) -> None:
+    """Raise ConfigError for overrides that would change a run that is resumed."""
     changes = [o for o in overrides if not sets(o, "resume", "tracking.uri", "output_dir")]
     if changes:
         raise ConfigError(
@@ -211,5 +230,5 @@ def _refuse_changes(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that other processes can load what it hands to them.
+    # Import the module under its own name instead of __main__, so that other processes can unpickle its functions.
     importlib.import_module("sweep.run").main()

@@ -1,4 +1,4 @@
-"""`python -m sweep.sync OUTPUT_DIR`: sends MLflow what it lacks of the runs below a folder, each row once."""
+"""`python -m sweep.sync OUTPUT_DIR`: send MLflow what it lacks of the runs below a folder. No row is sent twice."""
 
 import os
 import sys
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is there; 1 something could not be sent; 2 no such folder or store."""
+    """Run the command line.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit status: 0 if MLflow has everything; 1 if something could not be sent; 2 if there is no such folder or
+        store, or a run names a place that cannot be trusted.
+    """
     secure_streams()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
@@ -30,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"error: {error}")
         return error.exit_status
     output_dir = absolute(given.output_dir)
-    if not os.path.isdir(output_dir):  # pathlib's raises OSError for a name that is too long
+    if not os.path.isdir(output_dir):  # Path.is_dir raises OSError for a name that is too long
         complain(f"error: output_dir: no folder '{output_dir}'")
         return 2
     runs = sorted(_begun(output_dir), key=lambda run: run.path)
@@ -60,12 +68,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
     )
-    parser.add_argument("--uri", help="send all of them to this MLflow store instead of the one that each began in")
+    parser.add_argument("--uri", help="send all runs to this MLflow store instead of the one that each names")
     return parser
 
 
 def _begun(output_dir: Path) -> Iterator[RunFolder]:
-    """Every run below the folder that has a record, or has lost it."""
+    """Yield every run below the folder that has a record, or has lost it."""
     for name, folders, files in os.walk(output_dir):
         run = RunFolder(name)
         if run.journal.name in (*folders, *files) or _has_lost_its_record(run, files):
@@ -73,7 +81,10 @@ def _begun(output_dir: Path) -> Iterator[RunFolder]:
 
 
 def _has_lost_its_record(run: RunFolder, files: Sequence[str]) -> bool:
-    """Whether the folder has other files of a run or a study that is tracked. MLflow keeps copies of some of them."""
+    """Return True if the folder has other files of a tracked run or study, so that its journal must be lost.
+
+    A config.yaml alone does not count: MLflow's artifacts have copies of it.
+    """
     if run.sync_state.name in files:
         return True
     if run.config.name not in files or run.path.name == "artifacts":
@@ -84,7 +95,10 @@ def _has_lost_its_record(run: RunFolder, files: Sequence[str]) -> bool:
 
 
 def _check_begun(run: RunFolder) -> None:
-    """Raises Damaged for a record that is gone, or has no start. A trial that died early may not have begun one."""
+    """Raise DamagedJournal for a journal that is gone, or does not begin with a start event.
+
+    An empty journal is accepted if the run has no other files: its process died early.
+    """
     if not os.path.lexists(run.journal):
         raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
     damage: list[DamagedJournal] = []
@@ -99,7 +113,7 @@ def _check_begun(run: RunFolder) -> None:
 
 
 def _refuse_places(run: RunFolder, output_dir: Path) -> None:
-    """Raise ConfigError for a run that would have us read or write where neither it lies nor the user said."""
+    """Raise ConfigError for a run that would make us read or write outside its own `output_dir` and the given one."""
     recorded = output_dir_of(run)
     if recorded is None:
         return
@@ -114,14 +128,17 @@ def _refuse_places(run: RunFolder, output_dir: Path) -> None:
 
 
 def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
-    """Whether its store has all of a run now, for each run."""
+    """Send each run, and yield True if its store then has the complete run. Problems are printed.
+
+    If a store does not answer, its other runs are skipped.
+    """
     if not tracked:
         return
     from sweep.tracking.mlflow_client import FAILURES, Uploader
 
     uploaders: dict[Store, Uploader] = {}
     down: set[Store] = set()
-    shown: set[str] = set()  # a line about a deleted experiment stands for all of its runs
+    shown: set[str] = set()  # so that one line about a deleted experiment is enough for all of its runs
     for run, store in tracked:
         if store in down:
             yield False
@@ -131,7 +148,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
                 uploaders[store] = Uploader(store)
             uploaders[store].push(run)
             uploaders[store].abandon(run)
-            journal.check(run.journal)  # what was sent before, too: the run is to be what its record says
+            journal.check(run.journal)  # also the part that was sent before, so that damage to it is reported
             yield True
         except Damaged as error:
             complain(f"error: {error}; what can be read of the run is sent")
@@ -153,6 +170,7 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
 
 
 def _answers(uploader: "Uploader | None") -> bool:
+    """Return True if the uploader's store can be reached."""
     from sweep.tracking.mlflow_client import FAILURES
 
     if uploader is None:

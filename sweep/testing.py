@@ -1,6 +1,6 @@
-"""Conformance checks for what you add to sweep: a training function, a data option, a rule for packed trials.
+"""Conformance checks for what you add to sweep: a training function, a data option, or a rule for packed trials.
 
-Call them from a test of your own; each raises AssertionError, which names what does not hold:
+Call them from your own tests. Each raises an AssertionError that says what is wrong:
 
     def test_my_training(tmp_path):
         sweep.testing.check_training_function(mypkg.train, tmp_path)
@@ -20,25 +20,32 @@ from sweep.data.split import divide
 from sweep.training.trial import Trial, UnrecordedTrial
 from sweep.utils.errors import Interrupted, Pruned
 
-_EPOCHS = (5, 4, 3)  # updates of each; a rule works out its numbers anew for every one
+_EPOCHS = (5, 4, 3)  # updates in each epoch; a pack computes a rule's coefficients for one epoch at a time
 
 
 class TrialInMemory(UnrecordedTrial):
-    """A trial that keeps what a training function says of it, and can be pruned, stopped and gone on with.
+    """A trial without a run or a study. It keeps what a training function reports, and can be pruned and stopped.
 
-    reports: metrics by epoch. values: what `finish` was given. checkpoint: the file that `save` writes.
+    `log`, `describe` and `log_artifact` do nothing.
+
+    Attributes:
+        folder: the trial's own folder.
+        number: the trial's number in its study.
+        reports: the reported metrics, by epoch.
+        values: the values that `finish` got, by name.
+        checkpoint: the file that `save` writes.
     """
 
     def __init__(
         self, folder: Path, *, number: int = 0, prune_at: int | None = None, stop_at: int | None = None
     ) -> None:
-        """Begin the trial, or go on with one that saved its state in that folder.
+        """Begin a trial, or resume one that saved its state in the same folder.
 
         Args:
-            folder: the trial's own.
-            number: in its study.
-            prune_at: the report, from 1, at which it is pruned.
-            stop_at: the report, from 1, after which it is asked to save and stop.
+            folder: the trial's own folder. It must exist.
+            number: the trial's number in its study.
+            prune_at: the report at which the trial is pruned, counted from 1; None never prunes it.
+            stop_at: the report after which a stop is requested, counted from 1; None never requests one.
         """
         self.folder, self.number = folder, number
         self.reports: dict[int, dict[str, float]] = {}
@@ -48,18 +55,31 @@ class TrialInMemory(UnrecordedTrial):
 
     @property
     def epoch(self) -> int:
+        """The epoch of the last checkpoint; 0 if there is none."""
         state = self.restore()
         return 0 if state is None else state["epoch"]
 
     @property
     def should_save(self) -> bool:
+        """Always True, so that every epoch is saved."""
         return True
 
     @property
     def should_stop(self) -> bool:
+        """True once `stop_at` reports were made."""
         return self._stop_at is not None and len(self.reports) >= self._stop_at
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of an epoch.
+
+        Args:
+            epoch: a whole number, larger than that of the last report or checkpoint.
+            metrics: finite numbers, by name.
+
+        Raises:
+            Pruned: this is report number `prune_at`.
+            AssertionError: the epoch or a metric breaks the rules above.
+        """
         before = max(self.reports, default=self.epoch)
         assert isinstance(epoch, int), f"an epoch is a whole number, not {epoch!r}"
         assert epoch > before, f"epoch {epoch} is reported after epoch {before}"
@@ -70,6 +90,12 @@ class TrialInMemory(UnrecordedTrial):
             raise Pruned(epoch)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint. Raise Interrupted afterwards if a stop was requested.
+
+        Args:
+            epoch: the last finished epoch.
+            state: tensors, numbers, texts, and lists and mappings of them.
+        """
         from sweep.training import checkpoint
 
         checkpoint.save(self.checkpoint, {**state, "epoch": epoch})
@@ -77,23 +103,29 @@ class TrialInMemory(UnrecordedTrial):
             raise Interrupted(signal.SIGTERM)
 
     def restore(self) -> dict[str, Any] | None:
+        """Return the state of the checkpoint; None if there is none."""
         from sweep.training import checkpoint
 
         return checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
 
     def finish(self, metrics: Mapping[str, float]) -> None:
+        """Keep single values, by name."""
         self.values.update(metrics)
 
 
 def check_training_function(train: Callable[[Trial], object], folder: Path) -> None:
-    """Check that a training function reports, can be pruned, and goes on from where it was stopped to the same end.
+    """Check that a training function reports, can be pruned, and resumes with the same results after a stop.
+
+    The function is called four times: once to the end, once with a trial that is pruned at its first report, once with
+    a trial that is stopped after its first report, and once to resume that trial.
 
     Args:
-        train: trains for two epochs or more; `functools.partial(mypkg.train, config)` for one that takes a config.
-        folder: empty; gets a folder for each trial.
+        train: trains the trial for two epochs or more, with the same results each time. For a function that also takes
+            a config, give `functools.partial(mypkg.train, config)`.
+        folder: an empty folder. It gets a folder for each trial.
 
     Raises:
-        AssertionError: what does not hold.
+        AssertionError: the message says which of these fails.
     """
 
     def trial(name: str, **more: int) -> TrialInMemory:
@@ -113,7 +145,7 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
         pass
     else:
         raise AssertionError("Pruned, which `report` raises, must not be caught")
-    assert len(pruned.reports) == 1, "a pruned trial goes on"
+    assert len(pruned.reports) == 1, "a pruned trial must stop"
 
     stopped = trial("stopped", stop_at=1)
     try:
@@ -121,21 +153,26 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
     except Interrupted:
         pass
     else:
-        raise AssertionError("a trial that is asked to stop goes on; ask `should_save` after each report, and save")
+        raise AssertionError(
+            "the trial did not stop when it was asked to; check `should_save` after each report, and save"
+        )
     resumed = trial("stopped")
     assert resumed.checkpoint.exists(), "nothing is saved"
     train(resumed)
     assert not stopped.reports.keys() & resumed.reports.keys(), "an epoch that was saved is trained again"
-    assert {**stopped.reports, **resumed.reports} == whole.reports, "a trial that was stopped comes to other numbers"
-    assert resumed.values == whole.values, "a trial that was stopped ends with other values"
+    assert {**stopped.reports, **resumed.reports} == whole.reports, "a resumed trial reports other numbers"
+    assert resumed.values == whole.values, "a resumed trial ends with other values"
 
 
 def check_data_option(load: Callable[[], Samples]) -> None:
-    """Check that a data option returns samples that can be divided and trained on, the same each time.
+    """Check that a data option returns samples that can be divided, and the same samples each time.
+
+    Args:
+        load: the function that the option's `_target_` names, with its arguments bound. It is called twice.
 
     Raises:
-        AssertionError: what does not hold.
-        ConfigError: the samples do not fit one another, or are too few to divide.
+        AssertionError: it returns anything but `sweep.Samples`, or other samples the second time.
+        ConfigError: the arrays of the samples do not fit together, or there are too few samples to divide.
     """
     first, second = load(), load()
     assert isinstance(first, Samples), f"a data option returns sweep.Samples, not {type(first).__name__}"
@@ -156,17 +193,22 @@ def check_packed_rule(
     n_weights: int = 5,
     seed: int = 0,
 ) -> None:
-    """Check that the rule for packed trials updates them as the optimizer updates each alone, in float64 to 1e-12.
+    """Check that a rule for packed trials gives the same updates as the optimizer gives each trial by itself.
+
+    Weights and state are compared after each of 12 updates in 3 epochs, in float64, with a relative and an absolute
+    tolerance of 1e-12. About half of the gradients are 0.
 
     Args:
-        make: the optimizer's class.
-        arguments: of each trial's optimizer; they may differ in numbers only.
-        schedules: what the scheduler sets, for each trial a mapping for each of 12 updates; by default a random `lr`.
-        n_weights: of a trial.
-        seed: of the weights and gradients.
+        make: the class of the optimizer, for which a rule exists.
+        arguments: the arguments of each trial's optimizer, without the weights. They may differ only in numbers.
+        schedules: what the scheduler sets: for each trial, a mapping of hyperparameters for each of the 12 updates. By
+            default a random `lr`, log-uniform from 1e-4 to 10^-0.5.
+        n_weights: the number of weights of a trial.
+        seed: of the weights and the gradients.
 
     Raises:
-        AssertionError: there is no rule, the trials may not share a pass, or an update differs.
+        AssertionError: there is no rule, the trials cannot share a pass, an update differs, or a checkpoint would lack
+            some of the optimizer's state.
     """
     import torch
     from torch import nn
@@ -212,7 +254,7 @@ def check_packed_rule(
                 message = f"trial {k}, update {step + 1}: {{}}".format
                 assert_close(stacked[k], weight.detach(), rtol=1e-12, atol=1e-12, msg=message)
                 for part in rule.state:
-                    own = optimizer.state[weight].get(part)  # SGD has no buffer before it has used one
+                    own = optimizer.state[weight].get(part)  # SGD has no buffer before the first use of momentum
                     own = torch.zeros_like(weight) if own is None else own
                     assert_close(state[part][k], own.detach(), rtol=1e-12, atol=1e-12, msg=message)
             step += 1
@@ -227,7 +269,7 @@ def check_packed_rule(
 
 
 def _table(scheduled: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the scheduler sets, as a pack hands it to the rule."""
+    """Convert what the scheduler sets to the form that `Rule.table` takes: an array of shape (n,) for each number."""
     table = {name: np.array([row[name] for row in scheduled]) for name in scheduled[0] if name != "betas"}
     if "betas" in scheduled[0]:
         table["beta1"], table["beta2"] = np.array([row["betas"] for row in scheduled]).T

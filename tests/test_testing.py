@@ -91,7 +91,7 @@ def test_a_plain_function_passes(tmp_path: Path) -> None:
         (reports_nan, "val/loss is nan in epoch 2"),
         (reports_backwards, "epoch 1 is reported after epoch 2"),
         (swallows_pruned, "must not be caught"),
-        (never_saves, "asked to stop goes on"),
+        (never_saves, "did not stop when it was asked to"),
         (forgets, "other numbers"),
         (begins_again, "epoch 1 is reported after epoch 1"),
     ],

@@ -1,4 +1,4 @@
-"""Contenders that are tuned alike and tested against each other; a client of studies.
+"""Comparisons: tune contenders with the same budget and test them against each other. Each part is a study.
 
-In: the options to compare. Out: statistics, a verdict, a table and a picture.
+In: the options to compare. Out: statistics, a verdict, tables and a plot.
 """

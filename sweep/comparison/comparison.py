@@ -1,4 +1,4 @@
-"""One comparison: tunes every contender, trains what was chosen on fresh seeds, reports."""
+"""Run a comparison: tune every contender, train the chosen configurations on fresh seeds, and report."""
 
 import time
 from collections import Counter
@@ -26,12 +26,20 @@ from sweep.utils.terminal import say
 
 
 class NothingToCompare(SweepError):
-    """Fewer than two contenders came to anything, on any task."""
+    """On no task are there two contenders to compare."""
 
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What came of a comparison: `judgement.tasks` has a result for each task. folder: its report."""
+    """The result of a comparison.
+
+    Attributes:
+        name: the comparison's name.
+        folder: the folder of its report.
+        metric: the metric by which contenders are compared.
+        entries: every contender on every task, with its tuning trials and its runs.
+        judgement: the statistics of every task.
+    """
 
     name: str
     folder: Path
@@ -41,32 +49,47 @@ class ComparisonResult:
 
     @property
     def tasks(self) -> list[TaskResult]:
-        """On each task the contenders that take part, every pair's test, and who failed."""
+        """The result on each task: the contenders that take part, the test of every pair, and those that failed."""
         return self.judgement.tasks
 
     @property
     def winner(self) -> str | None:
-        """The contender that is detectably better than every other, on every task; None where there is none."""
+        """The name of the contender that is detectably better than every other on every task; None if there is none."""
         winners = {task.winner for task in self.tasks}
         return winners.pop() if len(winners) == 1 else None
 
 
 class Comparison:
-    """Its methods stand in the order in which they are called.
-
-    root: of the comparison. arguments: overrides of a trial's keys, as on the command line. says: whether to print.
-    """
+    """Runs a comparison. Its methods stand in the order in which they are called."""
 
     def __init__(self, root: HydraRoot, arguments: Sequence[str], says: bool = True) -> None:
+        """Make the plan. Nothing is stored.
+
+        Args:
+            root: the source of the comparison's own config.
+            arguments: overrides of a trial's keys, as on the command line.
+            says: False prints nothing.
+
+        Raises:
+            ConfigError: the comparison would be unfair, or its config cannot be used.
+        """
         self._upload_processes: dict[Path, UploadProcess] = {}
         self._says = says
         output = Output.FAILURES if says else Output.NOTHING
         self._plan = make_plan(root, arguments, output, self._upload_process)
 
     def run(self) -> ComparisonResult | None:
-        """Return what came of it, None for a dry run.
+        """Run the studies that the comparison still lacks, judge the runs, and write the report.
 
-        Raises ConfigError before anything is stored, NothingToCompare once all is written, or Interrupted.
+        Returns:
+            The result; None for a dry run.
+
+        Raises:
+            ConfigError: the comparison cannot be run. Nothing is stored.
+            NothingToCompare: fewer than two contenders can be compared on any task, although the report is written. Or
+                a study ended before it was complete.
+            DamagedJournal: the record of a run is damaged.
+            Interrupted: a signal stopped the comparison. The same command resumes it.
         """
         plan = self._plan
         tunings = list(self._checked())
@@ -81,7 +104,7 @@ class Comparison:
         try:
             entries = self._worked(tunings)
         except KeyboardInterrupt:
-            self._say("stopped; the same command goes on with it")
+            self._say("stopped; run the same command again to resume it")
             raise
         finally:
             for upload_process in self._upload_processes.values():
@@ -95,7 +118,7 @@ class Comparison:
         n_able = Counter(entry.task for entry in entries if entry.problem is None)
         if max(n_able.values(), default=0) < 2:
             raise NothingToCompare(
-                f"fewer than two contenders came to anything; see {'above' if self._says else plan.folder}"
+                f"fewer than two contenders can be compared; see {'above' if self._says else plan.folder}"
             )
         return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement)
 
@@ -104,7 +127,7 @@ class Comparison:
             say(line, flush=True)
 
     def _worked(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> list[Entry]:
-        """Runs what is missing, all tuning first."""
+        """Run the studies, all tuning first, and return their entries."""
         entries = [self._tuned(*tuning) for tuning in tunings]
         for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
             self._train_chosen(entry, tuning)
@@ -112,13 +135,13 @@ class Comparison:
         return entries
 
     def _upload_process(self, output_dir: Path) -> UploadProcess:
-        """One helper for all studies."""
+        """Return the upload process of an `output_dir`, which all studies share."""
         if output_dir not in self._upload_processes:
             self._upload_processes[output_dir] = UploadProcess(output_dir / "mirror.log")
         return self._upload_processes[output_dir]
 
     def _checked(self) -> Iterator[tuple[Contender, str, StudyRunner]]:
-        """The tuning of each contender on each task, looked at before any is run."""
+        """Yield the tuning of each contender on each task, after checking it. Raise ConfigError for a problem."""
         plan = self._plan
         for task in plan.field.tasks:
             for contender in plan.field.contenders:
@@ -131,11 +154,11 @@ class Comparison:
                 yield contender, task, tuning
 
     def _check_metric(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> str:
-        """The direction in which the compared metric gets better. Raises ConfigError for one that runs do not have."""
+        """Return minimize or maximize for the compared metric. Raise ConfigError if runs do not have it."""
         metric = self._plan.compare.metric
         try:
             settings = StudySettings(objective=metric)
-            for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # one of each task
+            for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # the first tuning of each task
                 check_objectives(settings, tuning.space.splits.load(tuning.default_config))
         except ConfigError as error:
             raise ConfigError("compare.metric", error.problem) from error
@@ -152,6 +175,7 @@ class Comparison:
             self._say(line)
 
     def _tuned(self, contender: Contender, task: str, tuning: StudyRunner) -> Entry:
+        """Run a tuning, and choose a trial for each fresh seed."""
         plan = self._plan
         ranges = {key: distribution for key, (_, distribution) in tuning.space.ranges({}).items()}
         entry = Entry(contender, task, studies=[tuning.name])
@@ -161,16 +185,17 @@ class Comparison:
         if trials is None:
             return entry
         entry.trials = trials
-        exhausted = len(trials) < plan.n_trials * plan.n_tunings  # every configuration there is was tried
+        exhausted = len(trials) < plan.n_trials * plan.n_tunings  # the space has no more configurations
         entry.n_tunings = 1 if exhausted else plan.n_tunings
         direction = plan.settings.direction[0]
         entry.chosen = choose(trials, entry.n_tunings, plan.compare.n_seeds, direction)
         if not any(entry.chosen):
             problems = [t.problem for t in trials if t.problem]
-            entry.problem = f"no trial of its tuning came to an end; the first: {problems[0] if problems else 'pruned'}"
+            entry.problem = f"no trial of its tuning is complete; the first: {problems[0] if problems else 'pruned'}"
         return entry
 
     def _train_chosen(self, entry: Entry, tuning: StudyRunner) -> None:
+        """Train the chosen configurations on the fresh seeds, and add the runs to the entry."""
         plan = self._plan
         if entry.problem is not None:
             return
@@ -185,17 +210,17 @@ class Comparison:
         }
         entry.runs = [found.get(seed) for seed in plan.seeds]
         if not any(entry.runs):
-            entry.problem = f"none of its runs came to an end, see {study.folder.path}"
+            entry.problem = f"none of its runs is complete; see {study.folder.path}"
 
     def _train_defaults(self, entry: Entry, tuning: StudyRunner) -> None:
-        """Which may fail without the contender's failing."""
+        """Train the untuned defaults on the fresh seeds. If they fail, the contender still takes part."""
         plan, own = self._plan, replace(entry, problem=None)
         if entry.problem is not None:
             return
         try:
             study = studies.untuned(plan, entry.contender, entry.task, tuning)
             study.check()
-        except Damaged:  # which says nothing of the defaults
+        except Damaged:  # a damaged file is not a problem of the defaults
             raise
         except ConfigError as error:
             entry.untuned_problem = str(error)
@@ -210,7 +235,10 @@ class Comparison:
             entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
 
     def _finished(self, entry: Entry, study: StudyRunner, done: str) -> list[TrialResult] | None:
-        """The study's trials, run as far as they are missing; None, and the entry's problem, where they fail."""
+        """Run the trials that a study still lacks, and return all of them.
+
+        If too many fail, set the entry's problem and return None. `done` is a word for the line that is printed.
+        """
         start = time.monotonic()
         who = " on ".join(filter(None, [entry.name, entry.task]))
         trials = study.tried() if study.is_recorded else None
@@ -224,15 +252,15 @@ class Comparison:
                 return None
             trials = study.tried()
         if trials is None:
-            raise NothingToCompare(f"study {study.name} is not complete; the same command goes on with it")
+            raise NothingToCompare(f"study {study.name} is not complete; run the same command again to resume it")
         n_complete = sum(t.state == "complete" for t in trials)
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
-        self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs to their end ({took})")
+        self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs complete ({took})")
         return trials
 
 
 def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> None:
-    """Raises ConfigError for contenders on a task whose options set other data, another split or more epochs."""
+    """Raise ConfigError if contenders on the same task differ in their data, their split or their number of epochs."""
     first: dict[str, tuple[Contender, dict[str, Any]]] = {}
     for contender, task, tuning in tunings:
         config = validate(tuning.space.composer.base({}).config)

@@ -1,4 +1,4 @@
-"""Who is compared with whom, and on what: read from the command line."""
+"""Read from the command line what is compared: the contenders, and the tasks."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,25 @@ from sweep.search.ranges import distribution_of, options_of, parse_override
 from sweep.search.space import read_command_line
 from sweep.utils.errors import ConfigError
 
-TASK = "data"  # the group whose options are tasks, and not contenders
-_ORDER = ("optimizer", "scheduler", "model")  # of a contender's name
+TASK = "data"  # the options of this group are tasks, not contenders
+_ORDER = ("optimizer", "scheduler", "model")  # the order of the options in a contender's name
 
 
 class Contender(NamedTuple):
-    """options: one of each compared group, by group."""
+    """One of the compared choices. `options` has one option of each compared group, by group."""
 
     name: str
     options: dict[str, str]
 
 
 class ComparisonSpec(NamedTuple):
-    """tasks: options of `data` where there are several, else one empty text. shared: overrides of every study."""
+    """What is compared.
+
+    Attributes:
+        contenders: every combination of the compared options.
+        tasks: the options of `data` if there are several, otherwise a single empty text.
+        shared: overrides that every study of the comparison has.
+    """
 
     contenders: list[Contender]
     tasks: list[str]
@@ -32,9 +38,15 @@ class ComparisonSpec(NamedTuple):
 
 
 def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> ComparisonSpec:
-    """arguments: the overrides of the command line. over: options by group, for groups that those leave open.
+    """Read the contenders and tasks of a comparison.
 
-    Raises ConfigError, for fewer than two contenders among others.
+    Args:
+        loader: Hydra's loader of configs, which has the options of each group.
+        arguments: the overrides of the command line. A group with several options is compared.
+        over: `compare.over`, the options by group. The command line replaces those of the groups it names.
+
+    Raises:
+        ConfigError: an option does not exist, or there are fewer than two contenders.
     """
     sweeps, _ = read_command_line(arguments)
     given = set(map(key_of, arguments))
@@ -45,7 +57,9 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
         if known := loader.get_group_options(key):
             axes[key] = _options(key, override, known)
         elif override in own:
-            raise ConfigError(f"compare.over.{key}", "is no group with options; choose such as optimizer, scheduler")
+            raise ConfigError(
+                f"compare.over.{key}", "is not a group with options; choose a group such as optimizer or scheduler"
+            )
     if "seed" in {o.key_or_group for o in sweeps}:
         raise ConfigError("seed", "is what each contender is trained on many of; set compare.n_seeds")
     shared = [argument for argument in arguments if not sets(argument, *axes)]
@@ -61,6 +75,7 @@ def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str
 
 
 def _options(group: str, override: Override, known: Sequence[str]) -> list[str]:
+    """Return the options that an override chooses. Raise ConfigError for one that is not among the known options."""
     value = override.value()
     if isinstance(value, Glob):
         options = value.filter(list(known))

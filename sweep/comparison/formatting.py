@@ -1,4 +1,4 @@
-"""A judgement in words: verdicts, warnings, and tables of texts."""
+"""Write a judgement as text: verdicts, warnings and tables."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,30 @@ _COLUMNS_OF_BUDGET = 6
 
 
 class Table(NamedTuple):
+    """A table of texts."""
+
     title: str
     columns: list[str]
     rows: list[list[str]]
 
 
 def verdict(task: TaskResult, judgement: Judgement, plan: Plan) -> str:
-    """One paragraph. Who leads is who nobody is detectably better than."""
+    """Return the verdict on a task, in one paragraph. The leaders are the contenders that nobody detectably beats."""
     level = plan.compare.level
     where = f"On {task.task}: " if task.task else ""
     if len(task.standings) < 2:
         alone = f"; {task.standings[0].name} is alone" if task.standings else ""
         return f"{where}nothing to compare{alone}."
-    found = [duel for duel in task.tests if duel.better is not None]
+    found = [test for test in task.tests if test.better is not None]
     if not found:
-        least = min(duel.adjusted for duel in task.tests)
+        least = min(test.adjusted for test in task.tests)
         return f"{where}no detectable difference (smallest adjusted p = {_p(least)}, level {level:g})."
     beaten_by: dict[str, list[PairwiseTest]] = {}
-    for duel in found:
-        loser = (duel.first, duel.second)[1 - (duel.better or 0)]
-        beaten_by.setdefault(loser.name, []).append(duel)
+    for test in found:
+        loser = (test.first, test.second)[1 - (test.better or 0)]
+        beaten_by.setdefault(loser.name, []).append(test)
     leaders = [s.name for s in sorted(task.standings, key=lambda s: s.score.median) if s.name not in beaten_by]
-    wins = [_win(duel, judgement.sign) for duel in found]
+    wins = [_win(test, judgement.sign) for test in found]
     among = f" Between {_listed(leaders)}: no detectable difference." if len(leaders) > 1 else ""
     rest = [d for d in task.tests if d.better is None and not {d.first.name, d.second.name} <= set(leaders)]
     open_ = f" Undecided: {'; '.join(f'{d.first.name} and {d.second.name}' for d in rest)}." if rest else ""
@@ -42,17 +44,17 @@ def verdict(task: TaskResult, judgement: Judgement, plan: Plan) -> str:
     return f"{where}{head} {'; '.join(wins)}.{among}{open_}"
 
 
-def _win(duel: PairwiseTest, sign: float) -> str:
-    two = (duel.first, duel.second)
-    better, worse = two[duel.better or 0], two[1 - (duel.better or 0)]
-    p, chance = duel.pair.effect, duel.pair.improvement
+def _win(test: PairwiseTest, sign: float) -> str:
+    two = (test.first, test.second)
+    better, worse = two[test.better or 0], two[1 - (test.better or 0)]
+    p, chance = test.pair.effect, test.pair.improvement
     chance = chance if p > 0 else 1 - chance
     values = f"{_number(sign * better.score.median)} against {_number(sign * worse.score.median)}"
-    return f"{better.name} is better than {worse.name} ({values}; p = {_p(duel.adjusted)}, in {chance:.0%} of pairs)"
+    return f"{better.name} is better than {worse.name} ({values}; p = {_p(test.adjusted)}, in {chance:.0%} of pairs)"
 
 
 def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
-    """What a reader should know before believing the verdict."""
+    """Yield what a reader should know before believing the verdict, one line each."""
     if judgement.smallest >= plan.compare.level and any(task.tests for task in judgement.tasks):
         yield (
             f"{plan.compare.n_seeds} seeds cannot show any difference: p after Holm is {judgement.smallest:.2g} at "
@@ -75,13 +77,13 @@ def warnings(judgement: Judgement, plan: Plan) -> Iterator[str]:
 
 
 def tables(task: TaskResult, judgement: Judgement, plan: Plan) -> list[Table]:
-    """The last three are for the written report."""
+    """Return the tables of a task. The terminal shows the first three: scores, pairs and targets."""
     on = f" on {task.task}" if task.task else ""
     if not task.standings:
         return []
     return [
         _scores(task, judgement, plan, on),
-        _duels(task, on),
+        _pairs(task, on),
         _targets(task, on),
         *_tuning(task, judgement, plan, on),
     ]
@@ -104,15 +106,15 @@ def _score_cells(score: Score, sign: float) -> list[str]:
     return [_number(sign * score.median), _number(sign * score.iqm), f"{_number(low)} to {_number(high)}"]
 
 
-def _duels(task: TaskResult, on: str) -> Table:
+def _pairs(task: TaskResult, on: str) -> Table:
     columns = ["pair", "first better in", "95 % interval", "effect", "p", "p, Holm", "verdict"]
     rows = []
-    for duel in task.tests:
-        one, other, pair = duel.first.name, duel.second.name, duel.pair
+    for test in task.tests:
+        one, other, pair = test.first.name, test.second.name, test.pair
         low, high = pair.interval
-        verdict = "no detectable difference" if duel.better is None else f"{(one, other)[duel.better]} is better"
+        verdict = "no detectable difference" if test.better is None else f"{(one, other)[test.better]} is better"
         ends = f"{low:.0%} to {high:.0%}"
-        numbers = [f"{pair.improvement:.0%}", ends, f"{pair.effect:+.2f}", _p(pair.p), _p(duel.adjusted)]
+        numbers = [f"{pair.improvement:.0%}", ends, f"{pair.effect:+.2f}", _p(pair.p), _p(test.adjusted)]
         rows.append([f"{one} against {other}", *numbers, verdict])
     return Table(f"pairs{on}", columns, rows)
 
@@ -134,7 +136,7 @@ def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list
     sign = sign_of(plan.settings.direction[0])
     ks = _some(max((len(s.budget.k) for s in task.standings), default=1))
     budget = Table(
-        f"{plan.settings.objective[0]}{on} to expect after so many trials",
+        f"expected best {plan.settings.objective[0]}{on}, by number of trials",
         ["contender", *map(str, ks)],
         [[s.name, *(_expected(s.budget, k, sign) for k in ks)] for s in task.standings],
     )
@@ -173,13 +175,13 @@ def _expected(budget: Budget, k: int, sign: float) -> str:
 
 
 def _some(n: int) -> list[int]:
-    """Numbers of trials up to n, each about twice the last."""
+    """Return numbers of trials up to n, each about twice the one before."""
     ks = [2**i for i in range(n.bit_length()) if 2**i < n]
     return [*ks[-_COLUMNS_OF_BUDGET:], n]
 
 
 def aligned(table: Table) -> str:
-    """For a terminal, numbers to the right."""
+    """Return the table as aligned text for a terminal, with numbers to the right."""
     rows = [table.columns, *table.rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     lines = [

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: numbers of each contender, tests of each pair, a verdict."""
+"""Judge the runs of a comparison: compute the numbers of each contender, and test every pair."""
 
 import itertools
 import math
@@ -17,15 +17,23 @@ from sweep.study.trial_result import Range, TrialResult
 from sweep.utils.seeds import derive_seed
 
 Array = NDArray[np.float64]
-_CLOSE = 0.1  # of the best value: as good, to the eye
-_EDGE = 0.1  # of a range: its outer part
-_CHANCE = 0.05
-_SEED = 20240917  # of all resampling: the same runs, the same report
-N_FACTORS = 60  # points of a performance profile
+_CLOSE = 0.1  # values within this share of the best count as equally good
+_EDGE = 0.1  # the share of a range that counts as its end
+_CHANCE = 0.05  # choices at an end of a range that are more probable than this are put down to chance
+_SEED = 20240917  # of all resampling, so that the same runs give the same report
+N_FACTORS = 60  # the number of points of a performance profile
 
 
 class Score(NamedTuple):
-    """costs: (n_seeds,), less is better, infinite for a missing run. Of those: median, iqm and its 95 % interval."""
+    """The scores of a contender.
+
+    Attributes:
+        costs: the cost on each seed, shape (n_seeds,). Less is better; a missing run has an infinite cost.
+        median: the median of the costs.
+        iqm: their interquartile mean.
+        interval: its 95 % interval.
+        n_missing: the number of missing runs.
+    """
 
     costs: Array
     median: float
@@ -35,8 +43,13 @@ class Score(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """share: of runs that reached the target. steps, seconds: until then, the median over all runs, infinite where half
-    or more of them missed it."""
+    """How soon a contender reached the target.
+
+    Attributes:
+        share: the share of runs that reached it.
+        steps: the steps until then, the median over all runs; infinite if half of them or more missed it.
+        seconds: the same in seconds of training.
+    """
 
     share: float
     steps: float
@@ -44,8 +57,15 @@ class Reached(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Lowest tuning value to be expected after k trials: k, values, low, high are (m,). interval: whether low and high
-    mean anything, which they do for independent trials."""
+    """The best tuning cost after k trials.
+
+    Attributes:
+        k: the numbers of trials, shape (m,).
+        values: the expected lowest cost, shape (m,). If the sampler learns, the lowest of the first k trials.
+        low: the lower end of its 95 % interval, shape (m,).
+        high: the upper end, shape (m,).
+        interval: True if `low` and `high` are an interval, which needs independent trials.
+    """
 
     k: NDArray[np.int_]
     values: Array
@@ -56,8 +76,18 @@ class Budget(NamedTuple):
 
 @dataclass
 class ContenderResult:
-    """What is known of an entry that takes part. rates: by learning rate, from where to where trials came within 10 %
-    of the best. diverged: share of tuning trials. edges: alarms, in words."""
+    """The numbers of a contender that takes part in a task.
+
+    Attributes:
+        entry: the contender on the task.
+        score: the scores of its runs.
+        untuned: the scores of its untuned defaults; None without any.
+        reached: how soon it reached the target.
+        budget: the best tuning cost by number of trials.
+        rates: by learning rate, the lowest and the highest value of the trials within 10 % of the best.
+        diverged: the share of tuning trials that diverged.
+        edges: warnings about choices at the end of a range.
+    """
 
     entry: Entry
     score: Score
@@ -70,11 +100,20 @@ class ContenderResult:
 
     @property
     def name(self) -> str:
+        """The contender's name."""
         return self.entry.name
 
 
 class PairwiseTest(NamedTuple):
-    """adjusted: p after Holm, over all pairs on all tasks. better: 0 or 1 for the detectably better, else None."""
+    """The test of two contenders on a task.
+
+    Attributes:
+        first: one of them.
+        second: the other.
+        pair: the first against the second.
+        adjusted: p after Holm's adjustment over all pairs on all tasks.
+        better: 0 if the first is detectably better, 1 if the second is; otherwise None.
+    """
 
     first: ContenderResult
     second: ContenderResult
@@ -84,6 +123,16 @@ class PairwiseTest(NamedTuple):
 
 
 class TaskResult(NamedTuple):
+    """The result on a task.
+
+    Attributes:
+        task: the task; empty if there is only one.
+        target: the validation loss whose reaching is timed; infinite if there is none.
+        standings: the contenders that take part.
+        tests: the test of every pair of them.
+        failed: the contenders that take no part.
+    """
+
     task: str
     target: float
     standings: list[ContenderResult]
@@ -92,15 +141,22 @@ class TaskResult(NamedTuple):
 
     @property
     def winner(self) -> str | None:
-        """The contender that is detectably better than every other; None where there is none."""
+        """The contender that is detectably better than every other; None if there is none."""
         wins = [(test.first, test.second)[test.better].name for test in self.tests if test.better is not None]
         return next((s.name for s in self.standings if wins.count(s.name) == len(self.standings) - 1 > 0), None)
 
 
 @dataclass
 class Judgement:
-    """tasks: in the order of the command line. profiles: (contenders, N_FACTORS) by contender, with three tasks or
-    more. sign: 1 where the metric gets better downwards, -1 otherwise: costs times sign are the metric."""
+    """The result of a comparison.
+
+    Attributes:
+        tasks: the results on each task, in the order of the command line.
+        factors: the factors of the performance profiles, shape (N_FACTORS,); empty with fewer than three tasks.
+        profiles: the performance profile of each contender, shape (N_FACTORS,); empty with fewer than three tasks.
+        sign: 1 if a lower metric is better, otherwise -1. A cost times `sign` is a value of the metric.
+        smallest: the smallest adjusted p that this number of seeds and tests can give.
+    """
 
     tasks: list[TaskResult]
     factors: Array
@@ -119,8 +175,18 @@ def judge(
     target: float | None,
     n_trials: int,
 ) -> Judgement:
-    """direction: in which `metric` gets better; tuned_for: that of the tuning objective. learns: whether the sampler
-    does, so that tuning trials are not independent. level: of the tests. n_trials: of each tuning."""
+    """Judge the entries of a comparison. The order of the entries does not change any number.
+
+    Args:
+        entries: every contender on every task.
+        metric: the compared metric.
+        direction: minimize or maximize, for the metric.
+        tuned_for: minimize or maximize, for the tuning objective.
+        learns: True if the sampler learns from earlier trials, so that tuning trials are not independent.
+        level: the significance level of the tests.
+        target: the validation loss whose reaching is timed; None takes one that every contender reaches.
+        n_trials: the number of trials of each tuning.
+    """
     tasks = []
     for task in dict.fromkeys(entry.task for entry in entries):
         here = [entry for entry in entries if entry.task == task]
@@ -158,7 +224,10 @@ def _score(runs: Sequence[Run | None], metric: str, direction: str, rng: np.rand
 
 
 def _target(entries: Sequence[Entry]) -> float:
-    """The validation loss that every contender reaches in more than half of its runs."""
+    """Return the lowest validation loss that every contender reaches in more than half of its runs.
+
+    Contenders that reach no finite loss in half of their runs are left out; infinity if that leaves none.
+    """
     lowest = [[math.inf if run is None else float(run.val_loss.min()) for run in entry.runs] for entry in entries]
     medians = [sorted(losses)[len(losses) // 2] for losses in lowest]
     return max((float(m) for m in medians if math.isfinite(m)), default=math.inf)
@@ -174,11 +243,12 @@ def _reached(runs: Sequence[Run | None], loss: float) -> Reached:
 
 
 def _tuning_costs(trials: Sequence[TrialResult], direction: str, worst: float) -> Array:
-    """What diverged or failed counts as the worst that any contender came to on the task, lest a mean be infinite."""
+    """Return the cost of each trial. Trials that diverged or failed get the cost `worst`, which keeps means finite."""
     return np.array([worst if t.value is None or t.diverged else sign_of(direction) * t.value for t in trials])
 
 
 def _worst(entries: Sequence[Entry], direction: str) -> float:
+    """Return the highest finite tuning cost of any contender on the task."""
     all_costs = [_tuning_costs(entry.trials, direction, -math.inf) for entry in entries]
     return max((float(c.max()) for c in all_costs), default=0.0)
 
@@ -188,7 +258,7 @@ def _budget(
 ) -> Budget:
     values = _tuning_costs(entry.trials, direction, worst)
     k = np.arange(1, min(n_trials, len(values)) + 1)
-    if not math.isfinite(worst):  # nobody came to a number
+    if not math.isfinite(worst):  # no trial of any contender has a value
         none = np.full(len(k), np.nan)
         return Budget(k, none, none, none, interval=False)
     if learns:
@@ -199,6 +269,7 @@ def _budget(
 
 
 def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:
+    """Return, for each searched learning rate, the span of the trials whose cost is within 10 % of the best."""
     values = _tuning_costs(entry.trials, direction, math.inf)
     best = values.min()
     if not math.isfinite(best):
@@ -210,9 +281,11 @@ def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:
 
 
 def _edges(entry: Entry) -> list[str]:
-    """Where half of the tunings or more, and more than chance would have, chose a value at the same end of its range.
+    """Return a warning for each range of which too many tunings chose a value at the same end.
 
-    The end of a list of numbers is its last one.
+    Too many are half of the tunings or more, unless independent uniform choices would give as many with a probability
+    above 5 %. A single tuning is not tested for chance. The end of a continuous range is its outer 10 %, that of a list
+    of numbers is its last one.
     """
     chosen = [t.params for t in entry.chosen[: entry.n_tunings] if t is not None]
     alarms = []
@@ -230,7 +303,7 @@ def _edges(entry: Entry) -> list[str]:
 
 
 def _place(found: Range, value: float) -> float:
-    """From 0 at the lower end to 1 at the upper."""
+    """Return the place of a value in its range, from 0 at the lower end to 1 at the upper, on the range's scale."""
     if found.low == found.high:
         return 0.5
     if found.choices is not None:
@@ -240,7 +313,7 @@ def _place(found: Range, value: float) -> float:
 
 
 def _test(tasks: Sequence[TaskResult], level: float) -> None:
-    """Fills in the duels of each task: every pair, adjusted together."""
+    """Add the tests of every pair to each task. All p values are adjusted together."""
     pairs = [(task, *two) for task in tasks for two in itertools.combinations(task.standings, 2)]
     found = [_compared(task.task, one, other) for task, one, other in pairs]
     adjusted = statistics.holm([pair.p for pair in found])
@@ -250,7 +323,7 @@ def _test(tasks: Sequence[TaskResult], level: float) -> None:
 
 
 def _compared(task: str, one: ContenderResult, other: ContenderResult) -> Pair:
-    """The pair as it would be judged in the order of the names, whichever comes first on the command line."""
+    """Compare two contenders in the order of their names, so that the order on the command line changes no number."""
     first, second = sorted((one, other), key=lambda s: s.name)
     pair = statistics.compare(first.score.costs, second.score.costs, _generator("pair", task, first.name, second.name))
     if first is one:
@@ -260,15 +333,18 @@ def _compared(task: str, one: ContenderResult, other: ContenderResult) -> Pair:
 
 
 def _generator(*names: str) -> np.random.Generator:
-    """A generator of its own for each use, so that the order of contenders changes no number."""
+    """Return a generator seeded by the names of its use, so that the order of contenders changes no number."""
     return np.random.default_rng(derive_seed(_SEED, "\n".join(names)))
 
 
 def _profiles(tasks: Sequence[TaskResult]) -> tuple[Array, dict[str, Array]]:
-    """Each contender's share of runs, over all tasks, within a factor of the best contender's median on the task.
+    """Return the factors, and the performance profile of each contender.
 
-    Of metrics that are better upwards the factor is the median over the run. A contender that failed on a task has
-    nothing but infinite factors there.
+    The ratio of a run is its cost divided by the best contender's median cost on the task. If that median is not
+    positive, for example because a higher metric is better and costs are negative, the ratio is the median divided by
+    the cost. So a ratio below 1 is better than the best median in both cases. A missing run has an infinite ratio, and
+    so has every run of a contender that failed on the task. The profile is the share of runs whose ratio is at most a
+    factor, averaged over the tasks.
     """
     ratios: dict[str, list[Array]] = {}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""The picture of a comparison: scores, tuning, curves and learning rates of each task."""
+"""The plot of a comparison: scores, tuning, curves and learning rates of each task."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,15 @@ _PANELS = 4
 
 
 def draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
-    """Writes a PNG: a row of panels a task, two by two for one, and below the performance profile if there is one."""
+    """Write the plot as a PNG file, which replaces an earlier one in one step.
+
+    Each task has a row of four panels; a single task has them two by two. The performance profile is below if there is
+    one.
+    """
     import_matplotlib()
     from matplotlib import style
 
-    with style.context("default"):  # Optuna's plots leave another behind
+    with style.context("default"):  # Optuna's plots change the style
         _draw(plan, judgement, plot)
 
 
@@ -54,7 +58,7 @@ def _draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
 
 
 def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colours: dict[str, str]) -> None:
-    """A dot a run, a bar for the IQM with its interval, a hollow diamond for the IQM of the defaults."""
+    """Draw a dot for each run, a bar for the interval of the IQM, and a hollow diamond for the IQM of the defaults."""
     ordered = sorted(task.standings, key=lambda s: s.score.iqm, reverse=True)
     rng = np.random.default_rng(0)
     for y, s in enumerate(ordered):
@@ -94,7 +98,7 @@ def _budget(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) ->
 
 
 def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
-    """The median over runs, and the middle half of them."""
+    """Draw the validation loss by epoch: the median over runs, with the middle half of them shaded."""
     for s in task.standings:
         losses = _padded([run for run in s.entry.runs if run is not None])
         epochs = np.arange(1, losses.shape[1] + 1)
@@ -110,7 +114,10 @@ def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
 
 
 def _padded(runs: list[Run]) -> np.ndarray:
-    """(runs, epochs), with what a run that stopped early lacks as nan; epochs that most lack are left out."""
+    """Return the validation losses, shape (runs, epochs), padded with nan for runs that stopped early.
+
+    The number of epochs is the median over the runs; longer runs are cut.
+    """
     longest = int(np.median([len(run.val_loss) for run in runs]))
     return np.array(
         [np.pad(r.val_loss, (0, max(0, longest - len(r.val_loss))), constant_values=np.nan)[:longest] for r in runs]
@@ -118,7 +125,7 @@ def _padded(runs: list[Run]) -> np.ndarray:
 
 
 def _rates(axes: Any, task: TaskResult, plan: Plan, colours: dict[str, str]) -> None:
-    """Every tuning trial, by its highest learning rate."""
+    """Draw every tuning trial by its highest learning rate."""
     shown = []
     for s in task.standings:
         keys = [k for k in ("optimizer.lr", "scheduler.max_lr") if k in s.entry.ranges]
@@ -151,9 +158,14 @@ def _profile(axes: Any, judgement: Judgement, colours: dict[str, str]) -> None:
 
 
 def _limits(values: Sequence[float], is_log: bool, best_last: bool) -> tuple[float, float]:
-    """Return finite limits around the values, but for the few that are far off on the bad side.
+    """Return finite limits around the values. With more than 40 values, the worst 5 % may lie outside.
 
-    On a logarithmic axis the margins are factors, so that both limits are positive.
+    On a logarithmic axis the margins are factors, so both limits are positive.
+
+    Args:
+        values: what is drawn.
+        is_log: True if the axis is logarithmic.
+        best_last: True if higher values are better.
     """
     placed = np.log10(values) if is_log else np.asarray(values, float)
     cut = 0.05 if len(values) > 40 else 0.0
@@ -169,7 +181,7 @@ def _fit_to_lines(axes: Any) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """Where there is something to name; matplotlib warns otherwise."""
+    """Add a legend if there is something to name. Otherwise matplotlib would warn."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8)
 

@@ -1,4 +1,4 @@
-"""What a comparison leaves: words in the terminal, and a folder with all of it in words, numbers and a picture."""
+"""Report a comparison: a summary in the terminal, and a folder with everything as text, numbers and a plot."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ from sweep.search.samplers import is_uniform
 from sweep.utils.files import to_yaml, write_atomic
 from sweep.utils.terminal import escaped, say
 
-_IN_TERMINAL = 3  # tables of a task
+_IN_TERMINAL = 3  # how many tables of a task the terminal shows
 
 
 def judged(plan: Plan, entries: Sequence[Entry], direction: str) -> Judgement:
-    """direction: in which the metric gets better."""
+    """Judge the entries by the settings of the plan. `direction` is minimize or maximize, for the compared metric."""
     return judge(
         entries,
         plan.compare.metric,
@@ -32,7 +32,10 @@ def judged(plan: Plan, entries: Sequence[Entry], direction: str) -> Judgement:
 
 
 def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> None:
-    """Write comparison.yaml, comparison.md and comparison.png into the comparison's folder."""
+    """Write comparison.yaml, comparison.md and comparison.png to the comparison's folder.
+
+    Each file is replaced atomically. A plot that cannot be drawn only prints a warning.
+    """
     from sweep.comparison.plot import draw
 
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> 
 
 
 def print_report(plan: Plan, judgement: Judgement) -> None:
-    """Print the gist of it."""
+    """Print the main tables, the verdict and the warnings."""
     for task in judgement.tasks:
         for table in formatting.tables(task, judgement, plan)[:_IN_TERMINAL]:
             say(f"\n{formatting.aligned(table)}")
@@ -56,6 +59,7 @@ def print_report(plan: Plan, judgement: Judgement) -> None:
 
 
 def _markdown(plan: Plan, judgement: Judgement) -> str:
+    """Return the text of comparison.md."""
     parts = [f"# {plan.name}", *(formatting.verdict(task, judgement, plan) for task in judgement.tasks)]
     if warnings := list(formatting.warnings(judgement, plan)):
         parts.append("\n".join(f"- Warning: {warning}" for warning in warnings))
@@ -69,6 +73,7 @@ def _markdown(plan: Plan, judgement: Judgement) -> str:
 
 
 def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[str, Any]:
+    """Return the content of comparison.yaml. Costs are converted back to values of the metric."""
     tasks: list[dict[str, Any]] = []
     for task in judgement.tasks:
         found: dict[str, Any] = {"task": task.task or plan.config.choices.get("data"), "target": task.target}
@@ -116,7 +121,7 @@ def _score(score: Score, sign: float) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without numpy; what is infinite or undefined is null."""
+    """Convert numpy's types to plain ones, and numbers that are not finite to null."""
     if isinstance(value, dict):
         return {str(key): _plain(child) for key, child in value.items()}
     if isinstance(value, list | tuple):

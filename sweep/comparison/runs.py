@@ -1,4 +1,4 @@
-"""What a comparison reads: tuning trials from their studies, final runs from their journals."""
+"""The data of a comparison: tuning trials from their studies, and final runs from their journals."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,14 @@ Array = NDArray[np.float64]
 
 
 class Run(NamedTuple):
-    """A finished run. values: what it ended with, by metric. val_loss: (epochs,). epoch_steps: updates in an epoch."""
+    """A complete run.
+
+    Attributes:
+        values: the values that it recorded at its end, by metric.
+        val_loss: the validation loss by epoch, shape (epochs,).
+        epoch_steps: the number of updates in an epoch.
+        train_s: seconds of training, over all attempts.
+    """
 
     values: dict[str, float]
     val_loss: Array
@@ -29,10 +36,11 @@ class Run(NamedTuple):
 
     @property
     def n_steps(self) -> int:
+        """The number of updates in all epochs."""
         return len(self.val_loss) * self.epoch_steps
 
     def reaches(self, loss: float) -> float:
-        """The epoch in which the validation loss is that low for the first time, infinite where it never is."""
+        """Return the first epoch, from 1, whose validation loss is at most `loss`; infinity if there is none."""
         reached = np.flatnonzero(self.val_loss <= loss)
         return float(reached[0]) + 1 if len(reached) else math.inf
 
@@ -41,10 +49,20 @@ class Run(NamedTuple):
 class Entry:
     """A contender on a task.
 
-    searched: what tuning searched, in words by key; ranges: those that are numbers. trials: of all tunings.
-    chosen: by seed, None where no trial of the tuning came to an end. runs, untuned: by seed, None for one that
-    diverged or failed, or had nothing to train. studies: names. problem, untuned_problem: why the contender, or its
-    defaults, take no part.
+    Attributes:
+        contender: the contender.
+        task: the task; empty if there is only one.
+        searched: the ranges that tuning searched, as text by key.
+        ranges: the ranges of numbers among them.
+        n_tunings: the number of tunings.
+        trials: the trials of all tunings.
+        chosen: the best trial of the tuning that belongs to each fresh seed; None if no trial of it is complete.
+        runs: the run of the chosen configuration on each fresh seed; None if it diverged or failed, or if nothing was
+            chosen.
+        untuned: the same for the untuned defaults.
+        untuned_problem: why the untuned defaults take no part; otherwise None.
+        problem: why the contender takes no part; otherwise None.
+        studies: the names of its studies.
     """
 
     contender: Contender
@@ -62,13 +80,22 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The contender's name."""
         return self.contender.name
 
 
 def read_run(folder: RunFolder, state: str) -> Run | None:
-    """None for a run that diverged or failed, or never began. state: of its trial.
+    """Read a run from its journal.
 
-    Raises DamagedJournal where the record of a complete trial is damaged or lacks its end.
+    Args:
+        folder: the folder of the run.
+        state: complete, pruned or failed: the state of its trial.
+
+    Returns:
+        The run; None if it diverged, failed or never began.
+
+    Raises:
+        DamagedJournal: the journal is damaged, or lacks the end of a complete trial.
     """
     events = [*journal.records(folder.journal, "start", "end")]
     end = events[-1] if events and events[-1]["kind"] == "end" else None
@@ -84,7 +111,10 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:
-    """The best trial of each tuning, for each seed; trial i is one of tuning i modulo `n_tunings`."""
+    """Return the best complete trial of the tuning that belongs to each fresh seed; None if the tuning has none.
+
+    Trial i belongs to tuning i modulo `n_tunings`, and seed j to tuning j modulo `n_tunings`.
+    """
     sign = sign_of(direction)
     best: list[TrialResult | None] = []
     for tuning in range(n_tunings):
@@ -94,5 +124,5 @@ def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, directio
 
 
 def costs(runs: Sequence[Run | None], metric: str, direction: str) -> Array:
-    """What the runs came to, the less the better; infinite for one that is missing."""
+    """Return the metric of each run as a cost, of which less is better: shape (n,), infinite for a missing run."""
     return np.array([math.inf if run is None else sign_of(direction) * run.values[metric] for run in runs])

@@ -1,4 +1,4 @@
-"""The studies of a comparison: each an ordinary one, under a name of its own, so that it resumes like any other."""
+"""The studies of a comparison. Each is an ordinary study with its own name, so it resumes like any other."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +31,9 @@ from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute, refuse_links_in
 from sweep.utils.seeds import derive_seed
 
-_N_TRIALS, _N_TRIALS_ONCE = 8, 32  # of a tuning, where the command line does not say
+_N_TRIALS, _N_TRIALS_ONCE = 8, 32  # the default number of trials of a tuning, with and without retuning
 _GROUPS = ("hydra/sweeper/sampler", "hydra/sweeper/pruner")
-_LONGEST = 60  # part of a study's name, which has at most twice as many characters
+_LONGEST = 60  # a study's name has two parts of this length at most
 _NO_SEARCH = {
     "sampler": {"_target_": RANDOM_SAMPLER},
     "pruner": {"_target_": NO_PRUNER},
@@ -46,10 +46,17 @@ Values = dict[str, Any]  # of searched keys
 
 @dataclass
 class Plan:
-    """What a comparison is to do, read from its config; nothing is stored yet.
+    """The plan of a comparison, read from its config. Making it stores nothing.
 
-    root: what composes its studies. settings: of them all. config: of the first contender. command: what goes on with
-    the comparison. output: what is printed of each study. follower: gives the upload process of an `output_dir`.
+    Attributes:
+        root: the source of its studies' configs.
+        settings: the settings of all its studies.
+        field: the contenders and tasks.
+        config: the default configuration of the first contender on the first task.
+        name: the comparison's name.
+        command: the command that resumes the comparison.
+        output: how much each study prints.
+        upload_process: returns the upload process of an `output_dir`, which all studies share.
     """
 
     root: HydraRoot
@@ -63,31 +70,33 @@ class Plan:
 
     @property
     def compare(self) -> Compare:
+        """The comparison's own settings."""
         return self.config.compare
 
     @property
     def n_tunings(self) -> int:
-        """Of each contender on each task."""
+        """The number of tunings of each contender on each task."""
         return self.compare.n_seeds if self.compare.retune else 1
 
     @property
     def n_trials(self) -> int:
-        """Of each tuning."""
+        """The number of trials of each tuning."""
         return self.settings.n_trials or (_N_TRIALS if self.compare.retune else _N_TRIALS_ONCE)
 
     @property
     def seeds(self) -> list[int]:
-        """What every contender is trained on at last; tuning knows none of them."""
+        """The fresh seeds. Tuning uses seeds below them."""
         first = self.config.seed + MOST_SEEDS
         return list(range(first, first + self.compare.n_seeds))
 
     @property
     def folder(self) -> Path:
+        """The folder of the report."""
         return absolute(self.config.output_dir) / "comparisons" / self.name
 
 
 def refuse_foreign_files(plan: Plan) -> None:
-    """Raises ConfigError if the comparison would overwrite files that it did not make."""
+    """Raise ConfigError if the report would overwrite files that are not an earlier report of this comparison."""
     folder = plan.folder
     refuse_links_in(folder, "compare.name")
     facts = folder / "comparison.yaml"
@@ -103,7 +112,17 @@ def make_plan(
     output: Output,
     upload_process: Callable[[Path], UploadProcess],
 ) -> Plan:
-    """root: of the comparison, as `Plan.root` is of its studies. Raises ConfigError."""
+    """Make the plan of a comparison.
+
+    Args:
+        root: the source of the comparison's own config.
+        arguments: overrides of a trial's keys, as on the command line.
+        output: how much each study prints.
+        upload_process: returns the upload process of an `output_dir`.
+
+    Raises:
+        ConfigError: the comparison would be unfair, or its config cannot be used.
+    """
     master, settings = root.like, settings_of(root.like, root.changes)
     if is_auto(master.bounds):
         raise ConfigError("bounds", "auto is for a study; a comparison searches the ranges that options declare")
@@ -132,7 +151,7 @@ def make_plan(
 
 
 def _root_of_studies(root: HydraRoot) -> HydraRoot:
-    """That of `python -m sweep.run`, with what the comparison's own config says of studies."""
+    """Return the source of the studies' configs: that of `sweep.run`, with the comparison's settings for studies."""
     given = [o for o in root.own if key_of(o) not in ("hydra.mode", "hydra/help", "hydra/sweeper")]
     node = root.like.hydra
     usual = [f"{group}={node.runtime.choices[group]}" for group in _GROUPS]
@@ -142,7 +161,7 @@ def _root_of_studies(root: HydraRoot) -> HydraRoot:
 
 
 def _refuse(settings: StudySettings, config: Config) -> None:
-    """What would make the comparison unfair, or mean something else. Raises ConfigError."""
+    """Raise ConfigError for settings that would make the comparison unfair, or have no meaning for it."""
     if settings.study_name is not None:
         raise ConfigError("hydra.sweeper.study_name", "a comparison has many studies; set compare.name")
     if settings.retry_failed:
@@ -172,7 +191,11 @@ def _refuse(settings: StudySettings, config: Config) -> None:
 
 
 def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
-    """The study that tunes a contender. Its trial i belongs to tuning i modulo `n_tunings`: a larger budget goes on."""
+    """Return the study that tunes a contender.
+
+    Its trial i belongs to tuning i modulo `n_tunings`. So if the budget grows, each tuning keeps its trials and gets
+    more.
+    """
     changes: dict[str, Any] = {}
     if not (is_grid(plan.settings.sampler) and plan.settings.n_trials is None):
         changes["n_trials"] = plan.n_trials * plan.n_tunings
@@ -186,10 +209,18 @@ def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
 def fresh(
     plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]], space: Space
 ) -> StudyRunner:
-    """The study that trains what was chosen, each on its seed, in that order. space: that it was chosen from."""
+    """Return the study that trains the chosen configurations on the fresh seeds.
+
+    Args:
+        plan: the plan.
+        contender: the contender.
+        task: the task.
+        chosen: seeds and values. The trials have this order.
+        space: the search space that the values were chosen from.
+    """
     items = [{"seed": seed, **values} for seed, values in chosen]
     words = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
-    digest = hashlib.sha256("".join(words).encode()).hexdigest()[:6]  # other choices are another study
+    digest = hashlib.sha256("".join(words).encode()).hexdigest()[:6]  # different choices make a different study
     enqueue = [{key: space.meaning({}, key, value) for key, value in item.items()} for item in items]
     changes = {**_NO_SEARCH, "n_trials": len(items), "enqueue": enqueue}
     ranges = {"seed": whole_numbers([seed for seed, _ in chosen])}
@@ -197,7 +228,10 @@ def fresh(
 
 
 def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> StudyRunner:
-    """The study that trains the contender's defaults on the same seeds. like: its tuning, which knows what to fix."""
+    """Return the study that trains the contender's untuned defaults on the fresh seeds.
+
+    `like` is the contender's tuning. The keys that it searches are fixed to their defaults.
+    """
     config = like.space.composer.base({}).config
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
     if BATCH_SIZE in values:
@@ -217,7 +251,17 @@ def _study(
     fixed: Sequence[str] = (),
     ranges: Mapping[str, Any] | None = None,
 ) -> StudyRunner:
-    """changes: of the user's settings. fixed: overrides, and ranges to search; both take the user's place."""
+    """Return a study of the comparison.
+
+    Args:
+        plan: the plan.
+        contender: the contender.
+        task: the task.
+        part: the last part of the study's name.
+        changes: settings that replace the user's.
+        fixed: overrides that replace the user's.
+        ranges: ranges to search, which replace the user's.
+    """
     taken = {*map(key_of, fixed), *(ranges or {})}
     shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
     arguments = [*shared, *_options(contender, task), *fixed]
@@ -233,6 +277,7 @@ def _options(contender: Contender, task: str) -> list[str]:
 
 
 def _shortened(name: str) -> str:
+    """Return a folder name of at most 60 characters, with a digest if it differs from the given name."""
     if len(name) <= _LONGEST - 1 and name == folder_name(name):
         return name
     return f"{folder_name(name)[: _LONGEST - 8]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -1,4 +1,4 @@
-"""Training a study's best configuration again: `python -m sweep.run from_study=NAME`. Needs no Optuna."""
+"""Train a study's best configuration again: `python -m sweep.run from_study=NAME`. This needs no Optuna."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,18 @@ log = logging.getLogger("sweep")
 
 
 def stored_best(best: Path, key: str) -> dict[str, Any]:
-    """Return what a study's best.yaml says: the number of the `trial`, its `values` and `overrides`. Raises Damaged."""
+    """Read a study's best.yaml.
+
+    Args:
+        best: the path of best.yaml.
+        key: the config key that an error names.
+
+    Returns:
+        The content of the file: `trial` is the number of the best trial, `values` and `overrides` are its own.
+
+    Raises:
+        Damaged: the file is gone, cannot be read, or lists no overrides.
+    """
     remedy = "run the study's command again, which writes it anew"
     if not best.exists():
         raise Damaged(key, best, "it is gone", remedy)
@@ -31,10 +42,17 @@ def stored_best(best: Path, key: str) -> dict[str, Any]:
 
 
 def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictConfig:
-    """The best configuration of study `name` below `output_dir`, with `overrides` of the command line on top.
+    """Compose the best configuration of a study, with the overrides of the command line on top.
 
-    Raises ConfigError for a study that is not there or has no complete trial, or whose configuration asks for what only
-    the user's own command may (`stored_overrides`).
+    Args:
+        output_dir: the folder whose `studies` folder holds the study.
+        name: the study's name.
+        overrides: the command line's own overrides. They win over those that the study stored.
+
+    Raises:
+        ConfigError: the study does not exist or has no complete trial, or its configuration sets something that only
+            the user's own command may set (`stored_overrides`).
+        Damaged: the study's best.yaml cannot be read.
     """
     require_study(absolute(output_dir), name)
     folder = absolute(output_dir) / "studies" / name
@@ -51,9 +69,18 @@ def best_config(output_dir: str, name: str, overrides: Sequence[str]) -> DictCon
 
 
 def best_choices(output_dir: str, name: str, job: Any) -> dict[str, str]:
-    """Return the option of each group that `best_config` has, without a word. job: Hydra's node. Raises ConfigError."""
+    """Return the chosen option of each group in `best_config`, without logging anything.
+
+    Args:
+        output_dir: as for `best_config`.
+        name: as for `best_config`.
+        job: Hydra's own node, which holds the overrides of the command line.
+
+    Raises:
+        ConfigError: as for `best_config`.
+    """
     earlier = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what there is to say is said where the config is used
+    logging.disable(logging.CRITICAL)  # the warnings are shown later, where the config is used
     try:
         return dict(best_config(output_dir, name, given_overrides(job)).choices)
     finally:

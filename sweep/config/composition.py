@@ -1,4 +1,4 @@
-"""Composing a config, and saying what is wrong with one in a single line."""
+"""Compose a config with Hydra, and turn Hydra's errors into one line that names the config key."""
 
 import re
 import traceback
@@ -31,10 +31,14 @@ _OF_NO_PACKAGE = re.compile(
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
-    """The config that `python -m sweep.run OVERRIDES` would use.
+    """Return the config that `python -m sweep.run OVERRIDES` would use. Hydra's global state is restored afterwards.
 
-    `config_dir` is a folder with options of your own, like Hydra's --config-dir. Hydra's global state is as before
-    afterwards. Raises ConfigError.
+    Args:
+        overrides: as on the command line, such as `["optimizer=sgd", "trainer.epochs=20"]`.
+        config_dir: a folder with options of your own, like Hydra's --config-dir.
+
+    Raises:
+        ConfigError: an override cannot be read, or names a key, group, option or folder that does not exist.
     """
     if isinstance(overrides, str):
         raise ConfigError("overrides", f"must be a list of texts, got the text '{overrides}'")
@@ -50,7 +54,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 @contextmanager
 def composing(overrides: Sequence[str]) -> Iterator[None]:
-    """Have what Hydra raises while it composes `overrides` become a ConfigError, where it is about them."""
+    """Turn an error of Hydra's about the config into a ConfigError, while Hydra composes `overrides`.
+
+    Other errors pass through unchanged.
+    """
     try:
         yield
     except Exception as error:
@@ -63,7 +70,17 @@ def composing(overrides: Sequence[str]) -> Iterator[None]:
 def load_multirun(
     loader: ConfigLoader, name: str, overrides: Sequence[str], like: DictConfig | None = None
 ) -> DictConfig:
-    """Return config `name` as Hydra composes it for a multirun, with what `like` has cached. Raises ConfigError."""
+    """Return config `name` as Hydra composes it for a multirun.
+
+    Args:
+        loader: Hydra's loader of configs.
+        name: the name of the primary config.
+        overrides: as on the command line.
+        like: a config whose cached resolver results are reused, so that `${now:...}` gives the same time in both.
+
+    Raises:
+        ConfigError: Hydra cannot compose the overrides.
+    """
     with composing(overrides):
         config = loader.load_configuration(name, [*overrides], RunMode.MULTIRUN)
     if like is not None:
@@ -73,9 +90,9 @@ def load_multirun(
 
 @contextmanager
 def own_hydra() -> Iterator[ConfigLoader]:
-    """Hydra initialised with our conf/, also inside a program that has initialised it with its own.
+    """Hold Hydra initialised with our conf/, also inside a program that has initialised it with its own folder.
 
-    Gives what loads configs. Hydra's global state is as before afterwards.
+    Yields the loader of configs. Hydra's global state is restored at the end.
     """
     register_schema()
     outer, job, name = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, JobRuntime.instance().get("name")
@@ -90,14 +107,18 @@ def own_hydra() -> Iterator[ConfigLoader]:
 
 @contextmanager
 def unavailable_refused() -> Iterator[None]:
-    """Have a folder of options that is not there raise an error, where Hydra only warns and goes on without it."""
+    """Make a missing folder in hydra.searchpath an error. Hydra itself only warns and continues without it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", _UNAVAILABLE.pattern, UserWarning)
         yield
 
 
 def searchpath_of(config_dir: str | Path | None) -> list[str]:
-    """A folder with options of the user's own as an override, if there is one. Raises ConfigError."""
+    """Return the override that adds `config_dir` to Hydra's searchpath; an empty list for None.
+
+    Raises:
+        ConfigError: the folder does not exist.
+    """
     if config_dir is None:
         return []
     folder = absolute(config_dir)
@@ -107,33 +128,41 @@ def searchpath_of(config_dir: str | Path | None) -> list[str]:
 
 
 def searchpath_overrides(hydra_node: Any) -> list[str]:
-    """The user's own folders of options as an override, so that the recorded command finds them from anywhere."""
+    """Return the override that names the user's own option folders by absolute path; an empty list without any.
+
+    With it, a recorded command finds the folders from any working directory.
+    """
     sources = [s for s in hydra_node.runtime.config_sources if "command-line" in s.provider]
     folders = [f"{s.schema}://{s.path}" for s in sources]
     return [setting("hydra.searchpath", folders)] if folders else []
 
 
 def given_overrides(hydra_node: Any) -> list[str]:
-    """The overrides of the command line, without those of Hydra's own keys but for the searchpath, as they were given.
-
-    Iterating over Hydra's node instead would resolve what is written in them.
-    """
+    """Return the overrides of the command line as they were given: the searchpath first, then `task_overrides`."""
     return [*searchpath_overrides(hydra_node), *task_overrides(hydra_node)]
 
 
 def task_overrides(hydra_node: Any) -> list[str]:
-    """The same without the searchpath."""
+    """Return the overrides of the command line as they were given, without those of Hydra's own keys.
+
+    Iterating over Hydra's node instead would resolve the interpolations in them.
+    """
     overrides: Any = OmegaConf.to_container(hydra_node.overrides, resolve=False)
     return list(overrides["task"])
 
 
 def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
-    """Hydra's or OmegaConf's error, which may run over many lines and causes, as one line with its config key.
+    """Turn an error of Hydra's or OmegaConf's, often long and with many causes, into one line with its config key.
 
-    None for an error that is not about the config.
+    Args:
+        error: what Hydra raised.
+        overrides: those that Hydra was composing. They help to find the key if Hydra does not name it.
+
+    Returns:
+        The ConfigError; None if the error is not about the config.
     """
     if isinstance(error, InterpolationResolutionError) and isinstance(own := _root(error), ConfigError):
-        return own  # raised by a resolver of ours
+        return own  # one of our resolvers raised it
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_file(error, error.missing_cfg_file)
     if isinstance(error, OverrideParseException):
@@ -155,6 +184,7 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
 
 
 def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
+    """Return the error for a primary config or an option whose file does not exist."""
     if "primary config" in str(error):
         folder = "give --config-dir the folder that has it"
         return ConfigError("--config-name", f"no config '{name}'; leave it out, or {folder}")
@@ -163,9 +193,10 @@ def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
 
 
 def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
-    """What Hydra stumbled over: some things that a user can write, it only meets with an error of Python's own.
+    """Return the ConfigError for a Python error, such as a TypeError, that Hydra raises for some mistakes of the user.
 
-    None if it is ours, or of the job: then the last of our functions on the way did not call Hydra.
+    Returns None if the error comes from our own code or from the job: then the last of our functions in the traceback
+    did not call Hydra.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
@@ -187,7 +218,7 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
 
 
 def _no_options(override: str) -> ConfigError | None:
-    """What is wrong with a list for a group, where not all in it are options."""
+    """Return the error for a list of options in which not every item is an option; None if nothing is wrong."""
     group, value = key_of(override), value_of(override)
     options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
     named = {name.strip() for name in value[1:-1].split(",")}
@@ -197,8 +228,10 @@ def _no_options(override: str) -> ConfigError | None:
 
 
 def _suspected(overrides: Sequence[str]) -> str:
-    """The key of the one override that must be meant, where Hydra does not say which: a list for a group, or of its own
-    keys."""
+    """Guess the key that an error is about, if Hydra does not name it.
+
+    The candidates are a group that was given a list, then a single key of Hydra's own; otherwise "config".
+    """
     pairs = [(key_of(o), value_of(o)) for o in overrides]
     lists = [key for key, value in pairs if value[:1] in ("[", "{") and key and (CONF_DIR / key).is_dir()]
     own = [key for key, _ in pairs if key.startswith(("hydra.", "hydra/"))]
@@ -206,6 +239,7 @@ def _suspected(overrides: Sequence[str]) -> str:
 
 
 def _of_key(error: BaseException) -> ConfigError:
+    """Return the error, in one line, about the config key that Hydra's or OmegaConf's message names."""
     key = str(getattr(error, "full_key", None) or _key_in(str(error)) or "config")
     problem = one_line(error)
     if (option := _OF_NO_PACKAGE.match(str(error))) is not None:
@@ -215,7 +249,7 @@ def _of_key(error: BaseException) -> ConfigError:
         return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         problem = _unknown(key, problem)
-    elif problem.startswith("Ambiguous value"):  # Hydra's next lines, in a few words
+    elif problem.startswith("Ambiguous value"):  # our hint replaces Hydra's next lines
         problem = f"{str(error).splitlines()[0]}; add -m to run each, or write a list as [a,b]"
     elif "does not support sweep type" in problem:
         key, problem = "hydra/sweeper", f"{problem}; choose hydra/sweeper=study"
@@ -223,16 +257,16 @@ def _of_key(error: BaseException) -> ConfigError:
 
 
 def _unknown(key: str, problem: str) -> str:
-    """What is wrong with a key that does not exist; a component takes whatever its target takes."""
+    """Return the problem with a key that does not exist. A component accepts every argument of its target."""
     node, _, _ = key.rpartition(".")
     if node.partition(".")[0] in COMPONENTS:
         return f"{problem} (to add an argument, write +{key}=...)"
     keys = keys_of(node)
-    return f"is no key of the config; choose one of: {', '.join(keys)}" if keys else problem
+    return f"is not a key of the config; choose one of: {', '.join(keys)}" if keys else problem
 
 
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
-    """For `optimizer=null` or `optimizer=3`; Hydra does not say which group it means."""
+    """Return the error for `optimizer=null` or `optimizer=3`. Hydra's own message does not name the group."""
     for override in overrides:
         group, option = key_of(override), value_of(override)
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
@@ -252,7 +286,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _key_in(message: str) -> str | None:
-    """The key that a message is about: as OmegaConf appends it, or else the first that is quoted."""
+    """Return the key that a message is about: the one that OmegaConf appends, else the first that is quoted."""
     found = (
         re.search(r"full_key: (\S+)", message)
         or re.match(r"Invalid ([\w.]+) '", message)

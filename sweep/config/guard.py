@@ -1,6 +1,6 @@
-"""What the text of a config may not ask of Hydra: to run programs, or to write files outside the run's folder.
+"""Keep config files from making Hydra run programs, or write files outside the run's folder.
 
-The command line is the user's own. A config file may come from somebody else.
+The command line is the user's own, so it is trusted. A config file may come from somebody else.
 """
 
 import argparse
@@ -46,19 +46,20 @@ LOGGING_CLASSES = (
 )
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _PART = r"\$\{hydra\.job\.(?:name|num)\}|\$\{now:%[^${}/]*\}"
-_NAME = rf"(?:\w|{_PART})(?:[\w.-]|{_PART})*"  # begins with no dot: hidden files are what programs go by
+_NAME = rf"(?:\w|{_PART})(?:[\w.-]|{_PART})*"  # no dot at the start: programs read hidden files as settings
 _LOG_FILE = re.compile(rf"\$\{{(?:hydra\.runtime\.output_dir|hydra\.sweep\.dir)\}}(?:/{_NAME})+\.(?:log|txt)")
 _RUN_LOG = "${hydra.runtime.output_dir}/run.log"
-_JOBS_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # Hydra's, in hydra.output_subdir
-_SWEEPS_FILES = ("multirun.yaml", "optimization_results.yaml")  # of Hydra's own sweeper, and of its plugins
-# Keys of launchers that say what a job runs before the trial, or instead of Python.
+_JOBS_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # which Hydra writes in hydra.output_subdir
+_SWEEPS_FILES = ("multirun.yaml", "optimization_results.yaml")  # of Hydra's own sweeper, and of sweeper plugins
+# Launcher keys that set what a job runs before the trial, or instead of Python.
 _PROGRAMS = ("setup", "python", "srun_args", "additional_parameters", "runtime_env", "commands", "env_setup")
 
 
 def guard_hydra() -> None:
-    """Have every config that Hydra composes in this process checked before Hydra does anything with it.
+    """Patch Hydra so that every config it composes in this process is checked before Hydra acts on it.
 
     Hydra has no hook between composing a config and acting on it: it opens the log files of hydra.hydra_logging first.
+    Calling this function again changes nothing.
     """
     load = ConfigLoaderImpl._load_configuration
     if hasattr(load, "__wrapped__"):
@@ -81,11 +82,11 @@ def guard_hydra() -> None:
 
     ConfigLoaderImpl._load_configuration = checked
     modules: tuple[Any, ...] = (hydra_commands, hydra_utils)
-    for module in modules:  # of hydra.hydra_logging, and of hydra.job_logging
+    for module in modules:  # the first configures hydra.hydra_logging, the second hydra.job_logging
         module.configure_log = _before(module.configure_log, _refuse_own_logs)
     Plugins.instantiate_sweeper = _before(Plugins.instantiate_sweeper, _refuse_own_sweep)
     hydra_utils._save_config = _save_config
-    basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module saves by this name
+    basic_sweeper.OmegaConf = _Saving  # type: ignore[attr-defined]  # that module calls OmegaConf.save
     hydra_commands.OmegaConf = _Selecting  # type: ignore[attr-defined]
     main: Any = importlib.import_module("hydra.main")  # the name `hydra.main` is a function
     main._run_hydra = _before(_run_hydra, _expand_config_dir)
@@ -93,7 +94,7 @@ def guard_hydra() -> None:
 
 
 def _expand_home(node: DictConfig) -> None:
-    """Have `~` mean the home directory in `dir`, where Hydra would make a folder of that name."""
+    """Expand `~` in the node's `dir`. Hydra would create a folder named `~`."""
     folder = _text(node, "dir")
     if folder is not None and folder.startswith("~"):
         with read_write(node):
@@ -101,14 +102,14 @@ def _expand_home(node: DictConfig) -> None:
 
 
 def _expand_config_dir(*, args: argparse.Namespace, **rest: Any) -> None:
-    """Have `~` mean the home directory in --config-dir and --config-path."""
+    """Expand `~` in --config-dir and --config-path."""
     for name in ("config_dir", "config_path"):
         if (folder := getattr(args, name)) is not None:
             setattr(args, name, os.path.expanduser(folder))
 
 
 def _in_home(init: Callable[..., None]) -> Callable[..., None]:
-    """Have `~` mean the home directory in hydra.searchpath."""
+    """Wrap the initialiser of a config source so that it expands `~` in hydra.searchpath."""
 
     @functools.wraps(init)
     def expanded(self: FileConfigSource, *args: Any, **kwargs: Any) -> None:
@@ -119,7 +120,7 @@ def _in_home(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _before(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
-    """The function, called after `check` with the same arguments."""
+    """Return a function that calls `check`, then `function`, with the same arguments."""
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -130,9 +131,10 @@ def _before(function: Callable[..., Any], check: Callable[..., None]) -> Callabl
 
 
 def _save_config(config: Any, filename: str, output_dir: Path) -> None:
-    """Write a file of Hydra's with a config or overrides, such as those in .hydra/, as our own files are written.
+    """Write one of Hydra's YAML files, such as those in .hydra/: private to the user, and without passwords.
 
-    Raises ConfigError if it is there and is not of this process.
+    Raises:
+        ConfigError: the file, or another of its group, is there already and this process did not write it.
     """
     is_sweeps = filename in _SWEEPS_FILES
     key, names = ("hydra.sweep.dir", [filename]) if is_sweeps else ("hydra.output_subdir", _JOBS_FILES)
@@ -146,9 +148,10 @@ def _save_config(config: Any, filename: str, output_dir: Path) -> None:
 
 
 def _refuse_own_logs(node: DictConfig | None, *rest: Any, **others: Any) -> None:
-    """Raise ConfigError for a log file that the text of a config names, before Hydra opens it, if it is there already.
+    """Raise ConfigError if a log file that a config file names is there already. Hydra opens it next.
 
-    node: hydra.hydra_logging or hydra.job_logging. Jobs of one sweep may share a file in its folder.
+    Args:
+        node: hydra.hydra_logging or hydra.job_logging. Jobs of one sweep may share a file in the sweep's folder.
     """
     if node is not None:
         _note_logs(node)
@@ -159,45 +162,56 @@ def _refuse_own_logs(node: DictConfig | None, *rest: Any, **others: Any) -> None
 
 
 def _note_logs(node: DictConfig) -> None:
+    """Note the log files that Hydra is about to create, so that they are known as files of this command."""
     for name, handler in (_plain(node, "handlers") or {}).items():
         if isinstance(handler, dict) and "filename" in handler and not handler.get("delay"):
-            with suppress(OmegaConfBaseException, TypeError):  # Hydra, which opens it, will say so
+            with suppress(OmegaConfBaseException, TypeError):  # Hydra reports it when it opens the file
                 note_log(Path(OmegaConf.select(node, f"handlers.{name}.filename")))
 
 
 def _refuse_own_sweep(plugins: Any, *, config: DictConfig, **rest: Any) -> None:
     """Raise ConfigError if a sweep that is about to begin would write to files that are there already."""
     _refuse_logs(config.hydra, "job_logging", "${hydra.sweep.dir}")
-    sweeper = config.hydra.sweeper  # may be anything yet
+    sweeper = config.hydra.sweeper  # not validated yet: it may be of any type
     target = str(sweeper.get("_target_")) if OmegaConf.is_dict(sweeper) else ""
-    if not target.startswith("sweep."):  # ours look at their own folder
+    if not target.startswith("sweep."):  # our own sweepers check their folder themselves
         folder = Path(os.path.abspath(config.hydra.sweep.dir))
         refuse_existing("hydra.sweep.dir", folder, [folder / name for name in _SWEEPS_FILES])
 
 
 def _refuse_logs(hydra: DictConfig, key: str, prefix: str) -> None:
+    """Raise ConfigError for a log file that is there already.
+
+    Args:
+        hydra: Hydra's own node.
+        key: hydra_logging or job_logging.
+        prefix: only file names that start with it are checked, as they are written, not resolved. Those that the
+            command line sets are not checked.
+    """
     given = _hydra_overrides(hydra)
     for path, value in _leaves(f"hydra.{key}", _plain(hydra, key)):
         names = path.split(".")
         is_file = names[-1] == "filename" and str(value).startswith(prefix) and not _is_given(path, given)
-        if is_file and value != _RUN_LOG:  # the run itself checks that one
+        if is_file and value != _RUN_LOG:  # the run itself checks its run.log
             file = OmegaConf.select(hydra, ".".join(names[1:]))
             if os.path.lexists(file):
                 raise ConfigError(path, f"'{file}' is there already; name another file, or set it on the command line")
 
 
 class _Selecting(OmegaConf):
-    """What Hydra takes the part of a config with that --package names."""
+    """Hydra's OmegaConf, with an error for a --package that names no part of the config."""
 
     @staticmethod
     def select(cfg: Any, key: str, **rest: Any) -> Any:
         if (part := OmegaConf.select(cfg, key, **rest)) is None:
-            raise ConfigError("--package", f"'{key}' is no key of that config, or null; leave it out, or name another")
+            raise ConfigError(
+                "--package", f"'{key}' is not a key of that config, or it is null; leave it out, or name another"
+            )
         return part
 
 
 class _Saving(OmegaConf):
-    """What Hydra's basic sweeper writes multirun.yaml with."""
+    """The OmegaConf of Hydra's basic sweeper, which writes multirun.yaml."""
 
     @staticmethod
     def save(config: Any, f: Any, resolve: bool = False) -> None:
@@ -205,8 +219,10 @@ class _Saving(OmegaConf):
 
 
 def check_hydra(node: Any) -> None:
-    """Raise ConfigError for the first setting under `hydra` with which a config's text could run programs or write
-    files outside the folder of its run."""
+    """Raise ConfigError for the first setting under `hydra` that could run programs or write outside the run's folder.
+
+    A few of these settings are allowed on the command line, which is the user's own.
+    """
     given = _hydra_overrides(node)
     _check_environment(node)
     for name in _plain(node, "callbacks") or {}:
@@ -214,7 +230,7 @@ def check_hydra(node: Any) -> None:
     subdir = _text(node, "output_subdir")
     if subdir is not None and not re.fullmatch(rf"\.?{_NAME}", subdir):
         raise ConfigError(
-            "hydra.output_subdir", f"'{subdir}' is no name of a folder; leave it at null, or write .hydra"
+            "hydra.output_subdir", f"'{subdir}' is not the name of a folder; leave it at null, or write .hydra"
         )
     for key in ("hydra_logging", "job_logging"):
         _check_logging(f"hydra.{key}", _plain(node, key), given)
@@ -228,7 +244,7 @@ def check_hydra(node: Any) -> None:
 
 
 def _hydra_overrides(node: DictConfig) -> list[str]:
-    """The keys of Hydra's that are given on the command line; a job's may name its number."""
+    """Return the keys below `hydra` that the command line sets."""
     overrides = (_plain(node, "overrides") or {}).get("hydra") or []
     return [key_of(str(o)) for o in overrides]
 
@@ -243,6 +259,13 @@ def _check_environment(node: DictConfig) -> None:
 
 
 def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
+    """Raise ConfigError for a logging setting that could run code, empty a file, or write outside the run's folder.
+
+    Args:
+        key: the full config key of the node.
+        node: the node as dicts and lists, not resolved.
+        given: the keys below `hydra` that the command line sets. It may name any log file.
+    """
     for path, value in _leaves(key, node):
         name = path.rpartition(".")[2]
         if name in ("()", "class", "listener", "queue") and value not in LOGGING_CLASSES:
@@ -260,23 +283,25 @@ def _check_logging(key: str, node: Any, given: Sequence[str]) -> None:
 
 
 def _is_given(path: str, given: Sequence[str]) -> bool:
+    """Return True if the command line sets the key or a node that contains it."""
     return any(path == key or path.startswith(f"{key}.") for key in given)
 
 
 def _plain(node: DictConfig, key: str) -> Any:
-    """The part as dicts and lists, not resolved; None where it is missing."""
+    """Return the child node as dicts and lists, not resolved; None if it is missing."""
     part = None if OmegaConf.is_missing(node, key) else node._get_node(key)
     return OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else None
 
 
 def _text(node: DictConfig, key: str) -> str | None:
-    """The value as it is written, not resolved; None where there is none."""
+    """Return the value as it is written, not resolved; None if there is none."""
     child = node._get_node(key)
     value = child._value() if isinstance(child, Node) else None
     return None if value is None else str(value)
 
 
 def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each value at any depth of the node, with its full config key."""
     if isinstance(node, dict | list):
         for name, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _leaves(f"{path}.{name}", child)

@@ -1,4 +1,4 @@
-"""The nodes of a config that have keys of their own, each with its checks. Imports neither Hydra nor OmegaConf."""
+"""The nodes of a config whose keys are fixed, each with its checks. This module imports neither Hydra nor OmegaConf."""
 
 import math
 import os
@@ -9,24 +9,25 @@ from sweep.config.metrics import CURVES, LOSSES
 from sweep.utils.errors import is_positive, one_of, require
 
 PRECISIONS = ("float32", "bf16")
-MOST_SEEDS = 1000  # of a comparison; they begin so far above `seed`, which tuning has to itself
-FEWEST_UPDATES = 30  # of a learning-rate range test that can tell anything
+MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
+FEWEST_UPDATES = 30  # a range test with fewer updates shows nothing
 _LONGEST_WAIT_S = 1e6
 _MOST_UPDATES = 1_000_000
-_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # far more crash torch
+_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # torch crashes with far more threads
 
 
 def steps_per_epoch(n_train: int, batch_size: int) -> int:
-    """Return the number of batches, and so of updates, in an epoch; the last batch may be smaller."""
+    """Return the number of batches in an epoch, each of which is one update. The last batch may be smaller."""
     return -(-n_train // batch_size)
 
 
 # Nodes are not frozen: OmegaConf would make them read-only.
 @dataclass(kw_only=True)
 class Split:
-    """How samples are divided. `val` and `test` are shares of the samples, in (0, 1); the rest is for training.
+    """How the samples are divided.
 
-    `max_samples` takes so many of the data, at random; null takes all.
+    `val` and `test` are shares of the samples, in (0, 1). The rest is for training. `max_samples` draws a random subset
+    of that size first; null takes all samples.
     """
 
     val: float = 0.15
@@ -48,7 +49,11 @@ class Split:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """How a trial trains. `batch_size` counts samples; `epochs` counts passes over the training split."""
+    """How a trial trains.
+
+    `batch_size` counts samples, `epochs` counts passes over the training split, and `patience` counts epochs. A run
+    stops early if `monitor` has not improved by more than `min_delta` for `patience` epochs.
+    """
 
     epochs: int = 60
     batch_size: int = 64
@@ -92,13 +97,17 @@ class Trainer:
 
     @property
     def monitored(self) -> str:
-        """The curve that the best weights, patience and plateau schedulers follow."""
+        """The curve that selects the best weights, and that early stopping and the plateau schedule follow."""
         return self.monitor or "val/loss"
 
 
 @dataclass(kw_only=True)
 class Tracking:
-    """Where runs are mirrored to. `step_points` bounds the points of a step-level curve of one trial."""
+    """Where runs are uploaded to.
+
+    `step_points` is the largest number of points that MLflow gets of one step-level curve of a trial.
+    `close_timeout_s` is how long a command waits for its upload at the end, in seconds.
+    """
 
     mlflow: bool = True
     uri: str | None = None
@@ -116,7 +125,7 @@ class Tracking:
 
 @dataclass(kw_only=True)
 class LrBounds:
-    """Learning rates between which an optimizer is worth cycling; each optimizer option states its own."""
+    """The learning rates between which a cyclic schedule moves by default. Each optimizer option sets its own."""
 
     base_lr: float = 1e-4
     max_lr: float = 1e-2
@@ -124,7 +133,10 @@ class LrBounds:
 
 @dataclass(kw_only=True)
 class LrSearch:
-    """Where a study searches learning rates, in Hydra's sweep grammar; each optimizer option states its own."""
+    """The ranges in which a study searches learning rates, in Hydra's sweep grammar.
+
+    Each optimizer option sets its own.
+    """
 
     lr: str = "tag(log, interval(1e-4, 1e-1))"
     base_lr: str = "tag(log, interval(1e-5, 1e-3))"
@@ -133,7 +145,7 @@ class LrSearch:
 
 @dataclass(kw_only=True)
 class Compare:
-    """What `python -m sweep.compare` is to do; a trial takes no notice. conf/config.yaml says what each key means."""
+    """The settings of `python -m sweep.compare`. A trial ignores them. conf/config.yaml says what each key means."""
 
     name: str | None = None
     over: dict[str, Any] = field(default_factory=dict)
@@ -154,10 +166,10 @@ class Compare:
 
 @dataclass(kw_only=True)
 class LrRange:
-    """The learning-rate range test, for `python -m sweep.lr_range` and `bounds=auto`; a trial takes no notice.
+    """The settings of the learning-rate range test, for `python -m sweep.lr_range` and `bounds=auto`.
 
-    `smoothing` is the share of the ramp over which losses are averaged; `divergence` how many times its lowest the
-    averaged loss is when the ramp ends.
+    A trial ignores them. `smoothing` is the share of the ramp over which losses are averaged. The ramp ends
+    early if the averaged loss exceeds `divergence` times its lowest value and the level at which it began.
     """
 
     min_lr: float = 1e-6
@@ -183,5 +195,5 @@ class LrRange:
 
     @property
     def memory(self) -> float:
-        """Updates over which losses are averaged."""
+        """The number of updates over which losses are averaged, at least 1."""
         return max(1.0, self.smoothing * self.n_updates)

@@ -1,4 +1,4 @@
-"""Where the outputs of a command go: the resolvers behind `hydra.run.dir` and the like, and what is there already."""
+"""The resolvers behind `hydra.run.dir` and similar keys, which decide where the outputs of a command go."""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -10,7 +10,7 @@ from sweep.utils.paths import absolute, refuse_links_in
 
 
 def register() -> None:
-    """Make known to Hydra all that conf/ uses: the schema, and resolvers of folders and numbers."""
+    """Register with Hydra everything that conf/ uses: the schema, and the resolvers of folders and numbers."""
     register_schema()
     OmegaConf.register_resolver("sweep.run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("sweep.multirun_dir", _multirun_dir, replace=True)
@@ -18,9 +18,13 @@ def register() -> None:
 
 
 def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp: str) -> str:
-    """A new folder for a new run; a resumed one keeps what it has, and Hydra's files of the new attempt go below it.
+    """Return Hydra's folder for this run. A resumed run keeps its folder; Hydra's new files go below it.
 
-    Hydra makes the folder before anything else can be checked.
+    Hydra creates the folder before the config is validated, so this function checks what the path depends on.
+
+    Raises:
+        ConfigError: there is no run to resume or no study to read, or `output_dir` cannot be used.
+        Damaged: the run to resume has lost its config.
     """
     if from_study is not None:
         require_study(absolute(checked_output_dir(output_dir)), from_study)
@@ -33,7 +37,10 @@ def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp:
 
 
 def _named(stamp: str, output_dir: str, from_study: str | None) -> str:
-    """Such as 2026-11-24_01-25-51-799835_adam-cyclic-mlp; a study's best is named after its own options."""
+    """Return a folder name such as 2026-11-24_01-25-51-799835_adam-cyclic-mlp.
+
+    With `from_study`, the options are those of the study's best configuration.
+    """
     choices = HydraConfig.get().runtime.choices
     if from_study is not None:
         choices = best_choices(output_dir, from_study, HydraConfig.get())

@@ -1,6 +1,6 @@
-"""Overrides and commands as a person would type them: read, and quoted for Hydra, then for the shell.
+"""Read overrides, and write overrides and commands with the quoting that Hydra and the shell need.
 
-Every command that is printed or recorded is spelled here, so that it can be pasted into a shell as it stands.
+Every command that is printed or recorded is written here, so that it can be pasted into a shell as it is.
 """
 
 import re
@@ -19,27 +19,30 @@ from sweep.utils.passwords import without_password
 
 
 def key_of(override: str) -> str:
-    """Return the key or group that an override is about, as in `+KEY=VALUE` or `~KEY`; `@PACKAGE` stays with it."""
+    """Return the key or group of an override such as `+KEY=VALUE` or `~KEY`. A group keeps its `@PACKAGE`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def value_of(override: str) -> str:
-    """Return the text of an override's value, empty for `~KEY`."""
+    """Return the text of an override's value; it is empty for `~KEY`."""
     return override.partition("=")[2]
 
 
 def is_hydras(override: str) -> bool:
-    """Return True if the override is about one of Hydra's own keys or groups."""
+    """Return True if the override sets or deletes one of Hydra's own keys or groups."""
     return key_of(override).startswith(("hydra.", "hydra/"))
 
 
 def sets(override: str, *keys: str) -> bool:
-    """Return True if the override gives one of the keys a value; `~KEY` takes the key away instead."""
+    """Return True if the override gives one of the keys a value. `~KEY` deletes the key, so it does not count."""
     return not override.startswith("~") and key_of(override) in keys
 
 
 def spelled(value: Any) -> str:
-    """A value in Hydra's grammar, which reads it as the same value. What `${...}` in a text means is left open."""
+    """Write a value in Hydra's grammar, so that Hydra reads it back as the same value.
+
+    A `${...}` in a text is not escaped: OmegaConf resolves it as an interpolation (see `setting`).
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
@@ -51,7 +54,7 @@ def spelled(value: Any) -> str:
 
 @lru_cache(maxsize=1024)
 def _quoted(text: str) -> str:
-    """The text itself where Hydra reads it as that text, as it does not read `1e3`, `null` or `a,b`."""
+    """Return the text, in quotes unless Hydra reads it as the same text without: `1e3`, `null` or `a,b` need them."""
     if re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text):
         try:
             if OverridesParser.create().parse_override(f"key={text}").value() == text:
@@ -62,34 +65,35 @@ def _quoted(text: str) -> str:
 
 
 def option(group: str, name: str) -> str:
-    """The override that chooses an option of a group."""
+    """Return the override that chooses an option of a group."""
     return f"{group}={spelled(name)}"
 
 
 def setting(key: str, value: Any) -> str:
-    """The override that sets a key to a value; a text in it is itself, whatever `${...}` it holds."""
+    """Return the override that sets a key to a value. Any `${...}` in a text is escaped, so it stays as it is."""
     return f"{key}={spelled(literal(value))}"
 
 
 def word(text: object) -> str:
-    """One word of a command for a shell, without a password."""
+    """Quote one word of a command for a shell, with the password in a URL removed."""
     return shlex.quote(without_password(str(text)))
 
 
 def program(*words: object) -> str:
-    """A command for a shell, without passwords."""
+    """Join words to a command for a shell, without passwords."""
     return " ".join(map(word, words))
 
 
 def command(module: str, *arguments: object) -> str:
-    """`python -m MODULE ARGUMENTS` for a shell, without passwords."""
+    """Return `python -m MODULE ARGUMENTS` for a shell, without passwords."""
     return program("python", "-m", module, *arguments)
 
 
 def known_command(text: object) -> str | None:
-    """Return the text if it is a command of ours with its overrides, spelled as `command` does, else None.
+    """Return the text if it is one of our commands with overrides, written as `command` writes it, else None.
 
-    A record may be somebody else's: what it calls a command might have a shell do anything.
+    Check a recorded command with it before you print it: the record may come from somebody else, and the text might
+    make a shell do anything.
     """
     try:
         words = shlex.split(str(text))
@@ -102,5 +106,5 @@ def known_command(text: object) -> str | None:
 
 
 def with_variable(name: str, value: str, command: str) -> str:
-    """The command with an environment variable of its own, for a shell, without a password."""
+    """Put an environment variable before a command for a shell, with the password in a URL removed."""
     return f"{name}={word(value)} {command}"

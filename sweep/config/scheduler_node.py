@@ -1,4 +1,4 @@
-"""What the nodes of optimizer and scheduler say of learning rates and lengths, before torch is imported."""
+"""Checks of the learning rates and lengths in the nodes `optimizer` and `scheduler`, before torch is imported."""
 
 import math
 from collections.abc import Mapping
@@ -10,18 +10,29 @@ INTERVALS = ("step", "epoch")
 
 
 def interval_of(scheduler: Mapping[str, Any]) -> str | None:
-    """Whether the scheduler is stepped after each `step` or each `epoch`: what it says, or else what our own schedules
-    count in; None where only the scheduler itself knows."""
+    """Return whether the scheduler is stepped after each `step` or each `epoch`.
+
+    Its key `interval` decides. Without it, our own schedules that count steps use `step`, and all others return None:
+    that depends on the scheduler's class.
+    """
     return scheduler.get("interval") or ("step" if counts_steps(scheduler) else None)
 
 
 def counts_steps(scheduler: Mapping[str, Any]) -> bool:
-    """Return whether the scheduler is one of ours that is stepped after each update."""
+    """Return True if the scheduler is one of ours that is stepped after each update."""
     return scheduler["_target_"].startswith("sweep.schedules.") and scheduler["_target_"] != "sweep.schedules.constant"
 
 
 def in_epochs(length: Any, epochs: int) -> float | None:
-    """A schedule's length, a number of epochs or a share of the run such as "25%", in epochs; None for what is none."""
+    """Convert the length of a schedule to epochs.
+
+    Args:
+        length: a number of epochs, or a share of the run such as "25%".
+        epochs: the length of the run.
+
+    Returns:
+        The length in epochs, > 0 and not necessarily whole; None if `length` is not a valid length.
+    """
     if isinstance(length, bool):
         return None
     share = isinstance(length, str) and length.endswith("%")
@@ -33,7 +44,7 @@ def in_epochs(length: Any, epochs: int) -> float | None:
 
 
 def check_learning_rates(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-    """Raise ConfigError for learning rates or lengths of a schedule that cannot be meant."""
+    """Raise ConfigError for learning rates, factors or lengths of a schedule that make no sense."""
     for key, node in (("optimizer", optimizer), ("scheduler", scheduler)):
         for name in ("lr", "base_lr", "max_lr"):
             if name not in node:

@@ -1,6 +1,6 @@
-"""The schema every YAML file is validated against, and all that a config alone can reveal to be wrong.
+"""The schema of a config, and every check that needs nothing but the config.
 
-Imports neither torch, Optuna nor MLflow: a bad config is refused before any of them is loaded.
+This module imports neither torch, Optuna nor MLflow, so that a bad config is refused before any of them is loaded.
 """
 
 import hashlib
@@ -23,20 +23,23 @@ from sweep.utils.errors import ConfigError, one_line, one_of, require
 from sweep.utils.passwords import overrides_without_passwords
 from sweep.utils.paths import absolute, refuse_links_at
 
-# Source checkouts keep conf/ beside the package; an installed wheel carries it inside.
+# A source checkout has conf/ beside the package, an installed wheel inside it.
 _PACKAGE = Path(__file__).parent.parent
 _INSIDE = _PACKAGE / "conf"
 CONF_DIR = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "conf"
 
 COMPONENTS = ("data", "model", "optimizer", "scheduler")
-_ORIGIN = ("choices", "overrides", "composed")  # keys that composing fills in
+_ORIGIN = ("choices", "overrides", "composed")  # `with_origin` fills in these keys
 _LONGEST_NAME = 500
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 @dataclass(kw_only=True)
 class Config:
-    """One trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes, open to any argument."""
+    """The configuration of one trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes.
+
+    These four accept any argument of their target.
+    """
 
     seed: int = 0
     output_dir: str = "outputs"
@@ -57,19 +60,23 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
     compare: Compare = field(default_factory=Compare)
-    choices: dict[str, str] = field(default_factory=dict)  # which option each group has; filled in by composing, as is
-    overrides: list[str] | None = None  # the command line that composes this; None where none is known
-    composed: str | None = None  # fingerprint of what those overrides composed
+    # `with_origin` fills in the rest.
+    choices: dict[str, str] = field(default_factory=dict)  # the chosen option of each group
+    overrides: list[str] | None = None  # the command line that composes this config; None if it is not known
+    composed: str | None = None  # the fingerprint of the config that those overrides composed
 
 
 def register_schema() -> None:
-    """Make known to Hydra what conf/ uses, but for output folders: the schema `sweep_schema`, a resolver of numbers."""
+    """Register with Hydra the schema `sweep_schema` and the resolver `sweep.part`, which conf/ uses.
+
+    `sweep.config.output_folders` registers the resolvers of folders.
+    """
     OmegaConf.register_resolver("sweep.part", lambda whole, parts: max(1, whole // parts), replace=True)
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
 
 
 def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> DictConfig:
-    """`cfg` with what `origin` says of it."""
+    """Add to `cfg` the keys that `origin` returns, in place, and return it."""
     own = origin(OmegaConf.to_container(cfg, resolve=False), choices, overrides)
     for key, value in (own | {"overrides": literal(own["overrides"])}).items():
         cfg[key] = value
@@ -77,7 +84,7 @@ def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: S
 
 
 def literal(plain: Any) -> Any:
-    """Escape the texts in lists and dicts, so that OmegaConf resolves each to itself, whatever `${...}` it holds."""
+    """Escape every `${...}` in a text, a list or a dict, so that OmegaConf resolves each text to itself."""
     if isinstance(plain, dict):
         return {key: literal(value) for key, value in plain.items()}
     if isinstance(plain, list):
@@ -86,35 +93,48 @@ def literal(plain: Any) -> Any:
 
 
 def origin(plain: Any, choices: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Any]:
-    """The chosen option of each of its own groups (Hydra's left out), the overrides that chose them, and a fingerprint.
+    """Describe how a config was composed.
 
-    plain: the config as dicts, not resolved.
+    Args:
+        plain: the config as dicts, not resolved.
+        choices: Hydra's record of the option of each group.
+        overrides: the command line.
+
+    Returns:
+        `choices` without Hydra's own groups, `overrides` without passwords, and the fingerprint `composed`.
     """
     own = {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
     return {"overrides": overrides_without_passwords(overrides), "choices": own, "composed": fingerprint(plain)}
 
 
 def fingerprint(plain: Any) -> str:
-    """Tells whether a config was edited since its overrides composed it. plain: as `origin` takes it."""
+    """Return a hash of the config's values, which changes when the config is edited. `plain` is as for `origin`."""
     values = {key: value for key, value in plain.items() if key not in _ORIGIN}
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
 def is_edited(config: "Config", cfg: DictConfig) -> bool:
-    """Return whether `cfg`, which `config` was read from, was changed since its overrides composed it."""
+    """Return True if `cfg`, from which `config` was read, was changed after its overrides composed it."""
     return config.composed != fingerprint(OmegaConf.to_container(cfg, resolve=False))
 
 
 def keys_of(node: str) -> list[str]:
-    """The keys of a node that the schema describes ("" for the root); of any other, none."""
+    """Return the keys of a node that the schema describes ("" is the root); an empty list for any other node."""
     return [key.name for key in fields(_SCHEMA[node]) if key.name not in _ORIGIN] if node in _SCHEMA else []
 
 
 def validate(cfg: DictConfig) -> Config:
-    """The config as plain typed values, `data` to `scheduler` as dicts. Raises ConfigError for the first mistake."""
+    """Resolve and check a config.
+
+    Returns:
+        The config as plain values. `data`, `model`, `optimizer` and `scheduler` are dicts; nothing is built yet.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
     _refuse_unknown_keys(cfg)
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # to_object takes three times as long
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # three times as fast as to_object
         assert isinstance(plain, dict)
     except OmegaConfBaseException as error:
         raise ConfigError(str(getattr(error, "full_key", None) or "config"), one_line(error)) from error
@@ -122,8 +142,9 @@ def validate(cfg: DictConfig) -> Config:
 
 
 def validate_plain(plain: dict[Any, Any]) -> Config:
-    """The same of a config as dicts, resolved, whose keys are known."""
-    require(plain["seed"] >= 0, "seed", f"must be >= 0, got {plain['seed']}")  # before trainer.seed, its copy
+    """Check a config that is given as dicts, is resolved, and has no unknown keys. See `validate`."""
+    # Check `seed` before the nodes: trainer.seed is a copy of it, and an error should name the key that the user wrote.
+    require(plain["seed"] >= 0, "seed", f"must be >= 0, got {plain['seed']}")
     nodes = {node: schema(**plain[node]) for node, schema in _SCHEMA.items() if node}
     config = Config(**{str(key): value for key, value in plain.items()} | nodes)
     checked_output_dir(config.output_dir)
@@ -144,7 +165,7 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
 
 
 def is_auto(bounds: Any) -> bool:
-    """Whether a range test is to suggest learning rates. Raises ConfigError for what means nothing."""
+    """Return True if a range test should suggest the learning rates. Raise ConfigError for an unknown value."""
     require(bounds in (None, "auto"), "bounds", f"'{bounds}' is unknown; choose auto, or leave it out")
     return bounds == "auto"
 
@@ -162,22 +183,23 @@ _SCHEMA = {
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:
-    """A key added with + slips past Hydra, and would be ignored."""
+    """Raise ConfigError for an unknown key. Hydra accepts a key that is added with +, and it would be ignored."""
     for node, schema in _SCHEMA.items():
         known = {key.name for key in fields(schema)}
         for key in cfg[node] if node else cfg:
             name = f"{node}.{key}" if node else str(key)
-            require(key in known, name, f"is no key of the config; choose one of: {', '.join(keys_of(node))}")
+            require(key in known, name, f"is not a key of the config; choose one of: {', '.join(keys_of(node))}")
 
 
 def checked_output_dir(output_dir: str) -> str:
-    """Return output_dir with ~ expanded. Raise ConfigError if it is empty, or leads through a link."""
+    """Return output_dir with ~ expanded. Raise ConfigError if it is empty, or passes through a symbolic link."""
     require(bool(output_dir.strip()), "output_dir", "is empty; name a folder")
     refuse_links_at(absolute(output_dir))
     return os.path.expanduser(output_dir)
 
 
 def _check_component(key: str, node: Any) -> None:
+    """Raise ConfigError unless the node has a target, and may call every target in it."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(key, f"needs a _target_; choose an option such as {key}={_example(key)}")
     check_targets(key, node)

@@ -1,5 +1,7 @@
-"""What output folders say of configurations, read back. The folder may come from somebody else, so it decides neither
-where results go nor what is read from the environment."""
+"""Read the overrides that an output folder has stored.
+
+The folder may come from somebody else. So it decides neither where results go nor what is read from the environment.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,15 +15,21 @@ from sweep.config.overrides import key_of, sets, setting, word
 from sweep.utils.errors import ConfigError
 
 _SEARCHPATH = "hydra.searchpath"
-_OF_THE_COMMAND = ("output_dir", "tracking", "resume", "from_study")  # what only the user's own command may say
-_KEPT = ("tracking=off", "tracking=mlflow")  # they say whether to track, not where
+_OF_THE_COMMAND = ("output_dir", "tracking", "resume", "from_study")  # only the user's own command may set these
+_KEPT = ("tracking=off", "tracking=mlflow")  # they set whether to track, not where
 
 
 def stored_overrides(overrides: Sequence[Any], given: Sequence[str], key: str) -> list[str]:
     """Return the overrides that a folder has stored, without those that only the user's own command may give.
 
-    given: the overrides on that command. Raises ConfigError, about `key`, for overrides that use a resolver such as
-    oc.env or set a key of Hydra's, and for folders of options that the command does not give.
+    Args:
+        overrides: those that the folder has stored.
+        given: the overrides of the user's own command.
+        key: the config key that an error names.
+
+    Raises:
+        ConfigError: a stored override uses a resolver such as oc.env, sets one of Hydra's keys, or names a folder of
+            options that the command does not name too.
     """
     kept = []
     for override in map(str, overrides):
@@ -38,7 +46,7 @@ def stored_overrides(overrides: Sequence[Any], given: Sequence[str], key: str) -
 
 
 def _require_folders(override: str, given: Sequence[str], key: str) -> None:
-    """Raise ConfigError for a folder of options that is not on the command: its files may say anything."""
+    """Raise ConfigError for a folder of options that the command does not name: its files could contain anything."""
     own = {folder for o in given if sets(o, _SEARCHPATH) for folder in _folders(o)}
     if missing := [folder for folder in _folders(override) if folder not in own]:
         problem = f"its options come from another folder; if you trust that, add  {word(setting(_SEARCHPATH, missing))}"
@@ -51,13 +59,14 @@ def _folders(override: str) -> list[str]:
 
 
 def _refuse_resolvers(override: str, key: str) -> None:
+    """Raise ConfigError, about `key`, if the override calls a resolver."""
     texts = [key_of(override), *_texts(_value(override))]
     if any(_calls_resolver(text) for text in texts):
         raise ConfigError(key, f"its configuration holds a resolver ({override}), which could read your environment")
 
 
 def _value(override: str) -> Any:
-    """Return the override's value as Hydra reads it; the text itself where Hydra cannot, which then says so."""
+    """Return the override's value as Hydra reads it; the text if Hydra cannot (composing it then raises the error)."""
     try:
         return OverridesParser.create().parse_override(override).value()
     except (HydraException, ValueError, TypeError, OmegaConfBaseException):
@@ -65,6 +74,7 @@ def _value(override: str) -> Any:
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in the value at any depth, keys included."""
     if isinstance(value, Mapping):
         for name, child in value.items():
             yield from (str(name), *_texts(child))
@@ -76,6 +86,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _calls_resolver(text: str) -> bool:
+    """Return True if the text calls a resolver, or if OmegaConf cannot parse it."""
     if "${" not in text:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a config may call: ours, PyTorch's, and what the user has vouched for. Nothing is imported to find out."""
+"""The functions and classes that a config may name with `_target_`. Checking them imports nothing."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ _BUILT_IN_TARGETS = ("sweep.data.*", "sweep.models.*", "sweep.schedules.*", "tor
 
 
 def allowed_targets() -> tuple[str, ...]:
-    """Patterns of the targets that a config may call: ours, PyTorch's, and those the user has vouched for.
+    """Return patterns of the targets that a config may name: ours, PyTorch's, and those that the user has vouched for.
 
     A user vouches for a package by an entry point in the group `sweep.targets` (its value is the pattern's module,
     as in `mypkg = "mypkg"`) or by the environment variable SWEEP_TARGETS=mypkg.*,other.Model. A config cannot.
@@ -21,7 +21,7 @@ def allowed_targets() -> tuple[str, ...]:
 
 
 def is_allowed(target: str) -> bool:
-    """Whether a config may call `target`, a dotted path."""
+    """Return True if a config may name `target`, a dotted path."""
     return any(
         target.startswith(pattern[:-1]) if pattern.endswith(".*") else target == pattern
         for pattern in allowed_targets()
@@ -29,7 +29,7 @@ def is_allowed(target: str) -> bool:
 
 
 def check_targets(key: str, node: Any) -> None:
-    """Raises ConfigError for the first target in the node, at any depth, that it may not call."""
+    """Raise ConfigError for the first target in the node, at any depth, that is not allowed."""
     for path, target in _targets(key, node):
         if not str(target).strip():
             raise ConfigError(f"{path}._target_", "is empty; write a dotted path such as torch.optim.Adam")
@@ -44,16 +44,18 @@ def _entry_point_targets() -> tuple[str, ...]:
 
 
 def _environment_targets() -> tuple[str, ...]:
+    """Return the patterns in SWEEP_TARGETS. Raise ConfigError for one that is neither a path nor `package.*`."""
     patterns = tuple(p.strip() for p in os.environ.get("SWEEP_TARGETS", "").split(",") if p.strip())
     for pattern in patterns:
         if "*" in pattern.removesuffix(".*") or pattern == ".*":
             raise ConfigError(
-                "SWEEP_TARGETS", f"'{pattern}' is no pattern; write a dotted path, or mypkg.* for a package"
+                "SWEEP_TARGETS", f"'{pattern}' is not a pattern; write a dotted path, or mypkg.* for a package"
             )
     return patterns
 
 
 def _targets(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every `_target_` in the node, at any depth, with the config key of the dict that has it."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, node["_target_"]

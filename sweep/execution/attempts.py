@@ -1,5 +1,8 @@
-"""Failed trials that are trained again. Each attempt is a trial of Optuna's, which never changes one that is finished;
-to the study, its attempts are one trial of one number."""
+"""Train failed trials again.
+
+Optuna never changes a finished trial, so each attempt is a trial of its own in Optuna. In the study, all attempts share
+one number and count as one trial.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -11,12 +14,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweep.storage.optuna_internals import add_trial
 
 # User attributes of a trial.
-NUMBER = "number"  # the study's number of it, where that is not Optuna's
-ATTEMPT = "attempt"  # how many attempts failed before it
+NUMBER = "number"  # its number in the study, if it differs from Optuna's
+ATTEMPT = "attempt"  # the number of attempts that failed before
 
 
 def numbered(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials as the study counts them, in order: of each number the latest attempt."""
+    """Return the latest attempt at each of the study's trials, in the order of their numbers.
+
+    A trial whose number in the study differs from Optuna's is copied, and the copy has the study's number.
+    """
     latest: dict[int, FrozenTrial] = {}
     for trial in trials:
         number = trial.user_attrs.get(NUMBER, trial.number)
@@ -28,12 +34,12 @@ def numbered(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def trials_of(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials, `numbered`; not to be changed."""
+    """Return the study's trials as `numbered` does. They are not copies: do not change them."""
     return numbered(study.get_trials(deepcopy=False))
 
 
 def renumbered(study: optuna.Study) -> optuna.Study:
-    """The study, or if trials were trained again a copy in memory that has the latest attempts alone."""
+    """Return the study; if trials were trained again, a copy in memory with only the latest attempts."""
     trials = study.get_trials(deepcopy=False)
     if not any(NUMBER in trial.user_attrs for trial in trials):
         return study
@@ -46,12 +52,12 @@ def renumbered(study: optuna.Study) -> optuna.Study:
 
 
 def failed(trials: Sequence[FrozenTrial], n_trials: int) -> list[int]:
-    """Numbers of the failed trials among the study's first `n_trials`, of trials that are `numbered`."""
+    """Return the numbers of the failed trials among the first `n_trials`. The trials must be `numbered`."""
     return [t.number for t in trials[:n_trials] if t.state == TrialState.FAIL]
 
 
 def retry(study: optuna.Study, numbers: Sequence[int]) -> None:
-    """Add an attempt at each of those numbers, with the parameters that failed."""
+    """Queue a new attempt at each of the given trials, with the same parameters."""
     trials = trials_of(study)
     for number in numbers:
         before = trials[number]
@@ -65,5 +71,5 @@ def retry(study: optuna.Study, numbers: Sequence[int]) -> None:
 
 
 def n_failed(trial: FrozenTrial) -> int:
-    """How many attempts at the trial failed before this one."""
+    """Return the number of attempts at the trial that failed before this one."""
     return trial.user_attrs.get(ATTEMPT, 0)

@@ -1,4 +1,4 @@
-"""How a run has ended its whole trial, read from the run's journal."""
+"""Read from a run's journal whether the run ended its whole trial, and how."""
 
 from collections.abc import Mapping
 
@@ -11,24 +11,28 @@ from sweep.utils.errors import TRACEBACK_HINT, Diverged, Pruned
 
 
 class Ended(Exception):
-    """The trial has come to its end, and its run's journal knows how. attrs: what the study is to know of it."""
+    """The trial ended in an earlier attempt to run it: failed or pruned."""
 
     def __init__(self, state: TrialState, attrs: Mapping[str, str]) -> None:
+        """Make the exception. `attrs` are user attributes to store with the trial in Optuna."""
         super().__init__(state, attrs)
         self.state, self.attrs = state, attrs
 
 
 def is_pruned(problem: BaseException) -> bool:
-    """Whether what ended a run ends its trial early and well, so that the trial's other runs are over too."""
+    """Return True if the problem that ended a run prunes the whole trial. Its other runs are pruned with it.
+
+    A run that diverged counts as pruned.
+    """
     return isinstance(problem, Pruned | Diverged) or (isinstance(problem, Ended) and problem.state == TrialState.PRUNED)
 
 
 def ended(run: RunFolder) -> Ended | None:
-    """How the run has ended the whole trial; None where it did not."""
+    """Return how the run ended the whole trial; None if it did not."""
     end = journal.last_end(run.journal)
     tags = {} if end is None else end["tags"]
     if tags.get("state") == "FAIL" or "diverged" in tags:
-        problem = tags["error"].partition(": ")[2].removesuffix(TRACEBACK_HINT)  # behind the exception's name
+        problem = tags["error"].partition(": ")[2].removesuffix(TRACEBACK_HINT)  # the name of the exception comes first
         return Ended(TrialState[tags["state"]], {PROBLEM: problem})
     if tags.get("state") == "PRUNED":
         return Ended(TrialState.PRUNED, {STOPPED: f"pruned at epoch {tags['pruned.epoch']}"})

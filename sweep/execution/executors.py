@@ -1,4 +1,4 @@
-"""Which executor a worker uses."""
+"""Choose the executor of a worker."""
 
 from typing import Protocol
 
@@ -7,10 +7,14 @@ from sweep.execution.session import WorkerSession
 
 
 class Executor(Protocol):
-    """Takes trials from the queue and trains them."""
+    """The part of a worker that claims trials from the queue and trains them."""
 
     def run(self) -> int | None:
-        """Train until every trial is taken or done, or something says to stop. Return the signal that stopped it."""
+        """Train until no trial is left to claim, or a stop is requested.
+
+        Returns:
+            The number of the signal that stopped it; None if no signal did.
+        """
         ...
 
 

@@ -1,19 +1,22 @@
-"""When a study has seen enough failures."""
+"""Decide when a study has too many failed trials."""
 
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-_CANARY = 3  # if all of the first ones fail, so will the rest
-_ENOUGH = 10  # finished trials, for a rate to mean something
+_CANARY = 3  # if this many trials finish and all fail, the rest would fail too
+_ENOUGH = 10  # finished trials; with fewer, a failure rate means little
 
 
 def too_many_failures(
     trials: Sequence[FrozenTrial], max_failure_rate: float, is_complete: bool = False
 ) -> FrozenTrial | None:
-    """The first failed trial, when so many of the finished ones have failed that the study should stop, or has failed.
+    """Return the first failed trial if so many have failed that the study should stop; otherwise None.
 
-    is_complete: whether there are no others to come.
+    Args:
+        trials: the study's trials. Only finished ones count.
+        max_failure_rate: the largest share of failed trials that is accepted; 1 accepts any.
+        is_complete: True if no more trials will follow. Then the rate counts however few trials there are.
     """
     finished = [t for t in trials if t.state.is_finished()]
     failed = [t for t in finished if t.state == TrialState.FAIL]

@@ -1,4 +1,4 @@
-"""What a study optimises: values read from the journals of a trial's runs, so that they survive their process."""
+"""The values that a study optimises. They are read from the journals of a trial's runs, so they survive a crash."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from sweep.utils.errors import ConfigError
 
 
 def check_objectives(settings: StudySettings, data: Data) -> None:
-    """Raises ConfigError for an objective that trials on such data do not have."""
+    """Raise ConfigError for an objective that trials on such data do not have."""
     samples = data.samples
     known = [*metric_names(data), "train/loss", "time/train_s", "model/n_weights"]
     if samples.noise is not None:
@@ -21,14 +21,22 @@ def check_objectives(settings: StudySettings, data: Data) -> None:
     for name in settings.objective:
         if name not in known:
             raise ConfigError(
-                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose of: {', '.join(known)}"
+                "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose one of: {', '.join(known)}"
             )
 
 
 def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) -> list[float]:
-    """Each objective of a finished run: of a curve its best value over the epochs, otherwise what the run ended with.
+    """Return the value of each objective of a finished run.
 
-    Raises ConfigError for a name that the run recorded nothing under, ValueError for one that is no finite number.
+    Args:
+        run: the folder of the run.
+        names: the objectives. A curve gives its best value over the epochs. Any other metric gives the value that the
+            run recorded at its end.
+        directions: minimize or maximize, for each objective.
+
+    Raises:
+        ConfigError: the run recorded nothing with that name.
+        ValueError: a value is not finite.
     """
     curves: dict[str, list[float]] = {}
     ended: Mapping[str, Sequence[float]] = {}
@@ -53,5 +61,5 @@ def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) 
 
 
 def mean_values(runs: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over replicates of each objective."""
+    """Return the mean of each objective over a trial's runs."""
     return [fmean(column) for column in zip(*runs, strict=True)]

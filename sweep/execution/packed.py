@@ -1,4 +1,4 @@
-"""Trains many trials at once, in vectorised passes that they share (docs/packed.md)."""
+"""The packed executor, which trains many trials at once in shared, vectorised passes (docs/packed.md)."""
 
 import signal
 import sys
@@ -36,12 +36,17 @@ from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interr
 from sweep.utils.fsync import synced_together
 from sweep.utils.paths import absolute
 
-_ROUNDS, _FEWEST_AT_ONCE = 8, 4  # a sampler that learns is to see results so often, if `pack=auto` is to decide
+# With `pack=auto` and a sampler that learns, a pack holds at most 1/8 of the study's trials, or 4 if that is more. So
+# the sampler sees results about 8 times before the study ends.
+_ROUNDS, _FEWEST_AT_ONCE = 8, 4
 
 
 @dataclass
 class _Entry:
-    """A trial that is being trained. values: of its finished runs. problem: what ended it early."""
+    """A trial that is being trained.
+
+    `values` holds the objectives of each finished run, by its place. `problem` is what ended the trial early.
+    """
 
     trial: FrozenTrial
     means: Means
@@ -52,9 +57,10 @@ class _Entry:
 
 @dataclass
 class _Training:
-    """One run of a trial, and its place in a pack.
+    """One run of a trial, and its member in a pack.
 
-    composed: returns its config as Hydra composes it. held: its lock and its open record, once it has begun.
+    `composed` returns the run's config as Hydra composes it. `held` holds the run's lock and its open record, once the
+    run has begun.
     """
 
     entry: _Entry
@@ -68,16 +74,20 @@ class _Training:
 
     @property
     def place(self) -> int:
+        """The number of the run among the runs of its trial, from 0."""
         return self.membership.replicate or 0
 
 
 class PackedExecutor:
-    """Keeps up to `pack` runs in training, each in the pack of its structure.
+    """Trains up to `pack` runs at once, each in the pack of its structure.
 
-    A trial that cannot be packed is trained by `sequential`, while the packs wait.
+    One loop serves all packs: it trains each of them for an epoch, stores how trials ended, and claims new trials for
+    the places that became free. A trial that cannot be packed is trained by the sequential executor, while the packs
+    wait.
     """
 
     def __init__(self, session: WorkerSession, sequential: SequentialExecutor) -> None:
+        """Make the executor. `sequential` trains the trials that cannot be packed."""
         self._session, self._sequential = session, sequential
         keep_freed_memory()
         n_trials, pack = session.plan.n_trials, session.settings.pack
@@ -85,15 +95,21 @@ class PackedExecutor:
         most = max(_FEWEST_AT_ONCE, n_trials // _ROUNDS) if learns else n_trials
         self._scheduler = PackScheduler(None if pack == "auto" else pack, most, self._session.load)
         self._n_places: int = 1 if pack == "auto" else pack
-        self._most_places = sys.maxsize  # that memory was found to allow
+        self._most_places = sys.maxsize  # lowered when memory runs out
         self._trainings: dict[PackMember, _Training] = {}
-        self._claimed: list[FrozenTrial] = []
-        self._unpackable: list[tuple[FrozenTrial, Configuration]] = []  # which cannot be packed
-        self._closed: list[_Entry] = []  # whose runs are over, but not told of yet
+        self._claimed: list[FrozenTrial] = []  # this worker sends heartbeats for them
+        self._unpackable: list[tuple[FrozenTrial, Configuration]] = []  # wait for the sequential executor
+        self._closed: list[_Entry] = []  # all their runs are over, but the storage does not have the result yet
         self._noted: set[str] = set()
 
     def run(self) -> int | None:
-        """Train until every trial is taken or done, or something says to stop. Return the signal that stopped it."""
+        """Train until no trial is left to claim, or a stop is requested.
+
+        Trials that are still training at the end are released. After a signal their state is saved first.
+
+        Returns:
+            The number of the signal that stopped it; None if no signal did.
+        """
         gc_control.resume()
         try:
             with self._session.queue.beating(self._claimed):
@@ -110,7 +126,7 @@ class PackedExecutor:
             why = stopped if isinstance(stopped, Interrupted) else Interrupted(signal.SIGINT)
             self._return_trials([*self._trainings.values()], why, resumable=True)
             return self._session.signum(stopped)
-        finally:  # after an error, too
+        finally:  # also after an error
             self._return_trials([*self._trainings.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
                 if self._session.queue.is_mine(trial):
@@ -118,7 +134,7 @@ class PackedExecutor:
         return self._session.signum()
 
     def _fill(self) -> None:
-        """Claim trials while there are places for all of their runs, or until one cannot be packed."""
+        """Claim trials while there are places for all of their runs. Stop at a trial that cannot be packed."""
         n_runs = self._session.settings.seeds
         with synced_together():
             is_over = self._session.patiently(self._session.is_over)
@@ -133,13 +149,16 @@ class PackedExecutor:
                 self._claimed.append(trial)
                 self._begin_trial(trial)
                 if self._closed:
-                    self._store_closed()  # the next trial's sampler may know
+                    self._store_closed()  # so that the sampler can use the result for the next trial
                     is_over = self._session.patiently(self._session.is_over)
                 else:
                     is_over = self._session.is_asked_to_stop()
 
     def _begin_trial(self, trial: FrozenTrial) -> None:
-        """Admit the trial's runs to packs, unless they cannot be packed or have finished before."""
+        """Admit the trial's runs to packs. Runs that finished before their worker died are only read.
+
+        If a run cannot be packed, the whole trial waits for the sequential executor.
+        """
         entry = _Entry(trial, self._session.open(trial))
         try:
             configuration = self._session.patiently(lambda: self._session.configure(trial))
@@ -164,7 +183,7 @@ class PackedExecutor:
             self._closed.append(entry)
 
     def _train_unpackable(self) -> None:
-        """Train the trials that cannot be packed; the packs wait."""
+        """Train the trials that cannot be packed, one after another. The packs wait."""
         while self._unpackable:
             trial, configuration = self._unpackable.pop()
             self._session.settle(trial, partial(self._sequential.train, trial, configuration))
@@ -173,7 +192,21 @@ class PackedExecutor:
     def _prepare(
         self, entry: _Entry, configuration: Configuration, place: int, values: Mapping[str, Any]
     ) -> _Training | None:
-        """Return the run with a place in a pack, not taken yet; None if it has finished before."""
+        """Build a run as a member of a pack, without admitting it yet. Return None if the run has finished before.
+
+        Args:
+            entry: the trial.
+            configuration: what the trial tries.
+            place: the number of the run in its trial, from 0.
+            values: the run's values by config key, with its seed.
+
+        Raises:
+            Ended: the run ended its whole trial before.
+            Unpackable: the run cannot be packed.
+            BeingTrained: another process trains the run.
+            Damaged: its record or its checkpoint cannot be read.
+            Exception: the run cannot be built. Its failure is recorded, unless there is memory for it later.
+        """
         session, trial, groups = self._session, entry.trial, configuration.groups
         membership = session.membership(trial, session.replicate(place), configuration)
         run = session.plan.folder.trial(trial.number, membership.replicate)
@@ -195,7 +228,7 @@ class PackedExecutor:
                 member=membership,
                 report=session.reporter(trial, entry.means, place, config.trainer.epochs),
                 stop=session.stop,
-                is_timed=False,  # members of a pack share the time
+                is_timed=False,  # `_advance` adds each member's share of the epoch
             )
             if (state := recorded.restore()) is not None:
                 if state["losses"]:
@@ -214,7 +247,7 @@ class PackedExecutor:
         return is_out_of_memory(error) and len(self._trainings) > len(entry.trainings)
 
     def _begin(self, training: _Training) -> None:
-        """Begin the run's record, and admit it to its pack."""
+        """Take the run's lock, begin its record, and admit it to its pack."""
         data, device = training.group.data.description, training.group.pack.device.type
         with ExitStack() as held, advise_when_full(training.run):
             held.enter_context(locked(training.run))
@@ -229,26 +262,29 @@ class PackedExecutor:
         training.group.pack.admit(training.member)
 
     def _advance(self, group: Group) -> None:
-        """Train a pack for one epoch."""
+        """Train a pack for one epoch, finish the runs that have ended, and save those whose checkpoint is due."""
         trainings = [self._trainings[member] for member in group.pack.members]
         try:
             ended_now, train_s = group.train_epoch()
-        except Exception as error:  # not of a single trial: the pass itself
+        except Exception as error:  # the pass itself failed, not a single trial
             self._give_up(group, trainings, error)
             return
         for training in trainings:
             training.trial.train_s += train_s
         with synced_together():
             for member, ending in ended_now.items():
-                if member in self._trainings:  # else it left with another run of its trial
+                if member in self._trainings:  # otherwise another run of its trial has just ended it
                     self._finish(self._trainings[member], ending)
             for member in group.pack.members:
                 trial = self._trainings[member].trial
-                if trial.should_save and not trial.should_stop:  # `run` saves all that are left when it stops
+                if trial.should_save and not trial.should_stop:  # on a stop, `run` saves all runs that are left
                     self._save(self._trainings[member])
 
     def _finish(self, training: _Training, ending: Exception | None) -> None:
-        """End the run; and the trial, if that was its last run or ended badly."""
+        """End a run: test and record its best weights, or record the `ending` that stopped it early.
+
+        The trial ends too if this was its last run, or if the run did not complete.
+        """
         entry = training.entry
         try:
             with advise_when_full(training.run):
@@ -282,7 +318,7 @@ class PackedExecutor:
         entry.means.end(place)
 
     def _end(self, entry: _Entry, problem: Exception) -> None:
-        """End the trial's other runs: they are pruned with it, or will be continued later."""
+        """End the trial's other runs: they are pruned with it, or stopped so that a later attempt can resume them."""
         entry.problem = problem
         for training in [*entry.trainings]:
             ending = Pruned(training.member.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM)
@@ -291,7 +327,7 @@ class PackedExecutor:
             self._release(training)
 
     def _store_closed(self) -> None:
-        """Store how trials have ended, now that their records are on the disk."""
+        """Store in the storage how trials ended. By now their records are on the disk."""
         with synced_together():
             while self._closed:
                 entry = self._closed.pop(0)
@@ -305,11 +341,15 @@ class PackedExecutor:
         training.entry.trainings.remove(training)
 
     def _save(self, training: _Training) -> None:
-        with advise_when_full(training.run), suppress(Interrupted):  # `run` asks for a stop itself
+        """Write the run's checkpoint."""
+        with advise_when_full(training.run), suppress(Interrupted):  # `run` itself notices that a stop was requested
             training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
-        """Release the pack's trials, to be trained in smaller packs, or one by one, from where they were last saved."""
+        """Release the pack's trials after its pass failed. They resume from their last checkpoints.
+
+        If memory ran out, they will train in packs of half the width. After any other error they train sequentially.
+        """
         if is_out_of_memory(error) and len(trainings) > 1:
             self._most_places = self._n_places = len(trainings) // 2
             self._scheduler.forget(group)
@@ -321,8 +361,8 @@ class PackedExecutor:
         self._return_entries([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
 
     def _return_entries(self, entries: list[_Entry], message: str, error: Exception) -> None:
-        """Release trials that will be claimed again in a moment, here or by another worker."""
-        log.warning("%d trials are handed back: %s", len(entries), message, exc_info=error)
+        """Release trials, which this or another worker will soon claim again, and log why."""
+        log.warning("%d trials are released: %s", len(entries), message, exc_info=error)
         self._note(entries[0].trial, message)
         for entry in entries:
             self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
@@ -330,7 +370,13 @@ class PackedExecutor:
             self._session.queue.release(entry.trial)
 
     def _return_trials(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
-        """Leave the runs for later. resumable: whether their state is that of the last finished epoch."""
+        """End the runs so that they can be resumed later.
+
+        Args:
+            trainings: the runs.
+            why: the interruption to record.
+            resumable: True writes a checkpoint first. The runs must then be at the end of an epoch.
+        """
         for training in trainings:
             if resumable:
                 with suppress(OSError, DiskFull):
@@ -339,7 +385,7 @@ class PackedExecutor:
             self._release(training)
 
     def _note(self, trial: FrozenTrial, message: str) -> None:
-        """Have the study's command show a line, once."""
+        """Store a line with the trial, which the study's command then shows. The same line is stored only once."""
         if message not in self._noted:
             self._noted.add(message)
             self._session.patiently(

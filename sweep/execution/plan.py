@@ -1,4 +1,4 @@
-"""Everything a worker has to know of its study."""
+"""The plan of a study, which holds everything that a worker needs."""
 
 import math
 import os
@@ -22,13 +22,23 @@ from sweep.utils.errors import ConfigError, one_line
 
 @dataclass
 class WorkerPlan:
-    """Everything a worker has to know, so that a launcher may send it to another process or machine.
+    """Everything that a worker needs. A launcher may pickle it and send it to another process or machine.
 
-    settings, space: of the study. known: parameters of the first trials by number, which are not sampled. order: what
-    each trial tries, where nothing is sampled at all. uid: of the study's own record. seed: of its sampler.
-    stop_before: the time, in seconds since 1970, at which trials stop at the end of their epoch and no other starts.
-    first: number of the first trial whose failure counts. n_shares: workers that share a machine's cores. controller:
-    the process that launches them.
+    Attributes:
+        settings: the study's settings, `hydra.sweeper`.
+        name: the study's name.
+        folder: the study's folder.
+        space: the study's search space.
+        n_trials: the number of trials of the study.
+        known: the params of the initial trials, by number. They are not sampled.
+        order: the configuration of each trial, if nothing is sampled; otherwise None.
+        uid: the id of the study's own record, to which the records of its trials refer.
+        seed: the seed of the sampler.
+        stop_before: a time in seconds since 1970. From then on no trial starts, and trials stop after their epoch.
+        first: the number of the first trial whose failure counts.
+        n_shares: the number of workers that share the cores of a machine.
+        controller: the id of the process that launches the workers.
+        launch: a random name of this launch, which the names of its workers contain.
     """
 
     settings: StudySettings
@@ -47,11 +57,15 @@ class WorkerPlan:
     launch: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        register()  # in a fresh process the config's resolvers are unknown
+        register()  # a new process has not registered the config's resolvers yet
         self.__dict__.update(state)
 
     def rehearse(self, numbers: Iterable[int]) -> list[Configuration]:
-        """What trials of those numbers would try in a study without any other. Raises ConfigError."""
+        """Return what the trials with these numbers would try if the study had no others.
+
+        Raises:
+            ConfigError: the sampler cannot search this space.
+        """
         if self.order is not None:
             return [self.order[number] for number in numbers]
         study = optuna.create_study(directions=self.settings.direction)
@@ -63,7 +77,13 @@ class WorkerPlan:
             raise ConfigError("hydra/sweeper/sampler", f"cannot search this: {one_line(error)}") from error
 
     def propose(self, study: optuna.Study, trial: FrozenTrial, number: int) -> Configuration:
-        """The configuration of trial `number`, by a sampler of its own, which the study is left with."""
+        """Return the configuration of a trial. Sets `study.sampler` to a new sampler, seeded by the trial's number.
+
+        Args:
+            study: the results so far, from which the sampler learns.
+            trial: Optuna's trial.
+            number: the trial's number in the study.
+        """
         study.sampler = make_sampler(self.settings.sampler, self.seed, number, self.space)
         if number < len(self.known):
             return draw(study, trial, study.sampler, self.space, self.known[number])
@@ -71,5 +91,5 @@ class WorkerPlan:
 
     @property
     def stop_request(self) -> Path:
-        """A file that asks the workers of this launch to stop, wherever they run."""
+        """A file whose existence asks the workers of this launch to stop, on any machine."""
         return self.folder.workers / f"{self.launch}.stop"

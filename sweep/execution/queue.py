@@ -1,7 +1,11 @@
-"""Who runs which trial: hands out a study's trials, each to one worker, and takes back those whose worker died.
+"""The queue of a study's trials. A worker claims a trial, and trials whose worker died are reclaimed.
 
-A study's trials are the numbers 0 to `n_trials` - 1. A trial that lost its worker keeps its number: it is WAITING
-again, and whoever takes it next goes on from its checkpoint. All handing out happens under the study's lock.
+The trials of a study have the numbers 0 to `n_trials` - 1. A trial that lost its worker keeps its number: its state
+becomes WAITING, and the next worker that claims it continues from its checkpoint. Trials are claimed and reclaimed only
+under the study's lock, so no trial goes to two workers.
+
+Each worker holds a file lock as long as it lives. The system releases the lock when the process dies, so a dead worker
+on the same machine is recognised at once. A worker on another machine counts as dead after 90 s without a heartbeat.
 """
 
 import functools
@@ -23,28 +27,25 @@ from sweep.storage.optuna_internals import trial_id
 from sweep.tracking.folders import StudyFolder
 
 # A trial's user attributes.
-OWNER = "worker"  # <host>/<worker> that runs it or did so last
-HEARTBEAT = "beat"  # counts up while the owner lives
-RETRIES = "retries"  # deaths of its worker since it last got further
-REACHED = "reached"  # the step it had reached at the last of them
+OWNER = "worker"  # <host>/<worker>, the worker that trains it or did so last
+HEARTBEAT = "beat"  # a number that increases while the owner lives
+RETRIES = "retries"  # how often its worker died without progress in between
+REACHED = "reached"  # the last step that was reported when its worker last died
 PROBLEM = "problem"  # why it failed or diverged, in one line
 STOPPED = "stopped"  # where it was pruned, in words
-PACKING = "packing"  # what there is to say of its pack, such as why its kind trains alone
+PACKING = "packing"  # a line about its pack, such as why trials of its kind train sequentially
 
 _HEARTBEAT_INTERVAL_S = 15.0
-_DEAD_AFTER_S = 90.0  # without a beat, the owner on another machine is taken for dead
+_DEAD_AFTER_S = 90.0  # without a heartbeat, an owner on another machine counts as dead
 
 
 def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
-    """Whether every trial of the study is finished."""
+    """Return True if every trial of the study is finished."""
     return len(trials) >= n_trials and all(t.state.is_finished() for t in trials[:n_trials])
 
 
 class TrialQueue:
-    """One worker's view of the study.
-
-    worker: its name, unique in the study, whose lock in `folder` it holds. clock: seconds, for tests.
-    """
+    """One worker's view of the queue. Not thread-safe, except for the thread of `beating`."""
 
     def __init__(
         self,
@@ -56,18 +57,34 @@ class TrialQueue:
         max_retries: int,
         clock: Any = time.monotonic,
     ) -> None:
+        """Open the queue of an existing study.
+
+        Args:
+            storage: the study's storage.
+            study_name: the study's name.
+            folder: the study's folder, which has the locks of the workers.
+            lock: the study's lock.
+            worker: the worker's name, unique in the study. The worker holds the lock of that name in `folder`.
+            max_retries: how often a trial's worker may die without progress before the trial fails.
+            clock: returns seconds; tests replace it.
+        """
         self._storage, self._folder, self._lock = storage, folder, lock
         self._study_id = storage.get_study_id_from_name(study_name)
         self._max_retries, self._clock = max_retries, clock
         self._host = socket.gethostname()
         self._me = f"{self._host}/{worker}"
-        self._taken_from: dict[int, str] = {}  # the owner before, by number
-        self._last_heartbeats: dict[int, tuple[Any, float]] = {}  # by trial: its last beat, and when it was first seen
+        self._taken_from: dict[int, str] = {}  # the previous owner, by number
+        self._last_heartbeats: dict[int, tuple[Any, float]] = {}  # by trial: the last heartbeat, and when it was seen
 
     def claim(self, n_trials: int) -> FrozenTrial | None:
-        """A trial for this worker to run, one that waits or else a new one; None when all are taken or done.
+        """Claim a trial for this worker: the first that waits or lost its worker, otherwise a new one.
 
-        One whose workers died too often has its PROBLEM among the user attributes: it is to be recorded as failed.
+        Args:
+            n_trials: the number of trials of the study.
+
+        Returns:
+            The trial, with the state RUNNING; None if all trials are claimed or finished. If its workers died too
+            often, the user attribute PROBLEM says so, and the caller has to store it as failed.
         """
         with self._lock:
             recorded = self._storage.get_all_trials(self._study_id, deepcopy=False)
@@ -82,13 +99,13 @@ class TrialQueue:
             if len(trials) >= n_trials:
                 return None
             attrs: dict[str, Any] = {OWNER: self._me}
-            if len(recorded) > len(trials):  # some were trained again
+            if len(recorded) > len(trials):  # retried trials use up numbers of Optuna's
                 attrs[NUMBER] = len(trials)
             template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=attrs)
             return self._read(self._storage.create_new_trial(self._study_id, template))
 
     def has_work(self, n_trials: int) -> bool:
-        """Whether there is a trial to claim now, or one that lost its worker."""
+        """Return True if there is a trial to claim now, or one that lost its worker."""
         trials = numbered(self._storage.get_all_trials(self._study_id, deepcopy=False))
         mine = [t for t in trials if t.number < n_trials]
         if len(mine) < n_trials or any(t.state == TrialState.WAITING for t in mine):
@@ -96,22 +113,22 @@ class TrialQueue:
         return bool(self._lost(mine))
 
     def release(self, trial: FrozenTrial) -> None:
-        """Lets another worker, or a later one, go on with the trial."""
+        """Set a trial that this worker has claimed to WAITING, so that any worker can claim and resume it."""
         with self._lock:
             self._storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
 
     def return_to_owner(self, trial: FrozenTrial) -> None:
-        """For a trial whose silent owner turns out to be alive."""
+        """Undo the claim of a trial whose previous owner is alive after all, although its heartbeats had stopped."""
         self._last_heartbeats.pop(trial_id(trial), None)
         self._storage.set_trial_user_attr(trial_id(trial), OWNER, self._taken_from[trial.number])
 
     def is_mine(self, trial: FrozenTrial) -> bool:
-        """Whether no other worker has taken the trial over, or finished it."""
+        """Return True unless another worker has reclaimed the trial, or the trial is finished."""
         now = self._storage.get_trial(trial_id(trial))
         return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._me
 
     def _take(self, trial: FrozenTrial) -> FrozenTrial | None:
-        """The waiting trial as this worker's own; None if another was faster, which the lock mostly rules out."""
+        """Claim a waiting trial. Return None if another worker was faster, which the lock rarely allows."""
         self._taken_from[trial.number] = trial.user_attrs.get(OWNER, "")
         if not self._storage.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
             return None
@@ -119,10 +136,11 @@ class TrialQueue:
         return self._read(trial_id(trial))
 
     def _read(self, key: int) -> FrozenTrial:
+        """Return the trial with this id of Optuna's, with its number in the study."""
         return numbered([self._storage.get_trial(key)])[0]
 
     def _reclaim(self, trial: FrozenTrial) -> None:
-        """From a dead worker."""
+        """Set a dead worker's trial to WAITING. If its workers died too often without progress, note the PROBLEM."""
         reached = max(trial.intermediate_values, default=0)
         further = reached > trial.user_attrs.get(REACHED, 0)
         retries = 1 if further else trial.user_attrs.get(RETRIES, 0) + 1
@@ -136,12 +154,16 @@ class TrialQueue:
         self._storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
 
     def _lost(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those whose worker is dead. A worker has many where it packs them, and is looked for once."""
-        lives = functools.cache(self._folder.worker_lives)
+        """Return the trials whose worker is dead."""
+        lives = functools.cache(self._folder.worker_lives)  # a packed worker owns many trials: check its lock once
         return [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t, lives)]
 
     def _is_dead(self, trial: FrozenTrial, lives: Callable[[str], bool | None]) -> bool:
-        """A worker of this machine is known to be dead by its lock, at once; another by its silence."""
+        """Return True if the trial's owner is dead: it lost its lock, or on another machine its heartbeats stopped.
+
+        A silent owner counts as dead `_DEAD_AFTER_S` after this queue first saw its last heartbeat. The clocks of two
+        machines are never compared.
+        """
         host, _, worker = trial.user_attrs.get(OWNER, "").partition("/")
         if host == self._host and (known := lives(worker)) is not None:
             return not known
@@ -154,7 +176,10 @@ class TrialQueue:
 
     @contextmanager
     def beating(self, trials: Collection[FrozenTrial], every_s: float = _HEARTBEAT_INTERVAL_S) -> Iterator[None]:
-        """Tells other machines, while it lasts, that the worker of the trials lives; they may change meanwhile."""
+        """Store a heartbeat with each of the trials every `every_s` seconds, in a thread, until the context ends.
+
+        The collection may change in the meantime. An error of the storage is ignored: other calls will raise it.
+        """
         over = threading.Event()
         beats: Counter[int] = Counter()
 
@@ -163,7 +188,7 @@ class TrialQueue:
                 for trial in list(trials):
                     number = trial.number
                     beats[number] = (beats[number] or trial.user_attrs.get(HEARTBEAT, 0)) + 1
-                    with suppress(Exception):  # a storage that is out of reach shows elsewhere
+                    with suppress(Exception):  # other calls report a storage that cannot be reached
                         self._storage.set_trial_user_attr(trial_id(trial), HEARTBEAT, beats[number])
 
         thread = threading.Thread(target=heartbeat, daemon=True)

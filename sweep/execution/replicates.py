@@ -1,4 +1,4 @@
-"""What a trial reports while it trains: the mean over its runs, epoch by epoch."""
+"""The values that a trial with several seeds reports while it trains: the mean over its runs, by epoch."""
 
 from collections.abc import Collection, Sequence
 from statistics import fmean
@@ -7,23 +7,30 @@ from sweep.config.metrics import best_of
 
 
 class Means:
-    """The mean over the runs of a trial, one for each seed, of their best values so far.
+    """The mean of the best values so far, over the runs of a trial. There is one run for each seed.
 
-    A step is an epoch of all runs, however many there are and in which order they train: step e is known once each run
-    has trained e epochs. A run that ends before the others counts with its best value from then on.
-
-    direction: what is the best. reported: the steps that the study has already.
+    With b_r(e) the best value of run r in its epochs 1 to e, step e has the value mean over r of b_r(e). It is known
+    once every run has trained e epochs. A run that ends earlier keeps its last best value from then on. So the steps
+    depend neither on the number of runs nor on the order in which they train.
     """
 
     def __init__(self, n_runs: int, direction: str, reported: Collection[int] = ()) -> None:
+        """Start without values.
+
+        Args:
+            n_runs: the number of runs.
+            direction: minimize or maximize.
+            reported: the steps that the study's storage has already.
+        """
         self._direction = direction
-        self._bests: list[list[float]] = [[] for _ in range(n_runs)]  # of each run, by epoch
+        self._bests: list[list[float]] = [[] for _ in range(n_runs)]  # the best value so far, by run and epoch
         self._is_over = [False] * n_runs
-        self._reported = set(reported) - {max(reported, default=0)}  # the pruner may not have been asked about the last
+        # The worker may have died before it asked the pruner about the last step, so that step is reported again.
+        self._reported = set(reported) - {max(reported, default=0)}
         self._next = 1  # all steps before it are reported
 
     def add(self, place: int, epoch: int, value: float) -> None:
-        """The value of a run's next epoch. Epochs before it that it did not have a value at count as no better."""
+        """Add the value of an epoch of a run. Skipped epochs count as no better than those before them."""
         bests = self._bests[place]
         if epoch <= len(bests):  # trained again after a crash
             return
@@ -32,29 +39,29 @@ class Means:
         bests.append(best_of([best, value], self._direction))
 
     def extend(self, place: int, epochs: Sequence[int], values: Sequence[float]) -> None:
-        """The values that a run recorded in earlier attempts."""
+        """Add the values that a run recorded before it was resumed."""
         for epoch, value in zip(epochs, values, strict=True):
             self.add(place, epoch, value)
 
     def end(self, place: int) -> None:
-        """The run has come to its end."""
+        """Note that the run is over, so that the others no longer wait for it."""
         self._is_over[place] = True
 
     @property
     def n_epochs(self) -> int:
-        """How many epochs each run has trained, but for those that are over."""
+        """The number of epochs that every unfinished run has trained; if all are over, the largest number of any."""
         left = [len(bests) for bests, is_over in zip(self._bests, self._is_over, strict=True) if not is_over]
         return min(left) if left else max(map(len, self._bests))
 
     def unreported(self) -> list[tuple[int, float]]:
-        """The steps that are known and not reported yet, with their values, in order."""
+        """Return the steps that are known but not reported yet, in order, each with its value."""
         while self._next in self._reported:
             self._next += 1
         steps = [step for step in range(self._next, self.n_epochs + 1) if step not in self._reported]
         return [(step, self._mean(step)) for step in steps]
 
     def reported(self, step: int) -> None:
-        """The study has the step."""
+        """Note that the study's storage has the step."""
         self._reported.add(step)
 
     def _mean(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""Runs one trial after another until the study has all of its trials."""
+"""The sequential executor, which trains one trial after another."""
 
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,18 +22,22 @@ from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interr
 if TYPE_CHECKING:
     from sweep.training.runtime import Turn
 
-Training = Callable[[Pause | None], list[float]]  # of one run, to its objectives
+Training = Callable[[Pause | None], list[float]]  # trains one run and returns its objectives
 
 
 class SequentialExecutor:
-    """One trial at a time; the runs of a trial, one for each seed, train an epoch in turn."""
+    """Trains one trial at a time. The runs of a trial, one for each seed, take turns, an epoch each."""
 
     def __init__(self, session: WorkerSession) -> None:
         self._session = session
-        self._one_by_one = False  # whether there is no memory to train the seeds of a trial in turn
+        self._one_by_one = False  # True once memory ran out with all seeds of a trial at once
 
     def run(self) -> int | None:
-        """Train until every trial is taken or done, or something says to stop. Return the signal that stopped it."""
+        """Train until no trial is left to claim, or a stop is requested.
+
+        Returns:
+            The number of the signal that stopped it; None if no signal did.
+        """
         session = self._session
         while not session.patiently(session.is_over):
             trial = session.claim()
@@ -48,7 +52,10 @@ class SequentialExecutor:
         return session.signum()
 
     def train(self, trial: FrozenTrial, configuration: Configuration) -> list[float]:
-        """Train a trial that was claimed. Return its objectives, each the mean over the trial's runs."""
+        """Train a claimed trial. Return its objectives, each the mean over the trial's runs.
+
+        Raises whatever ends the trial early; `WorkerSession.settle` handles it.
+        """
         session = self._session
         means = session.open(trial)
 
@@ -66,9 +73,12 @@ class SequentialExecutor:
         return self.train(trial, self._session.patiently(lambda: self._session.configure(trial)))
 
     def _train_in_turn(self, trial: FrozenTrial, trainings: Sequence[Callable[..., Training]]) -> list[list[float]]:
-        """Train the runs of a trial an epoch in turn, so that a step is known as soon as possible.
+        """Train the runs of a trial in turns of one epoch, so that the mean over the runs is known early.
 
-        If there is no memory for all of them at once, they train one after the other. Returns their objectives.
+        If memory runs out, this and later trials train their runs one after another.
+
+        Returns:
+            The objectives of each run, in the order of the runs.
         """
         from sweep.training.runtime import Turn, is_out_of_memory
 
@@ -94,21 +104,33 @@ class SequentialExecutor:
         return [values[place] for place in sorted(values)]
 
     def _end_turns(self, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
-        """End the trial's other runs, because of what happened to one: they are pruned with it, or left for later."""
+        """End the trial's other runs after `problem` ended one of them.
+
+        They are pruned with it, or interrupted so that they can be resumed.
+        """
         for turn in turns:
-            with suppress(Exception, KeyboardInterrupt):  # what ends the trial is known
+            with suppress(Exception, KeyboardInterrupt):  # the caller raises `problem`
                 if not turn.has_begun:
                     continue
                 if self._session.stop.signum is not None and type(problem) is not KeyboardInterrupt:
-                    turn.train()  # which saves a checkpoint and stops
+                    turn.train()  # saves a checkpoint and stops
                 turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
 
     def _train_one(
         self, trial: FrozenTrial, config: DictConfig, member: Membership, means: Means, anew: bool, pause: Pause | None
     ) -> list[float]:
-        """Train one run of the trial, or continue it, or read its results if its worker died after it had finished.
+        """Train or resume one run of the trial. If it had finished before its worker died, only read its results.
 
-        anew: whether to continue a run that failed.
+        Args:
+            trial: the trial.
+            config: the run's config as Hydra composes it.
+            member: the run's place in the study.
+            means: gets the values of the run.
+            anew: True resumes a run that failed.
+            pause: lets other runs train after each epoch.
+
+        Returns:
+            The run's objectives.
         """
         session, place = self._session, member.replicate or 0
         run = session.plan.folder.trial(trial.number, member.replicate)

@@ -1,4 +1,4 @@
-"""What every executor does with a trial but train it: claim, configure, report, store how it ended."""
+"""What every executor does with a trial besides training it: claim, configure, report, store how it ended."""
 
 import logging
 import os
@@ -48,7 +48,10 @@ log = logging.getLogger("sweep")
 
 
 class WorkerSession:
-    """One worker's session with its study, from its first trial to its last."""
+    """One worker's work on its study, from its first trial to its last.
+
+    Call storage operations through `patiently`, which retries them while the storage cannot be reached.
+    """
 
     def __init__(self, plan: WorkerPlan, name: str, stop: StopRequest) -> None:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
@@ -61,26 +64,26 @@ class WorkerSession:
         self.queue = TrialQueue(self.storage, plan.name, plan.folder, lock, name, max_retries=self.settings.max_retries)
         self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
         self.load = RememberedData()
-        self._means: dict[int, Means] = {}  # of the trials at work, by id
+        self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
         self._has_timed_out = False
         self._is_child = os.getppid() == plan.controller
 
     def is_over(self) -> bool:
-        """Return whether no other trial is to be claimed."""
+        """Return True if no more trials should be claimed: on a stop request, a timeout or too many failures."""
         if self.is_asked_to_stop() or self._is_out_of_time():
             return True
         trials = self._study.get_trials(deepcopy=False)[self.plan.first :]
         return too_many_failures(trials, self.settings.max_failure_rate) is not None
 
     def is_asked_to_stop(self) -> bool:
-        """Return whether a signal, the study's command, or the death of that command asks this worker to stop."""
+        """Return True after a signal, a stop request of the study's command, or the death of that command."""
         return self.stop.signum is not None or self.is_orphaned() or self.plan.stop_request.exists()
 
     def _is_out_of_time(self) -> bool:
         return time.time() >= self.plan.stop_before
 
     def _heed_requests(self) -> None:
-        """If something asks for it, have the trials at work save and stop at the end of their epoch."""
+        """After a stop request or the timeout, make the training trials save and stop at the end of their epoch."""
         if self.stop.signum is not None:
             return
         self._has_timed_out = self._is_out_of_time() and not self.is_asked_to_stop()
@@ -88,7 +91,7 @@ class WorkerSession:
             self.stop.signum = signal.SIGTERM
 
     def signum(self, stopped: KeyboardInterrupt | None = None) -> int | None:
-        """Return the signal that stopped the worker; None if it was not stopped, or by the study's timeout."""
+        """Return the number of the signal that stopped the worker; None if none did, or if the study timed out."""
         if self._has_timed_out:
             return None
         if stopped is None or isinstance(stopped, Interrupted):
@@ -96,16 +99,27 @@ class WorkerSession:
         return signal.SIGINT
 
     def is_orphaned(self) -> bool:
-        """Return whether the study's command, whose child this process was, has died."""
+        """Return True if this process is a child of the study's command and the command has died."""
         return self._is_child and os.getppid() != self.plan.controller
 
     def settle(self, trial: FrozenTrial, values_of: Callable[[], list[float]]) -> None:
-        """Store how the trial ended. Whatever `values_of` raises is the trial's failure, but for Ctrl-C."""
+        """Call `values_of`, which trains the trial and returns its objectives, and store how the trial ended.
+
+        Args:
+            trial: the claimed trial.
+            values_of: what it raises makes the trial fail, except as below. An `Ended` says how the trial ended.
+
+        Raises:
+            Damaged: a record of the trial is damaged. The trial is released.
+            DiskFull: there is no room. The trial is released.
+            KeyboardInterrupt: a signal stopped the trial. The caller has to release it.
+            Exception: any other error too, if the study is in debug mode. It is stored as the trial's failure first.
+        """
         try:
             values = values_of()
         except Ended as end:
             self._tell(trial, end.state, None, end.attrs)
-        except BeingTrained:  # its owner was silent for long, and yet lives
+        except BeingTrained:  # its owner lives after all, although its heartbeats had stopped
             self.patiently(lambda: self.queue.return_to_owner(trial))
         except DamagedJournal as error:
             self.queue.release(trial)
@@ -113,7 +127,7 @@ class WorkerSession:
             raise error.with_remedy(
                 f"move '{folder}' away and give the same command again: it trains trial {trial.number} anew"
             ) from error
-        except (DiskFull, Damaged):  # the user has to see to it first; nor would the next trial find room
+        except (DiskFull, Damaged):  # the user has to solve this first; the next trial would meet it too
             self.queue.release(trial)
             raise
         except Exception as error:
@@ -125,14 +139,16 @@ class WorkerSession:
             self._tell(trial, TrialState.COMPLETE, values)
 
     def values_of_earlier(self, trial: FrozenTrial, run: RunFolder, retry: bool = False) -> list[float] | None:
-        """Return the objectives of a run that finished before its worker died; None if it is yet to train.
+        """Return the objectives of a run that finished before its worker died; None if it still has to train.
 
         Args:
-            retry: whether a run that failed is to train again.
+            trial: the claimed trial.
+            run: the folder of the run.
+            retry: True ignores that the run ended its whole trial before, so that it trains again.
 
         Raises:
             Ended: the run ended its whole trial.
-            RuntimeError: the trial was given up before, since its workers died too often.
+            RuntimeError: the trial's workers died too often.
         """
         if not retry and (end := ended(run)):
             raise end
@@ -168,7 +184,7 @@ class WorkerSession:
         return run_values(run, self.settings.objective, self.settings.direction)
 
     def claim(self) -> FrozenTrial | None:
-        """Take the next trial from the queue; None if there is none left."""
+        """Claim the next trial from the queue; None if there is none left."""
         return self.patiently(lambda: self.queue.claim(self.plan.n_trials))
 
     def configure(self, trial: FrozenTrial) -> Configuration:
@@ -185,7 +201,10 @@ class WorkerSession:
         return configuration
 
     def open(self, trial: FrozenTrial) -> Means:
-        """Set a failed attempt aside. Return what the trial's runs recorded before; the storage may lack some of it."""
+        """Move the files of a failed attempt aside, and read what the trial's runs have recorded so far.
+
+        The journals are read, not the storage: the storage may lack the last epochs.
+        """
         if n := n_failed(trial):
             self.plan.folder.set_aside(trial.number, n)
         name, direction = self._watched()
@@ -206,7 +225,7 @@ class WorkerSession:
         return [{**values, "seed": seed + place} for place in range(self.settings.seeds)]
 
     def replicate(self, place: int) -> int | None:
-        """Return the number of a run among those of its trial; None if the trial has one run alone."""
+        """Return the number of a run among the runs of its trial; None if the trial has only one."""
         return None if self.settings.seeds == 1 else place
 
     def membership(self, trial: FrozenTrial, replicate: int | None, configuration: Configuration) -> Membership:
@@ -221,27 +240,33 @@ class WorkerSession:
         )
 
     def record_failure(self, run: RunFolder, config: DictConfig, error: Exception, member: Membership) -> None:
-        """Record the failure of a run, unless the run has done so itself."""
-        if journal.status(run.journal) != "FAILED":  # it has yet to begin, or was finished
+        """Record the failure of a run, unless the run has recorded it itself."""
+        if journal.status(run.journal) != "FAILED":  # it failed before its record began, or after it was finished
             config.resume = None
             record_refused(run, config, error, member)
 
     def reporter(
         self, trial: FrozenTrial, means: Means, place: int, n_epochs: int
     ) -> Callable[[int, Mapping[str, float]], None]:
-        """Return what to call after each epoch of a run: it reports the trial's value so far.
+        """Return a function to call after each epoch of a run, with the epoch and its metrics.
 
-        It raises Pruned if the pruner says so. Without a pruner it reports the validation loss,
-        which shows how far the trial has come.
+        It reports the trial's value so far to the storage: the objective, or without a pruner the validation loss, so
+        that the study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
+
+        Args:
+            trial: the trial.
+            means: the values of all runs of the trial.
+            place: the number of the run in its trial, from 0.
+            n_epochs: the number of epochs of the run.
         """
         name, _ = self._watched()
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
             self._heed_requests()
-            if name not in metrics:  # it is read when the trial ends
+            if name not in metrics:  # not a curve; it is read when the trial ends
                 return
             means.add(place, epoch, metrics[name])
-            if self._says_prune(trial, means) and means.n_epochs < n_epochs:  # else it is as good as over
+            if self._says_prune(trial, means) and means.n_epochs < n_epochs:  # after the last epoch, let it complete
                 raise Pruned(epoch)
 
         return report
@@ -253,9 +278,9 @@ class WorkerSession:
         return "val/loss", "minimize"
 
     def _says_prune(self, trial: FrozenTrial, means: Means) -> bool:
-        """Report the steps that the storage lacks, and ask the pruner about each.
+        """Report the steps that the storage lacks, and ask the pruner about each. Return True if it prunes the trial.
 
-        While the storage is out of reach the trial goes on, and they wait for the next report.
+        If the storage cannot be reached, the trial continues, and the next report catches up.
         """
         try:
             for step, value in means.unreported():
@@ -266,7 +291,7 @@ class WorkerSession:
                 means.reported(step)
                 if prunes:
                     return True
-        except Exception as error:  # the trial need not suffer for it
+        except Exception as error:  # an outage of the storage must not fail the trial
             if not (self.patiently.is_outage(error) or isinstance(error, OSError)):
                 raise
             log.warning("trial %d: cannot report epoch %d yet (%s)", trial.number, means.n_epochs, one_line(error))
@@ -279,13 +304,17 @@ class WorkerSession:
         values: list[float] | None,
         attrs: Mapping[str, str] | None = None,
     ) -> None:
+        """Store how a trial ended, unless another worker has reclaimed it.
+
+        An outage of the storage repeats the inner function. So it first checks whether an earlier try succeeded.
+        """
         means = self._means.pop(trial_id(trial), None)
 
         def tell() -> None:
-            if not self.queue.is_mine(trial):  # it was silent for too long, or this has been told
+            if not self.queue.is_mine(trial):  # reclaimed by another worker, or stored by a try whose reply was lost
                 log.warning("trial %d is no longer this worker's", trial.number)
                 return
-            if means is not None:  # a finished trial takes no more of them
+            if means is not None:  # Optuna accepts no reports for a finished trial
                 for step, value in means.unreported():
                     self.storage.set_trial_intermediate_value(trial_id(trial), step, value)
                     means.reported(step)

@@ -1,7 +1,7 @@
-"""The job that a launcher runs: a study's worker, from its begin to its end.
+"""The job that a launcher runs: a worker of a study, from start to end.
 
-Workers know of each other only through the study's storage, so more of them may join at any time, from other processes
-or machines.
+Workers share nothing but the study's storage and folder. So more of them may join at any time, from other processes or
+machines.
 """
 
 import os
@@ -21,7 +21,7 @@ from sweep.utils.signals import stop_on_signal
 
 @dataclass
 class Worker:
-    """A task function for a launcher, which may send it to another process or machine."""
+    """A task function for a launcher, which may pickle it and send it to another process or machine."""
 
     plan: WorkerPlan
 
@@ -33,9 +33,15 @@ class Worker:
             return self.work(HydraConfig.get().job.num)
 
     def work(self, index: int = 0) -> int | None:
-        """Train the study's trials, as the worker of that number.
+        """Train the study's trials in this process, until the study is over or a stop is requested.
 
-        Returns the number of the signal that stopped the worker, or None if none did.
+        If the study's command has died, the process exits at the end instead of returning.
+
+        Args:
+            index: the number of the worker. It decides which GPU the worker gets.
+
+        Returns:
+            The number of the signal that stopped the worker; None if no signal did.
         """
         plan = self.plan
         _take_device(index, plan.n_shares)
@@ -45,12 +51,15 @@ class Worker:
             session = WorkerSession(plan, name, stop)
             signum = make_executor(session).run()
         if session.is_orphaned():
-            os._exit(0)  # nobody waits for the answer, and loky would keep the process
+            os._exit(0)  # nobody waits for the result, and loky would keep the process alive
         return signum
 
 
 def _take_device(index: int, n_workers: int) -> None:
-    """Leaves the worker one of the machine's GPUs, in turn; a worker that is alone sees them all."""
+    """Restrict the worker to one of the machine's GPUs, in turn. A single worker sees all of them.
+
+    This sets CUDA_VISIBLE_DEVICES, so it must come before the process first uses CUDA.
+    """
     if n_workers == 1:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -65,7 +74,7 @@ def _take_device(index: int, n_workers: int) -> None:
 
 
 def _share_cores(n_workers: int) -> None:
-    """Torch's threads, so that workers side by side do not crowd each other out."""
+    """Divide the machine's cores among its workers, by setting the number of torch's threads."""
     if n_workers == 1:
         return
     import torch

@@ -1,4 +1,4 @@
-"""Workers in the hands of Hydra's launcher: started, awaited, and started again when the launcher loses them."""
+"""Start a study's workers with Hydra's launcher, wait for them, and start them again if the launcher loses them."""
 
 import itertools
 import time
@@ -19,11 +19,11 @@ from sweep.utils.errors import ConfigError, DiskFull, one_line
 from sweep.utils.terminal import say
 
 _POLL_S = 0.2
-_MOST_LOST_LAUNCHES = 3  # in a row, without a trial finished between them
+_MOST_LOST_LAUNCHES = 3  # in a row, without a trial that finished in between
 
 
 class WorkerPool:
-    """The workers of one command. launcher: of a `Worker`. is_over: whether the study is complete or has to stop."""
+    """The workers of one command."""
 
     def __init__(
         self,
@@ -32,6 +32,14 @@ class WorkerPool:
         plan: WorkerPlan,
         is_over: Callable[[], bool],
     ) -> None:
+        """Prepare the pool. Nothing is launched yet.
+
+        Args:
+            launcher: Hydra's launcher, set up to run a `Worker` with this plan.
+            study: the study.
+            plan: the plan of the workers.
+            is_over: returns True if the study is complete or has to stop.
+        """
         self._launcher = launcher
         self._study, self._plan, self._is_over = study, plan, is_over
         settings = plan.settings
@@ -40,10 +48,19 @@ class WorkerPool:
         self._patiently = RetryPolicy(settings.storage)
 
     def work(self) -> int | None:
-        """Until the study is over. Returns the number of the signal that stopped a worker, if one did."""
+        """Launch workers, as often as needed, until the study is over.
+
+        Returns:
+            The number of the signal that stopped a worker; None if no signal did.
+
+        Raises:
+            ConfigError: the launcher cannot start workers, or a worker found the config unusable.
+            DiskFull: a worker found no room.
+            Exception: workers were lost too often in a row without a trial that finished.
+        """
         first_job = itertools.count(0, self._plan.settings.n_jobs)
         n_lost = 0
-        if self._plan.settings.n_jobs > 1:  # a worker that is alone is this process
+        if self._plan.settings.n_jobs > 1:  # a single worker runs in this process
             gc_control.resume()
         while True:
             n_before = self._n_finished()
@@ -61,7 +78,7 @@ class WorkerPool:
                 lost = error
             self._await_workers()
             while not self._patiently(self._is_over) and not self._patiently(self._has_work):
-                time.sleep(_POLL_S)  # other commands have the last trials
+                time.sleep(_POLL_S)  # workers of other commands train the last trials
             if self._patiently(self._is_over):
                 return None
             n_lost = n_lost + 1 if self._n_finished() == n_before else 0
@@ -71,6 +88,7 @@ class WorkerPool:
                 say(f"warning: workers were lost ({one_line(lost, 120)}); launching them again", err=True)
 
     def _jobs(self) -> list[list[str]]:
+        """Return the overrides of each job to launch: as many jobs as workers are useful."""
         plan = self._plan
         job = [
             *plan.space.composer.fixed,
@@ -83,13 +101,13 @@ class WorkerPool:
         return [job] * min(plan.settings.n_jobs, max(1, plan.n_trials - self._n_finished()))
 
     def _await_workers(self) -> None:
-        """Some launchers return while workers of theirs are still running."""
+        """Wait until all workers of this launch are dead. Some launchers return while workers are still running."""
         mine = self._locks()
         while any(self._plan.folder.worker_lives(lock.stem) for lock in mine):
             time.sleep(_POLL_S)
 
     def _locks(self) -> list[Path]:
-        """Of the workers that have begun, dead or alive."""
+        """Return the lock files of the workers that have started, whether dead or alive."""
         return list(self._plan.folder.workers.glob(f"{self._plan.launch}-*.lock"))
 
     def _has_work(self) -> bool:

@@ -1,4 +1,4 @@
-"""`hydra.sweeper.dry_run=true`: what a study would do, without storing anything."""
+"""`hydra.sweeper.dry_run=true`: show what a study would do, without storing anything."""
 
 import time
 from collections.abc import Mapping
@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from sweep.training.loop import TrainingLoop
 
 _N_SAMPLES = 5
-_QUICK_S = 5.0  # an epoch this short is timed again, warm
+_QUICK_S = 5.0  # after a first epoch this short, a second one is timed, without the cost of a cold start
 
 
 def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
-    """Prints the space and sampled configurations, builds each, times an epoch. Raises ConfigError for what fails."""
+    """Print the search space, a few sampled configurations and an estimate of the time.
+
+    Each of these configurations is built, and an epoch of the first one is timed.
+
+    Args:
+        plan: the plan of the study.
+        base: the default configuration.
+
+    Raises:
+        ConfigError: a configuration cannot be sampled, composed or built.
+    """
     console = Console(soft_wrap=True)
     space = plan.space
     console.print(f"study {plan.name}: {plan.n_trials} trials, nothing is stored\n")
@@ -46,6 +56,7 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
 
 
 def _space_table(space: Space, base: DictConfig) -> Table:
+    """Return a table of what is searched: each range, and the value in the default configuration."""
     table = Table("searched", "range", "now", box=box.SIMPLE_HEAD)
     for group, distribution in space.groups.items():
         table.add_row(group, range_text(distribution), str(base.choices.get(group)))
@@ -64,7 +75,7 @@ class _OneEpoch(Exception):
 
 
 class _Timed(UnrecordedTrial):
-    """Ends training after the epoch that it was to time."""
+    """Times epochs, and ends training by raising _OneEpoch: after `n_epochs`, or after one that takes long."""
 
     def __init__(self, n_epochs: int) -> None:
         self._left, self._began = n_epochs, time.perf_counter()
@@ -79,6 +90,7 @@ class _Timed(UnrecordedTrial):
 
 
 def _epoch_s(fit: "TrainingLoop") -> float:
+    """Return the seconds that an epoch takes."""
     timed = _Timed(n_epochs=2)
     with suppress(_OneEpoch):
         fit.run(timed)
@@ -86,6 +98,7 @@ def _epoch_s(fit: "TrainingLoop") -> float:
 
 
 def _estimate(plan: WorkerPlan, config: Config, epoch_s: float) -> str:
+    """Return a line with the estimated time of the study, from the seconds of one epoch."""
     settings = plan.settings
     runs = plan.n_trials * settings.seeds
     total_s = runs * config.trainer.epochs * epoch_s / settings.n_jobs

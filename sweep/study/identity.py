@@ -1,4 +1,4 @@
-"""What makes a study this study: its name, and what must not change while it grows."""
+"""The identity of a study: its name, and the facts that must not change while it grows."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.utils.errors import ConfigError
 
-IDENTITY = "identity"  # user attribute of a study that has the facts below
+IDENTITY = "identity"  # the user attribute of a study that holds the facts of `identity`
 
-# Keys that say where and how a trial runs, not what it is.
+# Keys that set where and how a trial runs, not what it is. They may change within a study.
 _INCIDENTAL = {
     "output_dir",
     "experiment_name",
@@ -42,9 +42,18 @@ USUAL_SAMPLER = "optuna.samplers.TPESampler"
 
 
 def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str | None], plain: Sequence[str]) -> str:
-    """The name that is configured, or one from the choices, with a digest of the other overrides where there are any.
+    """Return the configured name, or one made of the chosen options, with a digest of the other overrides if any.
 
-    So the same command means the same study. Raises ConfigError for a name that no folder can have.
+    So the same command always names the same study.
+
+    Args:
+        settings: the study's settings.
+        space: its search space.
+        choices: the option of each group in the default configuration.
+        plain: the overrides that every trial has.
+
+    Raises:
+        ConfigError: the configured name is not a valid folder name.
     """
     if settings.study_name is not None:
         return checked_name("hydra.sweeper.study_name", settings.study_name)
@@ -74,14 +83,17 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
 
 
 def checked_name(key: str, name: str) -> str:
-    """Raises ConfigError, for `key`, unless the name will do as a folder's."""
+    """Return the name. Raise ConfigError, about `key`, if it is not a valid folder name."""
     if not re.fullmatch(r"[\w+@,=-][\w.+@,=-]*", name) or len(name) > _LONGEST_NAME:
         raise ConfigError(key, f"'{name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =")
     return name
 
 
 def identity(settings: StudySettings, space: Space) -> dict[str, str]:
-    """Every fact about the study that its trials rest on, in words. The sampler and the pruner may change meanwhile."""
+    """Return every fact that the trials of a study depend on, as JSON by config key.
+
+    The sampler and the pruner are not among them: they may change within a study.
+    """
     facts: dict[str, str] = {}
     first = space.first_groups()
     for options in space.each_group_alone():
@@ -90,7 +102,7 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         for key, value in _flat("", plain):
             if key == "trainer.monitor" and value in (None, space.composer.monitor or "val/loss"):
-                continue  # follows from the objective, as in studies from before there was such a key
+                continue  # it follows from the objective, as in studies that began before this key existed
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
@@ -98,7 +110,7 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Such as "trainer.epochs = 60, now 20"."""
+    """Return one text for each fact that differs, such as "trainer.epochs = 60, now 20"."""
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key} = {before.get(key, 'unset')}, now {now.get(key, 'unset')}"
@@ -108,9 +120,10 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def only_one_seed(attrs: Mapping[str, Any]) -> str | None:
-    """Say that the best trains again from one seed alone, if its value is the mean over several; else None.
+    """Return a note that `from_study` trains only one of several seeds; None if the study has one seed.
 
-    attrs: user attributes of the study.
+    Args:
+        attrs: the user attributes of the study.
     """
     n_seeds = json.loads(attrs.get(IDENTITY, {}).get("hydra.sweeper.seeds", "1"))
     if n_seeds == 1:
@@ -119,6 +132,7 @@ def only_one_seed(attrs: Mapping[str, Any]) -> str | None:
 
 
 def _flat(prefix: str, node: Any) -> list[tuple[str, Any]]:
+    """Return the values of a node by full config key, without the incidental ones."""
     if prefix in _INCIDENTAL:
         return []
     if not isinstance(node, dict) or not node:

@@ -1,4 +1,4 @@
-"""A study in its storage: begun, or found as it was begun. What belongs to another study is refused, and stays."""
+"""Begin a study in its storage, or open it again. Files and trials of another study are refused and left alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from sweep.tracking.journal import first
 from sweep.utils.errors import ConfigError, Damaged
 from sweep.utils.ownership import refuse_existing
 
-_UID = "uid"  # user attribute of the study, as is IDENTITY
+_UID = "uid"  # a user attribute of the study, like IDENTITY
 _KEY = "hydra.sweeper.study_name"
 
 
 @dataclass
 class StudyEntry:
-    """A study's place in its storage and on disk. starts: of bounds=auto."""
+    """A study's place in its storage and on disk. `starts` holds the suggestions of range tests (bounds=auto)."""
 
     name: str
     folder: StudyFolder
@@ -37,9 +37,13 @@ class StudyEntry:
     starts: Starts | None = None
 
     def stored_starts(self) -> Starts | None:
-        """What range tests suggested when the study was begun; None if that is to be found out. Raises ConfigError."""
+        """Return what range tests suggested when the study was begun; None if they still have to be made.
+
+        Raises:
+            ConfigError: the study was begun without range tests, or its tests were of other options.
+        """
         starts = stored_starts(self.settings, self.name, self.folder, _UID)
-        if starts is None or self.settings.accept_changes:  # of what has changed, the old tests say nothing
+        if starts is None or self.settings.accept_changes:  # old tests do not hold for a changed configuration
             return None
         if not covers(starts, self.space):
             raise ConfigError(
@@ -50,9 +54,17 @@ class StudyEntry:
         return starts
 
     def open(self, uid: str) -> tuple[optuna.Study, str]:
-        """Begin the study, with `uid` for its record, or find it as it was begun. Return it, and its uid.
+        """Begin the study, or open it again, under its lock.
 
-        Raises ConfigError.
+        Args:
+            uid: the id of the study's record, if the study is new.
+
+        Returns:
+            The study, and the id of its record: the id that it was begun with.
+
+        Raises:
+            ConfigError: a study of that name exists and is another one, or the storage cannot be used.
+            Damaged: the storage lacks trials that the folder has.
         """
         settings, facts = self.settings, identity(self.settings, self.space)
         storage = open_storage(settings.storage, self.folder)
@@ -63,7 +75,7 @@ class StudyEntry:
                 study = optuna.create_study(storage=storage, study_name=self.name, directions=settings.direction)
             else:
                 study = optuna.load_study(study_name=self.name, storage=storage)
-            if _UID not in study.user_attrs:  # new, or its command was killed just then
+            if _UID not in study.user_attrs:  # it is new, or its command was killed right after creating it
                 if study.get_trials(deepcopy=False):
                     raise ConfigError(_KEY, f"'{self.name}' was not begun here; choose another")
                 self._refuse_trials_of_another(None)
@@ -77,11 +89,11 @@ class StudyEntry:
             return study, study.user_attrs[_UID]
 
     def refuse_foreign_files(self) -> None:
-        """Raise ConfigError if the folder is no study's, and has files that would be overwritten."""
+        """Raise ConfigError if the folder does not belong to a study and has files that would be overwritten."""
         folder, is_remote = self.folder, self.settings.storage is not None
         is_study = first(folder.run.journal, "start") is not None
         is_study = is_study or (folder.storage.is_file() and folder.storage.stat().st_size > 0)
-        if is_remote:  # where the study is known, so that these are its own from the first moment
+        if is_remote:  # the storage already has the study, so its workers may have created these first
             is_study = is_study or folder.trials.is_dir() or folder.workers.is_dir()
         if not is_study:
             refuse_existing(_KEY, folder.path, folder.written)
@@ -92,10 +104,18 @@ class StudyEntry:
         study.set_user_attr(IDENTITY, facts)
 
     def _refuse_trials_of_another(self, uid: str | None) -> None:
-        """Raise ConfigError if the folder has trials of a study that is kept elsewhere, or was."""
+        """Refuse a folder that has trials of a study other than the one whose record has the id `uid`.
+
+        Args:
+            uid: None for a study that is about to begin.
+
+        Raises:
+            ConfigError: the trials belong to a study in another storage, or to one that was deleted.
+            Damaged: the trials are this study's own, but its storage no longer has the study.
+        """
         for run in self.folder.runs():
             parent = (first(run.journal, "start") or {}).get("parent")
-            if parent is None:  # trained by itself, which an earlier version allowed
+            if parent is None:  # a run outside any study; earlier versions allowed one here
                 continue
             start, storage = first(self.folder.run.journal, "start"), recorded_url(self.settings.storage)
             if uid is None and start is not None and start.get("storage") == storage:
@@ -107,10 +127,10 @@ class StudyEntry:
                     f"'{self.folder.path}' has trials of another study, whose storage is gone or another one; "
                     "choose another name, or remove the folder",
                 )
-            return  # one of them will do
+            return  # it is enough to check one
 
     def _refuse_another(self, study: optuna.Study, facts: dict[str, str]) -> None:
-        """Raise ConfigError if the study was begun as another one, unless the changes are accepted and possible."""
+        """Raise ConfigError if the study was begun with other facts, unless the changes are accepted and possible."""
         directions = [d.name.lower() for d in study.directions]
         if directions != self.settings.direction:
             key = "direction" if len(directions) == len(self.settings.direction) else "objective"
@@ -127,12 +147,12 @@ class StudyEntry:
         elif self.settings.accept_changes:
             return
         else:
-            message += "; choose another name, or go on with hydra.sweeper.accept_changes=true"
+            message += "; choose another name, or continue with hydra.sweeper.accept_changes=true"
         raise ConfigError(_KEY, message)
 
 
 def _incompatible(trials: Sequence[FrozenTrial], ranges: dict[str, Any]) -> str | None:
-    """The first parameter whose range Optuna does not allow to become what it is now."""
+    """Return the first param whose new range Optuna does not accept within the same study; None if there is none."""
     for trial in trials:
         for name, distribution in trial.distributions.items():
             try:

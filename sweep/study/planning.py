@@ -1,4 +1,4 @@
-"""All that can be refused of a study before a worker starts, looked at; what its workers then have to know."""
+"""Check everything about a study that can be checked before a worker starts, and make the plan for its workers."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,26 @@ from sweep.tracking.folders import StudyFolder
 from sweep.trial.prepare import check_data, check_monitor
 from sweep.utils.errors import ConfigError
 
-_MOST_CHECKED = 2  # first configurations that Hydra composes too, in 65 ms each
-_SMALL = 1000  # configurations, of which random draws would repeat some
+_MOST_CHECKED = 2  # the first configurations are composed by Hydra too, which takes 65 ms each
+_SMALL = 1000  # in a space with at most this many configurations, random draws would soon repeat some
 
 
 def make_plan(
     settings: StudySettings, space: Space, base: DictConfig, name: str, folder: StudyFolder, n_shares: int
 ) -> WorkerPlan:
-    """base: the default configuration. n_shares: workers that share a machine's cores. Raises ConfigError."""
+    """Make the plan for a study's workers.
+
+    Args:
+        settings: the study's settings.
+        space: its search space.
+        base: the default configuration.
+        name: the study's name.
+        folder: the study's folder.
+        n_shares: the number of workers that share the cores of a machine.
+
+    Raises:
+        ConfigError: the initial trials, the number of trials or the space is invalid.
+    """
     seed = settings.sampler.get("seed")
     seed = int(base.seed if seed is None else seed)
     known = known_params(settings, space, space.configured_groups())
@@ -46,7 +58,10 @@ def make_plan(
 
 
 def check_plan(plan: WorkerPlan, config: Config) -> None:
-    """Compose and check the first configurations, with their data. config: the default. Raises ConfigError."""
+    """Compose and check the first configurations with their data. `config` is the default configuration.
+
+    Raises ConfigError for the first problem.
+    """
     space = plan.space
     data = space.splits.load(config)
     check_objectives(plan.settings, data)
@@ -59,14 +74,14 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
 
 
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
-    """Raise ConfigError for a pruner that cannot prune, a storage that MLflow has taken, and keys of a single run."""
+    """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run."""
     check_pruner(settings)
     if settings.storage and tracking_uri and without_driver(settings.storage) == without_driver(tracking_uri):
         raise ConfigError(
             "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
         )
     if base.resume is not None:
-        raise ConfigError("resume", "is for a single run; a study goes on when its command is given again")
+        raise ConfigError("resume", "is for a single run; to resume a study, run its command again")
     if base.from_study is not None:
         raise ConfigError("from_study", "is for a single run; leave out --multirun")
     if settings.seeds > 1 and base.trainer.seed != base.seed:
@@ -76,10 +91,13 @@ def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str 
 def _order(
     settings: StudySettings, space: Space, seed: int, known: Sequence[Mapping[str, Any]]
 ) -> list[Configuration] | None:
-    """What each trial tries, where that is settled: in a grid, or where random draws would repeat themselves."""
+    """Return the configuration of each trial if the order is fixed in advance, otherwise None.
+
+    It is for a grid, and for random search in a small space, where draws would repeat: the space is shuffled instead.
+    """
     if is_grid(settings.sampler):
         if settings.enqueue:
-            raise ConfigError("hydra.sweeper.enqueue", "says nothing to a grid, which has every configuration")
+            raise ConfigError("hydra.sweeper.enqueue", "has no effect in a grid, which tries every configuration")
         order = list(space.everything())
     elif is_uniform(settings.sampler) and space.size() <= _SMALL:
         order = shuffled(space, seed, known)

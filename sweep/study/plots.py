@@ -1,4 +1,4 @@
-"""Pictures of a study as PNGs, by Optuna: its history, and values against parameters."""
+"""Plots of a study as PNG files, mostly by Optuna: its history, values against params, and importances."""
 
 import logging
 import warnings
@@ -13,11 +13,21 @@ from optuna.trial import TrialState
 from sweep.figures.drawing import count_in_whole_numbers, fit_scale, import_matplotlib, load_matplotlib, tail
 from sweep.study.reading import as_shown, has_value, objective_names
 
-_DECADE = 10.0
+_DECADE = 10.0  # values that span more than this are drawn on a logarithmic axis
 
 
 def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
-    """In `folder`; their names. None before two trials have a value. Takes about a second, half of it imports."""
+    """Draw the plots of a study. This takes about a second, half of it for imports.
+
+    Args:
+        study: the study, or a copy of it.
+        folder: where the plots go. It is created if needed.
+        dpi: dots per inch.
+
+    Returns:
+        The file names: history.png, and slices.png or pareto_front.png. Empty if fewer than two trials have a value, or
+        with more than three objectives.
+    """
     trials = study.get_trials(deepcopy=False)
     if sum(map(has_value, trials)) < 2:
         return []
@@ -34,9 +44,9 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
     elif any(t.params for t in trials):
         kinds["slices"] = lambda: _slices(shown, names[0])
     folder.mkdir(exist_ok=True)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it has opinions on texts that are numbers
-    with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna sets a style for good
-        warnings.simplefilter("ignore")  # Optuna calls its plots experimental, and matplotlib has its own to say
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # hides its notes on categories that look like numbers
+    with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna changes the global style
+        warnings.simplefilter("ignore")  # Optuna warns that its plots are experimental; matplotlib warns too
         for name, plot in kinds.items():
             figure = np.atleast_1d(plot())[0].figure
             _make_plain(figure)
@@ -46,7 +56,16 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
 
 
 def draw_importances(found: Mapping[str, Mapping[str, float]], plot: Path, dpi: int) -> str:
-    """Draw them by objective, one below the other: bars, the largest on top. Return the picture's name."""
+    """Draw the importance of each param as bars, the largest on top, one panel for each objective.
+
+    Args:
+        found: the importances by objective and by param, each in descending order.
+        plot: the PNG file to write.
+        dpi: dots per inch.
+
+    Returns:
+        The file name.
+    """
     new_figure, new_canvas = load_matplotlib()
     heights = [0.7 + 0.4 * len(of_one) for of_one in found.values()]
     figure = new_figure(figsize=(6, sum(heights)), dpi=dpi, layout="constrained")
@@ -65,7 +84,7 @@ def draw_importances(found: Mapping[str, Mapping[str, float]], plot: Path, dpi: 
 
 
 def _history(study: optuna.Study, name: str) -> Any:
-    """The best so far is of complete trials; the pruned stand beside them."""
+    """Draw the values by trial, with a line for the best so far. Pruned trials are grey circles that do not count."""
     from optuna.visualization import matplotlib as plots
 
     axes = plots.plot_optimization_history(study, target_name=name)
@@ -80,7 +99,7 @@ def _history(study: optuna.Study, name: str) -> Any:
 
 
 def _slices(shown: optuna.Study, name: str) -> Any:
-    """With few and short labels, since the panels are narrow."""
+    """Draw a panel for each param. The panels are narrow, so labels are shortened and ticks are few."""
     from matplotlib.category import StrCategoryFormatter
     from matplotlib.ticker import LogLocator, MaxNLocator
     from optuna.visualization import matplotlib as plots
@@ -103,6 +122,7 @@ def _slices(shown: optuna.Study, name: str) -> Any:
 
 
 def _front(shown: optuna.Study, names: list[str]) -> Any:
+    """Draw the trials by two or three objectives, with the Pareto front marked."""
     from optuna.visualization import matplotlib as plots
 
     axes = plots.plot_pareto_front(shown, target_names=names)
@@ -117,7 +137,7 @@ def _values(study: optuna.Study, objective: int) -> list[float]:
 
 
 def _make_plain(figure: Any) -> None:
-    """White, and without a title, which a caption says better."""
+    """Make a figure of Optuna's white, with a light grid and without titles: the page has captions."""
     figure.suptitle("")
     for axes in figure.axes:
         axes.set(facecolor="white", title="")

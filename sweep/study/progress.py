@@ -1,4 +1,4 @@
-"""What a person sees of a study: a live table in a terminal, a line a trial elsewhere, and the outcome."""
+"""Show a study while it runs, as a live table in a terminal or with one line for each trial, and print its outcome."""
 
 import math
 import threading
@@ -36,7 +36,7 @@ _MOST_NAMED = 10
 
 
 class Output(Enum):
-    """What is printed of a study: nothing, only the trials that fail (and a live table in a terminal), or all."""
+    """How much a study prints: nothing, only failed trials (and a live table in a terminal), or everything."""
 
     NOTHING = auto()
     FAILURES = auto()
@@ -44,10 +44,21 @@ class Output(Enum):
 
 
 class Watch:
-    """Follows the study in a thread of its own: shows what workers do, wherever they run, and records what is done."""
+    """Follows a study in its own thread: shows what the workers do, on any machine, and records finished trials.
+
+    Use it in a `with` statement, or call `close` at the end.
+    """
 
     def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, output: Output, live: bool) -> None:
-        """live: a table in a terminal takes the place of lines."""
+        """Prepare to follow the study; `with` starts the thread.
+
+        Args:
+            study: the study.
+            n_trials: the number of trials of the study.
+            recording: gets the finished trials.
+            output: how much to print.
+            live: True shows a table in the terminal instead of lines.
+        """
         live = live and output is not Output.NOTHING
         self._study, self._n_trials, self._recording = study, n_trials, recording
         self._lines = output is Output.ALL
@@ -71,7 +82,7 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Shows what is left to show, and ends."""
+        """Stop the thread, and show and record what is left. A second call does nothing."""
         if self._over.is_set():
             return
         self._over.set()
@@ -82,10 +93,11 @@ class Watch:
 
     def _follow(self) -> None:
         while not self._over.wait(_POLL_S):
-            with suppress(Exception):  # `close` looks again, and says what is wrong; a server may be back by then
+            with suppress(Exception):  # perhaps only an outage; `close` tries once more and raises
                 self._look()
 
     def _look(self) -> None:
+        """Read the study's trials, and show and record what is new."""
         trials = trials_of(self._study)
         new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
         n_before = len(self._seen)
@@ -96,12 +108,13 @@ class Watch:
                 self._noted.add(note)
                 self._console.print(f"trial {trial.number} {note}")
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):
-            if (self._live is None and self._lines) or trial.state == TrialState.FAIL:  # which stays above the table
+            if (self._live is None and self._lines) or trial.state == TrialState.FAIL:  # failures stay above the table
                 self._console.print(_line(trial, n_done, self._n_trials))
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Group:
+        """Return the live table: a row for each running trial, the counts, and the best so far."""
         table = Table(box=box.SIMPLE_HEAD)
         for column in ("trial", "epoch", "value", "params"):
             table.add_column(column, justify="left" if column == "params" else "right", no_wrap=column != "params")
@@ -121,6 +134,7 @@ class Watch:
         return Group(table, *lines)
 
     def _eta(self, trials: Sequence[FrozenTrial]) -> str:
+        """Return the estimated time that is left, in minutes and seconds; empty while fewer than 2 trials are done."""
         done = len(self._seen) - self._n_before
         left = self._n_trials - len(self._seen)
         if done < 2 or left <= 0:
@@ -130,7 +144,7 @@ class Watch:
 
 
 def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None) -> None:
-    """Counts, the best configuration, how to train it again, and how to see all in MLflow."""
+    """Print the counts, the best configuration, the command that trains it again, and how to see it all in MLflow."""
     console = Console(soft_wrap=True)
 
     def say(text: str) -> None:
@@ -152,7 +166,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
         say(f"  {name:<{width}}  {text}")
     say("")
     if not is_complete(trials, n_trials):
-        say("Not complete:    the same command goes on with it")
+        say("Not complete:    run the same command again to resume it")
     if best:
         overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
         again = from_study_command(
@@ -172,20 +186,19 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
 
 
 def failures_text(numbers: Sequence[int]) -> str:
-    """How many trials failed, and how to train them again."""
+    """Return a line that says which trials failed, and how to train them again."""
     which = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if numbers[_MOST_NAMED:] else "")
     message = f"{len(numbers)} trials failed ({which})" if len(numbers) > 1 else f"1 trial failed ({which})"
-    return (
-        f"{message}; mend the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
-    )
+    return f"{message}; fix the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
 
 
 def params_text(trial: FrozenTrial) -> str:
+    """Return the trial's params in one line."""
     return "  ".join(f"{key}={short(value)}" for key, value in config_values(trial).items())
 
 
 def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
-    """Such as "12/32  trial 11  0.0193  scheduler.max_lr=0.012"."""
+    """Return a line such as "12/32  trial 11  0.0193  scheduler.max_lr=0.012"."""
     head = f"{n_done}/{n_trials}  trial {trial.number}"
     if trial.state == TrialState.FAIL:
         return f"{head}  failed: {trial.user_attrs.get(PROBLEM, '')}"
@@ -195,6 +208,7 @@ def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
 
 
 def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:
+    """Return text such as "12 of 32 trials: 8 complete, 3 pruned, 1 failed"."""
     n_by_ending = counts(trials)
     parts = [f"{n_by_ending[word]} {word}" for word in STATES.values() if n_by_ending[word] or word == "complete"]
     n_done = sum(n_by_ending.values())

@@ -1,4 +1,4 @@
-"""A study that others made, opened to be read: where its storage is, and its trials as they are shown."""
+"""Open a study only for reading, perhaps one that somebody else made, and prepare its trials for plots."""
 
 import copy
 import json
@@ -29,10 +29,16 @@ _WITH_VALUE = [STATES[state] for state in (TrialState.COMPLETE, TrialState.PRUNE
 
 
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
-    """The study of that folder, from where its record says that its trials are kept, or from `storage`, the user's.
+    """Open the study of a folder for reading. Nothing is written, and no storage is created.
 
-    The record may be somebody else's: a storage that it names counts only as a file below the `output_dir` that the
-    study lies in. Nothing is written to a storage, nor made. Raises ConfigError.
+    Args:
+        folder: the study's folder. It may come from somebody else, so a storage that its record names is used only if
+            it is a file below the `output_dir` that contains the study.
+        storage: the storage that the user names; None uses the recorded one.
+
+    Raises:
+        ConfigError: the storage cannot be read, has no such study, or is recorded but not trusted.
+        Damaged: the storage lacks trials that the folder has.
     """
     recorded = recorded_storage(folder)
     if storage is None and recorded is not None and not is_own_storage(recorded, folder):
@@ -47,13 +53,13 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
 
 
 def recorded_storage(folder: StudyFolder) -> str | None:
-    """Where the study's record says that its trials are kept; None for the file in its folder."""
+    """Return the storage that the study's record names; None for the file in its folder."""
     recorded = (first(folder.run.journal, "start") or {}).get("storage")
     return None if recorded is None else str(recorded)
 
 
 def is_own_storage(url: str, folder: StudyFolder) -> bool:
-    """Whether that is a file below the `output_dir` that the study lies in."""
+    """Return True if the storage is a file below the `output_dir` that contains the study."""
     try:
         with one_line_errors(url):
             file = storage_file(url)
@@ -65,9 +71,9 @@ def is_own_storage(url: str, folder: StudyFolder) -> bool:
 def refuse_lost_trials(
     study: optuna.Study, folder: StudyFolder, url: str | None, key: str = "hydra.sweeper.study_name"
 ) -> None:
-    """Raise Damaged if the storage lacks trials that have begun, or ended, by the study's own folder and record."""
+    """Raise Damaged if the storage lacks trials that began or ended according to the study's folder and record."""
     begun = [int(name) for run in folder.runs() if (name := run.path.relative_to(folder.trials).parts[0]).isdigit()]
-    trials = study.get_trials(deepcopy=False)  # after the folders, which are younger
+    trials = study.get_trials(deepcopy=False)  # read after the folders, so that it has every trial that has a folder
     reason = None
     if max(begun, default=-1) >= len(trials):
         reason = f"it has {len(trials)} trials, and trial {max(begun)} has begun"
@@ -81,7 +87,7 @@ def refuse_lost_trials(
 
 
 def _n_recorded(folder: StudyFolder) -> int:
-    """How many trials had come to a value, by the study's record, when a command on it ended."""
+    """Return the largest number of trials with a value that the study's record has at the end of a command."""
     ends = records(folder.run.journal, "end", damage=[])
     counted = [end["values"] for end in ends if isinstance(end.get("values"), dict)]
     return max(
@@ -90,6 +96,7 @@ def _n_recorded(folder: StudyFolder) -> int:
 
 
 def _open(folder: StudyFolder, url: str) -> optuna.Study:
+    """Load the folder's study from a storage. Raise ConfigError if there is none, Damaged if it lacks trials."""
     with one_line_errors(url):
         file = storage_file(url)
     if file is not None and not file.exists():
@@ -102,12 +109,12 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
                 KEY, f"'{without_password(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
             )
         study = optuna.load_study(study_name=name, storage=opened)
-        refuse_lost_trials(study, folder, url, KEY)  # whatever is wrong shows here
+        refuse_lost_trials(study, folder, url, KEY)  # reads all trials, so that a broken storage shows here
         return study
 
 
 def snapshot(study: optuna.Study) -> optuna.Study:
-    """Return a copy in memory of the study as it is now, running trials included, which others no longer change."""
+    """Return a copy in memory of the study as it is now, with its running trials. Workers do not change the copy."""
     trials = study.get_trials(deepcopy=False)
     copied = optuna.create_study(
         storage=InMemoryStorage(), study_name=study.study_name, directions=study.directions, sampler=study.sampler
@@ -120,11 +127,13 @@ def snapshot(study: optuna.Study) -> optuna.Study:
 
 
 def as_shown(study: optuna.Study) -> optuna.Study:
-    """A copy in memory for pictures, of the same numbers: parameters by config key, pruned trials as complete ones.
+    """Return a copy of the study in memory, changed so that Optuna's plots show all of it. Numbers stay the same.
 
-    A parameter whose range depends on an option is several to the sampler, and would be shown with holes. A pruned
-    trial counts with the best value that it had reached, as it does for the sampler; most trials may be such. Trials
-    without a value are FAIL.
+    - If a range depends on an option, Optuna has one parameter for each option, and its plots would have gaps. The copy
+      has one parameter for each config key, with a range that contains all of them.
+    - Most trials may be pruned. In the copy they are complete, with the best value that they reached, which is also the
+      value that the sampler uses.
+    - Trials without a value become failed trials.
     """
     trials = study.get_trials(deepcopy=False)
     ranges: dict[str, list[BaseDistribution]] = {}
@@ -136,7 +145,7 @@ def as_shown(study: optuna.Study) -> optuna.Study:
             values.setdefault(key, []).append(trial.params[name])
     merged = {key: _merged(those, values[key]) for key, those in ranges.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna has something to say on choices that are no plain texts
+        warnings.simplefilter("ignore")  # Optuna warns about choices that are not plain texts
         drawn = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
         for trial in trials:
             drawn.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
@@ -144,17 +153,18 @@ def as_shown(study: optuna.Study) -> optuna.Study:
 
 
 def objective_names(study: optuna.Study) -> list[str]:
-    """Such as val/loss."""
+    """Return the names of the objectives, such as val/loss; "value 0" and so on if the study has not recorded them."""
     recorded_names = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
     return json.loads(recorded_names) if recorded_names else [f"value {i}" for i in range(len(study.directions))]
 
 
 def has_value(trial: FrozenTrial) -> bool:
-    """Whether the trial is finished and came to something, pruned or not."""
+    """Return True if the trial is complete or pruned and has a value."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and bool(trial.values)
 
 
 def _renamed(trial: FrozenTrial, ranges: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """Return the trial as a complete one, with params by config key and the given ranges."""
     params = config_values(trial)
     for key, value in params.items():
         distribution = ranges[key]
@@ -169,7 +179,7 @@ def _renamed(trial: FrozenTrial, ranges: Mapping[str, BaseDistribution]) -> Froz
 
 
 def _merged(ranges: Sequence[BaseDistribution], values: Sequence[Any]) -> BaseDistribution:
-    """A range that holds them all; where numbers and names meet, a choice of the values as names."""
+    """Return a range that contains all the given ranges. A mix of numbers and names becomes a choice among texts."""
     if all(one == ranges[0] for one in ranges[1:]):
         return ranges[0]
     choices = [one.choices for one in ranges if isinstance(one, CategoricalDistribution)]

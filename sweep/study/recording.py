@@ -1,4 +1,4 @@
-"""The study's own record, which one of its commands keeps at a time, and the helper that mirrors all to MLflow."""
+"""Keep the study's own record, and have the upload process send the study to MLflow. One command does so at a time."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -26,10 +26,12 @@ from sweep.utils.terminal import safe, say
 
 
 class Recording:
-    """Keeps the record as soon as no other command does, so that one that stops leaves it to the next.
+    """Keeps the study's record. Of several commands on one study, the one that holds the record's lock writes it.
 
-    facts: the journal's first record but for where things are. config: what `config.yaml` is to say. shared: gives the
-    helper of an `output_dir`, where several studies share it; by default this one starts its own.
+    If that command stops, another one that still runs takes over. Close the recording at the end.
+
+    Attributes:
+        damage: set by `end` if a damaged record keeps MLflow from getting the complete study; otherwise None.
     """
 
     def __init__(
@@ -42,6 +44,18 @@ class Recording:
         output_dir: Path,
         shared: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
+        """Prepare to record. Nothing is written yet.
+
+        Args:
+            study: the study.
+            folder: the study's folder.
+            facts: the start event of the study's journal, without the tracking store.
+            config: the content of `config.yaml`.
+            store: where the study is uploaded to.
+            output_dir: the folder that results go to.
+            shared: returns the upload process of an `output_dir` that several studies share; by default this study
+                starts its own.
+        """
         self._study, self._folder, self._facts, self._config = study, folder, facts, config
         self._store, self._output_dir, self._shared = store, output_dir, shared
         self._stack = ExitStack()
@@ -50,21 +64,25 @@ class Recording:
         self.damage: Unsent | None = None
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Records the trials that are finished, if this command keeps the record."""
+        """Record the finished trials, if this command keeps the record or can take it over."""
         if self._record is None:
             self._try_to_begin()
         if self._record is not None:
             self._record.update(trials)
 
     def end(self, status: str, timeout_s: float) -> None:
-        """Records how the command ended, and waits for MLflow; what that lacks then costs a warning.
+        """Record how the command ended, and wait for the upload. If MLflow then lacks something, print a warning.
 
-        `damage` then says so if a record is damaged, so that MLflow will not have all of it later either.
+        If a damaged record is the reason, a later sync cannot send everything either, and `damage` is set instead.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            timeout_s: how long to wait for the upload, in seconds.
         """
         self.update(trials_of(self._study))
         if self._record is None or self._upload_process is None:
             return
-        if self._shared is None:  # else there is a picture of all of them
+        if self._shared is None:  # a comparison draws one plot of all its studies instead
             problem = drawing_problem(lambda: draw_plots(renumbered(self._study), self._folder.plots))
             if problem is not None:
                 say(f"warning: cannot draw the study's plots ({problem})", err=True)
@@ -81,19 +99,21 @@ class Recording:
             )
 
     def close(self) -> None:
+        """Close the journal and release its lock, and end the upload process unless it is shared."""
         self._stack.close()
 
     def _try_to_begin(self) -> None:
+        """Begin to keep the record, unless another command does."""
         run = self._folder.run
         self._folder.trials.mkdir(parents=True, exist_ok=True)
         try:
             self._stack.enter_context(run.lock())
         except Busy:
             return
-        is_shorter = whole_size(run.journal) < most_sent(run)  # what was lost is recorded again, from the storage
+        is_shorter = whole_size(run.journal) < most_sent(run)  # lost lines are written again, from the storage
         try:
             journal = self._stack.enter_context(Journal(run.journal))
-        except DamagedJournal as error:  # all of it is in the study's storage, too
+        except DamagedJournal as error:  # the study's storage has the same data
             raise error.with_remedy(
                 "move it away and give the same command again: it writes the study's own record anew"
             ) from error

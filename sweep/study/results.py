@@ -1,4 +1,4 @@
-"""What a study came to: files in its folder, and its own run in MLflow, by way of a journal."""
+"""The results of a study: files in its folder, and the journal from which its own run in MLflow is made."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,32 +23,38 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSta
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial or, with several objectives, those of the Pareto front; none before any is complete."""
+    """Return the best trial, or with several objectives the Pareto front; an empty list if no trial is complete."""
     if not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
         return []
     return numbered([study.best_trial] if len(study.directions) == 1 else study.best_trials)
 
 
 def best_value(study: optuna.Study) -> float | None:
-    """The value of the best trial; None where there is none, and with several objectives."""
+    """Return the value of the best trial; None if there is none, or with several objectives."""
     best = best_trials(study)
     return best[0].value if best and len(study.directions) == 1 else None
 
 
 def counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """How many trials are complete, pruned and failed."""
+    """Return how many trials are complete, pruned and failed, by these words."""
     return {word: sum(t.state == state for t in trials) for state, word in STATES.items()}
 
 
 def config_values(trial: FrozenTrial) -> dict[str, Any]:
-    """The trial's parameters by config key, the options that a range depends on left out."""
+    """Return the trial's params by config key.
+
+    If a range depends on an option, Optuna has one parameter for each option, with the option's name in brackets behind
+    the key. The brackets are removed here.
+    """
     return {name.partition("[")[0]: value for name, value in trial.params.items()}
 
 
 def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> None:
-    """`optimization_results.yaml` as hydra-optuna-sweeper writes it, and the best configuration as an option.
+    """Write the results of a study to its folder: nothing if no trial is complete.
 
-    There is no such option where the configuration lacks keys of another option's, since no file takes them away.
+    `optimization_results.yaml` has the format of hydra-optuna-sweeper, best.yaml has the overrides of the best trial,
+    and a further file is an option for the group `experiment`. If the best trial deletes keys of other options
+    (`~KEY`), there is no such option, because a config file cannot delete keys.
     """
     best = best_trials(study)
     if not best:
@@ -63,21 +69,24 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
     if any(o.startswith("~") for o in overrides):
-        remove_checked(folder.option, first=OF_AN_OPTION)  # of a trial that was the best before
-        return  # an option cannot take keys away; `from_study` does
+        remove_checked(folder.option, first=OF_AN_OPTION)  # it may hold an earlier best trial
+        return  # an option cannot delete keys, but `from_study` can
     folder.option.parent.mkdir(exist_ok=True)
     text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)
     write_checked(folder.option, text, first=OF_AN_OPTION)
 
 
 def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
-    """The trial's parameters as hydra-optuna-sweeper names them, by key with the `+` of the command line."""
+    """Return the trial's params as hydra-optuna-sweeper names them: by key, with a `+` if the command line has one."""
     return {f"{space.composer.prefixes.get(key, '')}{key}": value for key, value in config_values(trial).items()}
 
 
 def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
-    """The overrides that the trial ran with, before whatever was changed in the study since; of a replicate without the
-    seed that it was given, which stands last. Empty where another machine ran it."""
+    """Return the overrides that the trial was trained with, whatever was changed in the study since.
+
+    The last override of a seed replicate is its own seed, which is left out unless the study searches the seed. The
+    list is empty if another machine has the trial's files.
+    """
     is_given = "seed" not in config_values(trial)
     for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
         if run.overrides.exists():
@@ -88,19 +97,20 @@ def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
 
 
 def _composed(trial: FrozenTrial, space: Space) -> list[str]:
+    """Return the overrides that compose the trial's configuration in the study as it is now."""
     values = config_values(trial)
     groups = {key: str(values.pop(key)) for key in space.groups if key in values}
     return list(space.composer.compose(groups, values).overrides)
 
 
 def _option(what: str, overrides: Sequence[str], space: Space) -> str:
-    """The configuration as a file for the group `experiment`, but for the first line."""
+    """Return the text of an option for the group `experiment`, without its first line."""
     options, values = dict[str, str](), dict[str, str]()
     known = space.composer.base(space.first_groups()).choices
     for override in overrides:
         key = key_of(override)
         if key.startswith(("hydra.", "tracking.")):
-            continue  # a file does not say where to
+            continue  # only the user's own command decides where results go
         (options if key in known else values)[key] = value_of(override)
     defaults: list[Any] = [options.pop("experiment")] if "experiment" in options else []
     defaults += [{f"override /{group}": option} for group, option in options.items()]
@@ -111,20 +121,22 @@ def _option(what: str, overrides: Sequence[str], space: Space) -> str:
 
 
 class StudyRecord:
-    """Writes the study's own journal, which MLflow mirrors as the parent run; one process at a time does."""
+    """Writes the study's own journal, which MLflow gets as the parent run. Only one process at a time may do so."""
 
     def __init__(self, journal: Journal, study: optuna.Study) -> None:
         self._journal, self._study = journal, study
-        self._next = 0  # number of the first trial that is not recorded
-        self._best: float | None = None  # among those before it
+        self._next = 0  # the number of the first trial that is not recorded
+        self._best: float | None = None  # the best value among the trials before it
 
     def start(self, facts: dict[str, Any]) -> None:
+        """Append the start event."""
         self._journal.event("start", **facts)
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Records values in the order of numbers, as far as all before are finished: so they stand once each.
+        """Append the values of complete trials, up to the first trial that is unfinished.
 
-        Whoever records a trial, it is with the same time, and so a point that MLflow has already.
+        So the values are in the order of the trials' numbers, and each is written once. The time of a point is that at
+        which the trial finished. If another process records a trial again, MLflow gets an identical point.
         """
         upto = next((t.number for t in trials if not t.state.is_finished()), len(trials))
         done = [t for t in trials[self._next : upto] if t.state == TrialState.COMPLETE]
@@ -140,6 +152,7 @@ class StudyRecord:
         return {"value": [value], "best_value": [best]}
 
     def end(self, status: str, folder: StudyFolder) -> None:
+        """Append the end event, with the counts, the best trial and the artifacts, and flush it to the disk."""
         trials = trials_of(self._study)
         self.update(trials)
         tags, values = {}, {f"trials/{word}": [float(n)] for word, n in counts(trials).items()}
@@ -156,9 +169,15 @@ class StudyRecord:
 def start_facts(
     name: str, uid: str, settings: StudySettings, space: Space, experiment: str, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """The journal's first record but for where things are; `uid` is the same wherever the study is recorded.
+    """Return the start event of the study's journal, without the paths and the store.
 
-    experiment: MLflow's. arguments: of the command that goes on with the study.
+    Args:
+        name: the study's name.
+        uid: the id of the study's record, the same in every storage and store.
+        settings: the study's settings.
+        space: its search space.
+        experiment: the experiment in MLflow.
+        arguments: those of the command that resumes the study.
     """
     params: dict[str, Any] = {
         "sampler": _class_name(settings.sampler),
@@ -178,7 +197,7 @@ def start_facts(
     }
 
 
-_PARAM_KEY = str.maketrans({"[": " ", "]": None, ",": " "})  # MLflow refuses these
+_PARAM_KEY = str.maketrans({"[": " ", "]": None, ",": " "})  # MLflow refuses these characters
 
 
 def _completed_ms(trial: FrozenTrial) -> int:

@@ -1,4 +1,4 @@
-"""One command on a study: checks it, begins or resumes it, has workers do it, shows and records what they do."""
+"""Run one command on a study: check it, begin or resume it, start its workers, show and record what they do."""
 
 import _thread
 import contextlib
@@ -53,13 +53,12 @@ _STARVES = (
 
 
 class StudyRunner:
-    """Runs a study. Its methods stand in the order in which they are called.
+    """Runs a study. Several commands may run the same study at once; they share its trials.
 
-    Args:
-        spec: what the study is, but for what `bounds=auto` finds.
-        output: what is printed of it.
-        follower: gives the upload process of an `output_dir`, where several studies share one; by default the study has
-            one of its own.
+    Attributes:
+        spec: the study's specification, before `bounds=auto` has changed its space.
+        name: the study's name.
+        folder: the study's folder.
     """
 
     def __init__(
@@ -68,6 +67,17 @@ class StudyRunner:
         output: Output = Output.ALL,
         upload_process: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
+        """Compose the default configuration and name the study. Nothing is written.
+
+        Args:
+            spec: the study's specification.
+            output: how much to print.
+            upload_process: returns the upload process of an `output_dir` that several studies share; by default the
+                study starts its own.
+
+        Raises:
+            ConfigError: the default configuration cannot be composed, or the name or the output folder cannot be used.
+        """
         self._began = time.time()
         self.spec, self._settings, self._output, self._upload_process = spec, spec.settings, output, upload_process
         self._plan: WorkerPlan | None = None
@@ -85,11 +95,22 @@ class StudyRunner:
 
     @property
     def space(self) -> Space:
-        """What the study searches."""
+        """The search space. After `run` began, it has the bounds that range tests suggest."""
         return self._entry.space
 
     def run(self) -> optuna.Study | None:
-        """Return the study, with all its trials; None for a dry run. Raises ConfigError, StudyFailed or Interrupted."""
+        """Run the trials that the study still lacks, and write its results.
+
+        Returns:
+            The study; None for a dry run. After a timeout it may lack trials.
+
+        Raises:
+            ConfigError: the study cannot be run.
+            StudyFailed: too many trials failed.
+            Interrupted: a signal stopped the study. The same command resumes it.
+            DiskFull: a worker in this process found no room.
+            Unsent: the study is complete, but MLflow cannot get all of it, because a record is damaged.
+        """
         if self.space.bounds_are_auto:
             self._find_bounds()
         plan = self.check()
@@ -103,7 +124,7 @@ class StudyRunner:
             dry_run(plan, self._base)
             return None
         study, uid = self._entry.open(plan.uid)
-        n_before = len(study.get_trials(deepcopy=False))  # attempts that failed included
+        n_before = len(study.get_trials(deepcopy=False))  # counts failed attempts too
         before = trials_of(study)
         again = failed(before, plan.n_trials)
         self._announce(before, plan.n_trials, again)
@@ -122,7 +143,7 @@ class StudyRunner:
                     signum = self._work(study, plan)
                     self._stopped_by = self._stopped_by or signum
             trials, failure = trials_of(study), self._failure(study, plan)
-            with StudyLock(self._settings.storage, self.folder):  # another controller may be doing the same
+            with StudyLock(self._settings.storage, self.folder):  # another command may write them at the same time
                 write_results(study, self.folder, self.space)
             complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
@@ -140,18 +161,25 @@ class StudyRunner:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether a command has come to the study's end."""
+        """True if the study's record says that a command has finished the study."""
         return status(self.folder.run.journal) == "FINISHED"
 
     def tried(self) -> list[TrialResult] | None:
-        """What the study tried, if it is complete. Raises ConfigError where it was begun as another."""
+        """Return the study's trials if it is complete, otherwise None. Begins the study if it does not exist.
+
+        Raises:
+            ConfigError: the study cannot be run, or was begun as another one.
+        """
         plan = self.check()
         trials = trials_of(self._entry.open(plan.uid)[0])
         return [tried(t) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
 
     def _find_bounds(self) -> None:
-        """Has the space start from what range tests suggest, or did when the study was begun. Raises ConfigError."""
-        validate(self._base)  # before anything is trained
+        """Give the space the bounds that range tests suggest, or suggested when the study was begun.
+
+        Raises ConfigError if a test suggests nothing, or the study was begun with other tests.
+        """
+        validate(self._base)  # before a test trains anything
         starts = self._entry.stored_starts()
         if starts is None:
             starts = tested_starts(self.space, self._say)
@@ -165,11 +193,15 @@ class StudyRunner:
 
     @cached_property
     def _store(self) -> Store:
-        """Where the study is mirrored to. Raises ConfigError."""
+        """Where the study is uploaded to. Raises ConfigError."""
         return tracking_store(self._config.tracking, self._output_dir)
 
     def check(self) -> WorkerPlan:
-        """Everything that can be refused before a worker starts, looked at once. Raises ConfigError."""
+        """Check everything that can be checked before a worker starts, and return the plan. Later calls only return it.
+
+        Raises:
+            ConfigError: for the first problem.
+        """
         if self._plan is None:
             settings = self._settings
             check_settings(settings, self._base, self._store.uri)
@@ -188,21 +220,21 @@ class StudyRunner:
         return self.space.splits.fit(self._config)
 
     def _fit(self, config: Config) -> None:
-        """Raises ConfigError for a given batch size that is too large for the data."""
+        """Note a default batch size that is lowered to fit the data. Raise ConfigError if a given one is too large."""
         if lowered := smaller_batch_text(config, self.space.splits.fit(config)):
             self._lowered[lowered] = None
 
     def adjustments(self) -> list[str]:
-        """Say in a line each what the data make impossible, and what is done instead."""
+        """Return one line for each thing that the data make impossible, with what is done instead."""
         if any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges()):
             return self.space.cuts()  # the default is not used
         return self.space.cuts() or [*self._lowered]
 
     def _retry(self, study: optuna.Study, numbers: Sequence[int]) -> None:
-        """Add another attempt at each of those trials, and set the folders of those that failed aside."""
+        """Queue a new attempt at each of the failed trials, and move the folders of the failed attempts aside."""
         with StudyLock(self._settings.storage, self.folder):
             trials = trials_of(study)
-            numbers = [n for n in numbers if trials[n].state == TrialState.FAIL]  # another command may have been faster
+            numbers = [n for n in numbers if trials[n].state == TrialState.FAIL]  # another command may have queued some
             for number in numbers:
                 self.folder.set_aside(number, n_failed(trials[number]) + 1)
             retry(study, numbers)
@@ -215,7 +247,7 @@ class StudyRunner:
         where = os.path.relpath(self.folder.path)
         n_done = sum(t.state.is_finished() for t in before[:n_trials])
         if n_done:
-            self._say(f"study {self.name}: goes on, {n_done} of {n_trials} trials are done; in {where}")
+            self._say(f"study {self.name}: resuming, {n_done} of {n_trials} trials are done; in {where}")
         else:
             self._say(f"study {self.name}: {n_trials} trials; in {where}")
         if again and self._settings.retry_failed:
@@ -231,7 +263,7 @@ class StudyRunner:
         )
 
     def _work(self, study: optuna.Study, plan: WorkerPlan) -> int | None:
-        """Have workers train the trials. Return the number of the signal that stopped one, if one did."""
+        """Start workers, and wait for them. Return the number of the signal that stopped one, or None."""
         if self._settings.debug:
             return Worker(replace(plan, n_shares=1)).work()
         launcher = self.spec.launching.launcher(Worker(plan), self.folder.path)
@@ -239,10 +271,11 @@ class StudyRunner:
 
     @contextlib.contextmanager
     def _signals(self, plan: WorkerPlan) -> Iterator[None]:
-        """The first signal has all workers stop at a checkpoint; the second ends this command at once.
+        """Handle signals: the first makes all workers save and stop, the second ends this command at once.
 
-        A terminal that is closed may send SIGHUP more than once, so that one never does. A program in Python is not
-        ended, but gets a KeyboardInterrupt. Signals are the main thread's, so that a study in another has none.
+        - A terminal that is closed may send SIGHUP twice, so a second SIGHUP is ignored.
+        - A Python program that runs a study is not ended: the second signal raises a KeyboardInterrupt in it.
+        - Python handles signals only in the main thread, so a study in another thread handles none.
         """
         launching = self.spec.launching
 
@@ -271,12 +304,16 @@ class StudyRunner:
             plan.stop_request.unlink(missing_ok=True)
 
     def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
+        """Return True if the study is complete, was stopped, is out of time or has too many failures."""
         if self._stopped_by is not None or time.time() >= plan.stop_before:
             return True
         return is_complete(trials_of(study), plan.n_trials) or self._failure(study, plan) is not None
 
     def _failure(self, study: optuna.Study, plan: WorkerPlan) -> FrozenTrial | None:
-        """The first of the failed trials that stop the study. Those of earlier commands do not count."""
+        """Return the first failed trial if the study has too many, otherwise None.
+
+        Trials that failed in earlier commands do not count.
+        """
         trials = study.get_trials(deepcopy=False)
         complete = is_complete(numbered(trials), plan.n_trials)
         failure = too_many_failures(trials[plan.first :], self._settings.max_failure_rate, complete)

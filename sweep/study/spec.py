@@ -1,4 +1,4 @@
-"""What a study is, as objects, and what it takes of Hydra: options to compose configs from, and launchers."""
+"""The specification of a study as objects, and what a study needs of Hydra: composing configs, and launchers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,24 @@ from sweep.search.ranges import spelled_range
 from sweep.search.settings import StudySettings, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
 
-# What a command that goes on says by -m, with absolute paths, or not again.
+# The recorded command, which resumes the study, leaves these out: -m replaces the first, the second is recorded with
+# absolute paths, and the others hold for one command only.
 _ONCE = ("hydra.mode", "hydra.searchpath", "hydra.sweeper.retry_failed", "hydra.sweeper.debug")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HydraRoot:
-    """What Hydra composes the configs of studies from.
+    """The source from which Hydra composes the configs of studies.
 
-    context: the program's Hydra. name: of the root file. own: overrides of Hydra's own keys. launcher: further ones,
-    which have the launcher start `n_jobs` workers. changes: settings that a program gives, as `settings_of` has them.
-    like: a config whose resolved values, such as the time, the composed ones share. embedded: whether a program in
-    Python calls: its logging stays as it is, and it is the worker itself where one is enough.
+    Attributes:
+        context: Hydra's context.
+        name: the name of the primary config.
+        own: the overrides of Hydra's own keys.
+        launcher: further ones, which make the launcher start `n_jobs` workers.
+        changes: settings that a program gives, by key, as for `settings_of`.
+        like: a config whose cached values, such as the time, the composed configs share.
+        embedded: True if a Python program runs the study. Its logging stays as it is, and a single worker runs in its
+            process.
     """
 
     context: HydraContext
@@ -41,7 +47,11 @@ class HydraRoot:
     embedded: bool = False
 
     def compose(self, arguments: Sequence[str]) -> DictConfig:
-        """The config of a sweep with those overrides of a trial's keys. Raises ConfigError."""
+        """Compose the config of a sweep with the given overrides of a trial's keys.
+
+        Raises:
+            ConfigError: Hydra cannot compose them.
+        """
         overrides = [*self.own, *self.launcher, *arguments]
         master = load_multirun(self.context.config_loader, self.name, overrides, self.like)
         with open_dict(master):
@@ -55,7 +65,19 @@ def make_root(
     changes: Mapping[str, object] | None = None,
     embedded: bool = False,
 ) -> HydraRoot:
-    """What composed `config`, a sweep's, and has its launcher say only what is wrong. Raises ConfigError."""
+    """Return the source that the config of a sweep was composed from, with a launcher for its number of workers.
+
+    Several workers use joblib unless another launcher is chosen. Hydra then logs only problems.
+
+    Args:
+        context: Hydra's context.
+        config: the config of the sweep.
+        changes: settings that a program gives.
+        embedded: True if a Python program runs the study.
+
+    Raises:
+        ConfigError: the settings are invalid.
+    """
     own, n_jobs = list(config.hydra.overrides.hydra), settings_of(config, changes).n_jobs
     name = config.hydra.runtime.choices.get("hydra/launcher")
     launcher = [f"hydra/hydra_logging={'none' if embedded else 'study'}"]
@@ -77,7 +99,14 @@ def make_root(
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """A study as objects. command: arguments of the `python -m sweep.run` that goes on with it, for its record."""
+    """The specification of a study.
+
+    Attributes:
+        settings: the study's settings.
+        space: its search space.
+        launching: how its workers are started.
+        command: the arguments of `python -m sweep.run` that resume the study, for its record.
+    """
 
     settings: StudySettings
     space: Space
@@ -91,9 +120,16 @@ def make_spec(
     changes: Mapping[str, object] | None = None,
     ranges: Mapping[str, BaseDistribution] | None = None,
 ) -> StudySpec:
-    """A study with those overrides, which are what a command line says of a trial's keys. Raises ConfigError.
+    """Make the specification of a study.
 
-    changes: settings that take the place of what the root says. ranges: further ones to search, by config key.
+    Args:
+        root: the source of its configs.
+        arguments: overrides of a trial's keys, as on the command line.
+        changes: settings that replace those of the root, by key.
+        ranges: further ranges to search, by config key.
+
+    Raises:
+        ConfigError: the config cannot be composed, or the settings or the space are invalid.
     """
     changes, ranges = {**root.changes, **(changes or {})}, ranges or {}
     master = root.compose(arguments)
@@ -109,16 +145,19 @@ def make_spec(
 
 
 def _recorded(own: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """The overrides of Hydra's keys that a command gives which goes on: those that still hold, then the changes."""
+    """Return the overrides of Hydra's keys for the command that resumes the study.
+
+    These are the overrides in `own` that the changes do not replace, then the changes.
+    """
     changed = {key_of(change) for change in changes}
-    below = tuple(f"{key.replace('/', '.')}." for key in changed if "/" in key)  # of an option that is another now
+    below = tuple(f"{key.replace('/', '.')}." for key in changed if "/" in key)  # keys of an option that was replaced
     kept = [o for o in own if key_of(o) not in changed and not key_of(o).startswith(below)]
     return [o for o in (*kept, *changes) if key_of(o) not in _ONCE]
 
 
 @dataclass(frozen=True)
 class Launching:
-    """How a study's workers are started. config: the sweep's own, with the launcher's node."""
+    """How a study's workers are started. `config` is the config of the sweep, which has the launcher's node."""
 
     context: HydraContext
     config: DictConfig
@@ -126,15 +165,15 @@ class Launching:
 
     @property
     def is_here(self) -> bool:
-        """Whether a worker runs in this process."""
+        """True if the single worker runs in this process."""
         return self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
 
     def shares(self, n_jobs: int) -> int:
-        """How many workers share the cores of a machine."""
+        """Return how many of `n_jobs` workers share the cores of a machine. On Slurm, each job has its own cores."""
         return 1 if "slurm" in str(self.config.hydra.launcher._target_).lower() else n_jobs
 
     def launcher(self, worker: Worker, folder: Path) -> Launcher:
-        """What runs the worker. folder: the study's; some launchers put files of their own there."""
+        """Return the launcher, set up to run `worker`. Some launchers write files of their own into `folder`."""
         if self.embedded and self.is_here:
             return _InProcess(worker)
         self.config.hydra.sweep.dir = str(folder)
@@ -144,13 +183,13 @@ class Launching:
 
 
 class _InProcess(Launcher):
-    """Runs one worker as a function call: Hydra's own launcher would set up the program's logging."""
+    """Runs one worker as a function call. Hydra's basic launcher would change the program's logging."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        raise NotImplementedError("it is made with all that it needs")
+        raise NotImplementedError("the constructor has set it up")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         returned = JobReturn()

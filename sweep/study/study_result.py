@@ -1,4 +1,4 @@
-"""A study as its readers have it."""
+"""The result of a study, for those who read it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +15,12 @@ from sweep.tracking.folders import StudyFolder
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study had come to when it was read. Nothing that you do to it reaches the study.
+    """A study as it was when it was read. Changing this object does not change the study.
 
-    folder: with a folder for each trial. optuna: a copy in memory, for Optuna's own plots and tables.
+    Attributes:
+        name: the study's name.
+        folder: the study's folder, which has a folder for each trial.
+        optuna: a copy of the study in memory, for Optuna's own plots and tables.
     """
 
     name: str
@@ -26,24 +29,25 @@ class StudyResult:
 
     @classmethod
     def of(cls, study: Study, folder: StudyFolder) -> "StudyResult":
+        """Copy a study that is open in its storage."""
         return cls(study.study_name, folder.path, snapshot(study))
 
     @cached_property
     def trials(self) -> list[TrialResult]:
-        """Those that are finished, in the order of their numbers; of one that was trained again, the latest attempt."""
+        """The finished trials, by number. Of a trial that was trained again, this has the latest attempt."""
         return [tried(trial) for trial in trials_of(self.optuna) if trial.state.is_finished()]
 
     @cached_property
     def best_trials(self) -> list[TrialResult]:
-        """The best trial, or those of the Pareto front; none before any is complete."""
+        """The best trial; with several objectives, the trials of the Pareto front. Empty if no trial is complete."""
         return [tried(trial) for trial in best_trials(self.optuna)]
 
     @property
     def best(self) -> TrialResult | None:
-        """The best trial; None before any is complete, and with several objectives."""
+        """The best trial; None if no trial is complete, or with several objectives."""
         return self.best_trials[0] if self.best_trials and len(self.optuna.directions) == 1 else None
 
     @property
     def value(self) -> float | None:
-        """That of the best trial."""
+        """The value of the best trial; None if there is no best trial."""
         return None if self.best is None else self.best.value

@@ -1,4 +1,4 @@
-"""What a study tried, for those who are not to know Optuna."""
+"""Trials and ranges of a study, in a form that does not depend on Optuna."""
 
 from typing import Any, NamedTuple
 
@@ -10,8 +10,18 @@ from sweep.study.results import STATES, config_values
 
 
 class TrialResult(NamedTuple):
-    """A finished trial. params: by config key. value: the objective, where it has one; of a trial that was pruned, what
-    it had reached. state: complete, pruned or failed. problem: why it failed or diverged. values: of all objectives."""
+    """A finished trial of a study.
+
+    Attributes:
+        number: the trial's number in the study, from 0.
+        params: the values that the study chose, by config key.
+        value: the objective. A pruned trial has what it had reached. None if the trial has no value, or with several
+            objectives.
+        state: complete, pruned or failed.
+        diverged: True if the trial diverged. Its state is then pruned.
+        problem: why it failed or diverged, in one line; otherwise None.
+        values: the values of all objectives; empty if the trial has none.
+    """
 
     number: int
     params: dict[str, Any]
@@ -23,7 +33,14 @@ class TrialResult(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A searched range of numbers, in order. choices: where only some of them are tried."""
+    """A searched range of numbers.
+
+    Attributes:
+        low: the smallest number.
+        high: the largest number.
+        log: True if the range is searched on a logarithmic scale.
+        choices: the numbers to choose from, in ascending order; None if the range is continuous.
+    """
 
     low: float
     high: float
@@ -32,15 +49,16 @@ class Range(NamedTuple):
 
 
 def tried(trial: FrozenTrial) -> TrialResult:
+    """Convert a finished trial of Optuna's, which must be `numbered`."""
     problem = trial.user_attrs.get(PROBLEM)
-    diverged = trial.state == TrialState.PRUNED and problem is not None  # what the pruner ends has no problem
+    diverged = trial.state == TrialState.PRUNED and problem is not None  # a trial that the pruner stops has no problem
     values = () if trial.state == TrialState.FAIL else tuple(trial.values or ())
     value = values[0] if len(values) == 1 else None
     return TrialResult(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem, values)
 
 
 def range_of(distribution: BaseDistribution) -> Range | None:
-    """None for a choice among what are no numbers."""
+    """Convert a distribution of Optuna's. Return None for a choice in which not every option is a number."""
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
         if not all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices):

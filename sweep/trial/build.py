@@ -1,6 +1,7 @@
-"""From config nodes to live objects: the one door to Hydra's `instantiate`, behind the execution whitelist.
+"""Build objects from config nodes. This is the only module that calls Hydra's `instantiate`, always with a whitelist.
 
-Arguments are bound against the target's signature before anything is called, so that a mistake names its config key.
+Arguments are checked against the target's signature before anything is called, so that an error names its config key.
+Every function here raises ConfigError if the target cannot be loaded, does not accept its arguments, or fails.
 """
 
 import inspect
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _UNIONS = (typing.Union, types.UnionType)
-_COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # arguments of schedulers that are stepped after each update
+_COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # only schedulers that are stepped after each update have these
 _OPTUNA_TARGETS = (
     "optuna.samplers.*",
     "optuna.pruners.*",
@@ -40,7 +41,7 @@ _OPTUNA_TARGETS = (
 
 
 def samples(node: Mapping[str, Any]) -> Samples:
-    """Calls the data target. Raises ConfigError, also when it returns something else than `Samples`."""
+    """Call the data target. Raise ConfigError, also if it returns anything but `Samples`."""
     made = _bind("data", node, offered={})()
     if not isinstance(made, Samples):
         raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
@@ -48,7 +49,10 @@ def samples(node: Mapping[str, Any]) -> Samples:
 
 
 def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
-    """Calls the model target, with `in_features`, `out_features` and `in_shape` of the data where it asks for them."""
+    """Call the model target. It gets `in_features`, `out_features` and `in_shape` of the data if it accepts them.
+
+    `in_features` is the product of `in_shape`. Raises ConfigError, also if the target returns anything but a module.
+    """
     in_features = 1
     for size in data.in_shape:
         in_features *= size
@@ -70,7 +74,7 @@ def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
 
 
 def _refuse_other_kinds(node: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a class that is no model, before it is called with arguments that mean nothing to it."""
+    """Raise ConfigError for an optimizer or a data set as the model, before it is called with arguments of a model."""
     from torch.optim import Optimizer
     from torch.utils.data import Dataset
 
@@ -81,7 +85,7 @@ def _refuse_other_kinds(node: Mapping[str, Any]) -> None:
 
 
 def _is_lightning(kind: type) -> bool:
-    """Whether it is a LightningModule, of whichever package, or one in all but name."""
+    """Return True for a LightningModule of any Lightning package, and for a class with the same two methods."""
     names = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
     if any(name == "LightningModule" and "lightning" in package for package, name in names):
         return True
@@ -89,7 +93,11 @@ def _is_lightning(kind: type) -> bool:
 
 
 def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
-    """What makes the optimizer from a model's parameters."""
+    """Return a function that makes the optimizer from a model's parameters.
+
+    Raises ConfigError, as does the function: also if the target returns anything but an optimizer, or one whose `step`
+    needs a closure, such as LBFGS.
+    """
     make = _bind("optimizer", node, offered={}, positional=1)
 
     def checked(parameters: Any) -> "Optimizer":
@@ -113,9 +121,17 @@ def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
 def scheduler(
     node: Mapping[str, Any], steps_per_epoch: int, epochs: int, direction: str = "minimize"
 ) -> "SchedulerFactory":
-    """What makes the scheduler from an optimizer; `interval` is the trial's business, not the target's.
+    """Return a function that makes the scheduler from an optimizer.
 
-    direction: in which the monitored metric gets better, for a scheduler that waits for a plateau of it.
+    Args:
+        node: the config node. Its key `interval` is not passed to the target.
+        steps_per_epoch: passed to the target if it accepts it.
+        epochs: passed to the target if it accepts it. A target without `steps_per_epoch` gets the product of both as
+            `total_steps`.
+        direction: minimize or maximize. It sets the `mode` of ReduceLROnPlateau, which follows the monitor.
+
+    Raises:
+        ConfigError: the target does not accept its arguments. The returned function raises it too.
     """
     from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
@@ -153,27 +169,31 @@ def scheduler(
 
 
 def interval(node: Mapping[str, Any]) -> str | None:
-    """Return whether the scheduler is stepped after each `step` or each `epoch`: what the node says, or else a step
-    where the target asks for a number of updates. None leaves it to the scheduler that is made. Raises ConfigError."""
+    """Return whether the scheduler is stepped after each `step` or each `epoch`.
+
+    The node's key `interval` decides. Without it, a target that accepts a number of updates is stepped after each step.
+    None means that the kind of the scheduler will decide, once it is made.
+    """
     target = _located("scheduler", node["_target_"], allowed_targets())
     return interval_of(node) or ("step" if _COUNTS_UPDATES & _named(target) else None)
 
 
 def sampler(node: Mapping[str, Any]) -> "BaseSampler":
-    """Calls the target of `hydra.sweeper.sampler`. Raises ConfigError, as do all of these."""
+    """Call the target of `hydra.sweeper.sampler`."""
     from optuna.samplers import BaseSampler
 
     return _of_optuna("hydra.sweeper.sampler", node, BaseSampler)
 
 
 def pruner(node: Mapping[str, Any]) -> "BasePruner":
-    """Calls the target of `hydra.sweeper.pruner`."""
+    """Call the target of `hydra.sweeper.pruner`."""
     from optuna.pruners import BasePruner
 
     return _of_optuna("hydra.sweeper.pruner", node, BasePruner)
 
 
 def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
+    """Call the node's target, which may be one of Optuna's. Raise ConfigError if it returns anything but a `kind`."""
     if not isinstance(node.get("_target_"), str):
         group = key.replace(".", "/")
         raise ConfigError(key, f"needs a _target_; choose an option with {group}=...")
@@ -190,10 +210,20 @@ def _bind(
     positional: int = 0,
     allowed: Sequence[str] | None = None,
 ) -> Callable[..., Any]:
-    """The node's target with its arguments bound; the caller still passes `positional` arguments.
+    """Bind the node's arguments to its target.
 
-    `offered` fills parameters that the target has and the config leaves out. Raises ConfigError, here for arguments
-    that the target cannot take and when called for values it refuses.
+    Args:
+        key: the config key of the node.
+        node: the config node, with `_target_` and arguments.
+        offered: arguments for parameters that the target has and the node leaves out.
+        positional: the number of positional arguments that the caller of the returned function passes.
+        allowed: patterns of targets; by default `allowed_targets()`.
+
+    Returns:
+        A function that calls the target. It raises ConfigError if the target raises.
+
+    Raises:
+        ConfigError: the target cannot be loaded, or does not accept the arguments.
     """
     whitelist = allowed_targets() if allowed is None else tuple(allowed)
     if _is_flat(node):
@@ -210,14 +240,14 @@ def _bind(
     }
     for name, annotation in _annotations(target.func).items():
         if type(arguments.get(name)) is int and _is_real(annotation):
-            arguments[name] = float(arguments[name])  # some of torch's classes refuse 1 where they take 1.0
+            arguments[name] = float(arguments[name])  # some of torch's classes accept 1.0 but not 1
 
     def call(*args: Any) -> Any:
         try:
             return target(*args, **arguments)
         except SweepError:
             raise
-        except Exception as error:  # torch's constructors and a user's own raise what they like
+        except Exception as error:  # constructors, torch's or the user's, may raise anything
             raise ConfigError(_argument_meant(key, configured, error), _reason(error)) from error
 
     return call
@@ -225,12 +255,12 @@ def _bind(
 
 @lru_cache(maxsize=256)
 def _located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
-    """What the name stands for; finding it takes Hydra 2 ms, and a study's trials name the same few."""
+    """Import a target by its dotted path. The cache saves 2 ms a call: a study's trials name the same few targets."""
     return _instantiated(key, {"_target_": target}, whitelist).func
 
 
 def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) -> partial[Any]:
-    """The target with the node's arguments, nested nodes called. Raises ConfigError."""
+    """Return the target with the node's arguments, in which nested nodes are built. Raise ConfigError."""
     try:
         return instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
     except (HydraException, ImportError) as error:
@@ -242,7 +272,7 @@ def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) ->
 
 
 def _is_flat(node: Mapping[str, Any]) -> bool:
-    """Whether there is nothing for Hydra to do but to find the target: no keys of its own, no nodes within."""
+    """Return True if Hydra only has to find the target: the node has no nested nodes and none of Hydra's `_keys_`."""
 
     def plain(value: Any) -> bool:
         if isinstance(value, list | tuple):
@@ -255,6 +285,7 @@ def _is_flat(node: Mapping[str, Any]) -> bool:
 def _check_arguments(
     key: str, target: Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any], positional: int
 ) -> None:
+    """Raise ConfigError for an argument that the target does not have, lacks or does not accept by its annotation."""
     parameters = _parameters(target)
     name_of_target = getattr(target, "__qualname__", str(target))
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -281,11 +312,12 @@ def _check_arguments(
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):  # a builtin without a signature takes what it takes
+    except (TypeError, ValueError):  # a builtin without a signature: accept any arguments
         return [inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)]
 
 
 def _named(target: Callable[..., Any]) -> set[str]:
+    """Return the names of the parameters that the target accepts by keyword."""
     return {p.name for p in _parameters(target) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
@@ -293,12 +325,15 @@ def _named(target: Callable[..., Any]) -> set[str]:
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
-    except (NameError, TypeError, AttributeError):  # forward references that only a type checker can follow
+    except (NameError, TypeError, AttributeError):  # forward references that only a type checker can resolve
         return {}
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a config value can be meant for this annotation; an annotation it does not know takes anything."""
+    """Return True if a config value fits the annotation. An annotation that this function cannot judge fits any value.
+
+    Annotations from torch fit no value: a config has no tensors.
+    """
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in _UNIONS:
         return any(_fits(value, option) for option in options)
@@ -320,13 +355,13 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _is_real(annotation: Any) -> bool:
-    """Whether it takes a float, but no whole number as such."""
+    """Return True if the annotation allows float but does not name int."""
     options = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
     return float in options and int not in options
 
 
 def _annotation_text(annotation: Any) -> str:
-    """An annotation as a user would say it."""
+    """Return the annotation in words, such as "a number or null"."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in _UNIONS:
         kinds = [_annotation_text(o) for o in options if not getattr(o, "__module__", "").startswith("torch")]
@@ -342,7 +377,7 @@ def _annotation_text(annotation: Any) -> str:
 
 
 def _argument_meant(key: str, arguments: Mapping[str, Any], error: Exception) -> str:
-    """The config key of the argument that the message names, or that of the group."""
+    """Return the config key of the argument that the error message names, or the key of the node if none is clear."""
     words = set(re.findall(r"\w+", str(error)))
     also = {"beta": "betas", "epsilon": "eps", "learning": "lr"}  # torch's words for its arguments
     words |= {argument for word, argument in also.items() if word in words}
@@ -351,6 +386,7 @@ def _argument_meant(key: str, arguments: Mapping[str, Any], error: Exception) ->
 
 
 def _reason(error: BaseException) -> str:
+    """Return, in one line, what caused an error of Hydra's."""
     cause = error
     while isinstance(cause, HydraException) and cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""The training function behind `trainer=...`: sweep's own loop, on data that it loads."""
+"""The built-in training function, which `trainer` configures: sweep's own loop, on the data that the config names."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -25,22 +25,37 @@ log = logging.getLogger("sweep")
 
 
 class BuiltInTraining:
-    """Trains a trial, and comes to what its best weights are worth on the test split.
+    """Trains a trial, and measures its best weights on the test split.
 
-    config: what it trains by, with a batch size that the data can fill.
+    `config` is the given config. If its batch size is the default and larger than the training split, it is lowered to
+    the size of the split.
     """
 
     def __init__(self, config: Config, load: Callable[[Config], Data] = load_data) -> None:
-        """Load the data and see whether they go with the config. Raises ConfigError."""
+        """Load the data, and check that they fit the config.
+
+        Args:
+            config: what to train.
+            load: loads and divides the data.
+
+        Raises:
+            ConfigError: the data cannot be loaded, or do not fit the config.
+        """
         self._data = load(config)
         self.config = with_fitting_batch(config, len(self._data.splits.train.x))
         check_data(self._data, self.config)
         self._lowered = smaller_batch_text(config, self.config)
 
     def __call__(self, trial: Trial) -> dict[str, float]:
-        """Train, save the best weights, and return their metrics on the test split, by name.
+        """Train the trial, from its checkpoint if it has one, and save its best weights as best.pt.
 
-        Raises ConfigError before anything is recorded, else as `TrainingLoop.run` does.
+        Returns:
+            The metrics of the best weights on the test split, by name.
+
+        Raises:
+            ConfigError: the model, the optimizer or the schedule cannot be built. Nothing is recorded then.
+            Damaged: the checkpoint cannot be read.
+            Exception: everything that `TrainingLoop.run` raises. The record has begun then.
         """
         with prepared(self.config, self._data) as loop:
             if (state := trial.restore()) is not None:
@@ -58,7 +73,7 @@ class BuiltInTraining:
         return test
 
     def _warn(self, trial: Trial) -> None:
-        """Say what the data make impossible; a study says it once, for all of its trials."""
+        """Warn of a lowered batch size and of undefined metrics. In a study, the study itself warns, once."""
         if trial.number is not None:
             return
         if self._lowered:
@@ -69,7 +84,17 @@ class BuiltInTraining:
 
 
 def record_best(trial: Trial, state: "TrainState", n_weights: int, test: Mapping[str, float]) -> None:
-    """Save the best weights of a trial that is trained, and record what they come to on the test split."""
+    """Save the best weights of a trained trial as best.pt, and record their metrics on the test split.
+
+    Args:
+        trial: the trial. Its folder gets the file.
+        state: has the best weights, and the epoch and value at which they were reached.
+        n_weights: the number of trainable weights.
+        test: the metrics of the best weights on the test split, by name.
+
+    Raises:
+        OSError: best.pt cannot be written.
+    """
     from sweep.training import checkpoint
 
     assert state.best is not None

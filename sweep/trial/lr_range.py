@@ -1,4 +1,4 @@
-"""What a learning-rate range test comes to: bounds from its ramps, and files in a folder (docs/lr_range.md)."""
+"""The result of a learning-rate range test: bounds read from its ramps, and files in a folder (docs/lr_range.md)."""
 
 import logging
 from collections.abc import Sequence
@@ -28,10 +28,14 @@ _NOT_OF_A_TEST = {
 
 @dataclass(frozen=True)
 class RangeResult:
-    """What a range test says of a config.
+    """The result of a range test.
 
-    ramps: learning rates and losses, update by update, for each seed. commands: `run` trains with the bounds, `study`
-    searches around them; none where the config's overrides are not known.
+    Attributes:
+        config: what was trained.
+        ramps: the learning rates and losses of each seed, one value for each update.
+        suggestion: the bounds that the ramps suggest, with their intervals over the seeds.
+        commands: `run` is a command that trains with the bounds, `study` one that searches around them. Empty if the
+            overrides that composed the config are not known.
     """
 
     config: Config
@@ -41,25 +45,27 @@ class RangeResult:
 
     @property
     def name(self) -> str:
+        """The chosen options, such as adam-mlp-noisy_sine."""
         return _name(self.config)
 
     @property
     def keys(self) -> list[str]:
-        """The config keys of the learning rates that the schedule goes by."""
+        """The config keys of the learning rates that the schedule uses."""
         return lr_keys(self.config.scheduler)
 
     @property
     def bounds(self) -> "dict[str, Interval]":
-        """What to set each key to, and between which values the seeds lie."""
+        """The suggested value of each key, with the interval that the seeds span."""
         return {key: self.suggestion.of(key) for key in self.keys}
 
     @property
     def reason(self) -> str:
+        """Why these bounds, in words."""
         return self.suggestion.reason(self.keys)
 
 
 def check_range_config(config: Config) -> Config:
-    """Return the config. Raise ConfigError for keys that mean nothing to a range test."""
+    """Return the config. Raise ConfigError for keys that have no meaning for a range test."""
     for key, problem in _NOT_OF_A_TEST.items():
         if getattr(config, key) is not None:
             raise ConfigError(key, problem)
@@ -67,7 +73,17 @@ def check_range_config(config: Config) -> Config:
 
 
 def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | None = None) -> RangeResult:
-    """What the ramps say, with files of it in `folder`, if one is given. Raises ConfigError if they say nothing."""
+    """Suggest bounds from the ramps of a range test.
+
+    Args:
+        config: what was trained.
+        ramps: one for each seed.
+        folder: where losses.csv, lr_range.png and lr_range.yaml go; None writes nothing. A plot that cannot be drawn
+            logs a warning.
+
+    Raises:
+        ConfigError: the ramps suggest no bounds. The losses, and the plot if possible, are written nevertheless.
+    """
     from sweep.training.range_test import suggest
 
     begun = [ramp for ramp in ramps if ramp.losses]
@@ -79,7 +95,7 @@ def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | No
         if not begun or folder is None:
             raise
         drawn = _drawn(folder, config, begun, None)
-        where = f"picture: {folder.plot}" if drawn else f"losses: {folder.losses}"
+        where = f"plot: {folder.plot}" if drawn else f"losses: {folder.losses}"
         raise ConfigError(problem.key, f"{problem.problem} ({where})") from problem
     result = RangeResult(config, ramps, suggestion, _commands(config, suggestion))
     if folder is not None:
@@ -89,6 +105,7 @@ def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | No
 
 
 def _drawn(folder: RangeFolder, config: Config, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> bool:
+    """Draw the plot. Return True if it worked; otherwise a warning is logged."""
     problem = drawing_problem(lambda: draw(folder, _name(config), ramps, suggestion))
     if problem is not None:
         log.warning("warning: cannot draw the losses (%s)", problem)
@@ -96,6 +113,7 @@ def _drawn(folder: RangeFolder, config: Config, ramps: "Sequence[Ramp]", suggest
 
 
 def _commands(config: Config, suggestion: "Suggestion") -> dict[str, str]:
+    """Return the commands of `RangeResult.commands`."""
     if config.overrides is None:
         return {}
     keys = lr_keys(config.scheduler)
@@ -106,6 +124,7 @@ def _commands(config: Config, suggestion: "Suggestion") -> dict[str, str]:
 
 
 def _facts(result: RangeResult) -> dict[str, object]:
+    """Return the content of lr_range.yaml."""
     diverged = result.suggestion.diverged_lr
     return {
         "suggestion": {key: asdict(interval) for key, interval in result.bounds.items()},
@@ -117,6 +136,6 @@ def _facts(result: RangeResult) -> dict[str, object]:
 
 
 def _name(config: Config) -> str:
-    """Such as adam-mlp-noisy_sine: the schedule plays no part."""
+    """Return a name such as adam-mlp-noisy_sine. The schedule is left out: a range test does not use it."""
     choices = group_choices(config)
     return "-".join(choices[group] for group in ("optimizer", "model", "data"))

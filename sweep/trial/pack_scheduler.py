@@ -1,4 +1,4 @@
-"""Which trials may share a pack: from a config to the pack of its structure, and the trial as its member."""
+"""Assign trials to packs: find or make the pack that fits a config, and make the trial a member of it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,28 +19,38 @@ from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
 
-_STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")  # of the trainer; the rest are numbers
+# The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
+_STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")
 
-_Kind = tuple[Any, ...]
+_Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same rule updates them
 
 
 class Group:
-    """Trials of one structure. model: one of theirs, to test with. width: trials that it is made for."""
+    """Trials of one structure, and the pack that trains them.
+
+    `width` is the number of trials that train at once. `n_weights` counts the trainable weights of one trial.
+    """
 
     def __init__(self, pack: Pack, model: nn.Module, data: Data, threads: int | None, width: int) -> None:
+        """Make the group. `model` is the model of any of its trials; its weights are overwritten by `test`."""
         self.pack, self.data, self.width = pack, data, width
         self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._model, self._threads = model, threads
 
     def train_epoch(self) -> tuple[dict[PackMember, Exception | None], float]:
-        """As the pack's, under the process-wide settings that training needs; and the seconds it took each trial."""
+        """Train every trial for one epoch, under the process-wide settings that training needs.
+
+        Returns:
+            What ended each trial that has come to its end, as in `Pack.train_epoch`, and the seconds for each trial:
+            the time of the epoch divided by the number of trials.
+        """
         start, n = time.perf_counter(), len(self.pack.members)
         with self._settings():
             ended = self.pack.train_epoch()
         return ended, (time.perf_counter() - start) / n
 
     def test(self, member: PackMember) -> dict[str, float]:
-        """What the best weights of a trial come to on the test split."""
+        """Return the metrics of a trial's best weights on the test split, by name. It must have trained an epoch."""
         assert member.best is not None
         self._model.load_state_dict(member.best.weights)
         self._model.eval()
@@ -56,12 +66,16 @@ class Group:
 
 
 class PackScheduler:
-    """Finds or makes the pack for each trial.
-
-    width: of a pack, in trials; None to have it measured, up to `most`. load: loads and divides data.
-    """
+    """Finds or makes the pack for each trial. Keeps the data of every trial so far on its device."""
 
     def __init__(self, width: int | None, most: int, load: Callable[[Config], Data]) -> None:
+        """Make a scheduler without packs.
+
+        Args:
+            width: the number of trials in a pack; None measures which width is fastest.
+            most: the largest width that measuring may choose.
+            load: loads and divides the data of a config.
+        """
         self._width, self._most, self._load = width, most, load
         self._data: dict[str, tuple[Data, TensorData]] = {}
         self._groups: dict[_Kind, dict[Rule, Group]] = {}
@@ -69,11 +83,16 @@ class PackScheduler:
 
     @property
     def groups(self) -> list[Group]:
-        """Those with trials in them."""
+        """The groups that have trials."""
         return [group for of_kind in self._groups.values() for group in of_kind.values() if group.pack.members]
 
     def member(self, config: Config) -> tuple[Group, PackMember]:
-        """A place for the trial in the pack of its kind, which it has yet to take. Raises Unpackable or ConfigError."""
+        """Build a trial, and find or make the group that fits it. `Pack.admit` then adds the trial to the pack.
+
+        Raises:
+            Unpackable: the trial cannot be packed, or gains nothing from it.
+            ConfigError: the config does not fit the data, or something in it cannot be built.
+        """
         trainer, kind = config.trainer, _kind(config)
         if kind in self._refused:
             raise self._refused[kind]
@@ -107,13 +126,13 @@ class PackScheduler:
         return of_kind[rule], member
 
     def forget(self, group: Group) -> None:
-        """Frees its memory; the next trial of its kind makes another."""
+        """Drop the group, so that its memory can be freed. The next trial of its kind makes a new one."""
         for of_kind in self._groups.values():
             for rule in [rule for rule, known in of_kind.items() if known is group]:
                 del of_kind[rule]
 
     def refuse(self, group: Group, why: Unpackable) -> None:
-        """Trials of this kind train alone from now on."""
+        """Raise `why` for further trials of this group's kind, so that they train sequentially."""
         for kind, of_kind in self._groups.items():
             if group in of_kind.values():
                 self._refused[kind] = why
@@ -126,6 +145,7 @@ class PackScheduler:
         return self._data[key]
 
     def _group(self, config: Config, data: Data, tensors: TensorData, model: nn.Module, rule: Rule) -> Group:
+        """Make a group for trials like this one, and measure its width if none is set. Raises Unpackable."""
         trainer = config.trainer
         loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
         x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
@@ -140,6 +160,9 @@ class PackScheduler:
 
 
 def _kind(config: Config) -> _Kind:
-    """What trials have to have in common, beside the rule that updates them."""
+    """Return what trials of one pack have in common, besides the rule that updates them.
+
+    Clipping belongs to it only as on or off: the norm at which to clip may differ from trial to trial.
+    """
     trainer = config.trainer
     return data_key(config, config.model), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)

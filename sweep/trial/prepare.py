@@ -1,4 +1,4 @@
-"""From a config to what trains: data loaded and divided, model, optimizer and schedule built and seeded."""
+"""Prepare training from a config: load and divide the data, build and seed the model, optimizer and schedule."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ BATCH_SIZE = "trainer.batch_size"
 
 @dataclass(frozen=True)
 class Data:
-    """What a trial trains on. description: as MLflow's data sets have it."""
+    """The data of a trial: all samples, their splits, and a description in the form of MLflow's data sets."""
 
     samples: Samples
     splits: Splits
@@ -38,19 +38,19 @@ class Data:
 
 
 def load_data(config: Config) -> Data:
-    """Loads and divides the data. Raises ConfigError."""
+    """Load and divide the data. Raise ConfigError if they cannot be loaded or divided."""
     samples = build.samples(config.data)
     splits = divide(samples, config.split)
     return Data(samples, splits, dataset(samples, splits))
 
 
 def data_key(config: Config, *more: Any) -> str:
-    """Return a text that configs share if their data, their split and `more` are equal."""
+    """Return a text that is equal for configs with the same data, the same split and the same `more`."""
     return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
 
 
 class RememberedData:
-    """Loads data as `load_data` does, and the same data once only."""
+    """A `load_data` that remembers the last data it loaded."""
 
     def __init__(self) -> None:
         self._key: str | None = None
@@ -64,10 +64,19 @@ class RememberedData:
 
 
 def new_model(config: Config, samples: Samples, batch: "Tensor", seen_before: bool = False) -> "nn.Module":
-    """The trial's model with its initial weights, on the device of `batch`, which it was tried on.
+    """Build the model with its initial weights, and check its output on a batch.
 
-    is_known: whether one like it was tried before. Seeds the global generators; the caller puts them back. Raises
-    ConfigError.
+    Seeds the global random generators. The caller restores them.
+
+    Args:
+        config: what to train.
+        samples: the data, for the number of features and targets.
+        batch: a batch of inputs, shape (B, *in_shape). The model is moved to its device.
+        seen_before: True skips the check: a model of the same kind has passed it. A model with lazy weights is always
+            checked, since its first batch sets their shapes.
+
+    Raises:
+        ConfigError: the model cannot be built, does not fit the data, or has nothing to train.
     """
     from torch.nn.parameter import UninitializedParameter
 
@@ -83,7 +92,16 @@ def new_model(config: Config, samples: Samples, batch: "Tensor", seen_before: bo
 
 
 def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "Schedule":
-    """The trial's schedule. Raises ConfigError."""
+    """Build the schedule of the learning rate.
+
+    Args:
+        config: what to train.
+        n_train: the number of training samples.
+        shapes: the shape of each weight tensor of the model.
+
+    Raises:
+        ConfigError: the optimizer or the scheduler cannot be built.
+    """
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
@@ -93,14 +111,18 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
 
 
 def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
-    """The loop that trains a model with its initial weights. Seeds the global generators; raises ConfigError."""
+    """Build the loop that trains `model`, which has its initial weights.
+
+    Seeds the global random generators for training. Raises ConfigError if the optimizer or the scheduler cannot be
+    built.
+    """
     from sweep.training.evaluate import loss_function
     from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import seed_generators
 
     trainer = config.trainer
     schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
-    seed_generators(trainer.seed, "train")  # dropout, and whatever a user's model draws
+    seed_generators(trainer.seed, "train")  # for dropout, and for a user's model that draws random numbers
     return TrainingLoop(
         model=model,
         optimizer=build.optimizer(config.optimizer)(model.parameters()),
@@ -114,7 +136,11 @@ def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn
 
 @contextmanager
 def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
-    """Everything built and seeded, under the process-wide settings that training needs."""
+    """Hold a training loop that is built and seeded, under the process-wide settings that training needs.
+
+    Torch's settings and the states of the random generators are restored at the end. Raises ConfigError if the config
+    does not fit the data, or something in it cannot be built.
+    """
     from sweep.training.runtime import check_last_batch, pick_device, reproducible, set_threads
     from sweep.training.tensors import to_device
 
@@ -130,14 +156,14 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
 
 
 def check_data(data: Data, config: Config) -> None:
-    """What the config and the data together reveal, told before torch is loaded. Raises ConfigError."""
+    """Raise ConfigError if the loss, the monitor or the batch size does not fit the data. This does not load torch."""
     loss_name(config.trainer.loss, data.samples.task)
     check_monitor(data, config)
     check_batch_size(config, len(data.splits.train.x))
 
 
 def check_batch_size(config: Config, n_train: int) -> None:
-    """Raises ConfigError for a batch that the training split cannot fill."""
+    """Raise ConfigError for a batch size larger than the training split."""
     if config.trainer.batch_size > n_train:
         raise ConfigError(
             BATCH_SIZE, f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it"
@@ -145,19 +171,19 @@ def check_batch_size(config: Config, n_train: int) -> None:
 
 
 def check_monitor(data: Data, config: Config) -> None:
-    """Raises ConfigError where trials on such data have no curve of that name."""
+    """Raise ConfigError if trials on such data have no curve with the name of the monitor."""
     monitor = config.trainer.monitored
     known = ["train/loss", *(name for name in metric_names(data) if name.startswith("val/"))]
     if monitor not in known:
-        message = f"trials on this data have no '{monitor}'; choose of: {', '.join(known)}"
+        message = f"trials on this data have no '{monitor}'; choose one of: {', '.join(known)}"
         raise ConfigError("trainer.monitor", message)
 
 
 def with_fitting_batch(config: Config, n_train: int) -> Config:
-    """Return the config with a batch that the training split can fill, where the batch size is a default.
+    """Return the config, with a default batch size lowered to the size of the training split if it is larger.
 
-    A default larger than the split becomes the whole split. A batch size that the command line or a program sets stays
-    as it is, for `check_batch_size` to refuse.
+    A batch size that the command line or a program sets stays as it is: `check_batch_size` refuses one that is too
+    large.
     """
     given = config.overrides is None or any(sets(o, BATCH_SIZE) for o in config.overrides)
     if given or config.trainer.batch_size <= n_train:
@@ -166,19 +192,22 @@ def with_fitting_batch(config: Config, n_train: int) -> Config:
 
 
 def smaller_batch_text(before: Config, after: Config) -> str | None:
-    """Say in a line that the default batch size was lowered; None if it was not."""
+    """Return a line that says that the default batch size was lowered; None if it was not."""
     was, now = before.trainer.batch_size, after.trainer.batch_size
     return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"
 
 
 def metric_names(data: Data) -> list[str]:
-    """Return the names of what trials on such data are measured by on `val` and `test`."""
+    """Return the names of the metrics that trials on such data have on the splits `val` and `test`."""
     names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *METRICS[data.samples.task])]
     return [name for name in names if name not in undefined_metrics(data)]
 
 
 def undefined_metrics(data: Data) -> list[str]:
-    """Return the names of metrics that say nothing: r2 where no target varies over the split."""
+    """Return the names of the metrics that have no value: r2 on a split where all targets are equal.
+
+    r2 divides by the variance of the targets.
+    """
     if data.samples.task != "regression":
         return []
     parts = {"val": data.splits.val.y, "test": data.splits.test.y}

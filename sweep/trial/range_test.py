@@ -1,5 +1,7 @@
-"""The learning-rate range test of a config: its model trained on a ramp from several seeds,
-side by side where that works."""
+"""The learning-rate range test: train a config's model on a ramp of learning rates, from several seeds.
+
+The ramps train side by side in a pack if the model allows it, and otherwise one after another.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,11 +23,22 @@ Load = Callable[[Config], Data]
 def range_test(
     config: Config, load: Load = load_data, width: int | None = None, say: Callable[[str], object] = lambda line: None
 ) -> "list[Ramp]":
-    """The ramps of `lr_range.n_seeds` seeds, from `trainer.seed` on: that of the config's first.
+    """Train one ramp for each of `lr_range.n_seeds` seeds: `trainer.seed`, `trainer.seed` + 1 and so on.
 
-    Every model is made for its ramp; the config's schedule plays no part. width: ramps trained in one pass, by default
-    as many as pay. say: shows the line that tells of a lowered batch size. Raises ConfigError, or TrainingFailed for a
-    model that fails.
+    Each ramp trains a new model. The config's own schedule is not used.
+
+    Args:
+        config: what to train.
+        load: loads and divides the data.
+        width: the number of ramps in one pass; by default it is measured.
+        say: called with one line if the batch size was lowered to fit the data.
+
+    Returns:
+        The ramps, in the order of their seeds. A ramp that diverged is marked so.
+
+    Raises:
+        ConfigError: the config does not fit the data, or something in it cannot be built.
+        TrainingFailed: the model raises an error while it trains.
     """
     data = load(config)
     composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
@@ -42,11 +55,12 @@ def range_test(
 
 
 def lr_keys(scheduler: Mapping[str, Any]) -> list[str]:
-    """The config keys of the learning rates that a schedule goes by."""
+    """Return the config keys of the learning rates that the schedule uses."""
     return [f"scheduler.{name}" for name in ("base_lr", "max_lr") if name in scheduler] or ["optimizer.lr"]
 
 
 def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
+    """Return the config of ramp `i`: its own seed, the ramp as the schedule, and as many epochs as it needs."""
     settings, seed = config.lr_range, config.trainer.seed + i
     ramp = {
         "_target_": "sweep.schedules.ramp",
@@ -58,7 +72,7 @@ def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
     n_steps = steps_per_epoch(n_train, config.trainer.batch_size)
     n_epochs = -(-settings.n_updates // n_steps)
     trainer = replace(config.trainer, seed=seed, epochs=n_epochs, patience=None, compile=False)
-    tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # all of them
+    tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # a point for every update
     return replace(config, seed=seed, trainer=trainer, scheduler=ramp, tracking=tracking)
 
 
@@ -70,7 +84,7 @@ def _ramp(config: Config) -> "Ramp":
 
 
 def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[Ramp] | None":
-    """None where they have to train one after the other, which tells what is wrong, if something is."""
+    """Train the ramps in packs. Return None if that fails: training them one by one shows the actual error."""
     from sweep.training.packed.parameters import Unpackable
     from sweep.trial.pack_scheduler import PackScheduler
 
@@ -89,13 +103,13 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
         return None
     except SweepError:
         raise
-    except Exception:  # whatever the model, or vmap under it, raises
+    except Exception:  # from the model, or from vmap, which may raise anything
         return None
     return ramps
 
 
 def _train(packer: "PackScheduler") -> None:
-    """Every trial that has a place, to the end of its ramp."""
+    """Train every trial that is in a pack, to the end of its ramp."""
     from sweep.training.range_test import Ramp, RampOver
 
     while packer.groups:

@@ -1,4 +1,4 @@
-"""What a learning-rate range test leaves behind: its losses, its suggestion and a picture of both."""
+"""The files of a learning-rate range test: its losses, its suggestion and a plot of both."""
 
 import csv
 import io
@@ -19,22 +19,26 @@ _LOSS, _BASE, _MAX, _DIVERGED = "#4269d0", "#3ca951", "#ff725c", "#9c9c9c"
 
 
 class RangeFolder:
-    """Paths of everything in one range test's folder."""
+    """The paths of everything in the folder of one range test."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.losses = self.path / "losses.csv"
         self.result = self.path / "lr_range.yaml"
         self.plot = self.path / "lr_range.png"
-        self.log = self.path / "run.log"  # Hydra's
+        self.log = self.path / "run.log"  # Hydra writes it
 
     @property
     def written(self) -> list[Path]:
+        """Every file that the test writes."""
         return [self.losses, self.result, self.plot, self.log]
 
 
 def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") -> None:
-    """A row for each update of each seed."""
+    """Write losses.csv atomically, with one row for each update of each seed. `first_seed` is that of the first ramp.
+
+    Creates the folder if needed.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seed", "update", "lr", "loss", "averaged_loss"])
@@ -46,12 +50,22 @@ def write_losses(folder: RangeFolder, first_seed: int, ramps: "Sequence[Ramp]") 
 
 
 def write_result(folder: RangeFolder, result: Mapping[str, Any]) -> None:
+    """Write lr_range.yaml atomically. The folder must exist."""
     write_atomic(folder.result, to_yaml(dict(result)))
 
 
 def draw(folder: RangeFolder, title: str, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> None:
-    """A PNG of the averaged losses against the learning rate, thin for each seed and thick for their mean, with the
-    bounds that are suggested and where they lie from seed to seed."""
+    """Draw lr_range.png: the averaged losses against the learning rate, and the suggested bounds.
+
+    A thin line shows each seed, a thick line their mean. A shaded band around each bound shows how it varies from seed
+    to seed.
+
+    Args:
+        folder: where the plot goes. An earlier one is replaced in one step.
+        title: the title of the plot.
+        ramps: each has at least one loss.
+        suggestion: None draws the losses alone.
+    """
     new_figure, new_canvas = load_matplotlib()
     figure = new_figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     canvas = new_canvas(figure)
@@ -77,7 +91,7 @@ def draw(folder: RangeFolder, title: str, ramps: "Sequence[Ramp]", suggestion: "
 
 
 def _show(axes: Any, suggestion: "Suggestion") -> None:
-    """The bounds: a line for each, its interval in its colour, what lies between shaded."""
+    """Draw a line for each suggested bound, a band for its interval, and light shading between the bounds."""
     axes.axvspan(suggestion.base_lr.value, suggestion.max_lr.value, color=_BASE, alpha=0.08, linewidth=0)
     for name, colour in (("base_lr", _BASE), ("max_lr", _MAX)):
         interval: Interval = getattr(suggestion, name)
@@ -90,6 +104,6 @@ def _show(axes: Any, suggestion: "Suggestion") -> None:
 
 
 def _mean(ramps: "Sequence[Ramp]") -> tuple[Sequence[float], NDArray[Any]]:
-    """The mean over the seeds, as far as all of them reach."""
+    """Return learning rates and the mean of the averaged losses, up to the last update that every seed reached."""
     n = min(len(ramp.averages) for ramp in ramps)
     return ramps[0].lrs[:n], np.mean([ramp.averages[:n] for ramp in ramps], axis=0)

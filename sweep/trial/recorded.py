@@ -1,4 +1,4 @@
-"""The trial that a training function gets in a run or a study: it records, asks the study, saves and stops."""
+"""The trial that a training function gets in a run or a study. It records, reports to the study, saves and stops."""
 
 import logging
 import shutil
@@ -18,18 +18,22 @@ from sweep.utils.signals import StopRequest, stop_on_signal
 
 log = logging.getLogger("sweep")
 
-Report = Callable[[int, Mapping[str, float]], None]  # (epoch, its metrics); a study's raises Pruned
-Pause = Callable[[int], None]  # lets others train, with the epoch that is finished
+Report = Callable[[int, Mapping[str, float]], None]  # of an epoch and its metrics; in a study it may raise Pruned
+Pause = Callable[[int], None]  # of the epoch that is finished; other trials train until it returns
 
 
 class RecordedTrial:
-    """Implements `sweep.Trial`, however the trial is executed. Whoever executes it says how it ended, with `end`.
+    """The implementation of `sweep.Trial`, for every executor. The executor calls `end` when the trial is over.
 
-    Its record begins with the first thing that the training function says. Until then the trial may be refused without
-    a trace, and a signal ends the process; from then on a signal asks the function to save and stop.
+    The record begins with the first call of `describe`, `report`, `log`, `save`, `finish` or `log_artifact`. Before
+    that, the trial can be refused without leaving a trace, and a signal ends the process. After that, a signal asks the
+    training function to save its state and stop.
 
-    train_s: seconds from the beginning of the record to the last report, or to what ended the trial early. Time in
-    which others trained does not count.
+    Use the trial in a `with` statement: leaving it closes the record. Not thread-safe.
+
+    Attributes:
+        train_s: seconds of training in this process, from the beginning of the record to the last report, or to the
+            error that ended the trial. Time in which other trials train does not count.
     """
 
     def __init__(
@@ -47,20 +51,20 @@ class RecordedTrial:
         is_timed: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make the trial; nothing is written yet.
+        """Make the trial. Nothing is written yet.
 
         Args:
-            run: its folder, which is this process's own as long as the trial lives.
-            config: what it is trained by.
-            output_dir: where results go.
-            store: as `recorded_uri` has it.
-            member: its place in a study.
-            report: asked after each epoch; what it raises ends the trial.
-            pause: called after each epoch, unless the trial is to stop.
-            stop: what asks the trial to save and stop; by default a signal does, once the record has begun.
-            live: whether progress is shown as a live line instead of log lines; a study shows that of its trials.
-            is_timed: whether `train_s` is counted here; else who executes the trial counts it.
-            clock: seconds, by which checkpoints are due.
+            run: the trial's folder. Hold its lock as long as the trial exists (`run_recorder.locked`).
+            config: the configuration to record. It must have been validated.
+            output_dir: the folder that results go to, absolute.
+            store: the tracking store to record, as `recorded_uri` returns it; None without tracking.
+            member: the trial's place in a study; None outside a study.
+            report: called after each epoch with the epoch and its metrics. What it raises ends the trial.
+            pause: called with the epoch after each report, unless a stop was requested.
+            stop: a request to save and stop; by default a signal makes one, once the record has begun.
+            live: True shows progress as a live line instead of log lines. In a study, the study shows the progress.
+            is_timed: False leaves it to the executor to count `train_s`.
+            clock: returns seconds. It decides when a checkpoint is due.
         """
         self._run, self._config, self._member = run, config, member
         self._output_dir, self._store = output_dir, store
@@ -70,7 +74,7 @@ class RecordedTrial:
         self._stop, self._stops_on_signals = stop or StopRequest(), stop is None
         self._show: Show = lambda epoch, metrics: None
         self._saved: dict[str, Any] | None = None
-        self._epoch: int | None = None  # None until the checkpoint is looked at
+        self._epoch: int | None = None  # None until the checkpoint is read
         self._is_timed, self._since = is_timed, time.perf_counter()
         self._saved_at = clock()
         self._was_reported_since_stop = False
@@ -79,23 +83,31 @@ class RecordedTrial:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything on record of this attempt."""
+        """True once the record of this attempt has begun."""
         return self._recorder is not None
 
     @property
     def number(self) -> int | None:
+        """The number of the trial in its study, from 0; None outside a study."""
         return None if self._member is None else self._member.number
 
     @property
     def params(self) -> Mapping[str, Any]:
+        """The values that the study chose, by config key; empty outside a study."""
         return {} if self._member is None else self._member.params
 
     @property
     def folder(self) -> Path:
+        """The trial's own folder."""
         return self._run.path
 
     @property
     def epoch(self) -> int:
+        """The epoch of the last checkpoint, also of an earlier process; 0 if there is none.
+
+        Raises:
+            Damaged: the checkpoint or the journal cannot be read. In a study, a damaged checkpoint counts as none.
+        """
         if self._epoch is None:
             self._saved = self._load()
         assert self._epoch is not None
@@ -103,17 +115,40 @@ class RecordedTrial:
 
     @property
     def should_save(self) -> bool:
+        """True if the last checkpoint is `trainer.checkpoint_interval_s` old, or if a stop was requested."""
         is_due = self._clock() - self._saved_at >= self._config.trainer.checkpoint_interval_s
         return is_due or self.should_stop
 
     @property
     def should_stop(self) -> bool:
+        """True if a stop was requested, by a signal or by the study."""
         return self._stop.signum is not None
 
     def describe(self, *, dataset: Mapping[str, Any] | None = None, device: str | None = None) -> None:
+        """Begin the record with a description of the data and the device. If the record has begun, do nothing.
+
+        Args:
+            dataset: the description of the data, in the form of MLflow's data sets.
+            device: the kind of device, such as cpu or cuda.
+
+        Raises:
+            ConfigError: the trial is resumed, but its data have changed.
+            OSError: the record cannot be written.
+        """
         self._begin(dataset, device)
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a finished epoch, report them to the study, and let other trials train.
+
+        Args:
+            epoch: counts from 1.
+            metrics: by name, such as `val/loss`. An epoch that is recorded already is not recorded again.
+
+        Raises:
+            Pruned: the study stops the trial.
+            Interrupted: a stop was requested before the last report, and the state was not saved since.
+            OSError: the record cannot be written.
+        """
         now = time.perf_counter()
         recorder = self._begin()
         self._count_time(now)
@@ -132,11 +167,31 @@ class RecordedTrial:
         self._was_reported_since_stop = self.should_stop
 
     def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
+        """Record points of further curves, which the study ignores.
+
+        Args:
+            metrics: by name, a single value, or one value for each step.
+            step: one step, or several in increasing order. Steps that are recorded already are skipped.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
         steps = step if isinstance(step, Sequence) else [step]
         columns = {name: value if isinstance(value, Sequence) else [value] for name, value in metrics.items()}
         self._begin().log(steps, columns)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint atomically. The journal is flushed to the disk before it.
+
+        Args:
+            epoch: the last finished epoch.
+            state: tensors, numbers, texts, and lists and mappings of them, as `torch.load(weights_only=True)` accepts.
+
+        Raises:
+            ValueError: `state` has a key `epoch` with another value.
+            Interrupted: a stop was requested. The state is saved.
+            OSError: there is no room; the earlier checkpoint stays.
+        """
         if state.get("epoch", epoch) != epoch:
             raise ValueError(f"state['epoch'] is {state['epoch']}, but the epoch that is saved {epoch}")
         self._begin().save({**state, "epoch": epoch})
@@ -146,9 +201,14 @@ class RecordedTrial:
             raise Interrupted(self._stop.signum)
 
     def restore(self) -> dict[str, Any] | None:
-        """As `Trial.restore`. Raises Damaged; but a study's trial is then trained from its beginning."""
+        """Return the state that was saved last, with its tensors on the CPU; None if there is none.
+
+        Raises:
+            Damaged: the checkpoint or the journal cannot be read. In a study, a damaged checkpoint only logs a
+                warning, and the trial trains from its beginning.
+        """
         state = self._load() if self._saved is None else self._saved
-        self._saved = None  # it is large
+        self._saved = None  # frees a large object
         if state is not None:
             log.info("resuming %s after epoch %d", self._run.path, self._epoch)
         elif self._run.journal.exists():
@@ -156,19 +216,37 @@ class RecordedTrial:
         return state
 
     def finish(self, metrics: Mapping[str, float]) -> None:
+        """Keep single values, such as test metrics, until `end` records them. Begins the record.
+
+        Args:
+            metrics: by name. A later value replaces an earlier one of the same name.
+        """
         self._begin()
         self._values.update(metrics)
 
     def log_artifact(self, path: Path) -> None:
+        """Copy a file to `artifacts/` in the trial's folder, from where it is uploaded to MLflow.
+
+        Args:
+            path: the file. One that is in that folder already is not copied. One of the same name is replaced.
+
+        Raises:
+            OSError: the file cannot be copied.
+        """
         self._begin()
         self._run.artifacts.mkdir(exist_ok=True)
         if path.resolve().parent != self._run.artifacts.resolve():
             shutil.copy2(path, self._run.artifacts)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Record how the trial ended: complete, or by `error`. One that was refused before it began leaves no record.
+        """Record how the trial ended. If the record has not begun, do nothing.
 
-        Raises OSError for a trial that is complete; where another one ends, the disk may be what failed.
+        Args:
+            error: what ended the trial early; None if it is complete.
+
+        Raises:
+            OSError: the end of a complete trial cannot be written. With an `error`, an OSError is suppressed: the disk
+                may be what failed in the first place.
         """
         recorder = self._recorder
         if recorder is None:
@@ -185,7 +263,7 @@ class RecordedTrial:
         self._open.close()
 
     def _begin(self, dataset: Mapping[str, Any] | None = None, device: str | None = None) -> RunRecorder:
-        """Begin the record, unless it has begun."""
+        """Return the recorder. The first call begins the record, handles signals from then on and shows progress."""
         if self._recorder is not None:
             return self._recorder
         recorder = RunRecorder(self._run, self._member)
@@ -200,7 +278,7 @@ class RecordedTrial:
         return recorder
 
     def _load(self) -> dict[str, Any] | None:
-        """Return what the checkpoint holds, if there is one; from here on its epoch is known."""
+        """Read the checkpoint, and set `_epoch` to its epoch. Return its state; None if there is no checkpoint."""
         state = None
         try:
             state = saved_state(self._run)
@@ -212,6 +290,7 @@ class RecordedTrial:
         return state
 
     def _count_time(self, now: float) -> None:
+        """Add the seconds since the last call, or since the last report returned, to `train_s`."""
         if self._is_timed:
             self.train_s += now - self._since
         self._since = now

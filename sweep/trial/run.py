@@ -1,4 +1,4 @@
-"""One trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
+"""Run one trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -35,11 +35,21 @@ log = logging.getLogger("sweep")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished trial came to.
+    """The result of a complete run.
 
-    value: the best of the curve `monitor`, by default the lowest validation loss. metrics: `val/...` of that epoch and
-    `test/...` of its weights. history: every recorded curve, by metric name. train_s: seconds of training in this
-    process. tracking_uri: where MLflow has it, None without tracking; mirrored: whether it is all there yet.
+    Attributes:
+        name: the chosen options, such as adam-cyclic-mlp.
+        monitor: the curve whose best epoch gives the best weights, by default val/loss.
+        value: the best value of that curve.
+        best_epoch: the first epoch that reached this value, from 1.
+        n_epochs: the number of epochs that were trained.
+        metrics: `val/...` at the best epoch, and `test/...` of the weights of that epoch.
+        history: every recorded curve, by metric name.
+        train_s: seconds of training in this process.
+        folder: the run's folder.
+        tracking_uri: the tracking store of MLflow; None without tracking.
+        uploaded: True if the upload process finished its work on the run in time. With tracking, MLflow then has the
+            complete record.
     """
 
     name: str
@@ -67,27 +77,32 @@ def run_trial(
     pause: Pause | None = None,
     stop: StopRequest | None = None,
 ) -> Outcome:
-    """Train the trial that `cfg` describes, or continue the one in the folder `cfg.resume`.
+    """Train the trial that `cfg` describes, or resume the run in the folder `cfg.resume`.
 
     Args:
         cfg: as `sweep.compose` returns it.
-        report: called after each epoch with (epoch, metrics); it may raise to end the trial.
-        folder: where the trial's files go; by default a new folder below `cfg.output_dir`/runs.
-        follower: the process that mirrors to MLflow, when trials share one, or what starts it for the `output_dir`
-            that the trial belongs to; by default one for this trial.
-        live: whether progress is shown as a live line instead of log lines.
-        member: the trial's place in a study, which shows its progress and mirrors it.
-        load: what loads and divides the data.
-        pause: called with the epoch after each, once it is reported, so that other trials may train in between.
-        stop: what asks the trial to save and stop; by default a signal does.
+        report: called after each epoch with the epoch and its metrics. What it raises ends the trial.
+        folder: where the trial's files go; by default a new folder in `cfg.output_dir`/runs.
+        upload_process: a process that several trials share, or a function that starts one for a given `output_dir`; by
+            default this trial starts its own. Trials of a study do not use it: the study uploads them.
+        live: True shows progress as a live line instead of log lines.
+        member: the trial's place in a study; None outside a study.
+        load: loads and divides the data.
+        pause: called with the epoch after each report. Other trials may train until it returns.
+        stop: a request to save and stop; by default a signal makes one.
 
     Raises:
-        ConfigError: before anything is recorded.
-        Diverged, Interrupted, or what `report` raises: once it is recorded.
+        ConfigError: the config cannot be used, or the folder is taken. Nothing is recorded.
+        Damaged: a file of the run to resume cannot be read.
+        DiskFull: there is no room. What was recorded before stays complete.
+        Diverged: the loss became infinite or not a number. The record says so.
+        TrainingFailed: the model raises an error while it trains. The record says so.
+        Interrupted: a signal stopped the trial after its state was saved.
+        Exception: what `report` raises. It is recorded too.
     """
     config = validate(cfg)
     if is_edited(config, cfg):
-        config.overrides = None  # edited since: they would make another trial
+        config.overrides = None  # they no longer compose this config
     is_new = config.resume is None and member is None  # a study continues its own
     if config.resume is None:
         run = RunFolder(folder or _new_folder(config))
@@ -97,13 +112,13 @@ def run_trial(
         run = RunFolder(absolute(config.resume))
         refuse_links_in(run.path, "resume")
         if member is None and (command := study_command(run)) is not None:
-            raise ConfigError("resume", f"'{run.path}' belongs to a study, which goes on with:  {command}")
+            raise ConfigError("resume", f"'{run.path}' belongs to a study; resume that with:  {command}")
         config = stored_config(run, config)
     own = absolute(config.output_dir)
     output_dir = belongs_to(run, own) if run.config.exists() else own
     refuse_links_at(output_dir)
     store = tracking_store(config.tracking, output_dir)
-    if member is None:  # of trials the study says where they are sent
+    if member is None:  # a study decides where its trials are sent
         store = store_of(run, config.tracking, output_dir)
     train = BuiltInTraining(config, load)
     config = train.config
@@ -120,9 +135,9 @@ def run_trial(
         except OSError as error:
             raise ConfigError("output_dir", f"cannot be written ({error}); give another one") from error
         if is_new:
-            require_no_run(run, "folder")  # another process may have begun in it; a warning may be in our own log
+            require_no_run(run, "folder")  # check again under the lock: another process may have started a run there
         if upload_process is not None:
-            upload_process.add_run(run, store)  # it loads MLflow while we load torch
+            upload_process.add_run(run, store)  # early, so that it loads MLflow while we load torch
         trial = RecordedTrial(
             run,
             config,
@@ -140,7 +155,7 @@ def run_trial(
                 metrics = _train(train, trial)
         except KeyboardInterrupt:
             if member is None and trial.has_begun:
-                log.warning("warning: stopped; go on with:  %s", resume_command(run.path, store))
+                log.warning("warning: stopped; resume it with:  %s", resume_command(run.path, store))
             raise
         finally:
             if upload_process is not None and trial.has_begun:
@@ -149,7 +164,7 @@ def run_trial(
 
 
 def _train(train: Callable[[Trial], dict[str, float]], trial: RecordedTrial) -> dict[str, float]:
-    """Train, and record how it ended, whatever happens."""
+    """Train, and record how the trial ended, also after an error or a signal."""
     try:
         metrics = train(trial)
         trial.end()
@@ -162,6 +177,7 @@ def _train(train: Callable[[Trial], dict[str, float]], trial: RecordedTrial) -> 
 def _outcome(
     config: Config, run: RunFolder, test: dict[str, float], train_s: float, uri: str | None, uploaded: bool
 ) -> Outcome:
+    """Read the curves back from the run's journal, and return the outcome."""
     history, monitor = journals.curves(run.journal), config.trainer.monitored
     watched = history[monitor]
     value = best_of(watched.values.tolist(), direction_of(monitor))
@@ -187,7 +203,16 @@ def _outcome(
 
 
 def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Membership) -> None:
-    """Record a study's trial that could not even begin; other trials just raise."""
+    """Record the failure of a study's trial that was refused before its record began.
+
+    A run outside a study leaves no record in that case: its error is shown.
+
+    Args:
+        run: the trial's folder, which is created if needed.
+        cfg: the trial's config as Hydra composed it, perhaps invalid.
+        error: why the trial was refused.
+        member: the trial's place in the study.
+    """
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     output_dir = absolute(config.output_dir)
@@ -200,7 +225,7 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
 
 @contextmanager
 def advise_when_full(run: RunFolder, store: Store | None = None) -> Iterator[None]:
-    """Raises DiskFull instead of what the system says."""
+    """Turn an OSError that means a full disk into DiskFull, which names the command to resume with."""
     try:
         yield
     except OSError as error:
@@ -217,7 +242,10 @@ def _new_folder(config: Config) -> Path:
 def _finish_upload(
     upload_process: UploadProcess, run: RunFolder, store: Store, output_dir: Path, timeout_s: float
 ) -> bool:
-    """Waits for the helper; a store that is down or slow costs a warning, not the trial."""
+    """Wait until the upload process has sent the run, for at most `timeout_s` seconds. Return True if it has.
+
+    A store that is down or slow only logs a warning.
+    """
     problem = upload_process.finish(
         run, timeout_s, lambda why: log.warning("warning: cannot draw the curves (%s)", why)
     )

@@ -1,4 +1,4 @@
-"""The closing words of a run."""
+"""The summary that a command prints at the end of a run."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ _MEANINGS = {
 
 
 def print_summary(outcome: "Outcome") -> None:
-    """Best validation value, test metrics, time, folder, and how to see the run in MLflow."""
+    """Print the best validation value, the test metrics, the time, the folder, and how to see the run in MLflow."""
     table = Table(title=outcome.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_row(f"best {outcome.monitor}", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
     for key, value in outcome.metrics.items():
@@ -38,7 +38,7 @@ def print_summary(outcome: "Outcome") -> None:
 
 
 def where_to_look(what: str, uri: str) -> str:
-    """How to see in MLflow "runs" or "trials" that were sent to `uri`, without its password."""
+    """Return a line that says how to compare `what` ("runs" or "trials") in MLflow. A password in `uri` is left out."""
     uri = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return f"Compare {what} at {uri}"

@@ -94,7 +94,7 @@ def test_a_study_from_python_is_that_of_the_command_line(tmp_path: Path, capfd: 
     command = shlex.split(start["tags"]["command"])
     done = quick(tmp_path, *command[3:])
     assert done.returncode == 0, done.stderr
-    assert f"study {study.name}: goes on, 4 of 4 trials are done" in done.stdout
+    assert f"study {study.name}: resuming, 4 of 4 trials are done" in done.stdout
 
 
 def test_a_study_that_is_read_is_a_copy(tmp_path: Path) -> None:

@@ -56,6 +56,6 @@ def test_a_trial_is_continued_by_its_study_alone(tmp_path: Path) -> None:
     done = quick(tmp_path, "resume=outputs/studies/s/trials/0", tracked=True)
     line = error_line(done)
     assert line.startswith("error: resume: ")
-    assert "belongs to a study, which goes on with:  python -m sweep.run -m " in line
+    assert "belongs to a study; resume that with:  python -m sweep.run -m " in line
     assert STUDY[-2] in line
     assert done.returncode == 2

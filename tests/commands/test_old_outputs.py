@@ -178,7 +178,7 @@ def test_an_interrupted_study_goes_on_when_its_command_is_given_again(
     assert 0 < n_done < len(before) < 6
     storage = () if url is None else (f"hydra.sweeper.storage={url}",)
     shown = done(cwd, *INTERRUPTED_STUDIES[kind], *storage)
-    assert f"study {folder.path.name}: goes on, {n_done} of 6 trials are done" in shown
+    assert f"study {folder.path.name}: resuming, {n_done} of 6 trials are done" in shown
     assert only_study(cwd).path == folder.path
 
     trials, runs = trials_of(folder, url), runs_of(folder)
@@ -237,7 +237,7 @@ def test_a_finished_study_is_known_to_be_finished_and_takes_more_trials(tmp_path
     folder = only_study(cwd)
     before = [facts(trial) for trial in trials_of(folder)]
     shown = done(cwd, *STUDY)
-    assert f"study {folder.path.name}: goes on, 4 of 4 trials are done" in shown
+    assert f"study {folder.path.name}: resuming, 4 of 4 trials are done" in shown
     assert [facts(trial) for trial in trials_of(folder)] == before
     done(cwd, *STUDY, "hydra.sweeper.n_trials=6")
     assert only_study(cwd).path == folder.path

@@ -109,7 +109,7 @@ def test_a_run_overwrites_no_file_of_the_user(name, mine):
 def test_a_warning_about_the_config_does_not_make_the_folder_of_a_new_run_a_used_one(tmp_path):
     done = quick(tmp_path, *DEBUG, "optimizer.lr=0.1")
     assert (done.returncode, done.stderr) == (0, "")
-    warning = "warning: optimizer.lr plays no part"
+    warning = "warning: optimizer.lr has no effect"
     assert warning in done.stdout
     (log,) = tmp_path.glob("outputs/runs/*/run.log")
     assert warning in log.read_text()

@@ -92,7 +92,7 @@ def test_the_commands_of_a_study_and_of_its_page(cwd: Path, studied: tuple[str, 
     assert commands[0] == again
     for command in commands[:2]:
         assert "best val/loss" in works(cwd, command)
-    assert "goes on, 2 of 2 trials are done" in works(cwd, commands[2])
+    assert "resuming, 2 of 2 trials are done" in works(cwd, commands[2])
     store = heard(cwd, after("Compare trials:", shown))[-1]
     assert MlflowClient(store).get_experiment_by_name("debug") is not None
 
@@ -149,7 +149,7 @@ def test_the_commands_of_a_run_that_was_stopped_and_not_sent(cwd: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert process.returncode == 130
-    resume, sync = after("go on with:", out), after("later:", out)
+    resume, sync = after("resume it with:", out), after("later:", out)
     assert resume.startswith("MLFLOW_TRACKING_URI=")
     (folder,) = runs.iterdir()
     taken = quick(cwd, *given(*own, setting("hydra.run.dir", str(folder))))
@@ -177,6 +177,6 @@ def test_a_run_that_lies_elsewhere_asks_for_its_output_dir(cwd: Path) -> None:
         wait_until((folder / "checkpoint.pt").exists, process)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
-    refused = typed(cwd, after("go on with:", out))
+    refused = typed(cwd, after("resume it with:", out))
     assert refused.returncode == 2
-    works(cwd, f"{after('go on with:', out)} {after('if you trust that, add', error_line(refused))}")
+    works(cwd, f"{after('resume it with:', out)} {after('if you trust that, add', error_line(refused))}")

@@ -141,7 +141,7 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
         comparison.send_signal(signal.SIGKILL)
     wait_for_helper(tmp_path)
     shown, found = compared(tmp_path, *command)
-    assert "sgd on digits: tuned, 2 of 2 runs to their end (done before)" in shown
+    assert "sgd on digits: tuned, 2 of 2 runs complete (done before)" in shown
     assert "tuned once: the verdict is about the chosen configurations" in shown
     assert "warning: 2 seeds cannot show any difference" in shown
     assert [task["task"] for task in found["tasks"]] == ["digits", "breast_cancer"]
@@ -181,7 +181,7 @@ def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
     few = ("compare.n_seeds=2", "hydra.sweeper.n_trials=2", "hydra.sweeper.pack=1")
     done = quick(tmp_path, *UNTRACKED, "model=linear,convnet", *few, module=MODULE)
     assert done.returncode == 1
-    assert error_line(done) == "error: fewer than two contenders came to anything; see above"
+    assert error_line(done) == "error: fewer than two contenders can be compared; see above"
     assert "nothing to compare; linear is alone." in done.stdout
     assert (tmp_path / "outputs/comparisons/c/comparison.md").exists()
 
@@ -206,7 +206,7 @@ def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
             ["experiment=seed_study,debug", "split.max_samples=64"],
             r"trainer.epochs: is 60 for seed_study, but 2 for debug: .*; set it for all on the command line",
         ),
-        (["+compare.over.seed='1,2'"], r"compare.over.seed: is no group with options"),
+        (["+compare.over.seed='1,2'"], r"compare.over.seed: is not a group with options"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

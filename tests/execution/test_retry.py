@@ -31,7 +31,7 @@ STUDY = (
     *("hydra.sweeper.enqueue=[{model.kind: b}, {model.kind: a}]", "hydra/sweeper/pruner=none"),
     "hydra.sweeper.max_failure_rate=1",
 )
-SAID = "1 trial failed (1); mend the cause, then add hydra.sweeper.retry_failed=true to the same command"
+SAID = "1 trial failed (1); fix the cause, then add hydra.sweeper.retry_failed=true to the same command"
 
 
 @pytest.fixture(scope="module")

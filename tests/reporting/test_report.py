@@ -165,8 +165,8 @@ def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsy
 
 
 BAD = {
-    "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),
-    "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose of: elsewhere, empty, evil"),
+    "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
+    "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
     "empty": (["empty"], "study: 'empty' has no finished trial yet; run it, then report"),
     "no such trial": (["evil", "--trials", "12"], "trials: 'evil' has no trial 12, only 0 to 11"),
     "no folder": (["evil", "-o", "/dev/null/x.html"], "-o: cannot write '/dev/null/x.html' ("),

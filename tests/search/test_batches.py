@@ -102,7 +102,7 @@ def test_a_run_a_study_and_its_dry_run_agree_on_tiny_data(tmp_path: Path):
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.count(SEARCHED) == 1
         assert "failed" not in done.stdout
-    assert "goes on, 3 of 4" in done.stdout
+    assert "resuming, 3 of 4" in done.stdout
 
 
 @pytest.mark.process

@@ -272,7 +272,7 @@ def test_the_recorded_command_goes_on_with_the_study(searched):
     assert python == "python"
     done = run(searched.cwd, *arguments, command=(sys.executable,))
     assert done.returncode == 0, done.stderr
-    assert f"study {searched.folder.path.name}: goes on, {N_TRIALS} of {N_TRIALS} trials are done" in done.stdout
+    assert f"study {searched.folder.path.name}: resuming, {N_TRIALS} of {N_TRIALS} trials are done" in done.stdout
 
 
 def test_the_outcome_says_how_to_see_the_study_in_mlflow(searched):
@@ -829,7 +829,7 @@ def test_at_the_timeout_trials_stop_and_go_on_with_the_same_command(workers, tmp
     for _ in range(2):
         done = quick(tmp_path, *study, PYTHONPATH=str(tmp_path), SWEEP_TARGETS="hurried.*")
         assert (done.returncode, done.stderr) == (0, "")
-        assert "the same command goes on with it" in done.stdout
+        assert "run the same command again to resume it" in done.stdout
         trials = trials_of(folder_of(tmp_path))
         assert {t.state for t in trials} == {TrialState.WAITING}
         runs = folder_of(tmp_path).runs()

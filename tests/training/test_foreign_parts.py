@@ -304,5 +304,5 @@ def test_r2_of_one_row_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCa
     assert {"val/r2", "test/mse"} < outcome.metrics.keys()
     told = refused(tmp_path / "no", *one_row, "split.test=0.5", "split.val=0.025", "trainer.monitor=val/r2")
     assert told.startswith(
-        "trainer.monitor: trials on this data have no 'val/r2'; choose of: train/loss, val/loss, val/mse"
+        "trainer.monitor: trials on this data have no 'val/r2'; choose one of: train/loss, val/loss, val/mse"
     )

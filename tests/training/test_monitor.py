@@ -73,7 +73,10 @@ def test_a_plateau_is_one_of_the_monitored_curve() -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["trainer.monitor=val/accuracy"], "trainer.monitor: trials on this data have no 'val/accuracy'; choose of: "),
+        (
+            ["trainer.monitor=val/accuracy"],
+            "trainer.monitor: trials on this data have no 'val/accuracy'; choose one of: ",
+        ),
         (["trainer.monitor=test/loss"], "trainer.monitor: 'test/loss' is unknown; choose one of train/loss, val/loss"),
         (["scheduler=plateau", "+scheduler.mode=max"], "scheduler.mode: is max, but the metric that trainer.monitor"),
     ],

@@ -198,7 +198,7 @@ def test_a_schedule_without_bounds_gets_a_rate(tmp_path: Path) -> None:
         (("lr_range.min_lr=1", "lr_range.max_lr=1e-3"), "lr_range.min_lr: is 1, less than ten times below"),
         (("lr_range.n_updates=5",), "lr_range.n_updates: must be 30 to"),
         (("bounds=auto",), "bounds: is for a study"),
-        (("lr_range.updates=50",), "lr_range.updates: is no key of the config; choose one of: min_lr"),
+        (("lr_range.updates=50",), "lr_range.updates: is not a key of the config; choose one of: min_lr"),
     ],
 )
 def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ...], told: str) -> None:
@@ -212,7 +212,7 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ..
 def test_a_ramp_that_is_too_short_is_one_line_with_a_picture(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "lr_range.max_lr=0.03")
     assert done.returncode == 2
-    told, _, plot = error_line(done).partition(" (picture: ")
+    told, _, plot = error_line(done).partition(" (plot: ")
     assert told.startswith("error: lr_range.max_lr: the loss does not rise again up to 0.03")
     assert Path(plot.rstrip(")")).is_file()
 
@@ -252,7 +252,7 @@ def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None
         assert f"{key}={interval['value']:.4g}" in begun.stdout  # trial 0
     resumed = quick(tmp_path, *study, "hydra.sweeper.n_trials=3")
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on, 1 of 3" in resumed.stdout
+    assert "resuming, 1 of 3" in resumed.stdout
     assert ranges(resumed.stdout) == []  # nothing is tested again
     assert "bounds" not in (tmp_path / "outputs" / "studies" / "s" / "best.yaml").read_text()  # no trial's business
     without = quick(tmp_path, *(o for o in study if o != "bounds=auto"))
