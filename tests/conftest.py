@@ -38,7 +38,7 @@ _POSTGRESQL = "postgresql+psycopg://127.0.0.1:5432/test"  # of the machine's own
 # One file is one process's (--dist loadfile): the longest begin first, so that none is left alone at the end.
 _LONGEST_FIRST = ("test_study", "test_study_faults", "test_run", "test_resume", "test_storage", "test_mlflow")
 _LONGEST_FIRST += (
-    "test_mirrored_studies",
+    "test_uploaded_studies",
     "test_upload_process",
     "test_packed",
     "test_report",
@@ -211,7 +211,7 @@ def upload_process(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upload
     """One helper process for all trials that run inside the test process."""
     from sweep.tracking.upload_process import UploadProcess
 
-    upload_process = UploadProcess(tmp_path_factory.mktemp("follower") / "mirror.log")
+    upload_process = UploadProcess(tmp_path_factory.mktemp("uploads") / "mirror.log")
     yield upload_process
     upload_process.close()
 

@@ -1,4 +1,4 @@
-"""sweep/tracking/mlflow_client.py, follow.py and sync.py against real stores: all of a run arrives, once."""
+"""sweep/tracking/mlflow_client.py, upload_process.py and sync.py against real stores: all of a run arrives, once."""
 
 import json
 import math

@@ -174,7 +174,7 @@ from sweep.tracking.upload_process import UploadProcess
 from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
-UploadProcess(outputs / "mirror.log").follow_study(
+UploadProcess(outputs / "mirror.log").add_study(
     StudyFolder(folder), Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")
 )
 os.kill(os.getpid(), signal.SIGKILL)

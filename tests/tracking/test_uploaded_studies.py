@@ -158,7 +158,7 @@ def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, uploader: U
     assert run.curves.read_bytes() != early
 
 
-@pytest.mark.usefixtures("mirror")  # which has made the store
+@pytest.mark.usefixtures("uploader")  # which has made the store
 def test_sync_sends_a_study_with_its_trials_and_again_nothing(
     tmp_path: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,14 +202,14 @@ from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
-mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+uploader = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 left = [*folder.runs(), folder.run]
 print("ready", flush=True)
 sys.stdin.readline()
 while left:
     run = left.pop(0)
     try:
-        assert mirror.push(run)
+        assert uploader.push(run)
     except Busy:
         left.append(run)
 """
@@ -228,7 +228,7 @@ def test_two_processes_may_mirror_a_study_at_once(
 
 _PUSH = """
     for run in (*folder.runs(), folder.run):
-        assert mirror.push(run)
+        assert uploader.push(run)
 """
 
 
