@@ -136,7 +136,7 @@ def n_recorded(cwd: Path) -> int:
 
 
 def wait_for_helper(cwd: Path) -> None:
-    """Returns once the mirror processes of runs that were started in `cwd` have ended."""
+    """Returns once the upload processes of runs that were started in `cwd` have ended."""
     wait_until(lambda: not any(_is_helper(process, cwd) for process in Path("/proc").glob("[0-9]*")))
 
 

@@ -148,6 +148,17 @@ def test_half_of_few_choices_at_one_end_may_be_chance() -> None:
     ]
 
 
+def test_the_number_beside_the_last_of_a_long_list_is_not_its_end() -> None:
+    many = {"trainer.batch_size": Range(1, 12, False, tuple(range(1, 13)))}
+
+    def edges(size: int) -> list[str]:
+        chosen = [TrialResult(i, {"trainer.batch_size": size}, 1.0, "complete", False, None) for i in range(8)]
+        made = entry("a", LOW, chosen=chosen, n_tunings=8, ranges=many, searched={"trainer.batch_size": "1 to 12"})
+        return judged(made, entry("b", LOW)).tasks[0].standings[0].edges
+
+    assert [bool(edges(size)) for size in (1, 2, 11, 12)] == [True, False, False, True]
+
+
 def test_sensitivity_is_the_range_of_rates_near_the_best_and_the_share_that_diverged() -> None:
     trials = [trial(0, 1.0, 1e-3), trial(1, 1.09, 3e-2), trial(2, 1.2, 9e-2), trial(3, 0.5, 1e-1, diverged=True)]
     standing = judged(entry("a", LOW, trials=trials), entry("b", LOW)).tasks[0].standings[0]

@@ -1,4 +1,4 @@
-"""DamagedJournal journals: whatever reads one names the file and the line, and says nothing that is not so."""
+"""Damaged journals: whatever reads one names the file and the line, and says nothing that is not so."""
 
 import json
 import shutil

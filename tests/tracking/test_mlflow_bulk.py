@@ -345,14 +345,14 @@ from sweep.tracking.store import Store
 from sweep.tracking.study_upload import StudyUpload
 
 outputs, folder = Path(sys.argv[1]), StudyFolder(sys.argv[2])
-mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+uploader = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
 print("ready", flush=True)
 sys.stdin.readline()
 failures = []
 handler = logging.Handler()
 handler.emit = lambda record: failures.append(logging.Formatter().format(record))
 logging.getLogger("sweep").addHandler(handler)
-problem = StudyUpload(folder, lambda: mirror).finish(lambda n_left: None)
+problem = StudyUpload(folder, lambda: uploader).finish(lambda n_left: None)
 assert problem is None, problem
 assert not failures, failures
 """
@@ -374,10 +374,10 @@ def test_processes_may_send_at_once_to_one_store(study: Study, outputs: Path, da
 
 _PUSH = """
     runs = folder.runs()
-    mirror._agreed = True  # the client's own steps are killed elsewhere
-    mirror._tables._agreed = mirror._tables.schema()
-    assert mirror.push_whole(runs) == set(runs)
-    assert mirror.push(folder.run)
+    uploader._agreed = True  # the client's own steps are killed elsewhere
+    uploader._tables._agreed = mirror._tables.schema()
+    assert uploader.push_complete(runs) == set(runs)
+    assert uploader.push(folder.run)
 """
 
 
