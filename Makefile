@@ -4,7 +4,7 @@ BIN ?= .venv/bin
 OUTPUTS ?= outputs
 PORT ?= 5000
 
-.PHONY: run ui test test-fast check setup
+.PHONY: run ui test test-fast coverage check setup
 
 run: setup
 	$(BIN)/python -m sweep.run optimizer=adam
@@ -19,6 +19,12 @@ test: setup check
 
 test-fast: setup  # in this process, below a minute
 	$(BIN)/python -m pytest -n auto -m "not process and not slow"
+
+coverage: setup  # of all tests, their processes included; twice as slow
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n auto
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 check: setup
 	$(BIN)/ruff format --check .

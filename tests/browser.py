@@ -1,18 +1,20 @@
 """A headless Chromium that reaches nothing beyond this machine, and a person's ways through pages."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from guarded import Guarded
-from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from processes import environment
 from waiting import wait_until
 
@@ -26,7 +28,7 @@ _OPTIONS = (
     "--enable-unsafe-swiftshader",  # WebGL without a graphics card
     *(["--no-sandbox"] if os.getuid() == 0 else []),
 )
-_PATIENCE_MS, _LOST_CLICK_MS = 60_000, 10_000
+_PATIENCE_MS = 60_000
 
 
 @contextmanager
@@ -129,38 +131,25 @@ def compare(page: Page, runs: Sequence[str]) -> None:
 
 
 def draw_metrics(page: Page, first: str, *others: str) -> None:
-    """On the page that compares runs: a click on the first, then the others in the box "Y-axis"."""
+    """On the page that compares runs: a click on the first; the others by the page's address, which names them.
+
+    A choice in the box "Y-axis" is lost now and then, while the page is being built anew.
+    """
     link = page.get_by_role("link", name=first, exact=True)
     link.scroll_into_view_if_needed()
     link.click()
     page.locator(".js-plotly-plot").first.wait_for()
-    for metric in others:
-        drawn = page.get_by_text(f"({metric})").first
-        for _ in range(_PATIENCE_MS // _LOST_CLICK_MS):
-            _choose(page, metric)
-            with suppress(TimeoutError):  # a click while the page is being built anew is lost
-                drawn.wait_for(timeout=_LOST_CLICK_MS)
-                break
-            page.keyboard.press("Escape")
-            page.reload()  # its address says what was chosen
-            page.locator(".js-plotly-plot").first.wait_for()
-        drawn.wait_for()
-    page.keyboard.press("Escape")
+    chosen = f"plot_metric_keys={quote(json.dumps([first, *others]))}"
+    address = re.sub(r"plot_metric_keys=[^&]*", lambda _: chosen, page.url)
+    assert address != page.url or not others
+    page.goto(address)
+    page.reload()
+    for metric in (first, *others) if others else ():
+        page.get_by_text(f"({metric})").first.wait_for()
 
 
-def _choose(page: Page, metric: str) -> None:
-    """Has the metric chosen in the box "Y-axis", as it may be already."""
-    box = page.get_by_role("combobox").last
-    box.click()
-    box.fill(metric)
-    option = page.locator(".rc-virtual-list-holder-inner").get_by_title(metric, exact=True)
-    if option.get_attribute("aria-selected") != "true":
-        option.click()
-
-
-def drawn_curves(page: Page, least: int = 0) -> list[tuple[str, list[float], list[float]]]:
-    """Name, x and y of every line that plotly.js shows on the page, once there are so many."""
+def drawn_curves(page: Page) -> list[tuple[str, list[float], list[float]]]:
+    """Name, x and y of every line that plotly.js shows on the page now."""
     script = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot) =>
         plot.data.filter((t) => t.visible !== false).map((t) => [t.name ?? "", [...(t.x ?? [])], [...(t.y ?? [])]]))"""
-    page.wait_for_function(f"(least) => ({script})().length >= least", arg=least)
     return [(name, x, y) for name, x, y in page.evaluate(script)]

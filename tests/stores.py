@@ -1,4 +1,4 @@
-"""Stores to mirror to, what they have, and studies to be mirrored, written as a controller and its workers would."""
+"""Stores to upload to, what they have, and studies to be uploaded, written as a controller and its workers would."""
 
 import math
 import os
@@ -177,7 +177,7 @@ class Study:
             made.event("start", **(told | fields))
 
 
-def assert_mirrored(study: Study, database: Path, status: str = "FINISHED") -> Run:
+def assert_uploaded(study: Study, database: Path, status: str = "FINISHED") -> Run:
     """The store has the study as its folder does: one run for it and one for each trial below, every point once."""
     uri = f"sqlite:///{database}"
     parent = run_of(study.folder.path, uri)
@@ -207,7 +207,7 @@ from sweep.tracking.store import Store
 outputs, steps = Path(sys.argv[1]), sys.argv[2].split()
 
 def push(folder, first_step):
-    mirror = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
+    uploader = Uploader(Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts"))
     left = first_step
     def step(*_):
         nonlocal left
@@ -231,7 +231,7 @@ for n, name in enumerate(sys.argv[3:], 1):
 def endings_of_killed(outputs: Path, studies: Sequence[Study], push: str, steps: Sequence[str]) -> list[str]:
     """Has a process of its own push each study, which is killed one step later every time, until one gets through.
 
-    push: what it does, in Python, with `mirror` and `folder`. steps: audit events that are one, beside commits.
+    push: what it does, in Python, with `uploader` and `folder`. steps: audit events that are one, beside commits.
     """
     folders = [str(study.folder.path) for study in studies]
     script = [sys.executable, "-c", _KILLED_AT % push, str(outputs), " ".join(steps), *folders]

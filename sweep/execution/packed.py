@@ -100,7 +100,6 @@ class PackedExecutor:
         self._claimed: list[FrozenTrial] = []  # this worker sends heartbeats for them
         self._unpackable: list[tuple[FrozenTrial, Configuration]] = []  # wait for the sequential executor
         self._closed: list[_Entry] = []  # all their runs are over, but the storage does not have the result yet
-        self._noted: set[str] = set()
 
     def run(self) -> int | None:
         """Train until no trial is left to claim, or a stop is requested.
@@ -168,7 +167,7 @@ class PackedExecutor:
                     for place, values in enumerate(self._session.runs(configuration))
                 ]
             except Unpackable as why:
-                self._note(trial, f"trains alone: {why}")
+                self._note(trial, f"trains sequentially: {why}")
                 self._unpackable.append((trial, configuration))
                 return
             for training in filter(None, trainings):
@@ -357,7 +356,7 @@ class PackedExecutor:
         else:
             why = Unpackable(one_line(error, 160))
             self._scheduler.refuse(group, why)
-            message = f"trains alone: {why}"
+            message = f"trains sequentially: {why}"
         self._return_entries([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
 
     def _return_entries(self, entries: list[_Entry], message: str, error: Exception) -> None:
@@ -385,12 +384,8 @@ class PackedExecutor:
             self._release(training)
 
     def _note(self, trial: FrozenTrial, message: str) -> None:
-        """Store a line with the trial, which the study's command then shows. The same line is stored only once."""
-        if message not in self._noted:
-            self._noted.add(message)
-            self._session.patiently(
-                lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, message)
-            )
+        """Store a line with the trial. The study's command shows the same line only once."""
+        self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, message))
 
 
 def _values(entry: _Entry) -> list[float]:

@@ -11,7 +11,7 @@ import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.config.overrides import key_of
+from sweep.config.overrides import key_of, value_of
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -19,6 +19,7 @@ from sweep.execution.objective import run_values
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, TrialQueue
 from sweep.execution.replicates import Means
+from sweep.search.ranges import alike
 from sweep.search.space import Configuration
 from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import trial_id
@@ -125,7 +126,7 @@ class WorkerSession:
             self.queue.release(trial)
             folder = self.plan.folder.trial(trial.number).path
             raise error.with_remedy(
-                f"move '{folder}' away and give the same command again: it trains trial {trial.number} anew"
+                f"move '{folder}' away and run the same command again: it trains trial {trial.number} anew"
             ) from error
         except (DiskFull, Damaged):  # the user has to solve this first; the next trial would meet it too
             self.queue.release(trial)
@@ -162,21 +163,26 @@ class WorkerSession:
         """Return whether an earlier attempt at the run is to be resumed.
 
         Args:
+            run: the run's folder.
+            member: its place in the study, with the parameters that the storage has.
             overrides: what the study composes the run from now.
 
         Raises:
-            Damaged: it was composed from other values of the parameters than the storage has, which has lost some.
+            Damaged: the run began with other parameters than the storage has, or its journal or overrides are damaged.
         """
         if journal.first(run.journal, "start") is None:
             return False
-        place, folder = storage_place(self.settings.storage, self.plan.folder), self.plan.folder.trial(member.number)
-        remedy = f"restore it from a copy, or move '{folder.path}' away: the same command trains the trial anew"
-        before = {key_of(o): o for o in load_checked(run.overrides, "resume", remedy, list)}
-        for override in overrides:
-            key = key_of(override)
-            if key in member.params and before.get(key, override) != override:
-                lost = f"trial {member.number} began with {before[key]}, which it has lost"
-                raise Damaged("hydra.sweeper.study_name", place, lost, remedy)
+        if not run.overrides.exists():  # as in outputs of earlier versions
+            return True
+        folder = self.plan.folder.trial(member.number).path
+        remedy = f"restore it from a copy, or move '{folder}' away: the same command trains the trial anew"
+        recorded = load_checked(run.overrides, "resume", remedy, list)
+        before, now = ({key_of(o): value_of(o) for o in found} for found in (map(str, recorded), overrides))
+        for key in member.params.keys() & before.keys() & now.keys():
+            if not alike(*(self.composer.plain(key, found[key]) for found in (before, now))):
+                place = storage_place(self.settings.storage, self.plan.folder)
+                reason = f"trial {member.number} began with {key}={before[key]}, and there it has another value or none"
+                raise Damaged("hydra.sweeper.study_name", place, reason, remedy)
         return True
 
     def objectives(self, run: RunFolder) -> list[float]:

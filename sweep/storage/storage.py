@@ -140,7 +140,10 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
 
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
-    """Return the lock to hold while tables are created. If two processes create them at once, one fails."""
+    """Return the lock to hold while tables are created. If two processes create them at once, one fails.
+
+    With MySQL there is none.
+    """
     match url.get_backend_name():
         case "sqlite":
             return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)

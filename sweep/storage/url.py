@@ -50,7 +50,7 @@ def without_driver(uri: str) -> str:
 
 
 def storage_file(url: str) -> Path | None:
-    """Return the file that a storage is kept in, if it is one. Raises ConfigError for a URL of no known kind."""
+    """Return the file that a storage is kept in, if it is one. Raises ConfigError for an unknown kind of URL."""
     match kind(url):
         case None:
             return absolute(url)

@@ -14,7 +14,7 @@ from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
-from sweep.storage.url import recorded_url
+from sweep.storage.url import recorded_url, storage_place
 from sweep.study.identity import IDENTITY, differences, identity
 from sweep.study.reading import refuse_lost_trials
 from sweep.tracking.folders import StudyFolder
@@ -120,7 +120,7 @@ class StudyEntry:
             start, storage = first(self.folder.run.journal, "start"), recorded_url(self.settings.storage)
             if uid is None and start is not None and start.get("storage") == storage:
                 remedy = "restore it from a copy, or choose another name for the study"
-                raise Damaged(_KEY, storage or self.folder.storage, "the study is not in it", remedy)
+                raise Damaged(_KEY, storage_place(self.settings.storage, self.folder), "the study is not in it", remedy)
             if parent["uid"] != uid:
                 raise ConfigError(
                     _KEY,

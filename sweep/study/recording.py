@@ -115,7 +115,7 @@ class Recording:
             journal = self._stack.enter_context(Journal(run.journal))
         except DamagedJournal as error:  # the study's storage has the same data
             raise error.with_remedy(
-                "move it away and give the same command again: it writes the study's own record anew"
+                "move it away and run the same command again: it writes the study's own record anew"
             ) from error
         if is_shorter:
             forget_offsets(run)

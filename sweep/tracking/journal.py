@@ -5,7 +5,7 @@ There are three kinds of lines. `start` identifies the run; another one is appen
 run ended. Each line has its `time` in milliseconds since 1970.
 
 Each line ends with its own number, `line`, and with `crc`, the CRC-32 of all bytes of the line before the key `crc`.
-They reveal a flipped bit, a lost line and a duplicated line. Journals from before version 0.3 have neither, and can
+They reveal a flipped bit, a lost line and a duplicated line. Journals of earlier versions have neither, and can
 still be read.
 """
 

@@ -83,7 +83,7 @@ def test_a_packed_study_has_the_values_of_one_that_trains_trial_by_trial(tmp_pat
     packed, shown = searched(tmp_path / "packed", *search, "hydra.sweeper.pack=4")
     assert n_at_once(tmp_path / "alone") == 1
     assert n_at_once(tmp_path / "packed") == 4
-    assert "trains alone" not in shown
+    assert "trains sequentially" not in shown
     assert [t.number for t in packed] == list(range(12))
     for one, other in zip(packed, alone, strict=True):
         assert (one.params, one.state) == (other.params, other.state)
@@ -171,9 +171,9 @@ def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(
             assert "RuntimeError: a broken model" in folder_of(tmp_path).trial(trial.number).error.read_text()
         else:
             assert trial.value == min(recorded(folder_of(tmp_path).trial(trial.number))["val/loss"][1])
-    (told,) = [line for line in shown.splitlines() if "trains alone" in line]
+    (told,) = [line for line in shown.splitlines() if "trains sequentially" in line]
     normed = [str(t.number) for t in trials if t.params["model.kind"] == "normed"]
-    match = re.fullmatch(r"trial (\d+) trains alone: BatchNorm1d \('1'\) keeps running statistics", told)
+    match = re.fullmatch(r"trial (\d+) trains sequentially: BatchNorm1d \('1'\) keeps running statistics", told)
     assert match is not None, told
     assert match[1] in normed
     assert len({t.user_attrs["worker"] for t in trials}) == 2
@@ -317,9 +317,9 @@ def test_auto_packs_small_models_and_leaves_large_ones_alone(tmp_path: Path) -> 
     )
     trials, shown = searched(tmp_path, *search, "hydra.sweeper.pack=auto")
     assert [(t.number, t.state) for t in trials] == [(number, TrialState.COMPLETE) for number in range(8)]
-    (told,) = [line for line in shown.splitlines() if "trains alone" in line]
+    (told,) = [line for line in shown.splitlines() if "trains sequentially" in line]
     match = re.fullmatch(
-        r"trial (\d+) trains alone: an update takes \d+ ms, and a pack of them would gain nothing", told
+        r"trial (\d+) trains sequentially: an update takes \d+ ms, and a pack of them would gain nothing", told
     )
     assert match is not None, told
     large = {t.number for t in trials if t.params["model.widths"] == "[3000,3000]"}

@@ -33,6 +33,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from processes import client, make_store, mlflow_runs, quick, run
 from stores import Study
+from waiting import wait_until
 
 from sweep import report
 from sweep.execution.queue import PROBLEM, STOPPED
@@ -386,6 +387,9 @@ def test_the_ui_without_a_store_says_what_makes_one(tmp_path: Path):
     assert done.stderr.startswith(f"error: there is no {tmp_path}/mlflow.db yet; make run\n")
 
 
+METRICS = ("val/loss", "train/loss", "lr")
+
+
 @needs_browser
 def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reported, ui, browser):
     tab = Tab(browser, (1400, 900))
@@ -400,12 +404,10 @@ def test_mlflow_lists_trials_below_their_study_and_compares_their_curves(reporte
     pair = [name for name in sorted(runs) if name.startswith("t0-")]
     assert len(pair) == 2  # one a seed
     compare(page, pair)
-    draw_metrics(page, "val/loss", "train/loss", "lr")
-    drawn = {json.dumps(curve) for curve in drawn_curves(page, 3 * len(pair))}
-    for name in pair:
-        found = journal.curves(runs[name].journal)
-        for metric in ("val/loss", "train/loss", "lr"):
-            assert json.dumps([name, *found[metric].tolist()]) in drawn
+    draw_metrics(page, *METRICS)
+    curves = [(name, journal.curves(runs[name].journal)[metric]) for name in pair for metric in METRICS]
+    wanted = {json.dumps([name, *curve.tolist()]) for name, curve in curves}
+    wait_until(lambda: wanted <= {json.dumps(curve) for curve in drawn_curves(page)}, what="all curves to be drawn")
     assert tab.hosts() == {ui.split("/")[2]}
     tab.close()
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from processes import empty_store
 from sqlalchemy.exc import OperationalError
-from stores import Study, assert_mirrored, embedded, rows, run_of
+from stores import Study, assert_uploaded, embedded, rows, run_of
 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
@@ -92,7 +92,7 @@ def test_the_printed_commands_bring_back_what_was_deleted(
     client.restore_run(run_id)  # as the third would, which takes seconds to load MLflow
     assert sync.main([str(outputs)]) == 0
     for study in studies.values():
-        assert_mirrored(study, outputs / "mlflow.db")
+        assert_uploaded(study, outputs / "mlflow.db")
 
 
 @pytest.mark.parametrize("kind", ["experiment", "parent", "child"])
@@ -121,7 +121,7 @@ def test_a_process_whose_store_changes_writes_nothing_until_it_is_back(
         study.end(study.folder.trial(0))
     study.end(study.folder.run)
     assert all(uploader.push(run) for run in (*study.folder.runs(), study.folder.run))
-    assert_mirrored(study, outputs / "mlflow.db")
+    assert_uploaded(study, outputs / "mlflow.db")
 
 
 def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 from processes import go_at_once
 from sqlalchemy.exc import OperationalError
-from stores import Study, assert_mirrored, embedded, endings_of_killed, rows
+from stores import Study, assert_uploaded, embedded, endings_of_killed, rows
 
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
@@ -174,7 +174,7 @@ def test_what_is_known_of_the_runs_is_lost_and_nothing_is_sent_twice(
     uploader = Uploader(embedded(outputs))
     assert uploader.push_complete(runs) == set(runs)  # the first by the client
     assert uploader.push(study.folder.run)
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
     before = rows(database)
     for run in runs[:4]:
         run.sync_state.unlink()
@@ -210,7 +210,7 @@ def test_what_is_partly_sent_or_runs_or_is_sent_by_another_is_left(study: Study,
     study.end(torn, tags={"state": "FAIL"})  # which cuts off the torn line
     for run in (begun, running, resumed, torn, study.folder.run):
         assert uploader.push(run)
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_trial_that_mlflow_would_refuse_is_left_and_does_not_stop_others(study: Study, outputs: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_store_whose_tables_are_not_as_they_are_known_is_left_to_the_client(
         caplog.clear()
         assert uploader.push_complete(runs) == {runs[0]}, change
         assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None
-        assert_mirrored(study, folder / "mlflow.db")
+        assert_uploaded(study, folder / "mlflow.db")
 
 
 def test_a_trial_without_artifacts_of_outputs_that_were_moved_is_as_it_is_known(
@@ -315,7 +315,7 @@ def test_the_helper_sends_whole_trials_at_once(
     assert of_study.finish(lambda n_left: None) is None
     assert pushed == [study.folder.path.name, "5", study.folder.path.name]
     study.end(dead, "KILLED", steps=[], values={})  # as the store has it
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_failure_to_write_leaves_all_to_the_client(
@@ -331,7 +331,7 @@ def test_a_failure_to_write_leaves_all_to_the_client(
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "write", fail)
         assert StudyUpload(study.folder, lambda: uploader).finish(lambda n_left: None) is None
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 _SEND_AT_ONCE = """
@@ -368,14 +368,14 @@ def test_processes_may_send_at_once_to_one_store(study: Study, outputs: Path, da
         of.end(of.folder.run)
     folders = [study.folder.path, study.folder.path, another.folder.path]
     go_at_once([("-c", _SEND_AT_ONCE, str(outputs), str(folder)) for folder in folders])
-    assert_mirrored(study, database)
-    assert_mirrored(another, database)
+    assert_uploaded(study, database)
+    assert_uploaded(another, database)
 
 
 _PUSH = """
     runs = folder.runs()
     uploader._agreed = True  # the client's own steps are killed elsewhere
-    uploader._tables._agreed = mirror._tables.schema()
+    uploader._tables._agreed = uploader._tables.schema()
     assert uploader.push_complete(runs) == set(runs)
     assert uploader.push(folder.run)
 """
@@ -383,7 +383,7 @@ _PUSH = """
 
 @pytest.mark.process
 @pytest.mark.parametrize("after", ["the same", "the client", "one that saw no trials"])
-def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, outputs: Path, database: Path) -> None:
+def test_an_upload_killed_between_any_two_steps_makes_no_second_run(after: str, outputs: Path, database: Path) -> None:
     studies = [Study(outputs, f"killed at {n}, {after}") for n in range(1, 60)]
     witness = Uploader(embedded(outputs))
     for study in studies:
@@ -402,4 +402,4 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(after: str, o
             assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None
         for run in (*study.folder.runs(), study.folder.run):
             assert uploader.push(run)
-        assert_mirrored(study, database)
+        assert_uploaded(study, database)

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from stores import Server, Study, assert_mirrored, embedded, points, run_of, runs_of
+from stores import Server, Study, assert_uploaded, embedded, points, run_of, runs_of
 from waiting import wait_until
 
 from sweep import sync
@@ -73,7 +73,7 @@ def test_trials_are_mirrored_as_they_begin_go_on_and_end(
     study.whole_trial(1, 1)
     study.end(study.folder.run)
     assert upload_process.finish_study(study.folder, 60) is None
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_study_is_finished_after_its_trials(
@@ -113,7 +113,7 @@ def test_two_controllers_of_a_study_send_it_once(
     for thread in threads:
         thread.join()
     assert problems == [None, None]
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
@@ -136,7 +136,7 @@ def test_a_trial_that_cannot_be_sent_does_not_stop_the_others(
     obstacle.rmdir()
     damaged.write_bytes(whole)
     assert sync.main([str(study.folder.path)]) == 0
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, another: UploadProcess) -> None:
@@ -151,7 +151,7 @@ def test_a_store_that_is_down_at_first_has_all_in_the_end(tmp_path: Path, anothe
         study.whole_trial(1)
         study.end(study.folder.run)
         assert another.finish_study(study.folder, 60) is None
-        assert_mirrored(study, server.database)
+        assert_uploaded(study, server.database)
     finally:
         server.stop()
 

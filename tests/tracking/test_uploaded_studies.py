@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 from processes import go_at_once
-from stores import Study, assert_mirrored, embedded, endings_of_killed, points, recorded, rows, run_of
+from stores import Study, assert_uploaded, embedded, endings_of_killed, points, recorded, rows, run_of
 
 from sweep import sync
 from sweep.tracking import journal
@@ -49,7 +49,7 @@ def test_trials_stand_below_their_study_whatever_is_sent_first(
     study.end(study.folder.run, tags={"best.trial": "0"})
     for sent in order:
         assert uploader.push(study.folder.run if sent == "p" else trials[int(sent)])
-    run = assert_mirrored(study, database)
+    run = assert_uploaded(study, database)
     assert run.data.params == {"sampler": "tpe"}
     assert run.data.tags["best.trial"] == "0"
     assert run.inputs is None or run.inputs.dataset_inputs == []
@@ -95,16 +95,16 @@ def test_a_study_that_goes_on_is_running_again_and_keeps_its_params(
 ) -> None:
     study.end(study.folder.run)
     uploader.push(study.folder.run)
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
     study.begin(params={"sampler": "random"}, tags={"kind": "study", "host": "another"})
     study.whole_trial(0)
     uploader.push(study.folder.trial(0))
     uploader.push(study.folder.run)
-    run = assert_mirrored(study, database, "RUNNING")
+    run = assert_uploaded(study, database, "RUNNING")
     assert (run.data.params["sampler"], run.data.tags["host"]) == ("tpe", "another")
     study.end(study.folder.run)
     uploader.push(study.folder.run)
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 def test_a_trial_retried_before_it_was_ever_sent_is_sent_as_it_is_now(
@@ -178,7 +178,7 @@ def test_sync_sends_a_study_with_its_trials_and_again_nothing(
     assert dead.info.end_time == last["time"], "as of what it recorded last, however often it is sent"
     study.end(study.folder.trial(3), "KILLED")
     assert sync.main([str(tmp_path)]) == 0
-    assert_mirrored(study, tmp_path / "mlflow.db")
+    assert_uploaded(study, tmp_path / "mlflow.db")
     before = rows(tmp_path / "mlflow.db")
     assert sync.main([str(tmp_path)]) == 0
     assert rows(tmp_path / "mlflow.db") == before
@@ -216,14 +216,14 @@ while left:
 
 
 @pytest.mark.process
-def test_two_processes_may_mirror_a_study_at_once(
+def test_two_processes_may_upload_a_study_at_once(
     study: Study, uploader: Uploader, outputs: Path, database: Path
 ) -> None:
     for number in range(8):
         study.whole_trial(number)
     study.end(study.folder.run)
     go_at_once([("-c", _PUSH_AT_ONCE, str(outputs), str(study.folder.path))] * 2)
-    assert_mirrored(study, database)
+    assert_uploaded(study, database)
 
 
 _PUSH = """
@@ -234,7 +234,7 @@ _PUSH = """
 
 @pytest.mark.process
 @pytest.mark.parametrize("beside_another", [False, True])
-def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
+def test_an_upload_killed_between_any_two_steps_makes_no_second_run(
     beside_another: bool, outputs: Path, uploader: Uploader, database: Path
 ) -> None:
     studies = [Study(outputs, f"killed at {n} {beside_another}") for n in range(1, 100)]
@@ -250,7 +250,7 @@ def test_a_mirror_killed_between_any_two_steps_makes_no_second_run(
         after_it = uploader if beside_another else Uploader(embedded(outputs))
         for run in (*study.folder.runs(), study.folder.run):
             assert after_it.push(run)
-        assert_mirrored(study, database)
+        assert_uploaded(study, database)
 
 
 _KILLED_IN_MAKING = """
