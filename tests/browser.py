@@ -8,13 +8,13 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from guarded import Guarded
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 from processes import environment
 from waiting import wait_until
 
@@ -133,15 +133,16 @@ def compare(page: Page, runs: Sequence[str]) -> None:
 def draw_metrics(page: Page, first: str, *others: str) -> None:
     """On the page that compares runs: a click on the first; the others by the page's address, which names them.
 
-    A choice in the box "Y-axis" is lost now and then, while the page is being built anew.
+    While the page is being built anew, clicks are lost now and then. The page before has plots, too, so the address
+    tells which page this is.
     """
-    link = page.get_by_role("link", name=first, exact=True)
-    link.scroll_into_view_if_needed()
-    link.click()
+    while "#/metric?" not in page.url:
+        page.get_by_role("link", name=first, exact=True).click()
+        with suppress(TimeoutError):
+            page.wait_for_url("**#/metric?*", timeout=_PATIENCE_MS // 4)
     page.locator(".js-plotly-plot").first.wait_for()
     chosen = f"plot_metric_keys={quote(json.dumps([first, *others]))}"
     address = re.sub(r"plot_metric_keys=[^&]*", lambda _: chosen, page.url)
-    assert address != page.url or not others
     page.goto(address)
     page.reload()
     for metric in (first, *others) if others else ():

@@ -192,7 +192,8 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
 
 
 def checked_output_dir(output_dir: str) -> str:
-    """Return output_dir with ~ expanded. Raise ConfigError if it is empty, or passes through a symbolic link."""
+    """Return output_dir with ~ expanded. Raise ConfigError if it is empty, or if an entry that sweep
+    writes to is a link to a place outside it."""
     require(bool(output_dir.strip()), "output_dir", "is empty; name a folder")
     refuse_links_at(absolute(output_dir))
     return os.path.expanduser(output_dir)

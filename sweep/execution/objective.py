@@ -37,6 +37,7 @@ def run_values(run: RunFolder, names: Sequence[str], directions: Sequence[str]) 
     Raises:
         ConfigError: the run recorded nothing with that name.
         ValueError: a value is not finite.
+        DamagedJournal: the run's journal is damaged.
     """
     curves: dict[str, list[float]] = {}
     ended: Mapping[str, Sequence[float]] = {}

@@ -253,7 +253,8 @@ def _bands(
 ) -> Bands:
     """Return the curves of the objectives, the losses and the learning rate by epoch, as far as trials have them.
 
-    Raises DamagedJournal if a journal is damaged, or if that of a complete trial has no end.
+    Raises DamagedJournal if a journal is damaged, if that of a finished trial is gone, or if that of a complete trial
+    has no end.
     """
     bands: dict[str, dict[str, Band]] = {name: {} for name in (*objectives, "val/loss", "train/loss", "lr")}
     for trial in trials:

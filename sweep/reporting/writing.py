@@ -38,7 +38,7 @@ def write_page(
         say: called with one line about the page, one about the plots and one about MLflow.
 
     Raises:
-        ConfigError: a trial, the storage or the folder of the page does not exist, or a file is damaged.
+        ConfigError: a trial or the storage does not exist, the page cannot be written, or a file is damaged.
         OSError: the study cannot be read.
     """
     from sweep.reporting.study_page import Report

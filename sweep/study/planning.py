@@ -37,7 +37,7 @@ def make_plan(
         n_shares: the number of workers that share the cores of a machine.
 
     Raises:
-        ConfigError: the initial trials, the number of trials or the space is invalid.
+        ConfigError: the initial trials or the space are invalid.
     """
     seed = settings.sampler.get("seed")
     seed = int(base.seed if seed is None else seed)
@@ -74,7 +74,10 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
 
 
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
-    """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run."""
+    """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run.
+
+    So is a `trainer.seed` that every replicate would share.
+    """
     check_pruner(settings)
     if settings.storage and tracking_uri and without_driver(settings.storage) == without_driver(tracking_uri):
         raise ConfigError(

@@ -25,8 +25,8 @@ def draw_plots(study: optuna.Study, folder: Path, dpi: int = 120) -> list[str]:
         dpi: dots per inch.
 
     Returns:
-        The file names: history.png, and slices.png or pareto_front.png. Empty if fewer than two trials have a value, or
-        with more than three objectives.
+        The file names: history.png and slices.png, or with two or three objectives only pareto_front.png. Empty if
+        fewer than two trials have a value, or with more than three objectives.
     """
     trials = study.get_trials(deepcopy=False)
     if sum(map(has_value, trials)) < 2:

@@ -122,6 +122,7 @@ class StoredRuns:
         Raises:
             DeletedInStore: the run or its experiment is marked as deleted.
             MlflowException: the study's run was deleted, or the store fails.
+            DamagedJournal: the study's journal is damaged.
         """
         assert chunk.start is not None, "a journal begins with its start"
         experiment, uid = self.experiment(chunk.start["experiment"]), chunk.start["uid"]

@@ -87,8 +87,7 @@ def report_command(study: str, output_dir: Path, storage: str | None = None) -> 
     Args:
         study: the study's name.
         output_dir: the folder that holds the study. The command names it unless it is the default.
-        storage: the study's storage; None if it lies in the study's own folder. A record is not trusted to name any
-            other storage.
+        storage: the study's storage; None if it is a file below `output_dir`.
     """
     usual = output_dir == Path(Config.output_dir).absolute()
     options = [] if usual else ["--output-dir", output_dir]

@@ -78,7 +78,9 @@ class RunRecorder:
         dataset: Mapping[str, Any] | None = None,
         device: str | None = None,
     ) -> None:
-        """Write the config to files and a `start` event to the journal. A resumed run keeps its `uid`.
+        """Append a `start` event to the journal; for a new run, write the config and the overrides first.
+
+        A resumed run keeps its `uid`.
 
         Args:
             config: the config of the run.

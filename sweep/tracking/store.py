@@ -146,7 +146,7 @@ def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
 def recorded_store(run: RunFolder, uri: str | None = None) -> Store | None:
     """Return the store in which a run began, or that of `uri`; None if its tracking is off or it never started.
 
-    Raises ConfigError as `store_of` does.
+    Raises ConfigError as `store_of` does, and Damaged if `uri` is None and the run's config cannot be read.
     """
     output_dir = output_dir_of(run)
     if output_dir is None:

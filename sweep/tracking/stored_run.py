@@ -56,8 +56,8 @@ def saved_state(run: RunFolder) -> dict[str, Any] | None:
     """Return the state in the run's checkpoint; None if there is no checkpoint.
 
     Raises:
-        Damaged: the journal has fewer epochs than the checkpoint.
-        ConfigError: the checkpoint cannot be read.
+        Damaged: the checkpoint or the journal is damaged, or the journal has fewer epochs than the checkpoint.
+        ConfigError: the checkpoint is of another version of sweep.
     """
     from sweep.training import checkpoint
 

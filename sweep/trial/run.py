@@ -38,7 +38,7 @@ class Outcome:
     """The result of a complete run.
 
     Attributes:
-        name: the chosen options, such as adam-cyclic-mlp.
+        name: the chosen options and the seed, such as adam-cyclic-mlp-noisy_sine-s0.
         monitor: the curve whose best epoch gives the best weights, by default val/loss.
         value: the best value of that curve.
         best_epoch: the first epoch that reached this value, from 1.

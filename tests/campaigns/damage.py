@@ -278,7 +278,8 @@ class Campaign:
 
 
 def _names(file: str, text: str) -> bool:
-    return file in text
+    folder, _, name = file.rpartition("/")
+    return file in text or (folder in text and f"({name}" in text)  # "'folder' has files ... (name, ...)"
 
 
 def _says_unsent(found: Result, right: Result) -> bool:
