@@ -281,7 +281,7 @@ def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:
 
 
 def _edges(entry: Entry) -> list[str]:
-    """Return a warning for each range of which too many tunings chose a value at the same end.
+    """Return a warning for each range if too many tunings chose a value at the same end of it.
 
     Too many are half of the tunings or more, unless independent uniform choices would give as many with a probability
     above 5 %. A single tuning is not tested for chance. The end of a continuous range is its outer 10 %, that of a list

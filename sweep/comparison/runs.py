@@ -124,5 +124,5 @@ def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, directio
 
 
 def costs(runs: Sequence[Run | None], metric: str, direction: str) -> Array:
-    """Return the metric of each run as a cost, of which less is better: shape (n,), infinite for a missing run."""
+    """Return the metric of each run as a cost (less is better): shape (n,), infinite for a missing run."""
     return np.array([math.inf if run is None else sign_of(direction) * run.values[metric] for run in runs])

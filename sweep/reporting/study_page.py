@@ -260,10 +260,9 @@ def _bands(
     for trial in trials:
         suffix = ", the best" if [trial] == best else ", pruned" if trial.state == TrialState.PRUNED else ""
         label = f"trial {trial.number}{suffix}"
-        runs = _runs_of(folder, trial.number)
         if trial.state.is_finished():
-            _check_records(folder.trial(trial.number), runs, trial.state)
-        found = [journal.curves(run.journal) for run in runs]
+            _check_records(_run_folders(folder, trial.number), trial.state)
+        found = [journal.curves(run.journal) for run in _runs_of(folder, trial.number)]
         for metric, of_trials in bands.items():
             curves = [curves[metric] for curves in found if metric in curves]
             if curves and len((band := over_seeds(curves)).steps):
@@ -271,21 +270,25 @@ def _bands(
     return {metric: of_trials for metric, of_trials in bands.items() if of_trials}
 
 
-def _check_records(folder: RunFolder, runs: Sequence[RunFolder], state: TrialState) -> None:
+def _check_records(runs: Sequence[RunFolder], state: TrialState) -> None:
     """Raise DamagedJournal if a trial that has ended lost a run's record, or a complete one the end of a record."""
-    for run in (folder, *map(RunFolder, sorted(folder.path.glob("seed-*")))):
-        if run.config.exists() and not run.journal.exists():
-            raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
     for run in runs:
-        if state == TrialState.COMPLETE and journal.status(run.journal) is None:
+        if not run.journal.exists():
+            if run.config.exists():
+                raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
+        elif state == TrialState.COMPLETE and journal.status(run.journal) is None:
             raise DamagedJournal(run.journal, None, "the trial is complete, but its record has no end")
+
+
+def _run_folders(folder: StudyFolder, number: int) -> list[RunFolder]:
+    """Return the folder of a trial, and those of its seeds."""
+    trial = folder.trial(number)
+    return [trial, *map(RunFolder, sorted(trial.path.glob("seed-*")))]
 
 
 def _runs_of(folder: StudyFolder, number: int) -> list[RunFolder]:
     """Return the run of a trial, or one run for each of its seeds."""
-    path = folder.trial(number).path
-    paths = [path, *sorted(path.glob("seed-*"))]
-    return [RunFolder(one) for one in paths if (one / "journal.jsonl").exists()]
+    return [run for run in _run_folders(folder, number) if run.journal.exists()]
 
 
 def _traceback(folder: StudyFolder, number: int) -> str | None:

@@ -123,7 +123,7 @@ class Uploader:
         expected.
 
         Returns:
-            The runs of which nothing is left to send, whether they were sent now or earlier.
+            The runs that are completely sent, now or earlier.
         """
         done = {folder for folder in folders if self.has_all(folder)}
         with ExitStack() as locks:

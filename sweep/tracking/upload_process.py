@@ -73,7 +73,7 @@ class UploadProcess:
         self._write({"run": str(folder.path), "store": _as_json(store)})
 
     def add_study(self, folder: StudyFolder, store: Store) -> None:
-        """Upload the study and all trials in its folder from now on, whichever process trains them."""
+        """Upload the study and all trials in its folder from now on. Any process may train them."""
         self._runs.append(folder.run)
         self._write({"study": str(folder.path), "store": _as_json(store)})
 
