@@ -109,7 +109,7 @@ def _check_begun(run: RunFolder) -> None:
     if journal.whole_size(run.journal) == 0 and any(
         path.exists() for path in (run.sync_state, run.checkpoint, run.best, StudyFolder(run.path).results)
     ):
-        raise DamagedJournal(run.journal, None, "it is empty, but the run has begun")
+        raise DamagedJournal(run.journal, None, "it is empty, but the run has other files")
 
 
 def _refuse_places(run: RunFolder, output_dir: Path) -> None:
@@ -119,7 +119,7 @@ def _refuse_places(run: RunFolder, output_dir: Path) -> None:
         return
     if not recorded.is_relative_to(output_dir) and recorded != output_dir_around(run.path):
         raise ConfigError(
-            "output_dir", f"'{run.path}' names '{recorded}' as its own; if you trust that, give that folder"
+            "output_dir", f"'{run.path}' records '{recorded}' as its output_dir; if you trust it, set output_dir to that folder"
         )
     if not is_inside(run.path, output_dir):
         raise ConfigError("output_dir", f"'{run.path}' lies elsewhere by a link, and links are not followed")

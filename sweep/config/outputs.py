@@ -50,4 +50,5 @@ def _require_study(key: str, output_dir: Path, name: str, file: str, reason: str
         if is_there:
             message = f"{reason}, or the file was removed, and the study's command writes it anew"
             problem = f"has no '{studies / name / file}': {message}"
-        raise ConfigError(key, f"'{name}' {problem}; choose one of: {', '.join(known) or 'none yet'}")
+        choices = f"choose one of: {', '.join(known)}" if known else "there are no studies yet"
+        raise ConfigError(key, f"'{name}' {problem}; {choices}")

@@ -61,7 +61,7 @@ def write_page(
             raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
         say(f"Page:      {page}")
         if plots:
-            say(f"Pictures:  {page.parent / 'plots'}: {', '.join(plots)}")
+            say(f"Plots:     {page.parent / 'plots'}: {', '.join(plots)}")
         if upload_process is not None and store is not None:
             message = _send(folder, upload_process, store)
     if message:

@@ -64,7 +64,7 @@ def cut_text(distribution: BaseDistribution, left: BaseDistribution | None, n_tr
     """Return a line for the user about a range of batch sizes that was cut. left: the rest; None if it is empty."""
     reason = f"there are {n_train} samples to train on"
     if left is None:
-        return f"{BATCH_SIZE}: is not searched, but {n_train}; {reason}, fewer than {range_text(distribution)}"
+        return f"{BATCH_SIZE}: is set to {n_train} and not searched; {reason}, fewer than {range_text(distribution)}"
     return f"{BATCH_SIZE}: {range_text(left)} instead of {range_text(distribution)}; {reason}"
 
 

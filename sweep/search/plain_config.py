@@ -1,4 +1,4 @@
-"""A composed config as plain dicts. Setting values and resolving references takes a fiftieth of OmegaConf's time.
+"""A composed config as plain dicts. Setting values and resolving references takes a twentieth of OmegaConf's time.
 
 This works only for simple interpolations and values. For anything else the methods return None, and the caller must use
 OmegaConf.

@@ -85,7 +85,7 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
 def checked_name(key: str, name: str) -> str:
     """Return the name. Raise ConfigError, about `key`, if it is not a valid folder name."""
     if not re.fullmatch(r"[\w+@,=-][\w.+@,=-]*", name) or len(name) > _LONGEST_NAME:
-        raise ConfigError(key, f"'{name}' must do as a folder's name: letters, digits, and any of _ - + . @ , =")
+        raise ConfigError(key, f"'{name}' cannot name a folder; use letters, digits, and any of _ - + . @ , =")
     return name
 
 

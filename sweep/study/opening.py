@@ -37,10 +37,10 @@ class StudyEntry:
     starts: Starts | None = None
 
     def stored_starts(self) -> Starts | None:
-        """Return what range tests suggested when the study was begun; None if they still have to be made.
+        """Return what range tests suggested when the study was started; None if they still have to be made.
 
         Raises:
-            ConfigError: the study was begun without range tests, or its tests were of other options.
+            ConfigError: the study was started without range tests, or its tests were of other options.
         """
         starts = stored_starts(self.settings, self.name, self.folder, _UID)
         if starts is None or self.settings.accept_changes:  # old tests do not hold for a changed configuration
@@ -60,7 +60,7 @@ class StudyEntry:
             uid: the id of the study's record, if the study is new.
 
         Returns:
-            The study, and the id of its record: the id that it was begun with.
+            The study, and the id of its record: the id that it was started with.
 
         Raises:
             ConfigError: a study of that name exists and is another one, or the storage cannot be used.
@@ -130,18 +130,18 @@ class StudyEntry:
             return  # it is enough to check one
 
     def _refuse_another(self, study: optuna.Study, facts: dict[str, str]) -> None:
-        """Raise ConfigError if the study was begun with other facts, unless the changes are accepted and possible."""
+        """Raise ConfigError if the study was started with other facts, unless the changes are accepted and possible."""
         directions = [d.name.lower() for d in study.directions]
         if directions != self.settings.direction:
             key = "direction" if len(directions) == len(self.settings.direction) else "objective"
             raise ConfigError(
                 f"hydra.sweeper.{key}",
-                f"study '{self.name}' was begun to {' and '.join(directions)}; set another {_KEY}",
+                f"study '{self.name}' was started to {' and '.join(directions)}; set another {_KEY}",
             )
         changed = differences(study.user_attrs[IDENTITY], facts)
         if not changed:
             return
-        message = f"study '{self.name}' was begun with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
+        message = f"study '{self.name}' was started with {'; '.join(changed[:5])}{' ...' if changed[5:] else ''}"
         if fixed := _incompatible(study.get_trials(deepcopy=False), self.space.named_ranges()):
             message += f"; choose another name, as {fixed} cannot change within a study"
         elif self.settings.accept_changes:

@@ -168,16 +168,16 @@ class StudyRunner:
         """Return the study's trials if it is complete, otherwise None. Begins the study if it does not exist.
 
         Raises:
-            ConfigError: the study cannot be run, or was begun as another one.
+            ConfigError: the study cannot be run, or was started as another one.
         """
         plan = self.check()
         trials = trials_of(self._entry.open(plan.uid)[0])
         return [tried(t) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
 
     def _find_bounds(self) -> None:
-        """Give the space the bounds that range tests suggest, or suggested when the study was begun.
+        """Give the space the bounds that range tests suggest, or suggested when the study was started.
 
-        Raises ConfigError if a test suggests nothing, or the study was begun with other tests.
+        Raises ConfigError if a test suggests nothing, or the study was started with other tests.
         """
         validate(self._base)  # before a test trains anything
         starts = self._entry.stored_starts()

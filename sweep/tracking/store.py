@@ -139,7 +139,7 @@ def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:
     if recorded_uri(store, output_dir) == start["store"]:
         return store
     suffix = " with its password" if "***" in str(start["store"]) else ""
-    problem = f"'{run.path}' was begun in {start['store']}, which is not your own setting; if you trust that, set it"
+    problem = f"'{run.path}' was started in {start['store']}, which is not your own setting; if you trust that, set it"
     raise ConfigError("tracking.uri", f"{problem}{suffix}, or MLFLOW_TRACKING_URI")
 
 

@@ -143,7 +143,7 @@ class DiskFull(SweepError):
         self.resume_command = resume_command
 
     def __str__(self) -> str:
-        return f"output_dir: {self.reason}; make room and go on with:  {self.resume_command}"
+        return f"output_dir: {self.reason}; make room, then resume it with:  {self.resume_command}"
 
 
 class Pruned(Exception):

@@ -166,7 +166,7 @@ def test_the_command_after_a_full_disk(cwd: Path, study: bool) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
         _, err = process.communicate()
     assert process.returncode == 1
-    assert "best" in works(cwd, after("go on with:", err))
+    assert "best" in works(cwd, after("resume it with:", err))
 
 
 def test_a_run_that_lies_elsewhere_asks_for_its_output_dir(cwd: Path) -> None:

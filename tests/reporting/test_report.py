@@ -119,7 +119,7 @@ def test_the_command_says_where_the_page_and_the_pictures_are(reported):
     assert (reported.done.returncode, reported.done.stderr) == (0, "")
     page, plots, sent = reported.done.stdout.splitlines()
     assert page == f"Page:      {reported.folder.report}"
-    assert plots.startswith(f"Pictures:  {reported.folder.plots}: history.png, slices.png, curves.png, importances.png")
+    assert plots.startswith(f"Plots:     {reported.folder.plots}: history.png, slices.png, curves.png, importances.png")
     assert sent == f"In MLflow: an artifact of the run {NAME} in sqlite:///{reported.cwd}/outputs/mlflow.db"
 
 
@@ -454,5 +454,5 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning(
     assert report.main(["evil", "--output-dir", str(evil.path.parent.parent), "-o", str(page)]) == 0
     shown = capsys.readouterr()
     assert shown.err == "warning: cannot draw the history and slices (no backend)\n"
-    assert f"Pictures:  {tmp_path}/plots: curves.png" in shown.out
+    assert f"Plots:     {tmp_path}/plots: curves.png" in shown.out
     assert page.exists()

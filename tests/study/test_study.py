@@ -573,6 +573,35 @@ def test_a_study_that_is_stopped_resumes_its_trial_from_the_checkpoint(signum, w
     assert sorted((r.data.tags["trial"], r.info.status) for r in children) == [("0", "FINISHED"), ("1", "FINISHED")]
 
 
+WHOLE_RATE = (*LONG, "tracking=off", "scheduler=constant", "hydra.sweeper.enqueue=[{optimizer.lr: 1}]")
+
+
+@pytest.fixture(scope="module")
+def stopped_at_a_whole_rate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study killed in trial 1, whose learning rate is the whole number 1 in a range of floats."""
+    cwd = tmp_path_factory.mktemp("whole_rate")
+    with quick_start(cwd, "-m", *WHOLE_RATE, "optimizer.lr=0.1", "optimizer.lr=interval(0.001,2)") as process:
+        wait_until(lambda: epochs_of(cwd, 1) >= 5, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 5 <= epochs_of(cwd, 1) < 60
+    return cwd
+
+
+@pytest.mark.parametrize("change", ["none", "prefix", "earlier version"])
+def test_a_trial_resumes_when_its_values_are_the_same_but_written_otherwise(change, stopped_at_a_whole_rate, tmp_path):
+    cwd = shutil.copytree(stopped_at_a_whole_rate, tmp_path / "copy")
+    run = folder_of(cwd).trial(1)
+    if change == "earlier version":
+        run.overrides.unlink()
+    swept = ("++" if change == "prefix" else "") + "optimizer.lr=interval(0.001,2)"
+    done = quick(cwd, "-m", *WHOLE_RATE, "optimizer.lr=0.1", swept)
+    assert done.returncode == 0, done.stderr
+    assert trials_of(folder_of(cwd))[1].params["optimizer.lr"] == 1.0
+    assert epochs_of(cwd, 1) == 60
+    assert sum(record["kind"] == "start" for record, _ in journal.read(run.journal)) == 2
+
+
 @pytest.mark.parametrize(
     ("launcher", "n_jobs", "moment", "signum"),
     [

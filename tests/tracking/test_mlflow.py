@@ -365,7 +365,7 @@ def test_a_password_is_in_no_file_and_has_to_be_given_again(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert sync.main([str(tmp_path / "outputs")]) == 2
     told = capsys.readouterr().err
-    assert "was begun in http://me:***@127.0.0.1:9, which is not your own setting" in told
+    assert "was started in http://me:***@127.0.0.1:9, which is not your own setting" in told
     assert "with its password" in told
 
 

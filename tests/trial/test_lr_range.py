@@ -257,7 +257,7 @@ def test_a_study_starts_from_the_suggestion_and_keeps_it(tmp_path: Path) -> None
     assert "bounds" not in (tmp_path / "outputs" / "studies" / "s" / "best.yaml").read_text()  # no trial's business
     without = quick(tmp_path, *(o for o in study if o != "bounds=auto"))
     assert without.returncode == 2
-    assert "study 's' was begun with" in error_line(without)
+    assert "study 's' was started with" in error_line(without)
     again = quick(tmp_path, "from_study=s")
     assert again.returncode == 0, again.stderr
 
