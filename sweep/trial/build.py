@@ -162,7 +162,9 @@ def scheduler(
                 f"is {made.mode}, but the metric that trainer.monitor names is to be {direction}d; make it {mode}",
             )
         if not all(hasattr(made, name) for name in ("step", "state_dict", "load_state_dict")):
-            raise ConfigError("scheduler._target_", f"{node['_target_']} returned {type(made).__name__}, which is not a scheduler")
+            raise ConfigError(
+                "scheduler._target_", f"{node['_target_']} returned {type(made).__name__}, which is not a scheduler"
+            )
         return made
 
     return checked
@@ -199,7 +201,9 @@ def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
         raise ConfigError(key, f"needs a _target_; choose an option with {group}=...")
     made = _bind(key, node, offered={}, allowed=(*_OPTUNA_TARGETS, *allowed_targets()))()
     if not isinstance(made, kind):
-        raise ConfigError(f"{key}._target_", f"{node['_target_']} returned {type(made).__name__}, which is not a {kind.__name__}")
+        raise ConfigError(
+            f"{key}._target_", f"{node['_target_']} returned {type(made).__name__}, which is not a {kind.__name__}"
+        )
     return made
 
 

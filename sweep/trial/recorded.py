@@ -193,7 +193,9 @@ class RecordedTrial:
             OSError: there is no room; the earlier checkpoint stays.
         """
         if state.get("epoch", epoch) != epoch:
-            raise ValueError(f"state['epoch'] is {state['epoch']}, but the epoch is {epoch}; leave it out or make them equal")
+            raise ValueError(
+                f"state['epoch'] is {state['epoch']}, but the epoch is {epoch}; leave it out or make them equal"
+            )
         self._begin().save({**state, "epoch": epoch})
         self._epoch, self._saved = epoch, None
         self._saved_at = self._clock()
