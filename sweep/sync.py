@@ -120,7 +120,7 @@ def _refuse_places(run: RunFolder, output_dir: Path) -> None:
     if not recorded.is_relative_to(output_dir) and recorded != output_dir_around(run.path):
         raise ConfigError(
             "output_dir",
-            f"'{run.path}' records '{recorded}' as its output_dir; if you trust it, set output_dir to that folder",
+            f"'{run.path}' records '{recorded}' as its output_dir; if you trust it, give that folder instead",
         )
     if not is_inside(run.path, output_dir):
         raise ConfigError("output_dir", f"'{run.path}' lies elsewhere by a link, and links are not followed")

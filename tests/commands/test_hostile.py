@@ -139,7 +139,7 @@ def test_sync_sends_what_is_the_users_and_names_what_is_not(
     told = capsys.readouterr()
     assert "1 of 3 tracked runs" in told.out
     assert listener.url in told.err
-    assert f"names '{tmp_path}/elsewhere' as its own" in told.err
+    assert f"records '{tmp_path}/elsewhere' as its output_dir" in told.err
     assert not listener.was_asked()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
 
