@@ -17,7 +17,7 @@ _INSIDE = _PACKAGE / "conf"
 CONF_DIR = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "conf"
 
 AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data state
-AUTO_TASK = {"_target_": AUTO, "loss": None, "metrics": {}}  # conf/task/auto.yaml
+AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml
 
 
 def task_for(kind: str, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,13 +26,14 @@ def task_for(kind: str, task: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         kind: of the data, one of KINDS.
         task: the config's node. If it is `auto`, the result is the option of that kind, with the node's loss and
-            metrics if it has any.
+            metrics if it has any. A loss without a target changes arguments of the option's loss.
     """
     if task["_target_"] != AUTO:
         return dict(task)
     option = _option(kind)
-    metrics = option["metrics"] | (task.get("metrics") or {})
-    return option | {"loss": task.get("loss") or option["loss"], "metrics": metrics}
+    loss, metrics = task.get("loss") or {}, task.get("metrics") or {}
+    own = {} if "_target_" in loss else option["loss"]
+    return option | {"loss": own | loss, "metrics": option["metrics"] | metrics}
 
 
 def metrics_of(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -98,6 +99,6 @@ def _goal(name: str, node: Any) -> str:
         except Exception as error:  # importing a module may raise anything
             raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {error}") from error
     if goal not in DIRECTIONS:
-        problem = "is not known" if goal is None else f"is '{goal}'"
-        raise ConfigError(f"{key}.goal", f"{problem}; set it to minimize or maximize")
+        problem = "is not known; add" if goal is None else f"is '{goal}'; write"
+        raise ConfigError(f"{key}.goal", f"{problem} +{key}.goal=minimize or +{key}.goal=maximize")
     return goal

@@ -112,13 +112,15 @@ class TensorTask:
 
     def collected_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the metrics that are `Metric`s, of shape () each."""
-        found = {}
-        for name, metric in self._collecting.items():
-            metric.reset()
-            metric.update(*self.measured(outputs, targets))
-            found[name] = metric.compute()
-            metric.reset()
-        return found
+        return {name: self._collected(name, outputs, targets) for name in self._collecting}
+
+    def _collected(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        metric = self._collecting[name]
+        metric.reset()
+        metric.update(*self.measured(outputs, targets))
+        value = metric.compute()
+        metric.reset()
+        return value
 
     def values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the loss in the units of training, and all metrics, of shape () each.
@@ -129,6 +131,12 @@ class TensorTask:
         """
         found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
         return {name: found[name] for name in self.order(found)}
+
+    def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Compute one metric; None if it has no value."""
+        if name in self._functions:
+            return self._functions[name](outputs, targets)
+        return self._collected(name, outputs, targets)
 
     @property
     def collects(self) -> bool:

@@ -51,8 +51,7 @@ def hyperparameters(config: Config) -> dict[str, Any]:
         params |= dict(_leaves(key, getattr(config, key)))
     if config.task["_target_"] != AUTO:
         params["task"] = config.task["_target_"]
-    if config.task.get("loss"):
-        params |= dict(_leaves("task.loss", config.task["loss"]))
+    params |= dict(_leaves("task.loss", config.task.get("loss")))
     if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used
         params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}

@@ -72,7 +72,7 @@ def test(forward: Forward, data: TensorData, task: TensorTask, noise: float | No
     """
     outputs = predict(forward, data.test)
     found = task.values(outputs, data.test.y)
-    if noise is not None and data.test.clean is not None:
+    if noise is not None and data.test.clean is not None and outputs.shape == data.test.clean.shape:
         found |= noise_floor(outputs, data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}
 

@@ -4,8 +4,10 @@ import copy
 import ctypes
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -73,12 +75,47 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, task: TensorTask | Task)
 def _check_loss(loss_of: Callable[[], Any], batch: str) -> None:
     """Raise ConfigError if the loss fails on the batch, or is not one number."""
     try:
-        loss = loss_of()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes that cannot be broadcast, which is an error too
+            loss = loss_of()
     except Exception as error:  # your own loss may raise anything
         raise ConfigError("task.loss", f"cannot take {batch}: {one_line(error)}") from error
     shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
     if shape != ():
         raise ConfigError("task.loss", f"returned {shape} for {batch}, not a single number; set reduction=mean")
+
+
+def check_metrics(task: TensorTask, splits: Mapping[str, Tensor]) -> None:
+    """Compute every metric once, for drawn outputs, to see whether the data allow it.
+
+    Args:
+        task: the metrics.
+        splits: the targets of a split, by its name.
+
+    Raises:
+        ConfigError: a metric fails, is not finite, or warns that it has no meaning. Ranking metrics do if a class is
+            missing.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    for split, targets in splits.items():
+        outputs = torch.randn(task.out_shape(targets), generator=drawn).to(targets.device)
+        for name in task.metrics:
+            problem = _problem_of(partial(task.value, name, outputs, targets))
+            if problem is not None:
+                message = f"cannot be computed on the {split} split: {problem}"
+                raise ConfigError(f"task.metrics.{name}", f"{message}; leave it out, or raise split.{split}")
+
+
+def _problem_of(compute: Callable[[], Tensor | None]) -> str | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            value = compute()
+        except Exception as error:  # your own metric may raise anything
+            return one_line(error)
+    if value is not None and (value.shape != () or not value.isfinite()):
+        return f"it is {value.tolist()}, not one finite number"
+    return str(caught[0].message) if caught else None
 
 
 def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:

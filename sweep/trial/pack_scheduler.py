@@ -15,7 +15,7 @@ from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
-from sweep.training.runtime import pick_device, reproducible, set_threads
+from sweep.training.runtime import check_metrics, pick_device, reproducible, set_threads
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.build_task import build_task
@@ -108,6 +108,8 @@ class PackScheduler:
             if not isinstance(task, TensorTask):
                 raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
             model = new_model(config, data.samples, task, tensors.train, seen_before)
+            if not seen_before:
+                check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:

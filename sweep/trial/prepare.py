@@ -151,7 +151,8 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     Torch's settings and the states of the random generators are restored at the end. Raises ConfigError if the config
     does not fit the data, or something in it cannot be built.
     """
-    from sweep.training.runtime import check_last_batch, pick_device, reproducible, set_threads
+    from sweep.tasks import TensorTask
+    from sweep.training.runtime import check_last_batch, check_metrics, pick_device, reproducible, set_threads
     from sweep.training.tensors import to_device
 
     trainer = config.trainer
@@ -160,6 +161,8 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
         tensors = to_device(data.splits, device)
         task = build_task(config.task, data.samples, data.splits, device)
         model = new_model(config, data.samples, task, tensors.train)
+        if isinstance(task, TensorTask):
+            check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
         check_last_batch(model, tensors.train.x, trainer.batch_size)
         set_threads(trainer.threads, model, tensors.train.x[: trainer.batch_size])
         yield new_loop(config, task, tensors, model)
