@@ -145,7 +145,9 @@ def make_fit(
     data, device = load_data(config), pick_device(config.trainer.device)
     task = build_task(config.task, data.samples, data.splits, device)
     seed_generators(config.trainer.seed, "init")
-    model = (make_model or (lambda: build.model(config.model, data.samples)))().to(device)
+    model = (make_model or (lambda: build.model(config.model, data.samples, getattr(task, "out_features", None))))().to(
+        device
+    )
     config.tracking.step_points = 1_000_000  # all of them
     return new_loop(config, task, to_device(data.splits, device), model)
 

@@ -72,7 +72,7 @@ def _check_kind(node: Mapping[str, Any], kind: Any, samples: Samples) -> None:
 
 def _build_loss(node: Any, samples: Samples, splits: Splits, facts: Mapping[str, Any]) -> Any:
     """Build the loss from its node. Return None if there is none, which a task of your own may not need."""
-    if node is None:
+    if not node:
         return None
     own, weights = {}, {}
     for name, value in _checked("task.loss", node).items():
