@@ -157,18 +157,19 @@ def tokens() -> Samples:
     return Samples(name="tokens", task="language_model", x=x, y=(x + 1) % 6)
 
 
-class Pointwise(nn.Module):
-    """Works on the last axis of (B, length, n_tokens), or on the channels of an image."""
+class Pixelwise(nn.Module):
+    """Works on the channels of each pixel."""
 
-    def __init__(self, n_in: int, n_out: int, is_image: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.is_image, self.n_in = is_image, n_in
-        self.layers = nn.Sequential(nn.Linear(n_in, 8), nn.Tanh(), nn.Linear(8, n_out))
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_image:
-            return self.layers(x.movedim(1, -1)).movedim(-1, 1)
-        return self.layers(functional.one_hot(x, self.n_in).to(torch.get_default_dtype()))
+        return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def tokenwise() -> nn.Module:
+    return nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6))
 
 
 TASKS = {
@@ -191,7 +192,7 @@ def test_every_task_and_loss_packs(task: str, monkeypatch: pytest.MonkeyPatch) -
     overrides = TASKS[task]
     if overrides[0].startswith("data._target_"):
         overrides = (*overrides, *(f"~data.{key}" for key in compose([]).data if key != "_target_"))
-    model = {"segmentation": lambda: Pointwise(2, 2, True), "language_model": lambda: Pointwise(6, 6, False)}.get(task)
+    model = {"segmentation": Pixelwise, "language_model": tokenwise}.get(task)
     base = ("data.n=96", *SMALL[1:]) if "data" not in overrides[0] else SMALL[1:]
     made = partial(in_float64, base=base, make_model=model)
     both_ways(*seeded(*overrides, "trainer.epochs=3"), make=made, rtol=1e-9)
