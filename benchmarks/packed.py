@@ -29,6 +29,7 @@ from studies import MULTIRUN, quietly, run_study
 
 from sweep import compose
 from sweep.config.schema import Config, validate
+from sweep.tasks import TensorTask
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
@@ -124,16 +125,17 @@ def _train_epoch(pack: Pack) -> None:
 def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: bool) -> Pack:
     config = copy.deepcopy(config)
     config.trainer.compile = compiled
+    assert isinstance(loop.task, TensorTask)
     rule = rule_of(loop.schedule.optimizer)
     assert rule is not None
     model = copy.deepcopy(loop.model)
-    pack = Pack(model=model, loss_fn=loop.loss_fn, data=loop.data, trainer=config.trainer, rule=rule)
+    pack = Pack(model=model, task=loop.task, data=loop.data, trainer=config.trainer, rule=rule)
     n_train = len(loop.data.train.x)
     for seed in range(width):
         own = copy.deepcopy(config)
         own.trainer.seed = seed
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
-        weights = new_model(own, data.samples, loop.data.train.x[:64], seen_before=seed > 0).state_dict()
+        weights = new_model(own, data.samples, loop.task, loop.data.train, seen_before=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         pack.admit(member)

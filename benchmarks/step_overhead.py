@@ -22,7 +22,6 @@ from torch import nn
 from sweep import compose, run_trial
 from sweep.config.schema import validate
 from sweep.data.split import divide
-from sweep.training.evaluate import loss_function
 from sweep.training.tensors import to_device
 from sweep.trial import build
 
@@ -37,10 +36,11 @@ def hand_written_epoch(overrides: list[str]) -> Callable[[], None]:
     """Return a function that runs one epoch of a plain PyTorch loop."""
     config = validate(compose(overrides))
     samples = build.samples(config.data)
-    data = to_device(divide(samples, config.split), torch.device("cpu"))
+    splits = divide(samples, config.split)
+    data = to_device(splits, torch.device("cpu"))
     model = build.model(config.model, samples)
     optimizer = build.optimizer(config.optimizer)(model.parameters())
-    loss_fn: Callable[..., torch.Tensor] = loss_function("auto", samples.task)
+    loss_fn: Callable[..., torch.Tensor] = nn.MSELoss() if samples.task == "regression" else nn.CrossEntropyLoss()
 
     def epoch() -> None:
         train_one_epoch(model, optimizer, loss_fn, data.train.x, data.train.y, config.trainer.batch_size)

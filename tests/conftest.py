@@ -138,14 +138,18 @@ def make_fit(
     from sweep.training.runtime import pick_device, seed_generators
     from sweep.training.tensors import to_device
     from sweep.trial import build
+    from sweep.trial.build_task import build_task
     from sweep.trial.prepare import load_data, new_loop
 
     config = _config((*base, *overrides))
     data, device = load_data(config), pick_device(config.trainer.device)
+    task = build_task(config.task, data.samples, data.splits, device)
     seed_generators(config.trainer.seed, "init")
-    model = (make_model or (lambda: build.model(config.model, data.samples)))().to(device)
+    model = (make_model or (lambda: build.model(config.model, data.samples, getattr(task, "out_features", None))))().to(
+        device
+    )
     config.tracking.step_points = 1_000_000  # all of them
-    return new_loop(config, data.samples, to_device(data.splits, device), model)
+    return new_loop(config, task, to_device(data.splits, device), model)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from conftest import Heard
 
+from sweep.tasks import TensorTask
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
@@ -26,10 +27,15 @@ def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
     return member, heard
 
 
+def tensor_task(fit: TrainingLoop) -> TensorTask:
+    assert isinstance(fit.task, TensorTask)
+    return fit.task
+
+
 def pack_of(fit: TrainingLoop) -> Pack:
     rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
-    return Pack(model=fit.model, loss_fn=fit.loss_fn, data=fit.data, trainer=fit.trainer, rule=rule)
+    return Pack(model=fit.model, task=tensor_task(fit), data=fit.data, trainer=fit.trainer, rule=rule)
 
 
 def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:

@@ -15,7 +15,7 @@ from sweep.comparison.studies import make_plan, refuse_foreign_files
 from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import range_text
-from sweep.search.settings import StudySettings
+from sweep.search.settings import directions_of
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot
@@ -157,12 +157,13 @@ class Comparison:
         """Return minimize or maximize for the compared metric. Raise ConfigError if runs do not have it."""
         metric = self._plan.compare.metric
         try:
-            settings = StudySettings(objective=metric)
+            (direction,) = directions_of([metric], self._plan.config.task)
             for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # the first tuning of each task
-                check_objectives(settings, tuning.space.splits.load(tuning.default_config))
+                config = tuning.default_config
+                check_objectives([metric], config, tuning.space.splits.load(config))
         except ConfigError as error:
             raise ConfigError("compare.metric", error.problem) from error
-        return settings.direction[0]
+        return direction
 
     def _announce(self, adjustments: Iterable[str]) -> None:
         plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""

@@ -189,7 +189,12 @@ def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
         folder = "give --config-dir the folder that has it"
         return ConfigError("--config-name", f"no config '{name}'; leave it out, or {folder}")
     group, _, option = name.rpartition("/")
-    return ConfigError(group or "config", _no_option(option, error.options or ()))
+    return ConfigError(group or "config", _no_option(option, error.options or _options(group)))
+
+
+def _options(group: str) -> list[str]:
+    """Return the names of our own options of a group; none for what is no group."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
 
 
 def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
@@ -220,7 +225,7 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
 def _no_options(override: str) -> ConfigError | None:
     """Return the error for a list of options in which not every item is an option; None if nothing is wrong."""
     group, value = key_of(override), value_of(override)
-    options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
+    options = _options(group)
     named = {name.strip() for name in value[1:-1].split(",")}
     if not options or value[:1] not in ("[", "{") or named <= set(options):
         return None
@@ -259,7 +264,9 @@ def _of_key(error: BaseException) -> ConfigError:
 def _unknown(key: str, problem: str) -> str:
     """Return the problem with a key that does not exist. A component accepts every argument of its target."""
     node, _, _ = key.rpartition(".")
-    if node.partition(".")[0] in COMPONENTS:
+    if node == "task.loss":
+        return f"{problem} (name the loss first, as task/loss=huber or task=classification; or write +{key}=...)"
+    if node.partition(".")[0] in (*COMPONENTS, "task"):
         return f"{problem} (to add an argument, write +{key}=...)"
     keys = keys_of(node)
     return f"is not a key of the config; choose one of: {', '.join(keys)}" if keys else problem
@@ -269,7 +276,7 @@ def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
     """Return the error for `optimizer=null` or `optimizer=3`. Hydra's own message does not name the group."""
     for override in overrides:
         group, option = key_of(override), value_of(override)
-        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        options = _options(group)
         if option not in options and options:
             hint = "" if group in COMPONENTS else f"; to leave the group out, write ~{group}"
             return ConfigError(group, _no_option(option, options) + hint)

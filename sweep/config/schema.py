@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,14 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config.nodes import Compare, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.scheduler_node import INTERVALS, check_learning_rates, counts_steps, interval_of
 from sweep.config.targets import check_targets
+from sweep.config.task_node import AUTO_TASK, CONF_DIR, curves_of, direction_of
 from sweep.utils.errors import ConfigError, one_line, one_of, require
 from sweep.utils.passwords import overrides_without_passwords
 from sweep.utils.paths import absolute, refuse_links_at
-
-# A source checkout has conf/ beside the package, an installed wheel inside it.
-_PACKAGE = Path(__file__).parent.parent
-_INSIDE = _PACKAGE / "conf"
-CONF_DIR = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "conf"
 
 COMPONENTS = ("data", "model", "optimizer", "scheduler")
 _ORIGIN = ("choices", "overrides", "composed")  # `with_origin` fills in these keys
@@ -36,9 +31,9 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 @dataclass(kw_only=True)
 class Config:
-    """The configuration of one trial. `data`, `model`, `optimizer` and `scheduler` are `_target_` nodes.
+    """The configuration of one trial. `data`, `task`, `model`, `optimizer` and `scheduler` are `_target_` nodes.
 
-    These four accept any argument of their target.
+    These accept any argument of their target.
     """
 
     seed: int = 0
@@ -47,6 +42,7 @@ class Config:
     resume: str | None = None
     from_study: str | None = None
     data: Any = MISSING
+    task: Any = field(default_factory=lambda: dict(AUTO_TASK))  # configs of earlier versions have none
     model: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
@@ -64,6 +60,11 @@ class Config:
     choices: dict[str, str] = field(default_factory=dict)  # the chosen option of each group
     overrides: list[str] | None = None  # the command line that composes this config; None if it is not known
     composed: str | None = None  # the fingerprint of the config that those overrides composed
+
+    @property
+    def monitor_direction(self) -> str:
+        """Whether to minimize or maximize the curve that the trial monitors. Raises ConfigError if it is not known."""
+        return direction_of(self.trainer.monitored, self.task)
 
 
 def register_schema() -> None:
@@ -127,7 +128,7 @@ def validate(cfg: DictConfig) -> Config:
     """Resolve and check a config.
 
     Returns:
-        The config as plain values. `data`, `model`, `optimizer` and `scheduler` are dicts; nothing is built yet.
+        The config as plain values. `data`, `task`, `model`, `optimizer` and `scheduler` are dicts; nothing is built.
 
     Raises:
         ConfigError: for the first mistake.
@@ -155,8 +156,11 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
     is_auto(config.bounds)
-    for key in COMPONENTS:
+    for key in (*COMPONENTS, "task"):
         _check_component(key, getattr(config, key))
+    if config.trainer.monitor is not None:
+        one_of("trainer.monitor", config.trainer.monitor, curves_of(config.task))
+    direction_of(config.trainer.monitored, config.task)
     check_learning_rates(config.optimizer, config.scheduler)
     one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)
     if counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":

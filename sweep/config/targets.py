@@ -8,7 +8,15 @@ from typing import Any
 
 from sweep.utils.errors import ConfigError
 
-_BUILT_IN_TARGETS = ("sweep.data.*", "sweep.models.*", "sweep.schedules.*", "torch.optim.*", "torch.nn.*")
+_BUILT_IN_TARGETS = (
+    "sweep.data.*",
+    "sweep.models.*",
+    "sweep.schedules.*",
+    "sweep.tasks.*",
+    "torch.optim.*",
+    "torch.nn.*",
+    "torchmetrics.*",
+)
 
 
 def allowed_targets() -> tuple[str, ...]:

@@ -6,9 +6,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sweep.utils.errors import ConfigError
+from sweep.config.metrics import KINDS
+from sweep.utils.errors import ConfigError, one_of
 
-TaskName = Literal["regression", "classification"]
+TaskName = Literal["regression", "classification", "multilabel", "segmentation", "language_model"]
+_Y_NDIM = {"classification": 1, "multilabel": 2, "segmentation": 3, "language_model": 2}  # of the targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,12 @@ class Samples:
         name: of the data set.
         task: what the targets are for.
         x: (N, n_features) for tables, (N, channels, height, width) for images. float32 stays. Any other real dtype
-            becomes float64, so that a large offset costs no precision before normalisation.
-        y: (N,) or (N, n_targets) real numbers for regression, stored as (N, n_targets); (N,) class indices from 0 for
-            classification.
+            becomes float64, so that a large offset costs no precision before normalisation. With `tokens`, (N, length)
+            token ids from 0, which stay whole numbers and are not normalised.
+        y: (N,) or (N, n_targets) real numbers for regression, stored as (N, n_targets); whole numbers from 0 for the
+            others: (N,) classes for classification, (N, n_labels) of 0 and 1 for multilabel, (N, height, width) classes
+            for segmentation, (N, length) tokens for language_model.
+        tokens: whether x are token ids; always for language_model.
         clean: for regression, y without its noise, in the same shape, if the data are made so that it is known.
         noise: standard deviation of that noise, in the units of y.
         features: names of the columns or channels; by default x0, x1 and so on.
@@ -36,6 +41,7 @@ class Samples:
     task: TaskName
     x: NDArray
     y: NDArray
+    tokens: bool = False
     clean: NDArray | None = None
     noise: float | None = None
     features: tuple[str, ...] = ()
@@ -43,13 +49,13 @@ class Samples:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.task not in ("regression", "classification"):
-            raise ConfigError("data.task", f"'{self.task}' is unknown; choose regression or classification")
+        one_of("data.task", self.task, KINDS)
         put = object.__setattr__  # the documented way for a frozen dataclass to normalise its fields
-        put(self, "x", _real("data", self.x))
-        if self.task == "classification":
-            put(self, "y", _indices(self.y))
-            n_classes = int(self.y.max(initial=0)) + 1
+        put(self, "tokens", self.tokens or self.task == "language_model")
+        put(self, "x", _indices("data", self.x, 2) if self.tokens else _real("data", self.x))
+        if self.task != "regression":
+            put(self, "y", _indices("data.target", self.y, _Y_NDIM[self.task]))
+            n_classes = self._n_classes()
             put(self, "classes", self.classes or tuple(map(str, range(n_classes))))
             if n_classes > len(self.classes):
                 raise ConfigError("data.target", f"has class {n_classes - 1}, but only {len(self.classes)} names")
@@ -71,6 +77,19 @@ class Samples:
                 "data.features", f"names {len(self.features)} columns or channels, but x has {self.x.shape[1]}"
             )
 
+    def _n_classes(self) -> int:
+        if self.task == "multilabel":
+            if self.y.max(initial=0) > 1:
+                raise ConfigError("data.target", "labels must be 0 or 1")
+            return self.y.shape[1]
+        return int(max(self.y.max(initial=0), self.x.max(initial=0) if self.task == "language_model" else 0)) + 1
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of different tokens that the inputs may have."""
+        own = int(self.x.max(initial=0)) + 1
+        return max(own, len(self.classes)) if self.task == "language_model" else own
+
     @property
     def in_shape(self) -> tuple[int, ...]:
         """Shape of one sample's input, without the batch."""
@@ -79,14 +98,15 @@ class Samples:
     @property
     def out_features(self) -> int:
         """The number of outputs that a model needs: one for each target, or for each class."""
-        return len(self.classes) if self.task == "classification" else self.y.shape[1]
+        return self.y.shape[1] if self.task == "regression" else len(self.classes)
 
 
-def _indices(values: ArrayLike) -> NDArray[np.int64]:
-    """Return class indices, (N,). Raises ConfigError if they are not integers from 0."""
+def _indices(key: str, values: ArrayLike, ndim: int) -> NDArray[np.int64]:
+    """Return classes or tokens of `ndim` axes. Raises ConfigError for `key` if they are not integers from 0."""
     array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iub" or array.min(initial=0) < 0:
-        raise ConfigError("data.target", "classes must be one column of whole numbers from 0, of an integer dtype")
+    if array.ndim != ndim or array.dtype.kind not in "iub" or array.min(initial=0) < 0:
+        form = "one column" if ndim == 1 else f"an array with {ndim} axes"
+        raise ConfigError(key, f"classes must be {form} of whole numbers from 0, of an integer dtype")
     return array.astype(np.int64)
 
 

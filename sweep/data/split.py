@@ -15,12 +15,12 @@ class Part:
     """One split, normalised.
 
     Attributes:
-        x: (n, *in_shape), the inputs.
+        x: (n, *in_shape), the inputs: float32, or int64 for tokens.
         y: (n, n_targets) real targets, or (n,) class indices.
         clean: `y` without its noise, in the same shape; None if it is not known.
     """
 
-    x: NDArray[np.float32]
+    x: NDArray
     y: NDArray
     clean: NDArray | None
 
@@ -59,12 +59,16 @@ def divide(samples: Samples, split: Split) -> Splits:
     order = np.random.default_rng(split.seed).permutation(len(samples.x))[:n]
     train, val, test = np.split(order, [n_train, n_train + n_val])
     x, y = samples.x, samples.y
-    y_dtype = np.int64 if samples.task == "classification" else np.float32
+    x_dtype, y_dtype = (
+        np.int64 if samples.tokens else np.float32,
+        np.float32 if samples.task == "regression" else np.int64,
+    )
     y_mean, y_std = np.zeros(samples.out_features), np.ones(samples.out_features)
     if split.normalize:
-        x_mean, x_std = _statistics(x[train])
-        _refuse_constant(samples, x_std)
-        x = (x - x_mean) / x_std
+        if not samples.tokens:
+            x_mean, x_std = _statistics(x[train])
+            _refuse_constant(samples, x_std)
+            x = (x - x_mean) / x_std
         if samples.task == "regression":
             y_mean, y_std = (s[0] for s in _statistics(y[train]))
             if not (y_std > 0).all():
@@ -74,7 +78,7 @@ def divide(samples: Samples, split: Split) -> Splits:
 
     def part(rows: NDArray[np.int64]) -> Part:
         clean = None if scaled is None else scaled[rows].astype(np.float32)
-        return Part(x[rows].astype(np.float32), y[rows].astype(y_dtype), clean)
+        return Part(x[rows].astype(x_dtype), y[rows].astype(y_dtype), clean)
 
     return Splits(part(train), part(val), part(test), y_mean.astype(np.float32), y_std.astype(np.float32))
 

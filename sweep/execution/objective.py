@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from sweep.config.metrics import best_of
-from sweep.search.settings import StudySettings
+from sweep.config.schema import Config
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.trial.prepare import Data, metric_names
 from sweep.utils.errors import ConfigError
 
 
-def check_objectives(settings: StudySettings, data: Data) -> None:
-    """Raise ConfigError for an objective that trials on such data do not have."""
+def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> None:
+    """Raise ConfigError for an objective that trials of such a config and such data do not have."""
     samples = data.samples
-    known = [*metric_names(data), "train/loss", "time/train_s", "model/n_weights"]
+    known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
     if samples.noise is not None:
         known += ["test/noise_ratio", "test/excess"]
-    for name in settings.objective:
+    for name in objectives:
         if name not in known:
             raise ConfigError(
                 "hydra.sweeper.objective", f"trials on this data have no '{name}'; choose one of: {', '.join(known)}"

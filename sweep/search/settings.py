@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,13 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.metrics import CURVES, DIRECTIONS, METRICS, direction_of
+from sweep.config.metrics import DIRECTIONS, is_curve
 from sweep.config.nodes import MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
+from sweep.config.task_node import direction_of, metrics_of
 from sweep.utils.errors import ConfigError, one_line
 
-OBJECTIVES = (
-    *(f"{split}/{name}" for split in ("val", "test") for name in ("loss", *(n for of in METRICS.values() for n in of))),
-    *("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights"),
-)
+_OF_ANY_TASK = ("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights")
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
 _CMAES = "optuna.samplers.CmaEsSampler"  # ignores pruned trials unless `consider_pruned_trials` is set
@@ -51,7 +49,7 @@ class StudySettings:
     n_jobs: int = 1
     pack: Any = 1
     objective: Any = "val/loss"
-    direction: Any = None
+    direction: Any = "minimize"
     seeds: int = 1
     enqueue: list[Any] = field(default_factory=list)
     defaults_first: bool = True
@@ -66,11 +64,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         self.objective = _texts("objective", self.objective)
-        for name in self.objective:
-            _require(name in OBJECTIVES, "objective", f"'{name}' is unknown; choose one of: {', '.join(OBJECTIVES)}")
         _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
-        if self.direction is None:
-            self.direction = [direction_of(name) for name in self.objective]
         self.direction = _texts("direction", self.direction)
         _require(self.seeds <= MOST_SEEDS, "seeds", f"must be <= {MOST_SEEDS}, got {self.seeds}")
         for name in ("n_trials", "n_jobs", "seeds"):
@@ -106,7 +100,7 @@ class StudySettings:
     @property
     def prunes(self) -> bool:
         """Whether trials may be pruned. Optuna's pruners need a single objective, and it must be a curve."""
-        return len(self.objective) == 1 and self.objective[0].startswith(("val/", "train/"))
+        return len(self.objective) == 1 and is_curve(self.objective[0])
 
     @property
     def starves_its_sampler(self) -> bool:
@@ -155,7 +149,28 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         pruner = {"_target_": NO_PRUNER}
     if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
         sampler = {"consider_pruned_trials": True, **sampler}
+    node["objective"] = _texts("objective", node["objective"])
+    if node["direction"] is None:
+        node["direction"] = directions_of(node["objective"], OmegaConf.to_container(config.task, resolve=True))
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def directions_of(objective: Sequence[str], task: Any) -> list[str]:
+    """Return minimize or maximize for each objective.
+
+    Args:
+        objective: names of metrics.
+        task: the config's node.
+
+    Raises:
+        ConfigError: the task does not have an objective, or does not say which direction is better.
+    """
+    measured = [f"{split}/{name}" for split in ("val", "test") for name in ("loss", *metrics_of(task))]
+    known = (*measured, *_OF_ANY_TASK)
+    for name in objective:
+        message = f"'{name}' is unknown; choose one of: {', '.join(known)}; task/metrics=[...] adds others"
+        _require(name in known, "objective", message)
+    return [direction_of(name, task) for name in objective]
 
 
 def spelled_settings(changes: Mapping[str, Any]) -> list[str]:
@@ -179,7 +194,7 @@ def implied_monitor(objective: Any) -> str | None:
     Return None if that is the validation loss, which is the default, or not a curve. objective: as in the config.
     """
     first = objective if isinstance(objective, str) else objective[0]
-    return first if first in CURVES and first != "val/loss" else None
+    return first if is_curve(first) and first != "val/loss" else None
 
 
 def sampler_node(node: dict[str, Any], named: Collection[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.outputs import folder_name
+from sweep.config.task_node import AUTO_TASK
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
@@ -100,6 +101,9 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
         plain = OmegaConf.to_container(space.composer.base(options).config, resolve=True)
         searched = space.ranges(options)
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
+        assert isinstance(plain, dict)
+        if plain["task"] == AUTO_TASK:
+            del plain["task"]  # as in studies that began before this key existed
         for key, value in _flat("", plain):
             if key == "trainer.monitor" and value in (None, space.composer.monitor or "val/loss"):
                 continue  # it follows from the objective, as in studies that began before this key existed

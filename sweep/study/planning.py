@@ -64,7 +64,7 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
     """
     space = plan.space
     data = space.splits.load(config)
-    check_objectives(plan.settings, data)
+    check_objectives(plan.settings.objective, config, data)
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
         tried = space.splits.fit(validate(space.compose(configuration)))
         check_data(space.splits.load(tried), tried)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.config.metrics import direction_of, sign_of
+from sweep.config.metrics import sign_of
+from sweep.config.task_node import AUTO_TASK, direction_of
 from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import curves, first
@@ -33,8 +34,9 @@ def draw_curves(journal: Path, plot: Path) -> None:
             losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6, marker=dot(found[name].steps))
     monitor = start.get("params", {}).get("trainer.monitor", "val/loss")
     if monitor in found and "val/loss" in found:
+        direction = start.get("direction") or direction_of(monitor, AUTO_TASK)  # earlier versions recorded none
         values = found[monitor].values
-        best = int((sign_of(direction_of(monitor)) * values).argmin())
+        best = int((sign_of(direction) * values).argmin())
         epoch, value, name = found[monitor].steps[best], values[best], "" if monitor == "val/loss" else f" {monitor}"
         shown = monitor if monitor in _COLOURS else "val/loss"
         height = found[shown].values[found[shown].steps == epoch]

@@ -6,6 +6,7 @@ from typing import Any
 
 from sweep.config.overrides import sets
 from sweep.config.schema import COMPONENTS, Config
+from sweep.config.task_node import AUTO
 from sweep.data import Samples
 from sweep.data.split import Splits
 
@@ -48,6 +49,9 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
         params |= dict(_leaves(key, getattr(config, key)))
+    if config.task["_target_"] != AUTO:
+        params["task"] = config.task["_target_"]
+    params |= dict(_leaves("task.loss", config.task.get("loss")))
     if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used
         params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}

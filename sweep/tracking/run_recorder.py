@@ -119,6 +119,7 @@ class RunRecorder:
             params=hyperparameters(config),
             tags=tags if device is None else {**tags, "device": device},
             parent=parent,
+            direction=config.monitor_direction,
             **({} if dataset is None else {"dataset": dataset}),
         )
 

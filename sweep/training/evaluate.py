@@ -1,69 +1,78 @@
 """Losses and metrics of a model on a split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.func import vmap
 
-from sweep.config.metrics import loss_name
+from sweep.tasks import Task, TensorTask
 from sweep.training.tensors import TensorData, TensorSplit
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[[Tensor], Tensor]
 _EVAL_BATCH = 4096
 
-_LOSSES: dict[str, LossFn] = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}
 
-
-def loss_function(name: str, task: str) -> LossFn:
-    """Return the function for the mean loss over a batch. `loss_name` lists the names."""
-    return _LOSSES[loss_name(name, task)]
+@torch.no_grad()
+def evaluate(forward: Forward, split: TensorSplit, task: TensorTask) -> dict[str, float]:
+    """Return the loss, in the normalised units of training, and the task's metrics on a split."""
+    return _read(**task.values(predict(forward, split), split.y))
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, float]:
-    """Return the `measures` of a model on a split, as numbers."""
-    return _read(**measures(predict(forward, split), split, data, loss_fn))
+def evaluate_each(outputs: Tensor, split: TensorSplit, task: TensorTask) -> list[dict[str, float]]:
+    """Return the loss and the metrics of each of several models, as `evaluate` does.
 
-
-def measures(outputs: Tensor, split: TensorSplit, data: TensorData, loss_fn: LossFn) -> dict[str, Tensor]:
-    """Compute the loss in the normalised units of training, and the metrics in the target's own units.
-
-    Regression gives `loss`, `mse`, `mae` and `r2`. `r2` is 1 - SSE / SST, averaged over the targets that vary; if none
-    varies, it is left out. Classification gives `loss` and `accuracy`. Each has shape ().
+    Metrics that torch can vectorise are computed for all models at once, others model by model.
 
     Args:
-        outputs: (n, out_features).
-        split: the samples that the outputs belong to.
-        data: gives the scale of the targets, `y_std`.
-        loss_fn: the mean loss over a batch.
+        outputs: (n, N, ...), of each model for each sample of the split.
+        split: the samples.
+        task: the loss and the metrics.
     """
-    if not split.y.is_floating_point():
-        hits = (outputs.argmax(dim=1) == split.y).float().mean()
-        return {"loss": loss_fn(outputs, split.y), "accuracy": hits}
-    y_std = data.y_std.double()  # in its own units, a target's square may overflow float32
-    error = (outputs - split.y) * y_std  # (n, n_targets)
-    squared = error.square().mean(dim=0)  # (n_targets,)
-    variance = (split.y * y_std).var(dim=0, correction=0)
-    found = {"loss": loss_fn(outputs, split.y), "mse": squared.mean(), "mae": error.abs().mean()}
-    varied = split.y.amax(dim=0) > split.y.amin(dim=0)
-    if varied.any():
-        r2 = torch.where(varied, 1 - squared / variance, 0.0)
-        found["r2"] = r2.sum() / varied.sum()
-    return found
+    try:
+        stacked = vmap(lambda of_one: task.function_values(of_one, split.y))(outputs)
+    except Exception:  # vmap, or your own function, may raise anything; model by model shows the actual error
+        return [_read(**task.values(of_one, split.y)) for of_one in outputs]
+    names = list(stacked)
+    rows = torch.stack([values.double() for values in stacked.values()], dim=1).tolist()
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    if task.collects:
+        for of_model, of_one in zip(found, outputs, strict=True):
+            of_model |= _read(**task.collected_values(of_one, split.y))
+    return [{name: of_model[name] for name in task.order(of_model)} for of_model in found]
 
 
 @torch.no_grad()
-def test(forward: Forward, data: TensorData, loss_fn: LossFn, noise: float | None) -> dict[str, float]:
+def evaluate_batches(model: nn.Module, split: TensorSplit, task: Task) -> dict[str, float]:
+    """Return the loss and the metrics of a task that is not a `TensorTask`: the loss is the mean over the samples."""
+    total = torch.zeros((), device=split.x.device, dtype=torch.double)
+    for metric in task.metrics.values():
+        metric.reset()
+    for batch in _batches(split):
+        total += task.loss(model, batch).double() * len(batch[0])
+        outputs = task.outputs(model, batch)
+        for metric in task.metrics.values():
+            metric.update(outputs, batch[1])
+    found = {"loss": total / len(split.x), **{name: metric.compute() for name, metric in task.metrics.items()}}
+    return _read(**found)
+
+
+def _batches(split: TensorSplit) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(split.x.split(_EVAL_BATCH), split.y.split(_EVAL_BATCH), strict=True)
+
+
+@torch.no_grad()
+def test(forward: Forward, data: TensorData, task: TensorTask, noise: float | None) -> dict[str, float]:
     """Return a model's loss and metrics on the test split, as `test/loss` and so on.
 
     noise: as in `Samples`; if it is known, `noise_floor` is included.
     """
     outputs = predict(forward, data.test)
-    found = measures(outputs, data.test, data, loss_fn)
-    if noise is not None and data.test.clean is not None:
+    found = task.values(outputs, data.test.y)
+    if noise is not None and data.test.clean is not None and outputs.shape == data.test.clean.shape:
         found |= noise_floor(outputs, data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}
 
@@ -89,7 +98,7 @@ def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: fl
 
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:
-    """Compute the outputs (n, out_features) in float32 or float64, at most 4096 samples at a time."""
+    """Compute the outputs (n, ...) in float32 or float64, at most 4096 samples at a time."""
     return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
 
 

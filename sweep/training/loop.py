@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
-from sweep.training.evaluate import LossFn
-from sweep.training.runtime import in_precision
+from sweep.training.runtime import autocast, in_precision
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
-from sweep.training.tensors import TensorData, batches, epoch_order
+from sweep.training.tensors import TensorData, TensorSplit, batches, epoch_order
 from sweep.training.trial import Trial
 from sweep.utils.errors import ConfigError, SweepError, TrainingFailed, one_line
 
@@ -34,18 +34,19 @@ class TrainingLoop(TrainState):
         model: nn.Module,
         optimizer: Optimizer,
         schedule: Schedule,
-        loss_fn: LossFn,
+        task: TensorTask | Task,
         data: TensorData,
         trainer: "Trainer",
+        direction: str = "minimize",
         step_points: int | None = None,
     ) -> None:
-        super().__init__(schedule, trainer, len(data.train.x), step_points)
+        super().__init__(schedule, trainer, len(data.train.x), direction, step_points)
         self.model, self.optimizer = model, optimizer
-        self.loss_fn, self.data = loss_fn, data
+        self.task, self.data = task, data
         self.device = data.train.x.device
         self._pending: list[Tensor] = []  # losses still on the device
         self._sync_every = _SYNC_EVERY.get(self.device.type, _SYNC_EVERY_DEFAULT)
-        self._call = torch.compile(model) if trainer.compile else model
+        self._module: Any = torch.compile(model) if trainer.compile else model
 
     def run(self, trial: Trial) -> Best:
         """Train for `trainer.epochs` epochs, or until patience ends, and return the best epoch.
@@ -106,7 +107,7 @@ class TrainingLoop(TrainState):
         """Do one optimizer update and return the loss, shape (), still on the device."""
         for group, values in zip(self.optimizer.param_groups, row, strict=True):
             group.update(values)
-        loss = self.loss_fn(self.forward(x), y)
+        loss = self._loss(x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.trainer.clip_norm is not None:
@@ -114,16 +115,29 @@ class TrainingLoop(TrainState):
         self.optimizer.step()
         return loss.detach()
 
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss over a batch, of shape ()."""
+        if isinstance(self.task, TensorTask):
+            return self.task.loss_of(self.forward(x), y)
+        with autocast(self.trainer.precision, x.device):
+            return self.task.loss(self._module, (x, y))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, *in_shape) to (B, out_features) in float32, or float64 if the model is; see `in_precision`."""
-        return in_precision(self.trainer.precision, self._call, x)
+        return in_precision(self.trainer.precision, self._module, x)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
         self.model.eval()
         self._switch_optimizer("eval")
-        metrics = evaluate.evaluate(self.forward, getattr(self.data, split), self.data, self.loss_fn)
+        metrics = self._measured(getattr(self.data, split))
         return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def _measured(self, split: TensorSplit) -> dict[str, float]:
+        if isinstance(self.task, TensorTask):
+            return evaluate.evaluate(self.forward, split, self.task)
+        with autocast(self.trainer.precision, self.device):
+            return evaluate.evaluate_batches(self._module, split, self.task)
 
     def _switch_optimizer(self, mode: str) -> None:
         """Call the optimizer's `train` or `eval` if it has both: a schedule-free optimizer evaluates other weights."""
@@ -135,7 +149,9 @@ class TrainingLoop(TrainState):
         assert self.best is not None
         self.model.load_state_dict(self.best.weights)
         self.model.eval()
-        return evaluate.test(self.forward, self.data, self.loss_fn, noise)
+        if isinstance(self.task, TensorTask):
+            return evaluate.test(self.forward, self.data, self.task, noise)
+        return {f"test/{name}": value for name, value in self._measured(self.data.test).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint's content. Raises Diverged if a loss that was still on the device is not finite."""

@@ -4,8 +4,10 @@ import copy
 import ctypes
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from greenlet import greenlet
 from torch import Tensor, nn
 
+from sweep.tasks import Task, TensorTask
 from sweep.training.checkpoint import random_states, set_random_states
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
@@ -43,19 +46,76 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def check_model(model: nn.Module, x: Tensor, out_features: int) -> None:
-    """Run the model on one batch of inputs, which also gives lazy layers their shapes. Raises ConfigError if it fails.
+def check_model(model: nn.Module, x: Tensor, y: Tensor, task: TensorTask | Task) -> None:
+    """Run the model on one batch, which also gives lazy layers their shapes, and compute the loss.
 
-    It fails too if the outputs are not of shape (B, out_features).
+    Args:
+        model: its weights stay as they are.
+        x: inputs, (B, ...).
+        y: targets, (B, ...).
+        task: says which shape the outputs must have, if it is a `TensorTask`.
+
+    Raises:
+        ConfigError: the model or the loss fails, or returns something of another shape.
     """
     model.eval()
+    if not isinstance(task, TensorTask):
+        _check_loss(lambda: task.loss(model, (x, y)), f"a batch of shape {tuple(x.shape)}")
+        return
     try:
         outputs = model(x)
     except Exception as error:  # your own model may raise anything
         raise ConfigError("model", f"cannot take a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if shape != (len(x), out_features):
-        raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {(len(x), out_features)}")
+    shape, wanted = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__, task.out_shape(y)
+    if shape != wanted:
+        raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {wanted}")
+    _check_loss(lambda: task.loss_of(outputs, y), f"outputs of shape {shape} and targets of shape {tuple(y.shape)}")
+
+
+def _check_loss(loss_of: Callable[[], Any], batch: str) -> None:
+    """Raise ConfigError if the loss fails on the batch, or is not one number."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes that cannot be broadcast, which is an error too
+            loss = loss_of()
+    except Exception as error:  # your own loss may raise anything
+        raise ConfigError("task.loss", f"cannot take {batch}: {one_line(error)}") from error
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    if shape != ():
+        raise ConfigError("task.loss", f"returned {shape} for {batch}, not a single number; set reduction=mean")
+
+
+def check_metrics(task: TensorTask, splits: Mapping[str, Tensor]) -> None:
+    """Compute every metric once, for drawn outputs, to see whether the data allow it.
+
+    Args:
+        task: the metrics.
+        splits: the targets of a split, by its name.
+
+    Raises:
+        ConfigError: a metric fails, is not finite, or warns that it has no meaning. Ranking metrics do if a class is
+            missing.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    for split, targets in splits.items():
+        outputs = torch.randn(task.out_shape(targets), generator=drawn).to(targets.device)
+        for name in task.metrics:
+            problem = _problem_of(partial(task.value, name, outputs, targets))
+            if problem is not None:
+                message = f"cannot be computed on the {split} split: {problem}"
+                raise ConfigError(f"task.metrics.{name}", f"{message}; leave it out, or raise split.{split}")
+
+
+def _problem_of(compute: Callable[[], Tensor | None]) -> str | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            value = compute()
+        except Exception as error:  # your own metric may raise anything
+            return one_line(error)
+    if value is not None and (value.shape != () or not value.isfinite()):
+        return f"it is {value.tolist()}, not one finite number"
+    return str(caught[0].message) if caught else None
 
 
 def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
@@ -255,10 +315,15 @@ def seed_generators(seed: int, stream: str) -> None:
     np.random.seed(derived % 2**32)  # noqa: NPY002
 
 
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a model computes in the trainer's precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
 def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return `call(x)`, computed in the trainer's precision; with bf16, by autocast and converted to float32."""
     if precision == "bf16":
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(precision, x.device):
             return call(x).float()
     return call(x)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sweep.config.metrics import direction_of, sign_of
+from sweep.config.metrics import sign_of
 from sweep.config.nodes import Trainer, steps_per_epoch
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
@@ -27,13 +27,21 @@ class Best:
 class TrainState:
     """Everything that changes while a trial trains, except its tensors and its random generators."""
 
-    def __init__(self, schedule: Schedule, trainer: Trainer, n_train: int, step_points: int | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        trainer: Trainer,
+        n_train: int,
+        direction: str = "minimize",
+        step_points: int | None = None,
+    ) -> None:
         """Start before the first epoch.
 
         Args:
             schedule: gives the learning rate of each update.
             trainer: the settings of the training.
             n_train: training samples in an epoch.
+            direction: minimize or maximize, for the curve that `trainer.monitored` names.
             step_points: how many points of a curve over the steps are recorded at most; None for all.
         """
         self.schedule, self.trainer = schedule, trainer
@@ -44,7 +52,7 @@ class TrainState:
         self.losses: list[float] = []  # of the epoch in progress, one an update
         self._stride = stride(self.n_updates * trainer.epochs, step_points)
         self.best: Best | None = None
-        self._sign = sign_of(direction_of(trainer.monitored))
+        self._sign = sign_of(direction)
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 
     @property

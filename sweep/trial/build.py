@@ -42,25 +42,37 @@ _OPTUNA_TARGETS = (
 
 def samples(node: Mapping[str, Any]) -> Samples:
     """Call the data target. Raise ConfigError, also if it returns anything but `Samples`."""
-    made = _bind("data", node, offered={})()
+    made = bind("data", node, offered={})()
     if not isinstance(made, Samples):
         raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
     return made
 
 
-def model(node: Mapping[str, Any], data: Samples) -> "nn.Module":
-    """Call the model target. It gets `in_features`, `out_features` and `in_shape` of the data if it accepts them.
+def model(node: Mapping[str, Any], data: Samples, out_features: int | None = None) -> "nn.Module":
+    """Call the model target.
 
-    `in_features` is the product of `in_shape`. Raises ConfigError, also if the target returns anything but a module.
+    The target gets what it accepts of `in_features` (the product of `in_shape`), `in_shape`, `n_tokens` (of token ids)
+    and `out_features`.
+
+    Args:
+        node: the config node.
+        data: what the model is for.
+        out_features: the number of outputs; by default, one for each target or class.
+
+    Raises:
+        ConfigError: the model cannot be built, or the target returns anything but a module.
     """
     in_features = 1
     for size in data.in_shape:
         in_features *= size
-    offered = {"in_features": in_features, "out_features": data.out_features, "in_shape": tuple(data.in_shape)}
+    offered = {"in_features": in_features, "in_shape": tuple(data.in_shape)}
+    offered["out_features"] = data.out_features if out_features is None else out_features
+    if data.tokens:
+        offered["n_tokens"] = data.n_tokens
     from torch import nn
 
     _refuse_other_kinds(node)
-    make = _bind("model", node, offered)
+    make = bind("model", node, offered)
     made = make()
     if _is_lightning(type(made)):
         raise ConfigError(
@@ -78,7 +90,7 @@ def _refuse_other_kinds(node: Mapping[str, Any]) -> None:
     from torch.optim import Optimizer
     from torch.utils.data import Dataset
 
-    target = _located("model", node["_target_"], allowed_targets())
+    target = located("model", node["_target_"], allowed_targets())
     if isinstance(target, type) and issubclass(target, Optimizer | Dataset):
         kind, group = ("an optimizer", "optimizer") if issubclass(target, Optimizer) else ("a data set", "data")
         raise ConfigError("model._target_", f"{node['_target_']} is {kind}, not a torch.nn.Module; see {group}=...")
@@ -98,7 +110,7 @@ def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
     Raises ConfigError, as does the function: also if the target returns anything but an optimizer, or one whose `step`
     needs a closure, such as LBFGS.
     """
-    make = _bind("optimizer", node, offered={}, positional=1)
+    make = bind("optimizer", node, offered={}, positional=1)
 
     def checked(parameters: Any) -> "Optimizer":
         from torch.optim import Optimizer
@@ -138,12 +150,12 @@ def scheduler(
     node = {key: value for key, value in node.items() if key != "interval"}
     offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
     mode = direction[:3]
-    target = _located("scheduler", node["_target_"], allowed_targets())
-    if "steps_per_epoch" not in _named(target):
+    target = located("scheduler", node["_target_"], allowed_targets())
+    if "steps_per_epoch" not in named(target):
         offered["total_steps"] = steps_per_epoch * epochs
     if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
         offered["mode"] = mode
-    make = _bind("scheduler", node, offered, positional=1)
+    make = bind("scheduler", node, offered, positional=1)
 
     def checked(optimizer: "Optimizer") -> "LRScheduler":
         try:
@@ -176,8 +188,8 @@ def interval(node: Mapping[str, Any]) -> str | None:
     The node's key `interval` decides. Without it, a target that accepts a number of updates is stepped after each step.
     None means that the kind of the scheduler will decide, once it is made.
     """
-    target = _located("scheduler", node["_target_"], allowed_targets())
-    return interval_of(node) or ("step" if _COUNTS_UPDATES & _named(target) else None)
+    target = located("scheduler", node["_target_"], allowed_targets())
+    return interval_of(node) or ("step" if _COUNTS_UPDATES & named(target) else None)
 
 
 def sampler(node: Mapping[str, Any]) -> "BaseSampler":
@@ -199,7 +211,7 @@ def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
     if not isinstance(node.get("_target_"), str):
         group = key.replace(".", "/")
         raise ConfigError(key, f"needs a _target_; choose an option with {group}=...")
-    made = _bind(key, node, offered={}, allowed=(*_OPTUNA_TARGETS, *allowed_targets()))()
+    made = bind(key, node, offered={}, allowed=(*_OPTUNA_TARGETS, *allowed_targets()))()
     if not isinstance(made, kind):
         raise ConfigError(
             f"{key}._target_", f"{node['_target_']} returned {type(made).__name__}, which is not a {kind.__name__}"
@@ -207,7 +219,7 @@ def _of_optuna(key: str, node: Mapping[str, Any], kind: type) -> Any:
     return made
 
 
-def _bind(
+def bind(
     key: str,
     node: Mapping[str, Any],
     offered: Mapping[str, Any],
@@ -232,7 +244,7 @@ def _bind(
     whitelist = allowed_targets() if allowed is None else tuple(allowed)
     if _is_flat(node):
         target = partial(
-            _located(key, node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
+            located(key, node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
         )
     else:
         target = _instantiated(key, dict(node), whitelist)
@@ -240,7 +252,7 @@ def _bind(
     _check_arguments(key, target.func, arguments, offered, positional)
     configured = dict(arguments)
     arguments |= {
-        name: value for name, value in offered.items() if name in _named(target.func) and name not in arguments
+        name: value for name, value in offered.items() if name in named(target.func) and name not in arguments
     }
     for name, annotation in _annotations(target.func).items():
         if type(arguments.get(name)) is int and _is_real(annotation):
@@ -258,7 +270,7 @@ def _bind(
 
 
 @lru_cache(maxsize=256)
-def _located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
+def located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
     """Import a target by its dotted path. The cache saves 2 ms a call: a study's trials name the same few targets."""
     return _instantiated(key, {"_target_": target}, whitelist).func
 
@@ -320,7 +332,7 @@ def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
         return [inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)]
 
 
-def _named(target: Callable[..., Any]) -> set[str]:
+def named(target: Callable[..., Any]) -> set[str]:
     """Return the names of the parameters that the target accepts by keyword."""
     return {p.name for p in _parameters(target) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 

@@ -78,7 +78,7 @@ class BuiltInTraining:
             return
         if self._lowered:
             log.warning(self._lowered)
-        if names := undefined_metrics(self._data):
+        if names := undefined_metrics(self.config, self._data):
             why = "the targets do not vary there"
             log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
 

@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from sweep.config.schema import Config
+from sweep.tasks import TensorTask
 from sweep.training import evaluate
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
-from sweep.training.runtime import pick_device, reproducible, set_threads
+from sweep.training.runtime import check_metrics, pick_device, reproducible, set_threads
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
+from sweep.trial.build_task import build_task
 from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
 
 # The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
@@ -56,7 +58,7 @@ class Group:
         self._model.eval()
         forward = self.pack.forward_of(self._model)
         with self._settings():
-            return evaluate.test(forward, self.pack.data, self.pack.loss_fn, self.data.samples.noise)
+            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.samples.noise)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -102,7 +104,12 @@ class PackScheduler:
         n_train = len(tensors.train.x)
         with reproducible(device):
             seen_before = kind in self._groups
-            model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], seen_before)
+            task = build_task(config.task, data.samples, data.splits, device)
+            if not isinstance(task, TensorTask):
+                raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
+            model = new_model(config, data.samples, task, tensors.train, seen_before)
+            if not seen_before:
+                check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
             schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
@@ -114,12 +121,13 @@ class PackScheduler:
                 n_train=n_train,
                 weights=weights,
                 rule=rule,
+                direction=config.monitor_direction,
                 step_points=config.tracking.step_points,
             )
             of_kind = self._groups.setdefault(kind, {})
             if rule not in of_kind:
                 try:
-                    of_kind[rule] = self._group(config, data, tensors, model, rule)
+                    of_kind[rule] = self._group(config, data, tensors, task, model, rule)
                 except Unpackable as why:
                     self._refused[kind] = why
                     raise
@@ -144,17 +152,18 @@ class PackScheduler:
             self._data[key] = data, to_device(data.splits, device)
         return self._data[key]
 
-    def _group(self, config: Config, data: Data, tensors: TensorData, model: nn.Module, rule: Rule) -> Group:
+    def _group(
+        self, config: Config, data: Data, tensors: TensorData, task: TensorTask, model: nn.Module, rule: Rule
+    ) -> Group:
         """Make a group for trials like this one, and measure its width if none is set. Raises Unpackable."""
         trainer = config.trainer
-        loss_fn = evaluate.loss_function(trainer.loss, data.samples.task)
         x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
         set_threads(trainer.threads, model, x)
         sequential_s = 0.0
         if self._width is None:
             optimizer = build.optimizer(config.optimizer)(model.parameters())
-            sequential_s = refuse_large(model, optimizer, loss_fn, x, y)
-        pack = Pack(model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule)
+            sequential_s = refuse_large(model, optimizer, task.loss_of, x, y)
+        pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rule=rule)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width)
 
@@ -165,4 +174,8 @@ def _kind(config: Config) -> _Kind:
     Clipping belongs to it only as on or off: the norm at which to clip may differ from trial to trial.
     """
     trainer = config.trainer
-    return data_key(config, config.model), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)
+    return (
+        data_key(config, config.model, config.task),
+        trainer.clip_norm is None,
+        *(getattr(trainer, name) for name in _STRUCTURE),
+    )

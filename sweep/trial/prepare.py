@@ -6,23 +6,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.metrics import METRICS, direction_of, loss_name
 from sweep.config.nodes import steps_per_epoch
 from sweep.config.overrides import sets
 from sweep.config.schema import Config
+from sweep.config.task_node import AUTO_TASK, task_for
 from sweep.data import Samples
 from sweep.data.split import Splits, divide
 from sweep.tracking.description import dataset
 from sweep.trial import build
+from sweep.trial.build_task import build_task
 from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
+    from sweep.tasks import Task, TensorTask
     from sweep.training.loop import TrainingLoop
     from sweep.training.schedule import Schedule
-    from sweep.training.tensors import TensorData
+    from sweep.training.tensors import TensorData, TensorSplit
 
 
 BATCH_SIZE = "trainer.batch_size"
@@ -63,29 +65,37 @@ class RememberedData:
         return self._data
 
 
-def new_model(config: Config, samples: Samples, batch: "Tensor", seen_before: bool = False) -> "nn.Module":
+def new_model(
+    config: Config, samples: Samples, task: "TensorTask | Task", train: "TensorSplit", seen_before: bool = False
+) -> "nn.Module":
     """Build the model with its initial weights, and check its output on a batch.
 
     Seeds the global random generators. The caller restores them.
 
     Args:
         config: what to train.
-        samples: the data, for the number of features and targets.
-        batch: a batch of inputs, shape (B, *in_shape). The model is moved to its device.
+        samples: the data, for the number of features.
+        task: the loss. It is moved to the device of the data and converted to the model's dtype.
+        train: the training split. The model is moved to its device.
         seen_before: True skips the check: a model of the same kind has passed it. A model with lazy weights is always
             checked, since its first batch sets their shapes.
 
     Raises:
         ConfigError: the model cannot be built, does not fit the data, or has nothing to train.
     """
+    import torch
     from torch.nn.parameter import UninitializedParameter
 
+    from sweep.tasks import TensorTask
     from sweep.training.runtime import check_model, seed_generators
 
     seed_generators(config.trainer.seed, "init")
-    model = build.model(config.model, samples).to(batch.device)
+    size = config.trainer.batch_size
+    model = build.model(config.model, samples, getattr(task, "out_features", None)).to(train.x.device)
+    if isinstance(task, TensorTask):
+        task.to(train.x.device, next((w.dtype for w in model.parameters() if w.is_floating_point()), torch.float32))
     if not seen_before or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
-        check_model(model, batch, samples.out_features)
+        check_model(model, train.x[:size], train.y[:size], task)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
     return model
@@ -106,17 +116,16 @@ def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "S
 
     trainer = config.trainer
     n_steps = steps_per_epoch(n_train, trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, direction_of(trainer.monitored))
+    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, config.monitor_direction)
     return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
 
 
-def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
+def new_loop(config: Config, task: "TensorTask | Task", tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
     """Build the loop that trains `model`, which has its initial weights.
 
     Seeds the global random generators for training. Raises ConfigError if the optimizer or the scheduler cannot be
     built.
     """
-    from sweep.training.evaluate import loss_function
     from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import seed_generators
 
@@ -127,9 +136,10 @@ def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn
         model=model,
         optimizer=build.optimizer(config.optimizer)(model.parameters()),
         schedule=schedule,
-        loss_fn=loss_function(trainer.loss, samples.task),
+        task=task,
         data=tensors,
         trainer=trainer,
+        direction=config.monitor_direction,
         step_points=config.tracking.step_points,
     )
 
@@ -141,25 +151,35 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     Torch's settings and the states of the random generators are restored at the end. Raises ConfigError if the config
     does not fit the data, or something in it cannot be built.
     """
-    from sweep.training.runtime import check_last_batch, pick_device, reproducible, set_threads
+    from sweep.tasks import TensorTask
+    from sweep.training.runtime import check_last_batch, check_metrics, pick_device, reproducible, set_threads
     from sweep.training.tensors import to_device
 
     trainer = config.trainer
     device = pick_device(trainer.device)
     with reproducible(device):
         tensors = to_device(data.splits, device)
-        batch = tensors.train.x[: trainer.batch_size]
-        model = new_model(config, data.samples, batch)
+        task = build_task(config.task, data.samples, data.splits, device)
+        model = new_model(config, data.samples, task, tensors.train)
+        if isinstance(task, TensorTask):
+            check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
         check_last_batch(model, tensors.train.x, trainer.batch_size)
-        set_threads(trainer.threads, model, batch)
-        yield new_loop(config, data.samples, tensors, model)
+        set_threads(trainer.threads, model, tensors.train.x[: trainer.batch_size])
+        yield new_loop(config, task, tensors, model)
 
 
 def check_data(data: Data, config: Config) -> None:
     """Raise ConfigError if the loss, the monitor or the batch size does not fit the data. This does not load torch."""
-    loss_name(config.trainer.loss, data.samples.task)
+    _check_loss_name(config, data)
     check_monitor(data, config)
     check_batch_size(config, len(data.splits.train.x))
+
+
+def _check_loss_name(config: Config, data: Data) -> None:
+    """Raise ConfigError if `trainer.loss` of an earlier version's config names another loss than the task's."""
+    loss, own = config.trainer.loss, {"regression": "mse", "classification": "cross_entropy"}.get(data.samples.task)
+    if loss != "auto" and (loss != own or config.task != AUTO_TASK):
+        raise ConfigError("trainer.loss", f"{loss} does not fit; leave it out, and set task/loss=... instead")
 
 
 def check_batch_size(config: Config, n_train: int) -> None:
@@ -173,7 +193,7 @@ def check_batch_size(config: Config, n_train: int) -> None:
 def check_monitor(data: Data, config: Config) -> None:
     """Raise ConfigError if trials on such data have no curve with the name of the monitor."""
     monitor = config.trainer.monitored
-    known = ["train/loss", *(name for name in metric_names(data) if name.startswith("val/"))]
+    known = ["train/loss", *(name for name in metric_names(config, data) if name.startswith("val/"))]
     if monitor not in known:
         message = f"trials on this data have no '{monitor}'; choose one of: {', '.join(known)}"
         raise ConfigError("trainer.monitor", message)
@@ -197,18 +217,20 @@ def smaller_batch_text(before: Config, after: Config) -> str | None:
     return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"
 
 
-def metric_names(data: Data) -> list[str]:
+def metric_names(config: Config, data: Data) -> list[str]:
     """Return the names of the metrics that trials on such data have on the splits `val` and `test`."""
-    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *METRICS[data.samples.task])]
-    return [name for name in names if name not in undefined_metrics(data)]
+    metrics = task_for(data.samples.task, config.task).get("metrics") or {}
+    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *metrics)]
+    return [name for name in names if name not in undefined_metrics(config, data)]
 
 
-def undefined_metrics(data: Data) -> list[str]:
+def undefined_metrics(config: Config, data: Data) -> list[str]:
     """Return the names of the metrics that have no value: r2 on a split where all targets are equal.
 
     r2 divides by the variance of the targets.
     """
-    if data.samples.task != "regression":
-        return []
+    metrics = task_for(data.samples.task, config.task).get("metrics") or {}
+    named = [name for name, node in metrics.items() if node["_target_"] == "sweep.tasks.metrics.r2"]
     parts = {"val": data.splits.val.y, "test": data.splits.test.y}
-    return [f"{part}/r2" for part, y in parts.items() if (y.max(axis=0) == y.min(axis=0)).all()]
+    constant = [part for part, y in parts.items() if named and (y.max(axis=0) == y.min(axis=0)).all()]
+    return [f"{part}/{name}" for part in constant for name in named]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.metrics import best_of, direction_of
+from sweep.config.metrics import best_of
 from sweep.config.outputs import folder_name
 from sweep.config.schema import Config, is_edited, validate
 from sweep.tracking import journal as journals
@@ -180,7 +180,7 @@ def _outcome(
     """Read the curves back from the run's journal, and return the outcome."""
     history, monitor = journals.curves(run.journal), config.trainer.monitored
     watched = history[monitor]
-    value = best_of(watched.values.tolist(), direction_of(monitor))
+    value = best_of(watched.values.tolist(), config.monitor_direction)
     best_epoch = int(watched.steps[watched.values == value][0])
     val = {
         name: curve.values[curve.steps == best_epoch].item()

@@ -3,6 +3,7 @@
 import errno
 import math
 import re
+from collections.abc import Sequence
 
 from sweep.utils.passwords import without_passwords
 
@@ -173,6 +174,6 @@ def require(holds: bool, key: str, problem: str) -> None:
         raise ConfigError(key, problem)
 
 
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, choices: Sequence[str]) -> None:
     """Raise ConfigError unless the value is one of the choices."""
     require(value in choices, key, f"'{value}' is unknown; choose one of {', '.join(choices)}")

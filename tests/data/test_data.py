@@ -55,7 +55,7 @@ def test_classes_are_counted_from_their_names_or_else_from_the_indices():
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
-        ({"task": "ranking"}, "data.task", "choose regression or classification"),
+        ({"task": "ranking"}, "data.task", "choose one of regression, classification"),
         ({"x": [["a"], ["b"]]}, "data", "not numbers"),
         ({"x": [[1.0], [2.0, 3.0]]}, "data", "not numbers"),
         ({"x": 3.0}, "data", "one row for each sample"),
@@ -225,7 +225,7 @@ def test_columns_of_a_table_may_have_numbers_for_names(tmp_path: Path):
         ({}, {"features": ["a", "c"]}, "data.features", "no column 'c'; the columns are: a, b, y, z"),
         ({}, {"features": []}, "data.features", "choose from: a, b, y, z"),
         ({}, {"features": ["a", "y"]}, "data.features", "'y' is a target too"),
-        ({}, {"task": "ranking"}, "data.task", "choose regression or classification"),
+        ({}, {"task": "ranking"}, "data.task", "choose one of regression, classification"),
         ({}, {"target": ["y", "z"], "task": "classification"}, "data.target", "takes one column"),
         ({"b": [0.0, None, 1.0]}, {}, "data.features", "<2>, column 'b' is empty or NaN"),
         ({"b": ["0", "1", "five"]}, {}, "data.features", "<3>, column 'b' is 'five', not a finite float32 number"),

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from sweep.config.nodes import Split
 from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
-from sweep.training.evaluate import evaluate, is_finite, loss_function, noise_floor, predict
+from sweep.tasks import Classification, Regression, metrics
+from sweep.training.evaluate import evaluate, is_finite, noise_floor, predict
 from sweep.training.evaluate import test as measured
 from sweep.training.tensors import TensorData, TensorSplit, to_device
-from sweep.utils.errors import ConfigError
 
 
-def data_of(split: TensorSplit, y_std: Tensor) -> TensorData:
-    return TensorData(split, split, split, y_std)
+def regression(y_std: Tensor, y_mean: Tensor | None = None) -> Regression:
+    functions = {"mse": metrics.mse, "mae": metrics.mae, "r2": metrics.r2}
+    return Regression(nn.MSELoss(), functions, torch.zeros_like(y_std) if y_mean is None else y_mean, y_std)
 
 
 def test_regression_metrics_are_in_the_targets_own_units() -> None:
@@ -26,12 +26,11 @@ def test_regression_metrics_are_in_the_targets_own_units() -> None:
     x, y = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 2)).astype(np.float32)
     y_mean, y_std = np.array([300.0, -2.0], np.float32), np.array([40.0, 0.1], np.float32)
     split = TensorSplit(torch.from_numpy(x), torch.from_numpy(y), None)
-    data = data_of(split, torch.from_numpy(y_std))
     weights = torch.from_numpy(rng.normal(size=(3, 2)).astype(np.float32))
-    metrics = evaluate(lambda x: x @ weights, split, data, functional.mse_loss)
+    found = evaluate(lambda x: x @ weights, split, regression(torch.from_numpy(y_std)))
     outputs = x @ weights.numpy()
     truth, guess = y * y_std + y_mean, outputs * y_std + y_mean
-    assert metrics == pytest.approx(
+    assert found == pytest.approx(
         {
             "loss": mean_squared_error(y, outputs),
             "mse": mean_squared_error(truth, guess),
@@ -46,27 +45,23 @@ def test_classification_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(1)
     logits, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 4, size=60)
     split = TensorSplit(torch.from_numpy(logits), torch.from_numpy(y), None)
-    data = data_of(split, torch.ones(4))
-    metrics = evaluate(lambda x: x, split, data, loss_function("auto", "classification"))
+    task = Classification(nn.CrossEntropyLoss(), {"accuracy": metrics.accuracy}, 4)
+    found = evaluate(lambda x: x, split, task)
     odds = np.exp(logits.astype(np.float64))
     expected = {
         "loss": log_loss(y, odds / odds.sum(axis=1, keepdims=True), labels=range(4)),
         "accuracy": accuracy_score(y, logits.argmax(axis=1)),
     }
     assert 0 < expected["accuracy"] < 1
-    assert metrics == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_r2_is_that_of_the_targets_that_vary_or_left_out() -> None:
     split = TensorSplit(torch.zeros(5, 1), torch.ones(5, 1), None)
-    metrics = evaluate(lambda x: x, split, data_of(split, torch.ones(1)), functional.mse_loss)
-    assert metrics == {"loss": 1.0, "mse": 1.0, "mae": 1.0}
+    assert evaluate(lambda x: x, split, regression(torch.ones(1))) == {"loss": 1.0, "mse": 1.0, "mae": 1.0}
     both = TensorSplit(torch.arange(6.0).reshape(3, 2), torch.tensor([[1.0, 5.0], [1.0, 6.0], [1.0, 8.0]]), None)
     alone = TensorSplit(both.x[:, 1:], both.y[:, 1:], None)
-    found, expected = (
-        evaluate(lambda x: x, part, data_of(part, torch.ones(part.y.shape[1])), functional.mse_loss)
-        for part in (both, alone)
-    )
+    found, expected = (evaluate(lambda x: x, part, regression(torch.ones(part.y.shape[1]))) for part in (both, alone))
     assert found["r2"] == pytest.approx(expected["r2"])
 
 
@@ -123,24 +118,17 @@ def test_predicting_in_parts_equals_predicting_at_once(of_model: torch.dtype, of
 def test_evaluating_leaves_no_gradients_behind() -> None:
     weight = torch.ones(1, requires_grad=True)
     split = TensorSplit(torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1))
-    data = data_of(split, torch.ones(1))
     seen = []
 
     def forward(x: Tensor) -> Tensor:
         seen.append(x * weight)
         return seen[-1]
 
-    evaluate(forward, split, data, functional.mse_loss)
-    measured(forward, TensorData(split, split, split, torch.ones(1)), functional.mse_loss, 1.0)
+    task = regression(torch.ones(1))
+    evaluate(forward, split, task)
+    measured(forward, TensorData(split, split, split, torch.ones(1)), task, 1.0)
     assert len(seen) == 2
     assert not any(outputs.requires_grad for outputs in seen)
-
-
-@pytest.mark.parametrize(("loss", "task"), [("mse", "classification"), ("cross_entropy", "regression")])
-def test_a_loss_that_does_not_fit_the_task_is_refused(loss: str, task: str) -> None:
-    with pytest.raises(ConfigError, match="does not fit") as caught:
-        loss_function(loss, task)
-    assert caught.value.key == "trainer.loss"
 
 
 def test_one_value_that_is_not_finite_is_enough() -> None:

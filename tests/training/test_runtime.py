@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from sweep.models import MLP
+from sweep.tasks import Regression
 from sweep.training.runtime import check_model, pick_device, reproducible, set_threads
 from sweep.utils.errors import ConfigError
 
+TASK = Regression(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
 BATCH = torch.zeros(16, 3)
 
 
@@ -34,13 +36,13 @@ class Pair(nn.Module):
 )
 def test_a_model_that_does_not_fit_the_data_is_refused(model: nn.Module, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        check_model(model, BATCH, out_features=1)
+        check_model(model, BATCH, torch.zeros(len(BATCH), 1), TASK)
     assert caught.value.key == "model"
 
 
 def test_a_lazy_model_gets_its_shapes() -> None:
     model = nn.LazyLinear(1)
-    check_model(model, BATCH, out_features=1)
+    check_model(model, BATCH, torch.zeros(len(BATCH), 1), TASK)
     assert model.weight.shape == (1, 3)
 
 

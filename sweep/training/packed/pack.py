@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from sweep.tasks import TensorTask
 from sweep.training.checkpoint import check_kinds, kinds, random_states
-from sweep.training.evaluate import LossFn, in_single_precision, measures
+from sweep.training.evaluate import evaluate_each, in_single_precision
 from sweep.training.packed.parameters import (
     FlatParameters,
     MaskLike,
@@ -64,6 +65,7 @@ class PackMember(TrainState):
         n_train: int,
         weights: Mapping[str, Tensor],
         rule: Rule,
+        direction: str = "minimize",
         step_points: int | None = None,
     ) -> None:
         """Start a trial from its initial weights.
@@ -74,9 +76,10 @@ class PackMember(TrainState):
             n_train: training samples in an epoch.
             weights: the initial weights, as the model's `state_dict`.
             rule: the optimizer's rule.
+            direction: as in `TrainState`.
             step_points: as in `TrainState`.
         """
-        super().__init__(schedule, trainer, n_train, step_points)
+        super().__init__(schedule, trainer, n_train, direction, step_points)
         self.weights = weights  # empty once it has a row
         self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise; by name, then by the parameter's index
         self.scalars = dict(rule.scalars)
@@ -131,7 +134,7 @@ class Pack:
         self,
         *,
         model: nn.Module,
-        loss_fn: LossFn,
+        task: TensorTask,
         data: TensorData,
         trainer: "Trainer",
         rule: Rule,
@@ -140,7 +143,7 @@ class Pack:
 
         Args:
             model: any model of the trials' structure; its weights do not matter.
-            loss_fn: the mean loss over a batch.
+            task: the loss and the metrics.
             data: the splits, which all trials share.
             trainer: the settings of any of the trials; only those that they share matter.
             rule: the optimizer's rule, which all trials share.
@@ -148,7 +151,7 @@ class Pack:
         Raises:
             Unpackable: the model cannot be stacked.
         """
-        self.loss_fn, self.data, self.rule = loss_fn, data, rule
+        self.task, self.data, self.rule = task, data, rule
         self.device, self._trainer = data.train.x.device, trainer
         self.members: list[PackMember] = []  # in the order of the rows
         self._model = model
@@ -158,7 +161,7 @@ class Pack:
         used: set[str] = set()
         for size in {batch_size, n_train % batch_size or batch_size}:
             x, y = data.train.x[:size], data.train.y[:size]
-            self._masks[size], used = rehearsed(model, loss_fn, trainer.precision, x, y)
+            self._masks[size], used = rehearsed(model, task.loss_of, trainer.precision, x, y)
         self._layout = FlatParameters(model, used)
         self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
@@ -166,7 +169,7 @@ class Pack:
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
         self._state = {name: torch.empty_like(self._weights) for name in rule.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
-        self._update = Update(self._masked, self._layout, loss_fn, rule, trainer)
+        self._update = Update(self._masked, self._layout, task.loss_of, rule, trainer)
         self._refuse_unstackable()
 
     def admit(self, member: PackMember) -> None:
@@ -323,10 +326,8 @@ class Pack:
 
         chunks = part.x.split(max(1, _EVAL_SAMPLES.get(self.device.type, _EVAL_SAMPLES_DEFAULT) // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
-        found = in_single_precision(found)
-        metrics = vmap(lambda o: measures(o, part, self.data, self.loss_fn))(found)
-        columns = torch.stack([values.double() for values in metrics.values()], dim=1).tolist()
-        return [dict(zip((f"{split}/{name}" for name in metrics), values, strict=True)) for values in columns]
+        metrics = evaluate_each(in_single_precision(found), part, self.task)
+        return [{f"{split}/{name}": value for name, value in of_member.items()} for of_member in metrics]
 
     def forward_of(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Return the function that applies one (unstacked) model in the trials' precision."""

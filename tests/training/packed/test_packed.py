@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, Heard, make_fit
-from packs import member_of, pack_of, together
+from conftest import OVERSHOOTING, SMALL, Heard, make_fit
+from packs import member_of, pack_of, tensor_task, together
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
+from sweep import Samples, compose
 from sweep.training import checkpoint
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed import pack
@@ -44,14 +46,19 @@ def double(fit: TrainingLoop) -> TrainingLoop:
     """The same trial in float64."""
     fit.model.double()
     fit.data = _double(fit.data)
+    tensor_task(fit).to(fit.device, torch.float64)
     return fit
 
 
 def _double(data: TensorData) -> TensorData:
     def part(split: TensorSplit) -> TensorSplit:
-        return replace(split, x=split.x.double(), y=split.y.double() if split.y.is_floating_point() else split.y)
+        return replace(split, x=_doubled(split.x), y=_doubled(split.y))
 
     return replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
+
+
+def _doubled(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def alone(fit: TrainingLoop) -> Heard:
@@ -133,6 +140,62 @@ def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
 def seeded(*overrides: str, lrs: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[tuple[str, ...]]:
     """Trials with a seed and a learning rate each."""
     return [("scheduler=constant", f"optimizer.lr={lr}", f"seed={seed}", *overrides) for seed, lr in enumerate(lrs)]
+
+
+def labels() -> Samples:
+    x = np.random.default_rng(0).normal(size=(96, 4))
+    return Samples(name="labels", task="multilabel", x=x, y=(x[:, :3] + x[:, 3:] > 0.2).astype(int))
+
+
+def pixels() -> Samples:
+    x = np.random.default_rng(0).normal(size=(96, 2, 4, 5))
+    return Samples(name="pixels", task="segmentation", x=x, y=x.argmax(axis=1))
+
+
+def tokens() -> Samples:
+    x = np.random.default_rng(0).integers(0, 6, size=(96, 5))
+    return Samples(name="tokens", task="language_model", x=x, y=(x + 1) % 6)
+
+
+class Pixelwise(nn.Module):
+    """Works on the channels of each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def tokenwise() -> nn.Module:
+    return nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6))
+
+
+TASKS = {
+    **{f"regression-{loss}": (f"task/loss={loss}", "task/metrics=[rmse,mape]") for loss in ("mse", "mae", "huber")},
+    "counts": ("task/loss=poisson", "split.normalize=false"),
+    "quantile": ("task=quantile",),
+    "classification": ("data=digits", "+task.loss.weight=balanced", "+task.loss.label_smoothing=0.1"),
+    "classification-metrics": ("data=digits", "task/metrics=[f1,precision,recall,mcc]", "split.max_samples=500"),
+    "binary": ("data=breast_cancer", "task=binary", "task.loss.pos_weight=[0.5]", "task/metrics=[auroc,accuracy,f1]"),
+    "multilabel": (f"data._target_={__name__}.labels", "+task.loss.pos_weight=balanced"),
+    "segmentation": (f"data._target_={__name__}.pixels",),
+    "language_model": (f"data._target_={__name__}.tokens",),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_and_loss_packs(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+    overrides = TASKS[task]
+    if overrides[0].startswith("data._target_"):
+        overrides = (*overrides, *(f"~data.{key}" for key in compose([]).data if key != "_target_"))
+    model = {"segmentation": Pixelwise, "language_model": tokenwise}.get(task)
+    base = ("data.n=96", *SMALL[1:]) if "data" not in overrides[0] else SMALL[1:]
+    made = partial(in_float64, base=base, make_model=model)
+    both_ways(*seeded(*overrides, "trainer.epochs=3"), make=made, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("float64")

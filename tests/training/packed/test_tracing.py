@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_fit
+from packs import tensor_task
 from torch import Tensor
 from torch.func import vmap
 
@@ -24,7 +25,7 @@ def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
     layout = FlatParameters(fit.model, {name for name, _ in fit.model.named_parameters()})
     rule = rule_of(fit.optimizer)
     assert rule is not None
-    update = Update(fit.model, layout, fit.loss_fn, rule, fit.trainer)
+    update = Update(fit.model, layout, tensor_task(fit).loss_of, rule, fit.trainer)
     traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
         arguments = drawn(layout, n_rows, n_samples)

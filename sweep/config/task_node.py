@@ -1,0 +1,104 @@
+"""The node `task` of a config: which metrics a task has, and whether lower or higher is better."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sweep.config.metrics import DIRECTIONS, KINDS
+from sweep.config.targets import check_targets
+from sweep.utils.errors import ConfigError, require
+
+# A source checkout has conf/ beside the package, an installed wheel inside it.
+_PACKAGE = Path(__file__).parent.parent
+_INSIDE = _PACKAGE / "conf"
+CONF_DIR = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "conf"
+
+AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data state
+AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml
+
+
+def task_for(kind: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the node of the task to train for.
+
+    Args:
+        kind: of the data, one of KINDS.
+        task: the config's node. If it is `auto`, the result is the option of that kind, with the node's loss and
+            metrics if it has any. A loss without a target changes arguments of the option's loss.
+    """
+    if task["_target_"] != AUTO:
+        return dict(task)
+    option = _option(kind)
+    loss, metrics = task.get("loss") or {}, task.get("metrics") or {}
+    own = {} if "_target_" in loss else option["loss"]
+    return option | {"loss": own | loss, "metrics": option["metrics"] | metrics}
+
+
+def metrics_of(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the nodes of the metrics that trials of the task may have, by name. `auto` has those of every kind."""
+    kinds = KINDS if task["_target_"] == AUTO else KINDS[:1]
+    return {name: node for kind in kinds for name, node in (task_for(kind, task).get("metrics") or {}).items()}
+
+
+def direction_of(metric: str, task: Mapping[str, Any]) -> str:
+    """Return "minimize" or "maximize".
+
+    Args:
+        metric: a recorded name, such as val/accuracy.
+        task: the config's node.
+
+    Raises:
+        ConfigError: the task's metric of that name does not say which.
+    """
+    name = metric.partition("/")[2]
+    node = metrics_of(task).get(name)
+    return "minimize" if node is None else _goal(name, node)
+
+
+def curves_of(task: Mapping[str, Any]) -> list[str]:
+    """Return the names of the curves by epoch that trials of the task may have."""
+    return ["train/loss", "val/loss", *(f"val/{name}" for name in metrics_of(task))]
+
+
+@functools.cache
+def _option(kind: str) -> dict[str, Any]:
+    """Return the node that conf/task/KIND.yaml composes to. Do not modify it."""
+    folder = CONF_DIR / "task"
+    node = _loaded(folder / f"{kind}.yaml")
+    loss, metrics = ({**entry} for entry in node.pop("defaults"))
+    merged = {}
+    for name in metrics["metrics"]:
+        merged |= _loaded(folder / "metrics" / f"{name}.yaml")
+    return {"loss": _loaded(folder / "loss" / f"{loss['loss']}.yaml"), "metrics": merged, **node}
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+@functools.cache
+def _goal_of_target(target: str) -> str | None:
+    """Return the goal that a metric's class states, as those of torchmetrics do; None if it states none."""
+    from hydra.utils import get_object
+
+    higher = getattr(get_object(target), "higher_is_better", None)
+    return None if higher is None else DIRECTIONS[bool(higher)]
+
+
+def _goal(name: str, node: Any) -> str:
+    key = f"task.metrics.{name}"
+    require(isinstance(node, Mapping) and isinstance(node.get("_target_"), str), key, "needs a _target_")
+    if (goal := node.get("goal")) is None:
+        check_targets(key, dict(node))
+        try:
+            goal = _goal_of_target(node["_target_"])
+        except Exception as error:  # importing a module may raise anything
+            raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {error}") from error
+    if goal not in DIRECTIONS:
+        problem = "is not known; add" if goal is None else f"is '{goal}'; write"
+        raise ConfigError(f"{key}.goal", f"{problem} +{key}.goal=minimize or +{key}.goal=maximize")
+    return goal

@@ -1,0 +1,75 @@
+"""Tasks that predict numbers."""
+
+from collections.abc import Sequence
+from functools import partial
+from inspect import signature
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sweep.tasks.task import FunctionMetric, Metrics, TensorFunction, TensorTask
+from sweep.utils.errors import require
+
+
+class Regression(TensorTask):
+    """Predict numbers. Outputs and targets are (B, n_targets), normalised if the data are.
+
+    A metric gets both in the targets' own units. A function that takes `scale` gets them normalised instead, and the
+    targets' standard deviations as `scale`, so that differences keep their precision.
+    """
+
+    kinds: ClassVar = ("regression",)  # of data, as in `Samples.task`
+
+    def __init__(self, loss: TensorFunction, metrics: Metrics, y_mean: Tensor, y_std: Tensor) -> None:
+        """Make the task.
+
+        Args:
+            loss: the mean loss over a batch.
+            metrics: by name.
+            y_mean: (n_targets,), what was subtracted from the targets.
+            y_std: (n_targets,), what they were divided by afterwards.
+        """
+        self._mean, self._std = y_mean.double(), y_std.double()  # in its own units, a square may overflow float32
+        super().__init__(loss, metrics, len(y_mean))
+
+    def on_split(self, function: FunctionMetric) -> FunctionMetric:
+        """As for `TensorTask`."""
+        if "scale" in signature(function).parameters:
+            scaled: Any = partial(function, **{"scale": self._std})
+            return scaled
+        return super().on_split(function)
+
+    def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets in the targets' own units, in float64."""
+        return outputs * self._std + self._mean, targets * self._std + self._mean
+
+
+class Quantile(TensorTask):
+    """Predict quantiles of numbers. Outputs are (B, n_targets * n_quantiles), the first target's quantiles first.
+
+    A metric gets them as (N, n_targets, n_quantiles), and the targets as (N, n_targets, 1), in the targets' own units.
+    """
+
+    kinds: ClassVar = ("regression",)
+
+    def __init__(
+        self,
+        loss: TensorFunction,
+        metrics: Metrics,
+        y_mean: Tensor,
+        y_std: Tensor,
+        quantiles: Sequence[float],
+    ) -> None:
+        """Make the task. The other arguments are as for `Regression`.
+
+        Raises ConfigError unless the quantiles rise and are between 0 and 1.
+        """
+        rise = all(0 < q < 1 for q in quantiles) and sorted(set(quantiles)) == [*quantiles]
+        require(rise and len(quantiles) > 0, "task.quantiles", f"must rise, each between 0 and 1, got {[*quantiles]}")
+        self._mean, self._std = y_mean.double(), y_std.double()
+        super().__init__(loss, metrics, len(y_mean) * len(quantiles))
+
+    def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what metrics get; see the class."""
+        mean, std = self._mean.unsqueeze(-1), self._std.unsqueeze(-1)
+        return outputs.unflatten(1, (len(mean), -1)) * std + mean, targets.unsqueeze(-1) * std + mean

@@ -1,0 +1,148 @@
+"""The contract of a task, and the base class of tasks whose loss needs only outputs and targets."""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
+FunctionMetric: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]  # likewise; None if it has no value
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A metric that collects batches, as those of torchmetrics do."""
+
+    def update(self, outputs: Any, targets: Any) -> object:
+        """Add a batch: what `Task.outputs` returned, and the batch's targets."""
+
+    def compute(self) -> Tensor:
+        """Return the value over all batches so far, of shape ()."""
+        ...
+
+    def reset(self) -> object:
+        """Forget all batches."""
+
+
+Metrics: TypeAlias = Mapping[str, Metric | FunctionMetric]
+
+
+class Task(Protocol):
+    """What a batch means. A task of your own needs these members only.
+
+    If its class takes arguments named `loss` and `metrics`, it gets what the config's `task.loss` and `task.metrics`
+    describe. Trials of such a task train sequentially; a `TensorTask` can be packed.
+    """
+
+    metrics: Mapping[str, Metric]
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss over the batch's samples, of shape ()."""
+        ...
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """Return what the metrics are updated with."""
+        ...
+
+
+class TensorTask:
+    """A task whose batch is inputs and targets, and whose loss is a function of the model's outputs and the targets.
+
+    Subclasses say what the metrics get. Metrics are either functions of (outputs, targets), which are called with a
+    whole split, or `Metric`s.
+
+    Attributes:
+        out_features: the number of outputs that a model needs for each prediction.
+        metrics: by name, in the order in which they are recorded.
+    """
+
+    def __init__(self, loss: TensorFunction, metrics: Metrics, out_features: int) -> None:
+        """Make the task.
+
+        Args:
+            loss: the mean loss over a batch, from outputs and targets.
+            metrics: by name.
+            out_features: see the class.
+        """
+        self._loss, self.metrics, self.out_features = loss, metrics, out_features
+        self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
+        self._collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the loss and the metrics to a device, and the loss's tensors, such as class weights, to a dtype."""
+        if isinstance(self._loss, nn.Module):
+            self._loss.to(device, dtype)
+        for metric in self.metrics.values():
+            if isinstance(metric, nn.Module):
+                metric.to(device)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """As for `Task`."""
+        inputs, targets = batch
+        return self.loss_of(model(inputs), targets)
+
+    def outputs(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """As for `Task`."""
+        return model(batch[0])
+
+    def out_shape(self, targets: Tensor) -> tuple[int, ...]:
+        """Return the shape that the model's outputs must have for these targets, (B, out_features) by default."""
+        return (len(targets), self.out_features)
+
+    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over a batch, of shape ()."""
+        return self._loss(outputs, targets)
+
+    def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets in the form that metrics get."""
+        return outputs, targets
+
+    def on_split(self, function: FunctionMetric) -> FunctionMetric:
+        """Return a metric as a function of the model's outputs and the split's targets."""
+        return lambda outputs, targets: function(*self.measured(outputs, targets))
+
+    def function_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Compute the loss, and the metrics that are functions, of shape () each. A metric without a value is left out.
+
+        `torch.vmap` can map it over the outputs of several models, if it can map each function.
+        """
+        found = {name: function(outputs, targets) for name, function in self._functions.items()}
+        return {"loss": self.loss_of(outputs, targets)} | {n: value for n, value in found.items() if value is not None}
+
+    def collected_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Compute the metrics that are `Metric`s, of shape () each."""
+        return {name: self._collected(name, outputs, targets) for name in self._collecting}
+
+    def _collected(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        metric = self._collecting[name]
+        metric.reset()
+        metric.update(*self.measured(outputs, targets))
+        value = metric.compute()
+        metric.reset()
+        return value
+
+    def values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Compute the loss in the units of training, and all metrics, of shape () each.
+
+        Args:
+            outputs: of the model, for a whole split.
+            targets: of the same samples.
+        """
+        found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
+        return {name: found[name] for name in self.order(found)}
+
+    def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Compute one metric; None if it has no value."""
+        if name in self._functions:
+            return self._functions[name](outputs, targets)
+        return self._collected(name, outputs, targets)
+
+    @property
+    def collects(self) -> bool:
+        """Whether some of the metrics are `Metric`s."""
+        return bool(self._collecting)
+
+    def order(self, names: Container[str]) -> list[str]:
+        """Return the names of those values in the order in which they are recorded."""
+        return [name for name in ("loss", *self.metrics) if name in names]
