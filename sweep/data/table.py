@@ -3,15 +3,19 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.data.cells import DATE_PARTS, date_part
+from sweep.data.cells import dates as dates_of
+from sweep.data.cells import names as names_of
 from sweep.data.csv_file import CsvFile, Dialect, shown
-from sweep.data.samples import Samples, TaskName
+from sweep.data.encoding import Column, Encoding, Missing
+from sweep.data.samples import PARTS, Samples, TaskName
 from sweep.utils.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -21,27 +25,58 @@ log = logging.getLogger("sweep")
 
 _PARQUET = (".parquet", ".pq")
 _NAMES_OF_INDICES = ("index", "id", "row", "rownames", "row_id", "level_0", "__index_level_0__")
+_FOR_TEXTS = {  # what to do about texts, by key
+    "data.target": "; for names of classes set data.task=classification",
+    "data.features": "; for names of categories list it in data.categorical, or leave it out with data.drop",
+}
+_FOR_EMPTY = dict.fromkeys(  # what to do about empty cells, by key
+    ("data.features", "data.categorical", "data.dates"),
+    "; fill it with data.missing=median, most_frequent or indicator, or leave the column out with data.drop",
+)
 _FEWEST_TO_COUNT = 3  # rows that show whether a column counts: two numbers always have a constant step
 
 
 def table(
-    path: str,
+    path: str | Mapping[str, str],
     target: str | Sequence[str],
     features: Sequence[str] | None = None,
     task: TaskName = "regression",
     read: Mapping[str, Any] | None = None,
+    drop: Sequence[str] | None = None,
+    categorical: str | Sequence[str] | None = None,
+    max_one_hot: int = 32,
+    missing: Missing = "error",
+    dates: Sequence[str] | Mapping[str, str] | None = None,
+    weight: str | None = None,
+    split_by: str | None = None,
+    split_column: str | None = None,
 ) -> Samples:
     """Read a table.
 
     Args:
-        path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line.
+        path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line. Or such
+            paths by the words train, val (which may be left out) and test, for split=given.
         target: the column to predict, or several for regression.
-        features: the input columns. By default, all columns except the targets and those that only number the rows:
+        features: the input columns. By default, all columns except the targets, those that only number the rows, and
+            those that are named in `drop`, `weight`, `split_by` or `split_column`. These columns number the rows:
             unnamed columns, and whole numbers that change by the same step from row to row, or that only grow in a
             column with a name such as "id". A warning names the columns that are left out.
         task: with classification, the target's cells are names or numbers of classes. The classes are indexed in sorted
             order, numbers first.
         read: how the CSV file is written, see `Dialect`.
+        drop: columns to leave out.
+        categorical: columns whose cells are names of categories; "auto" for all input columns that hold texts.
+        max_one_hot: a column with at most so many categories becomes one input for each. Any other becomes one input:
+            the position of the category in sorted order.
+        missing: what to do with empty cells in input columns. "error" refuses them; "median" puts the column's median
+            in their place, or for categories the most frequent one; "most_frequent" puts the most frequent value;
+            "indicator" does as "median" and adds an input that is 1 where a cell was empty, or for categories makes
+            empty cells a category of their own.
+        dates: columns of dates, which become numbers: days since 1970, month, weekday and hour. Texts are in ISO 8601,
+            such as 2026-01-31; for others, map each column to its format, such as {day: "%d.%m.%Y"}.
+        weight: the column of the samples' weights.
+        split_by: the column of `Samples.groups`.
+        split_column: the column of `Samples.split`.
 
     Raises:
         ConfigError: the file, a column or a cell cannot be used. For a cell, the message gives its column and its line
@@ -52,29 +87,65 @@ def table(
         raise ConfigError("data.target", "is empty; name the column to predict")
     if task == "classification" and len(targets) > 1:
         raise ConfigError("data.target", "classification takes one column; give one, or set data.task=regression")
-    path = os.path.expanduser(path)
-    rows = _read(Path(path), read, targets, as_text=targets if task == "classification" else [])
+    if max_one_hot < 0:
+        raise ConfigError("data.max_one_hot", f"must be a number of categories >= 0, got {max_one_hot}")
+    formats = dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates or ())
+    named = [] if categorical in (None, "auto") else _list("data.categorical", categorical)
+    as_text = [*(targets if task == "classification" else []), *named, *formats]
+    rows = _read_all(path, read, targets, as_text)
     _require_columns(rows.frame, "data.target", targets)
-    inputs = rows.features(targets) if features is None else list(features)
-    for key, names in (("data.target", targets), ("data.features", inputs)):
-        if len(set(names)) < len(names):
-            raise ConfigError(key, f"names a column twice: {', '.join(map(shown, names))}")
-    _require_columns(rows.frame, "data.features", inputs)
-    if not inputs:
-        raise ConfigError("data.features", f"is empty; choose from: {_listed(rows.frame.columns)}")
-    if both := [name for name in inputs if name in targets]:
-        raise ConfigError("data.features", f"'{shown(both[0])}' is a target too; leave it out of one of them")
-    x = np.column_stack([rows.numbers("data.features", name) for name in inputs])
-    for name, column in zip(inputs, x.T, strict=True):
-        if len(column) > 1 and np.ptp(column) == 0:
-            raise ConfigError("data.features", f"column '{shown(name)}' is constant ({column[0]:g}); leave it out")
+    apart = {"data.weight": weight, "split.by": split_by, "split.column": split_column}
+    for key, name in apart.items():
+        _require_columns(rows.frame, key, [] if name is None else [name])
+        if name in targets:
+            raise ConfigError(key, f"'{shown(name)}' is a target too")
+    dropped = _list("data.drop", drop or ())
+    _require_columns(rows.frame, "data.drop", dropped)
+    left_out = [*dropped, *(name for name in apart.values() if name is not None and name not in as_text)]
+    inputs = rows.features(targets, left_out) if features is None else list(features)
+    _check_inputs(rows.frame, inputs, targets)
+    if both := [name for name in inputs if name in dropped]:
+        raise ConfigError("data.drop", f"'{shown(both[0])}' is in data.features too; leave it out of one of them")
+    for key, names in (("data.categorical", named), ("data.dates", formats)):
+        _require_columns(rows.frame, key, names)
+        if other := [name for name in names if name not in inputs]:
+            raise ConfigError(key, f"'{shown(other[0])}' is no feature; leave it out here, or list it in data.features")
+    if both := [name for name in named if name in formats]:
+        raise ConfigError("data.categorical", f"'{shown(both[0])}' is in data.dates too; leave it out of one of them")
     if task == "classification":
         y, classes = rows.classes(targets[0])
     else:
         y, classes = np.column_stack([rows.numbers("data.target", t) for t in targets]), ()
-    source = str(Path(path).resolve())
-    name = Path(path).stem
-    return Samples(name=name, task=task, x=x, y=y, features=tuple(inputs), classes=classes, source=source)
+    return Samples(
+        name=rows.name,
+        task=task,
+        y=y,
+        classes=classes,
+        source=rows.source,
+        groups=None if split_by is None else rows.groups(split_by, formats.get(split_by)),
+        weights=None if weight is None else rows.weights(weight),
+        split=rows.split if split_column is None else rows.words(split_column),
+        **rows.inputs(inputs, named, categorical == "auto", formats, missing, max_one_hot),
+    )
+
+
+def _check_inputs(frame: "pd.DataFrame", inputs: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise ConfigError unless the inputs are columns, each once, and no targets."""
+    for key, names in (("data.target", targets), ("data.features", inputs)):
+        if len(set(names)) < len(names):
+            raise ConfigError(key, f"names a column twice: {', '.join(map(shown, names))}")
+    _require_columns(frame, "data.features", inputs)
+    if not inputs:
+        raise ConfigError("data.features", f"is empty; choose from: {_listed(frame.columns)}")
+    if both := [name for name in inputs if name in targets]:
+        raise ConfigError("data.features", f"'{shown(both[0])}' is a target too; leave it out of one of them")
+
+
+def _list(key: str, names: Any) -> list[str]:
+    """Return the names as a list. Raises ConfigError for a text, which would be read letter by letter."""
+    if isinstance(names, str):
+        raise ConfigError(key, f"must be a list of columns, such as [{names}], got '{names}'")
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -82,18 +153,26 @@ class _Rows:
     """A table.
 
     Attributes:
-        frame: the cells. In a CSV file, a column of classes is text.
+        frame: the cells. In a CSV file, a column of classes, categories or dates is text. `inputs` removes columns.
         place: returns in words where row i (from 0) is in the file.
         dialect: of the CSV file; None for Parquet.
+        name: of the data set.
+        source: the paths.
+        split: for each row the word of its file, if there are several files.
+        n_first: the number of rows of the first file.
     """
 
     frame: "pd.DataFrame"
     place: Callable[[int], str]
     dialect: Dialect | None
+    name: str
+    source: str
+    n_first: int
+    split: NDArray[np.str_] | None = None
 
-    def features(self, targets: Sequence[str]) -> list[str]:
-        """Return the columns other than the targets. Those that only number the rows are left out, with a warning."""
-        others = [str(name) for name in self.frame.columns if name not in targets]
+    def features(self, targets: Sequence[str], left_out: Sequence[str]) -> list[str]:
+        """Return the other columns. Those that only number the rows are left out too, with a warning."""
+        others = [str(name) for name in self.frame.columns if name not in targets and name not in left_out]
         kinds = {name: kind for name in others if (kind := self._kind_of_index(name)) is not None}
         kept = [name for name in others if name not in kinds]
         listed = ", ".join(f"'{shown(name)}' ({kind})" for name, kind in kinds.items())
@@ -111,7 +190,7 @@ class _Rows:
         """Return why a column is taken for an index of the rows; None if it is not taken for one."""
         if name.startswith("Unnamed: ") or not name.strip():
             return "unnamed"
-        column = self.frame[name]
+        column = self.frame[name].iloc[: self.n_first]
         if column.dtype.kind not in "iuf" or len(column) < _FEWEST_TO_COUNT:
             return None
         values = column.to_numpy(np.float64, na_value=np.nan)
@@ -122,30 +201,174 @@ class _Rows:
             return "counts rows"
         return "grows from row to row" if name.lower() in _NAMES_OF_INDICES and np.all(steps > 0) else None
 
-    def numbers(self, key: str, name: str) -> NDArray[np.float64]:
-        """Return a column as numbers, (n,). Raises ConfigError for `key` if a cell is not a finite float32 number."""
+    def numbers(self, key: str, name: str, may_be_empty: bool = False) -> NDArray[np.float64]:
+        """Return a column as numbers, (n,), NaN for an empty cell. Raises ConfigError for `key` if a cell is not finite
+        in float32, or if it is empty unless `may_be_empty`."""
         import pandas as pd
 
         column = self.frame[name]
         if column.dtype.kind in "mM":
-            raise ConfigError(
-                key, f"column '{shown(name)}' holds dates or durations; turn them into numbers, or leave it out"
-            )
+            more = "; list it in data.dates, or leave it out with data.drop" if key == "data.features" else ""
+            raise ConfigError(key, f"column '{shown(name)}' holds dates or durations, not numbers{more}")
         try:
             numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ConfigError(key, f"column '{shown(name)}' holds no numbers ({one_line(error)})") from error
-        bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))  # NaN too
-        if len(bad):
-            cell = column.iloc[int(bad[0])]
-            empty = pd.isna(cell) is True  # for a cell that holds a list, isna returns an array
-            what = "is empty or NaN" if empty else f"is '{shown(cell)}', not a finite float32 number"
-            more = f" ({len(bad)} such cells in the column)" if len(bad) > 1 else ""
+        is_bad = ~(np.abs(numbers) <= np.finfo(np.float32).max)  # NaN too
+        if is_bad.any() and may_be_empty:
+            is_bad &= ~column.isna().to_numpy()
+        if is_bad.any():
+            cell = column.iloc[int(is_bad.argmax())]
+            what = f"is '{shown(cell)}', not a finite float32 number"
+            if pd.isna(cell) is True:  # for a cell that holds a list, isna returns an array
+                raise self._empty(key, name, is_bad)
             hint = self._way_to_numbers(str(cell))
-            if not hint and key == "data.target" and not empty:
-                hint = "; for names of classes set data.task=classification"
-            raise ConfigError(key, f"{self.place(int(bad[0]))}, column '{shown(name)}' {what}{more}{hint}")
+            if not hint and isinstance(cell, str):
+                hint = _FOR_TEXTS.get(key, "")
+            raise self._bad(key, name, is_bad, what + self._count(is_bad) + hint)
         return numbers
+
+    def _bad(self, key: str, name: str, is_bad: NDArray[np.bool_], what: str) -> ConfigError:
+        """Return the error for the first of the bad cells of a column."""
+        return ConfigError(key, f"{self.place(int(is_bad.argmax()))}, column '{shown(name)}' {what}")
+
+    def _empty(self, key: str, name: str, is_empty: NDArray[np.bool_]) -> ConfigError:
+        """Return the error for the empty cells of a column."""
+        return self._bad(key, name, is_empty, f"is empty or NaN{self._count(is_empty)}{_FOR_EMPTY.get(key, '')}")
+
+    @staticmethod
+    def _count(is_bad: NDArray[np.bool_]) -> str:
+        n = int(is_bad.sum())
+        return f" ({n} such cells in the column)" if n > 1 else ""
+
+    def inputs(
+        self,
+        names: Sequence[str],
+        named: Sequence[str],
+        is_auto: bool,
+        formats: Mapping[str, str | None],
+        missing: Missing,
+        max_one_hot: int,
+    ) -> dict[str, Any]:
+        """Return the input columns as the arguments `x`, `features` and `encoding` of `Samples`.
+
+        Each column is removed from the frame once it is read, since both together may not fit in memory.
+
+        Args:
+            names: of the columns.
+            named: those that hold categories.
+            is_auto: True takes columns of texts for categories too.
+            formats: of the columns of dates; None for ISO 8601.
+            missing: as for `table`.
+            max_one_hot: as for `table`.
+        """
+        columns: list[Column] = []
+        for name in names:
+            if name in formats:
+                columns += [Column(name, "date", part=part, format=formats[name]) for part in DATE_PARTS]
+            else:
+                is_category = name in named or (is_auto and self._holds_texts(name))
+                columns.append(Column(name, "category" if is_category else "number"))
+        x = np.empty((len(self.frame), len(columns)), order="F")
+        for i, column in enumerate(columns):
+            if column.kind == "category":
+                x[:, i], values = self.categories(column.name, missing != "error")
+                columns[i] = column = replace(column, values=values)
+            elif column.kind == "date":
+                x[:, i] = self.dates(column.name, column, missing != "error")
+            else:
+                x[:, i] = self.numbers("data.features", column.name, missing != "error")
+            _refuse_one_value(column, x[:, i])
+            if column.part in (None, DATE_PARTS[-1]):
+                self.frame.pop(column.name)
+        features = tuple(column.feature for column in columns)
+        if all(column.kind == "number" for column in columns) and (missing == "error" or not np.isnan(x).any()):
+            return {"x": x, "features": features}
+        return {"x": x, "features": features, "encoding": Encoding(tuple(columns), missing, max_one_hot)}
+
+    def _holds_texts(self, name: str) -> bool:
+        """Return whether a column has cells that are no numbers. Warn if most of its cells are numbers."""
+        import pandas as pd
+
+        column = self.frame[name]
+        if column.dtype.kind != "O":
+            return False
+        is_filled = ~column.isna().to_numpy()
+        try:
+            numbers = np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
+        except (TypeError, ValueError):
+            return True
+        is_text = is_filled & np.isnan(numbers)
+        if 0 < is_text.sum() < is_filled.sum() / 2:
+            row = int(is_text.argmax())
+            log.warning(
+                "warning: data.categorical: %s, column '%s' is '%s', while most of its cells are numbers; each is a "
+                "category of its own", self.place(row), shown(name), shown(column.iloc[row]),
+            )  # fmt: skip
+        return bool(is_text.any())
+
+    def _is_empty(self, column: "pd.Series") -> NDArray[np.bool_]:
+        """Return which cells are empty. In a column of a CSV file that is read as text, blanks are empty too."""
+        if self.dialect is None or column.dtype.kind != "O":
+            return column.isna().to_numpy()
+        return (column.isna() | column.str.strip().isin(["", *self.dialect.na_values])).to_numpy()
+
+    def categories(self, name: str, may_be_empty: bool) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+        """Return a column as indices of categories, (n,), NaN for an empty cell; and their names, numbers first."""
+        column = self.frame[name]
+        _refuse_lists("data.categorical", name, column)
+        is_empty = self._is_empty(column)
+        if is_empty.any() and not may_be_empty:
+            raise self._empty("data.categorical", name, is_empty)
+        texts = names_of(column.mask(is_empty))
+        found = sorted({text for text in texts if text is not None}, key=lambda text: _order(text, _number(text)))
+        index = {text: float(i) for i, text in enumerate(found)}
+        return np.array([index.get(text, np.nan) for text in texts]), tuple(found)
+
+    def dates(self, name: str, column: Column, may_be_empty: bool) -> NDArray[np.float64]:
+        """Return a part of a column of dates as numbers, (n,), NaN for an empty cell."""
+        cells = self.frame[name]
+        is_empty = self._is_empty(cells)
+        parsed = dates_of(cells.mask(is_empty), column.format)
+        is_bad = parsed.isna().to_numpy() & ~is_empty
+        if is_bad.any():
+            form = f"of the format {column.format}" if column.format else "in ISO 8601, such as 2026-01-31"
+            way = f"; give its format, as in data.dates={{{shown(name)}: '%d.%m.%Y'}}"
+            what = f"is '{shown(cells.iloc[int(is_bad.argmax())])}', no date {form}"
+            raise self._bad("data.dates", name, is_bad, what + self._count(is_bad) + way)
+        if is_empty.any() and not may_be_empty:
+            raise self._empty("data.dates", name, is_empty)
+        assert column.part is not None
+        return date_part(parsed, column.part)
+
+    def groups(self, name: str, form: str | None) -> NDArray:
+        """Return a column for `Samples.groups`: numbers, dates if all of its cells are, or texts."""
+        column = self.frame[name]
+        _refuse_lists("split.by", name, column)
+        is_empty = self._is_empty(column)
+        if is_empty.any():
+            raise self._empty("split.by", name, is_empty)
+        if column.dtype.kind in "iufb":
+            return column.to_numpy()
+        parsed = dates_of(column, form)
+        return names_of(column) if parsed.isna().any() else parsed.to_numpy()
+
+    def weights(self, name: str) -> NDArray[np.float64]:
+        """Return a column of weights. Raises ConfigError if one is negative."""
+        weights = self.numbers("data.weight", name)
+        if (weights < 0).any():
+            raise self._bad("data.weight", name, weights < 0, f"is {weights[(weights < 0).argmax()]:g}, below 0")
+        return weights
+
+    def words(self, name: str) -> NDArray[np.str_]:
+        """Return the column that says to which split each row belongs. Raises ConfigError for any other word."""
+        column = self.frame[name]
+        is_other = ~column.isin(PARTS).to_numpy()
+        if is_other.any():
+            word = shown(column.iloc[int(is_other.argmax())])
+            what = f"is '{word}', not train, val or test{self._count(is_other)}"
+            raise self._bad("split.column", name, is_other, what)
+        return column.to_numpy(np.str_)
 
     def _way_to_numbers(self, cell: str) -> str:
         """Return a hint for the message if the cell looks like a number with a decimal comma, else ""."""
@@ -159,13 +382,10 @@ class _Rows:
         import pandas as pd
 
         column, place = self.frame[name], f"column '{shown(name)}'"
-        if column.dtype.kind in "O" and any(isinstance(cell, list | dict | np.ndarray) for cell in column):
-            raise ConfigError("data.target", f"{place} holds lists, which cannot be classes")
-        missing = column.isna() if self.dialect is None else column.str.strip().isin(["", *self.dialect.na_values])
-        empty = np.flatnonzero(missing.to_numpy())
-        if len(empty):
-            more = f" ({len(empty)} such cells in the column)" if len(empty) > 1 else ""
-            raise ConfigError("data.target", f"{self.place(int(empty[0]))}, {place} is empty{more}")
+        _refuse_lists("data.target", name, column)
+        is_empty = self._is_empty(column)
+        if is_empty.any():
+            raise self._bad("data.target", name, is_empty, f"is empty{self._count(is_empty)}")
         codes, found = pd.factorize(column)
         values = list(found)
         numbers = [_number(value) for value in values]
@@ -187,6 +407,21 @@ class _Rows:
         names = {index[m]: str(value) for value, m in reversed(list(zip(values, merged, strict=True)))}
         _warn_of_twins(place, [names[i] for i in range(len(keys))])
         return np.array([index[m] for m in merged])[codes], tuple(names[i] for i in range(len(keys)))
+
+
+def _refuse_lists(key: str, name: str, column: "pd.Series") -> None:
+    if column.dtype.kind in "O" and any(isinstance(cell, list | dict | np.ndarray) for cell in column):
+        raise ConfigError(key, f"column '{shown(name)}' holds lists, which cannot be classes")
+
+
+def _refuse_one_value(column: Column, cells: NDArray[np.float64]) -> None:
+    """Raise ConfigError if all cells have the same value, or if all are empty. Parts of dates may be equal."""
+    lowest, highest = np.fmin.reduce(cells), np.fmax.reduce(cells)
+    if np.isnan(lowest):
+        raise ConfigError("data.features", f"column '{shown(column.name)}' is empty; leave it out")
+    if column.kind != "date" and len(cells) > 1 and lowest == highest and not np.isnan(cells).any():
+        value = shown(column.values[0]) if column.values else f"{lowest:g}"
+        raise ConfigError("data.features", f"column '{shown(column.name)}' is constant ({value}); leave it out")
 
 
 def _number(value: object) -> float | int | None:
@@ -223,17 +458,51 @@ def _warn_of_twins(place: str, names: Sequence[str]) -> None:
             )  # fmt: skip
 
 
-def _read(path: Path, read: Mapping[str, Any] | None, targets: Sequence[str], as_text: Sequence[str]) -> _Rows:
-    """Read the file. Raises ConfigError if it cannot be read, has no rows, or has two columns of one name.
+def _read_all(
+    path: str | Mapping[str, str], read: Mapping[str, Any] | None, targets: Sequence[str], as_text: Sequence[str]
+) -> _Rows:
+    """Read the file, or the files for the words train, val and test. Raises ConfigError if their columns differ."""
+    import pandas as pd
+
+    if isinstance(path, str):
+        return _read(path, read, targets, as_text)
+    if not set(path) <= set(PARTS) or not {"train", "test"} <= set(path):
+        raise ConfigError("data.path", f"must name files for train, test and perhaps val, got {', '.join(path)}")
+    parts = {word: _read(path[word], read, targets, as_text) for word in PARTS if word in path}
+    first = parts["train"].frame.columns
+    for word, rows in parts.items():
+        if set(rows.frame.columns) != set(first):
+            odd = sorted(set(rows.frame.columns) ^ set(first))[0]
+            raise ConfigError("data.path", f"column '{shown(odd)}' is in only one of '{path['train']}', '{path[word]}'")
+    sizes = [len(rows.frame) for rows in parts.values()]
+    starts = np.cumsum([0, *sizes[:-1]])
+
+    def place(row: int) -> str:
+        i = int(np.searchsorted(starts, row, side="right")) - 1
+        word, rows = list(parts.items())[i]
+        return f"{rows.place(row - int(starts[i]))} of '{path[word]}'"
+
+    return replace(
+        parts["train"],
+        frame=pd.concat([rows.frame for rows in parts.values()], ignore_index=True),
+        place=place,
+        source=", ".join(rows.source for rows in parts.values()),
+        split=np.repeat([*parts], sizes),
+    )
+
+
+def _read(file: str, read: Mapping[str, Any] | None, targets: Sequence[str], as_text: Sequence[str]) -> _Rows:
+    """Read one file. Raises ConfigError if it cannot be read, has no rows, or has two columns of one name.
 
     Args:
-        path: of the file.
+        file: its path.
         read: the dialect, for a CSV file only.
         targets: columns that the table should have.
         as_text: columns of a CSV file to keep as text.
     """
     import pandas as pd
 
+    path = Path(os.path.expanduser(file))
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else None
         problem = f"no file '{path}' (looked in {Path.cwd()})" if what is None else f"'{path}' {what}; name a file"
@@ -256,10 +525,12 @@ def _read(path: Path, read: Mapping[str, Any] | None, targets: Sequence[str], as
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise ConfigError("data.path", f"two columns of '{path}' are called '{shown(twice)}'; rename one")
-    if dialect is None:
-        return _Rows(frame, lambda row: f"row {row + 1}", None)
     n_rows = len(frame)
-    return _Rows(frame, lambda row: CsvFile(path, dialect).place(row, n_rows), dialect)
+
+    def place(row: int) -> str:
+        return f"row {row + 1}" if dialect is None else CsvFile(path, dialect).place(row, n_rows)
+
+    return _Rows(frame, place, dialect, name=path.stem, source=str(path.resolve()), n_first=n_rows)
 
 
 def _require_columns(frame: "pd.DataFrame", key: str, names: Sequence[str]) -> None:
