@@ -54,9 +54,10 @@ class Split:
         require(self.seed >= 0, "split.seed", f"must be >= 0, got {self.seed}")
         if self.max_samples is not None:
             require(self.max_samples >= 4, "split.max_samples", f"must be >= 4 or null, got {self.max_samples}")
-        for name, kinds in (("by", SPLITS[2:]), ("column", SPLITS[4:])):
-            message = f"is for {' and '.join(f'split={kind}' for kind in kinds)}; add that, or leave it out"
-            require(getattr(self, name) is None or self.kind in kinds, f"split.{name}", message)
+        may_have_by = self.by is None or self.kind in ("grouped", "ordered", "given")
+        require(may_have_by, "split.by", "is for split=grouped, ordered or given; choose one, or leave it out")
+        may_have_column = self.column is None or self.kind == "given"
+        require(may_have_column, "split.column", "is for split=given; choose it, or leave it out")
         if self.folds is not None:
             require(
                 2 <= self.folds <= MOST_FOLDS, "split.folds", f"must be 2 to {MOST_FOLDS} or null, got {self.folds}"

@@ -53,4 +53,5 @@ def date_part(column: "pd.Series", part: str) -> NDArray[np.float64]:
         return np.where(column.isna(), np.nan, numbers)
     if part == "hour":
         return (column.dt.hour + column.dt.minute / 60 + column.dt.second / 3600).to_numpy(np.float64)
-    return getattr(column.dt, part).to_numpy(np.float64)
+    numbers = column.dt.day_of_week if part == "weekday" else column.dt.month
+    return numbers.to_numpy(np.float64)

@@ -133,6 +133,8 @@ def _described(transformer: "ColumnTransformer", encoding: Encoding, kept: Seque
     """Return what the transformer has learnt of each of the `kept` columns."""
     found: dict[int, Learnt] = {}
     for kind, step, places in transformer.transformers_:
+        if kind == "remainder":  # the columns that are left out
+            continue
         fill, encode = (step, None) if kind == "number" else step.named_steps.values()
         fills = getattr(fill, "statistics_", [None] * len(places))
         empty = getattr(getattr(fill, "indicator_", None), "features_", ())

@@ -212,10 +212,12 @@ def _given(samples: Samples, split: Split, order: Rows) -> Assignment:
 def _warn_of_leakage(groups: NDArray, by: str | None, parts: list[Rows]) -> None:
     """Warn if a group is in more than one part."""
     named, n_parts = np.unique(np.concatenate([np.unique(groups[rows]) for rows in parts]), return_counts=True)
-    if len(shared := named[n_parts > 1]):
+    shared = named[n_parts > 1]
+    if len(shared):
+        what = f"{len(shared)} groups, such as '{shared[0]}', are" if len(shared) > 1 else f"group '{shared[0]}' is"
         log.warning(
-            "warning: %s: %d groups, such as '%s', are in more than one of train, val, test; results may be too good",
-            f"split.by={by}" if by else "split", len(shared), shared[0],
+            "warning: %s: %s in more than one of train, val, test; the results may be too good",
+            f"split.by={by}" if by else "split", what,
         )  # fmt: skip
 
 
