@@ -54,7 +54,7 @@ def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
     name = learnt["name"]
     if name not in frame.columns:
         raise ConfigError(name, "the data have no such column")
-    column = frame[name]
+    column: Any = frame[name]
     if "categories" in learnt:
         found, positions = names(column), positions_of(learnt)
         if learnt["fill"] is None:

@@ -247,8 +247,8 @@ def test_arrays_and_images_are_new_data_too() -> None:
     numbers = Samples(name="s", task="regression", x=images[:, :, 0, 0], y=np.arange(40.0), features=("a", "b"))
     _, splits = prepare(numbers, Split())
     assert_array_equal(apply(splits.preprocessing, numbers.x[rows.test]), splits.test.x)
-    frame = pd.DataFrame(numbers.x[rows.test], columns=["a", "b"])
-    assert_array_equal(apply(splits.preprocessing, frame[["b", "a"]]), splits.test.x)
+    frame = pd.DataFrame({"b": numbers.x[rows.test, 1], "a": numbers.x[rows.test, 0]})
+    assert_array_equal(apply(splits.preprocessing, frame), splits.test.x)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_weights_reach_the_device(save: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "arguments", "key", "says"),
     [
-        ({"age": FILLED}, {"categorical": None}, "data.features", "'sex' is '.*list it in data.categorical, or .*data.drop"),
+        ({"age": FILLED}, {"categorical": None}, "data.features", "is '.*list it in data.categorical, or .*data.drop"),
         ({}, {}, "data.features", r"<1>, column 'age' is empty.* \(14 such cells.*; fill it with data.missing"),
         ({"age": FILLED}, {}, "data.categorical", "<1>, column 'port' is empty.*6 such"),
         ({}, {"drop": ["ticket"]}, "data.drop", "no column 'ticket'; the columns are: name, age"),
