@@ -107,8 +107,8 @@ def fitted(x: NDArray[np.floating], encoding: Encoding, kept: Sequence[int]) -> 
     if missing != "error":
         strategy = "most_frequent" if missing == "most_frequent" else "median"
         fills_numbers = SimpleImputer(strategy=strategy, add_indicator=missing == "indicator")
-        own_category = {"strategy": "constant", "fill_value": _EMPTY_CODE}
-        fills_names = SimpleImputer(**(own_category if missing == "indicator" else {"strategy": "most_frequent"}))
+        strategy = "constant" if missing == "indicator" else "most_frequent"
+        fills_names = SimpleImputer(strategy=strategy, fill_value=_EMPTY_CODE)
     numbers = [i for i in kept if encoding.columns[i].kind != "category"]
     n_names = {i: _n_categories(x[:, i], missing) for i in kept if i not in numbers}
     one_hot = [i for i, n in n_names.items() if n <= encoding.max_one_hot]

@@ -58,7 +58,11 @@ def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
     if "categories" in learnt:
         found, positions = names(column), positions_of(learnt)
         if learnt["fill"] is None:
-            _refuse(column, np.equal(found, None), "is empty; the model was trained without empty cells")
+            _refuse(
+                column,
+                np.array([text is None for text in found], bool),
+                "is empty; the model was trained without empty cells",
+            )
         return np.array([positions.get(learnt["fill"] if text is None else text, -1) for text in found], np.int64)
     is_empty = column.isna().to_numpy()
     if learnt["kind"] == "date":
