@@ -9,6 +9,8 @@ from sweep.utils.errors import is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
 PRECISIONS = ("float32", "bf16")
+SPLITS = ("random", "stratified", "grouped", "ordered", "given")
+MOST_FOLDS = 1000
 MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
 FEWEST_UPDATES = 30  # a range test with fewer updates shows nothing
 _LONGEST_WAIT_S = 1e6
@@ -27,7 +29,8 @@ class Split:
     """How the samples are divided.
 
     `val` and `test` are shares of the samples, in (0, 1). The rest is for training. `max_samples` draws a random subset
-    of that size first; null takes all samples.
+    of that size first; null takes all samples. `kind` is one of SPLITS, see `sweep.data.split`. `by` and `column` are
+    columns of a table. With `folds`, `val` is the fold number `fold` of all samples that are not for testing.
     """
 
     val: float = 0.15
@@ -35,8 +38,14 @@ class Split:
     seed: int = 0
     normalize: bool = True
     max_samples: int | None = None
+    kind: str = "random"
+    by: str | None = None
+    column: str | None = None
+    folds: int | None = None
+    fold: int = 0
 
     def __post_init__(self) -> None:
+        one_of("split.kind", self.kind, SPLITS)
         for name, share in (("val", self.val), ("test", self.test)):
             require(0 < share < 1, f"split.{name}", f"must be between 0 and 1, got {share}")
         require(
@@ -45,6 +54,16 @@ class Split:
         require(self.seed >= 0, "split.seed", f"must be >= 0, got {self.seed}")
         if self.max_samples is not None:
             require(self.max_samples >= 4, "split.max_samples", f"must be >= 4 or null, got {self.max_samples}")
+        may_have_by = self.by is None or self.kind in ("grouped", "ordered", "given")
+        require(may_have_by, "split.by", "is for split=grouped, ordered or given; choose one, or leave it out")
+        may_have_column = self.column is None or self.kind == "given"
+        require(may_have_column, "split.column", "is for split=given; choose it, or leave it out")
+        if self.folds is not None:
+            require(
+                2 <= self.folds <= MOST_FOLDS, "split.folds", f"must be 2 to {MOST_FOLDS} or null, got {self.folds}"
+            )
+        message = f"must be one of the {self.folds or 1} folds, from 0, got {self.fold}"
+        require(0 <= self.fold < (self.folds or 1), "split.fold", message)
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sweep.config.metrics import KINDS
+from sweep.data.encoding import Encoding
 from sweep.utils.errors import ConfigError, one_of
 
 TaskName = Literal["regression", "classification", "multilabel", "segmentation", "language_model"]
+PARTS = ("train", "val", "test")  # the words in `Samples.split`
 _Y_NDIM = {"classification": 1, "multilabel": 2, "segmentation": 3, "language_model": 2}  # of the targets
 
 
@@ -32,6 +34,11 @@ class Samples:
         features: names of the columns or channels; by default x0, x1 and so on.
         classes: names of the classes; by default their indices.
         source: where the data come from, such as a path.
+        groups: (N,) numbers, dates or texts, such as the patient of each sample. With split=grouped, samples with equal
+            values stay together. With split=ordered and split.by, samples are ordered by these values.
+        weights: (N,) numbers >= 0, how much each sample counts; not all are 0.
+        split: (N,) words "train", "val" or "test", for split=given.
+        encoding: for a table whose columns are not all inputs yet, what they are. Its x may then hold NaN.
 
     Raises:
         ConfigError: the arrays do not fit together, or hold a value that is not finite in float32.
@@ -47,12 +54,20 @@ class Samples:
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     source: str = ""
+    groups: NDArray | None = None
+    weights: NDArray[np.float32] | None = None
+    split: NDArray[np.str_] | None = None
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
         one_of("data.task", self.task, KINDS)
         put = object.__setattr__  # the documented way for a frozen dataclass to normalise its fields
         put(self, "tokens", self.tokens or self.task == "language_model")
-        put(self, "x", _indices("data", self.x, 2) if self.tokens else _real("data", self.x))
+        put(
+            self,
+            "x",
+            _indices("data", self.x, 2) if self.tokens else _real("data", self.x, may_be_nan=self.encoding is not None),
+        )
         if self.task != "regression":
             put(self, "y", _indices("data.target", self.y, _Y_NDIM[self.task]))
             n_classes = self._n_classes()
@@ -76,6 +91,14 @@ class Samples:
             raise ConfigError(
                 "data.features", f"names {len(self.features)} columns or channels, but x has {self.x.shape[1]}"
             )
+        for name in ("groups", "weights", "split"):
+            if (given := getattr(self, name)) is not None:
+                put(self, name, _one_each(name, given, len(self.x)))
+        if self.weights is not None:
+            put(self, "weights", _weights(self.weights))
+        if self.split is not None and len(odd := np.flatnonzero(~np.isin(self.split, PARTS))):
+            row, word = int(odd[0]), self.split[odd[0]]
+            raise ConfigError("split.column", f"row {row} of Samples.split has '{word}', not train, val or test")
 
     def _n_classes(self) -> int:
         if self.task == "multilabel":
@@ -110,7 +133,7 @@ def _indices(key: str, values: ArrayLike, ndim: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _real(key: str, values: ArrayLike) -> NDArray[np.floating]:
+def _real(key: str, values: ArrayLike, may_be_nan: bool = False) -> NDArray[np.floating]:
     """Return the values in float32 or float64. Raises ConfigError for `key` if float32 cannot hold one of them."""
     try:
         array = np.asarray(values)
@@ -119,10 +142,27 @@ def _real(key: str, values: ArrayLike) -> NDArray[np.floating]:
         raise ConfigError(key, f"holds values that are not numbers ({error})") from error
     if array.ndim == 0:
         raise ConfigError(key, "is a single number; give an array with one row for each sample")
-    fits = np.abs(array) <= np.finfo(np.float32).max  # training is in float32; false for NaN
-    if not fits.all():
-        row = int(np.argwhere(~fits)[0][0])
+    lowest, highest = (np.fmin, np.fmax) if may_be_nan else (np.minimum, np.maximum)  # the latter pass NaN on
+    limit = np.finfo(np.float32).max  # training is in float32
+    if not (lowest.reduce(array, None, initial=0) >= -limit and highest.reduce(array, None, initial=0) <= limit):
+        row = int(np.argwhere(~(np.abs(array) <= limit) & ~(may_be_nan & np.isnan(array)))[0][0])
         raise ConfigError(key, f"holds a value that is not finite, in row {row}")
+    return array
+
+
+def _one_each(name: str, values: ArrayLike, n: int) -> NDArray:
+    """Return an array with one value for each sample, (n,). Raises ConfigError if it has another shape."""
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise ConfigError("data", f"needs {name} of shape ({n},), one for each sample, got {array.shape}")
+    return array
+
+
+def _weights(values: NDArray) -> NDArray[np.float32]:
+    """Return the weights of the samples in float32. Raises ConfigError if one is negative, or if all are 0."""
+    array = _real("data.weight", values).astype(np.float32)
+    if array.min(initial=0) < 0 or not array.any():
+        raise ConfigError("data.weight", "holds a negative weight" if array.any() else "holds no weight above 0")
     return array
 
 

@@ -1,47 +1,63 @@
 """Your own table, from CSV or Parquet."""
 
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.data.csv_file import CsvFile, Dialect, shown
+from sweep.data.csv_file import shown
+from sweep.data.encoding import Missing
 from sweep.data.samples import Samples, TaskName
-from sweep.utils.errors import ConfigError, one_line
+from sweep.data.table_file import read_table
+from sweep.data.table_rows import listed, require_columns
+from sweep.utils.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger("sweep")
-
-_PARQUET = (".parquet", ".pq")
-_NAMES_OF_INDICES = ("index", "id", "row", "rownames", "row_id", "level_0", "__index_level_0__")
-_FEWEST_TO_COUNT = 3  # rows that show whether a column counts: two numbers always have a constant step
-
 
 def table(
-    path: str,
+    path: str | Mapping[str, str],
     target: str | Sequence[str],
     features: Sequence[str] | None = None,
     task: TaskName = "regression",
     read: Mapping[str, Any] | None = None,
+    drop: Sequence[str] | None = None,
+    categorical: str | Sequence[str] | None = None,
+    max_one_hot: int = 32,
+    missing: Missing = "error",
+    dates: Sequence[str] | Mapping[str, str] | None = None,
+    weight: str | None = None,
+    split_by: str | None = None,
+    split_column: str | None = None,
 ) -> Samples:
     """Read a table.
 
     Args:
-        path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line.
-        target: the column to predict, or several for regression.
-        features: the input columns. By default, all columns except the targets and those that only number the rows:
+        path: ends in .parquet or .pq for a Parquet file; any other file is read as CSV with a header line. Or such
+            paths by the words train, val (which may be left out) and test, for split=given.
+        target: the column to predict, or several for regression and multilabel.
+        features: the input columns. By default, all columns except the targets, those that only number the rows, and
+            those that are named in `drop`, `weight`, `split_by` or `split_column`. These columns number the rows:
             unnamed columns, and whole numbers that change by the same step from row to row, or that only grow in a
             column with a name such as "id". A warning names the columns that are left out.
-        task: with classification, the target's cells are names or numbers of classes. The classes are indexed in sorted
-            order, numbers first.
+        task: regression, classification or multilabel. With classification, the target's cells are names or numbers of
+            classes. The classes are indexed in sorted order, numbers first. With multilabel, all cells are 0 or 1.
         read: how the CSV file is written, see `Dialect`.
+        drop: columns to leave out.
+        categorical: columns whose cells are names of categories; "auto" for all input columns that hold texts.
+        max_one_hot: a column with at most so many categories becomes one input for each. Any other becomes one input:
+            the position of the category in sorted order.
+        missing: what to do with empty cells in input columns. "error" refuses them; "median" puts the column's median
+            in their place, or for categories the most frequent one; "most_frequent" puts the most frequent value;
+            "indicator" does as "median" and adds an input that is 1 where a cell was empty, or for categories makes
+            empty cells a category of their own.
+        dates: columns of dates, which become numbers: days since 1970, month, weekday and hour. Texts are in ISO 8601,
+            such as 2026-01-31; for others, map each column to its format, such as {day: "%d.%m.%Y"}.
+        weight: the column of the samples' weights.
+        split_by: the column of `Samples.groups`.
+        split_column: the column of `Samples.split`.
 
     Raises:
         ConfigError: the file, a column or a cell cannot be used. For a cell, the message gives its column and its line
@@ -50,225 +66,78 @@ def table(
     targets = [target] if isinstance(target, str) else list(target)
     if not targets:
         raise ConfigError("data.target", "is empty; name the column to predict")
+    one_of("data.task", task, ("regression", "classification", "multilabel"))
     if task == "classification" and len(targets) > 1:
-        raise ConfigError("data.target", "classification takes one column; give one, or set data.task=regression")
-    path = os.path.expanduser(path)
-    rows = _read(Path(path), read, targets, as_text=targets if task == "classification" else [])
-    _require_columns(rows.frame, "data.target", targets)
-    inputs = rows.features(targets) if features is None else list(features)
-    for key, names in (("data.target", targets), ("data.features", inputs)):
-        if len(set(names)) < len(names):
-            raise ConfigError(key, f"names a column twice: {', '.join(map(shown, names))}")
-    _require_columns(rows.frame, "data.features", inputs)
-    if not inputs:
-        raise ConfigError("data.features", f"is empty; choose from: {_listed(rows.frame.columns)}")
-    if both := [name for name in inputs if name in targets]:
-        raise ConfigError("data.features", f"'{shown(both[0])}' is a target too; leave it out of one of them")
-    x = np.column_stack([rows.numbers("data.features", name) for name in inputs])
-    for name, column in zip(inputs, x.T, strict=True):
-        if len(column) > 1 and np.ptp(column) == 0:
-            raise ConfigError("data.features", f"column '{shown(name)}' is constant ({column[0]:g}); leave it out")
+        raise ConfigError("data.target", "takes one column for classification; give one, or set data.task=multilabel")
+    if max_one_hot < 0:
+        raise ConfigError("data.max_one_hot", f"must be a number of categories >= 0, got {max_one_hot}")
+    formats: dict[str, str | None] = dict.fromkeys(dates or ())
+    formats |= dates if isinstance(dates, Mapping) else {}
+    named = [] if categorical in (None, "auto") else _list("data.categorical", categorical)
+    as_text = [*(targets if task == "classification" else []), *named, *formats]
+    rows = read_table(path, read, targets, as_text)
+    require_columns(rows.frame, "data.target", targets)
+    apart = {"data.weight": weight, "split.by": split_by, "split.column": split_column}
+    for key, name in apart.items():
+        require_columns(rows.frame, key, [] if name is None else [name])
+        if name in targets:
+            raise ConfigError(key, f"'{shown(name)}' is a target too")
+    dropped = _list("data.drop", drop or ())
+    require_columns(rows.frame, "data.drop", dropped)
+    left_out = [*dropped, *(name for name in apart.values() if name is not None and name not in as_text)]
+    inputs = rows.features(targets, left_out) if features is None else list(features)
+    _check_inputs(rows.frame, inputs, targets)
+    if both := [name for name in inputs if name in dropped]:
+        raise ConfigError("data.drop", f"'{shown(both[0])}' is in data.features too; leave it out of one of them")
+    for key, names in (("data.categorical", named), ("data.dates", list(formats))):
+        require_columns(rows.frame, key, names)
+        if other := [name for name in names if name not in inputs]:
+            raise ConfigError(key, f"'{shown(other[0])}' is no feature; leave it out here, or list it in data.features")
+    if both := [name for name in named if name in formats]:
+        raise ConfigError("data.categorical", f"'{shown(both[0])}' is in data.dates too; leave it out of one of them")
     if task == "classification":
         y, classes = rows.classes(targets[0])
     else:
         y, classes = np.column_stack([rows.numbers("data.target", t) for t in targets]), ()
-    source = str(Path(path).resolve())
-    name = Path(path).stem
-    return Samples(name=name, task=task, x=x, y=y, features=tuple(inputs), classes=classes, source=source)
+    if task == "multilabel":
+        y, classes = _labels(y, targets)
+    return Samples(
+        name=rows.name,
+        task=task,
+        y=y,
+        classes=classes,
+        source=rows.source,
+        groups=None if split_by is None else rows.groups(split_by, formats.get(split_by)),
+        weights=None if weight is None else rows.weights(weight),
+        split=rows.split if split_column is None else rows.words(split_column),
+        **rows.inputs(inputs, named, categorical == "auto", formats, missing, max_one_hot),
+    )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A table.
-
-    Attributes:
-        frame: the cells. In a CSV file, a column of classes is text.
-        place: returns in words where row i (from 0) is in the file.
-        dialect: of the CSV file; None for Parquet.
-    """
-
-    frame: "pd.DataFrame"
-    place: Callable[[int], str]
-    dialect: Dialect | None
-
-    def features(self, targets: Sequence[str]) -> list[str]:
-        """Return the columns other than the targets. Those that only number the rows are left out, with a warning."""
-        others = [str(name) for name in self.frame.columns if name not in targets]
-        kinds = {name: kind for name in others if (kind := self._kind_of_index(name)) is not None}
-        kept = [name for name in others if name not in kinds]
-        listed = ", ".join(f"'{shown(name)}' ({kind})" for name, kind in kinds.items())
-        if kinds and not kept:
-            raise ConfigError("data.features", f"no column is left but {listed}; to train with it, list it here")
-        if kinds:
-            them = "it" if len(kinds) == 1 else "them"
-            log.warning(
-                "warning: data.features: left out %s, which may tell the order of the rows; to train with %s, list %s",
-                listed, them, them,
-            )  # fmt: skip
-        return kept
-
-    def _kind_of_index(self, name: str) -> str | None:
-        """Return why a column is taken for an index of the rows; None if it is not taken for one."""
-        if name.startswith("Unnamed: ") or not name.strip():
-            return "unnamed"
-        column = self.frame[name]
-        if column.dtype.kind not in "iuf" or len(column) < _FEWEST_TO_COUNT:
-            return None
-        values = column.to_numpy(np.float64, na_value=np.nan)
-        if not np.all(np.isfinite(values)) or not np.all(values % 1 == 0):
-            return None
-        steps = np.diff(values)
-        if steps[0] != 0 and np.all(steps == steps[0]):
-            return "counts rows"
-        return "grows from row to row" if name.lower() in _NAMES_OF_INDICES and np.all(steps > 0) else None
-
-    def numbers(self, key: str, name: str) -> NDArray[np.float64]:
-        """Return a column as numbers, (n,). Raises ConfigError for `key` if a cell is not a finite float32 number."""
-        import pandas as pd
-
-        column = self.frame[name]
-        if column.dtype.kind in "mM":
-            raise ConfigError(
-                key, f"column '{shown(name)}' holds dates or durations; turn them into numbers, or leave it out"
-            )
-        try:
-            numbers = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(key, f"column '{shown(name)}' holds no numbers ({one_line(error)})") from error
-        bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))  # NaN too
-        if len(bad):
-            cell = column.iloc[int(bad[0])]
-            empty = pd.isna(cell) is True  # for a cell that holds a list, isna returns an array
-            what = "is empty or NaN" if empty else f"is '{shown(cell)}', not a finite float32 number"
-            more = f" ({len(bad)} such cells in the column)" if len(bad) > 1 else ""
-            hint = self._way_to_numbers(str(cell))
-            if not hint and key == "data.target" and not empty:
-                hint = "; for names of classes set data.task=classification"
-            raise ConfigError(key, f"{self.place(int(bad[0]))}, column '{shown(name)}' {what}{more}{hint}")
-        return numbers
-
-    def _way_to_numbers(self, cell: str) -> str:
-        """Return a hint for the message if the cell looks like a number with a decimal comma, else ""."""
-        dialect = self.dialect
-        if dialect is None or "," not in cell or not cell.replace(",", "", 1).strip().lstrip("+-").isdecimal():
-            return ""
-        return f"; for commas before decimals set {dialect.override(decimal=',')}" if dialect.sep != "," else ""
-
-    def classes(self, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Return a column as class indices, (n,), and the classes' names. Raises ConfigError for data.target."""
-        import pandas as pd
-
-        column, place = self.frame[name], f"column '{shown(name)}'"
-        if column.dtype.kind in "O" and any(isinstance(cell, list | dict | np.ndarray) for cell in column):
-            raise ConfigError("data.target", f"{place} holds lists, which cannot be classes")
-        missing = column.isna() if self.dialect is None else column.str.strip().isin(["", *self.dialect.na_values])
-        empty = np.flatnonzero(missing.to_numpy())
-        if len(empty):
-            more = f" ({len(empty)} such cells in the column)" if len(empty) > 1 else ""
-            raise ConfigError("data.target", f"{self.place(int(empty[0]))}, {place} is empty{more}")
-        codes, found = pd.factorize(column)
-        values = list(found)
-        numbers = [_number(value) for value in values]
-        whole = [number for number in numbers if number is not None and number % 1 == 0]
-        if len(whole) < len(values) and not any(number is None for number in numbers):
-            raise ConfigError("data.target", f"{place} holds fractions, not classes; set data.task=regression")
-        if 0 < len(whole) < len(values):
-            odd = next(value for value, number in zip(values, numbers, strict=True) if number is None)
-            row = int(np.flatnonzero(codes == values.index(odd))[0])
-            log.warning(
-                "warning: data.target: %s holds numbers and texts, such as '%s' in %s; each is a class of its own",
-                place, shown(odd), self.place(row),
-            )  # fmt: skip
-        merged = values if len(whole) < len(values) else numbers  # 1, 1.0 and 01 are the same number
-        keys = sorted(set(merged), key=lambda value: _order(value, _number(value)))
-        index = {value: i for i, value in enumerate(keys)}
-        if len(keys) < 2:
-            raise ConfigError("data.target", f"{place} holds one class only, '{shown(values[0])}'")
-        names = {index[m]: str(value) for value, m in reversed(list(zip(values, merged, strict=True)))}
-        _warn_of_twins(place, [names[i] for i in range(len(keys))])
-        return np.array([index[m] for m in merged])[codes], tuple(names[i] for i in range(len(keys)))
+def _labels(y: NDArray, targets: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return labels and their names. Raises ConfigError for a cell that is neither 0 nor 1."""
+    odd = np.argwhere((y != 0) & (y != 1))
+    if len(odd):
+        row, column = odd[0]
+        message = f"column '{shown(targets[column])}' holds {y[row, column]:g}; labels must be 0 or 1"
+        raise ConfigError("data.target", message)
+    return y.astype(np.int64), tuple(targets)
 
 
-def _number(value: object) -> float | int | None:
-    """Return the number that a class's name stands for, or None. True, False, NaN and inf do not count as numbers."""
-    if isinstance(value, bool | np.bool_) or "_" in str(value):
-        return None
-    if isinstance(value, int | np.integer):
-        return int(value)
-    try:
-        text = str(value).strip()
-        return int(text) if text.lstrip("+-").isascii() and text.lstrip("+-").isdigit() else _finite(float(text))
-    except ValueError:
-        return None
+def _check_inputs(frame: "pd.DataFrame", inputs: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise ConfigError unless the inputs are columns, each once, and no targets."""
+    for key, names in (("data.target", targets), ("data.features", inputs)):
+        if len(set(names)) < len(names):
+            raise ConfigError(key, f"names a column twice: {', '.join(map(shown, names))}")
+    require_columns(frame, "data.features", inputs)
+    if not inputs:
+        raise ConfigError("data.features", f"is empty; choose from: {listed(frame.columns)}")
+    if both := [name for name in inputs if name in targets]:
+        raise ConfigError("data.features", f"'{shown(both[0])}' is a target too; leave it out of one of them")
 
 
-def _finite(number: float) -> float | None:
-    return number if np.isfinite(number) else None
-
-
-def _order(value: object, number: float | int | None) -> tuple[bool, float | int, str]:
-    """Return the sort key of a class: numbers first by value, then names."""
-    return (number is None, number or 0, str(value))
-
-
-def _warn_of_twins(place: str, names: Sequence[str]) -> None:
-    """Warn if two classes differ only in white space or capitals: probably they are meant to be one."""
-    seen: dict[str, str] = {}
-    for name in names:
-        twin = seen.setdefault(" ".join(name.split()).casefold(), name)
-        if twin != name:
-            log.warning(
-                "warning: data.target: %s has the classes '%s' and '%s', which differ only in blanks or capitals",
-                place, shown(twin), shown(name),
-            )  # fmt: skip
-
-
-def _read(path: Path, read: Mapping[str, Any] | None, targets: Sequence[str], as_text: Sequence[str]) -> _Rows:
-    """Read the file. Raises ConfigError if it cannot be read, has no rows, or has two columns of one name.
-
-    Args:
-        path: of the file.
-        read: the dialect, for a CSV file only.
-        targets: columns that the table should have.
-        as_text: columns of a CSV file to keep as text.
-    """
-    import pandas as pd
-
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else None
-        problem = f"no file '{path}' (looked in {Path.cwd()})" if what is None else f"'{path}' {what}; name a file"
-        raise ConfigError("data.path", problem)
-    is_parquet = path.suffix.lower() in _PARQUET
-    if is_parquet and read:
-        raise ConfigError("data.read", "is for CSV files; leave it out")
-    dialect = None if is_parquet else Dialect.of(read or {})
-    try:
-        frame = pd.read_parquet(path) if dialect is None else CsvFile(path, dialect).read(targets, as_text)
-    except ConfigError:
-        raise
-    except pd.errors.EmptyDataError:
-        raise ConfigError("data.path", f"'{path}' is empty") from None
-    except Exception as error:  # pandas, pyarrow and the file system raise many kinds of errors
-        raise ConfigError("data.path", f"cannot read '{path}': {one_line(error)}") from error
-    if frame.empty:
-        raise ConfigError("data.path", f"'{path}' has no rows")
-    frame.columns = frame.columns.map(str)
-    if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise ConfigError("data.path", f"two columns of '{path}' are called '{shown(twice)}'; rename one")
-    if dialect is None:
-        return _Rows(frame, lambda row: f"row {row + 1}", None)
-    n_rows = len(frame)
-    return _Rows(frame, lambda row: CsvFile(path, dialect).place(row, n_rows), dialect)
-
-
-def _require_columns(frame: "pd.DataFrame", key: str, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in frame.columns:
-            raise ConfigError(key, f"no column '{shown(name)}'; the columns are: {_listed(frame.columns)}")
-
-
-def _listed(names: Any) -> str:
-    """Return the names in a line: all of up to 50, else the first 50 and how many more there are."""
-    texts = [shown(name) for name in names]
-    return ", ".join(texts) if len(texts) <= 50 else f"{', '.join(texts[:50])} and {len(texts) - 50} more"
+def _list(key: str, names: Any) -> list[str]:
+    """Return the names as a list. Raises ConfigError for a text, which would be read letter by letter."""
+    if isinstance(names, str):
+        raise ConfigError(key, f"must be a list of columns, such as [{names}], got '{names}'")
+    return list(names)

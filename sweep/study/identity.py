@@ -36,6 +36,20 @@ _INCIDENTAL = {
     "trainer.threads",
     "trainer.checkpoint_interval_s",
 }
+# Keys that studies of earlier versions did not have, with the values that mean what these versions did.
+_LATER: dict[str, Any] = {
+    "split.kind": "random",
+    "split.by": None,
+    "split.column": None,
+    "split.folds": None,
+    "split.fold": 0,
+    "data.drop": None,
+    "data.categorical": None,
+    "data.max_one_hot": 32,
+    "data.missing": "error",
+    "data.dates": None,
+    "data.weight": None,
+}
 _NAMING = ("optimizer", "scheduler", "model", "data")
 _SETTINGS = ("objective", "direction", "seeds", "enqueue", "defaults_first")
 _LONGEST_NAME = 120
@@ -107,6 +121,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
         for key, value in _flat("", plain):
             if key == "trainer.monitor" and value in (None, space.composer.monitor or "val/loss"):
                 continue  # it follows from the objective, as in studies that began before this key existed
+            if key not in facts and key in _LATER and value == _LATER[key]:
+                continue
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}

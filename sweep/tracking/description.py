@@ -10,7 +10,8 @@ from sweep.config.task_node import AUTO
 from sweep.data import Samples
 from sweep.data.split import Splits
 
-_SPLIT_PARAMS = ("seed", "val", "test", "normalize", "max_samples")
+_SPLIT_PARAMS = ("kind", "by", "column", "seed", "val", "test", "normalize", "max_samples", "folds")
+_BLOCK_ROWS = 65536
 _TRAINER_PARAMS = (
     "epochs",
     "batch_size",
@@ -46,6 +47,8 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     """Return the settings in which trials may differ, by config key, without those that are None."""
     params: dict[str, Any] = {"seed": config.seed}
     params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
+    if config.split.folds is not None:
+        params["split.fold"] = config.split.fold
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
         params |= dict(_leaves(key, getattr(config, key)))
@@ -57,12 +60,17 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     return {key: value for key, value in params.items() if value is not None}
 
 
-def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
-    """Return the name, content digest, source and profile of a data set, in the form of an MLflow data set."""
-    digest = hashlib.sha256(samples.x.tobytes() + samples.y.tobytes()).hexdigest()[:16]
+def dataset(samples: Samples, inputs: Samples, splits: Splits) -> dict[str, Any]:
+    """Return the name, content digest, source and profile of a data set, in the form of an MLflow data set.
+
+    Args:
+        samples: as they were loaded.
+        inputs: the same with a model's inputs.
+        splits: of the inputs.
+    """
     return {
         "name": samples.name,
-        "digest": digest,
+        "digest": _digest(samples),
         "source": {"uri": samples.source or "generated"},
         "profile": {
             "task": samples.task,
@@ -70,10 +78,21 @@ def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
             "n_train": len(splits.train.x),
             "n_val": len(splits.val.x),
             "n_test": len(splits.test.x),
-            "in_shape": list(samples.in_shape),
+            "in_shape": list(inputs.in_shape),
             "out_features": samples.out_features,
         },
     }
+
+
+def _digest(samples: Samples) -> str:
+    """Return a digest of inputs and targets, taken in blocks of rows to save memory."""
+    digest = hashlib.sha256()
+    for values in (samples.x, samples.y):
+        for start in range(0, len(values), _BLOCK_ROWS):
+            digest.update(values[start : start + _BLOCK_ROWS].tobytes())
+    if samples.encoding is not None:  # x holds categories as indices of their names
+        digest.update(repr([column.values for column in samples.encoding.columns]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:

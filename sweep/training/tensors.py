@@ -20,11 +20,13 @@ class TensorSplit:
         x: (n, *in_shape), the inputs.
         y: (n, n_targets) real targets, or (n,) class indices.
         clean: `y` without its noise, in the same shape; None if it is not known.
+        weights: (n,), how much each sample counts; None if all count the same.
     """
 
     x: Tensor
     y: Tensor
     clean: Tensor | None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ def to_device(splits: Splits, device: torch.device) -> TensorData:
     """Copy the splits to the device."""
 
     def split(part: Part) -> TensorSplit:
-        clean = None if part.clean is None else torch.from_numpy(part.clean).to(device)
-        return TensorSplit(torch.from_numpy(part.x).to(device), torch.from_numpy(part.y).to(device), clean)
+        x, y, clean, weights = (
+            None if values is None else torch.from_numpy(values).to(device)
+            for values in (part.x, part.y, part.clean, part.weights)
+        )
+        assert x is not None
+        assert y is not None
+        return TensorSplit(x, y, clean, weights)
 
     y_std = torch.from_numpy(splits.y_std).to(device)
     return TensorData(split(splits.train), split(splits.val), split(splits.test), y_std)

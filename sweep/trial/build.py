@@ -40,9 +40,19 @@ _OPTUNA_TARGETS = (
 )
 
 
-def samples(node: Mapping[str, Any]) -> Samples:
-    """Call the data target. Raise ConfigError, also if it returns anything but `Samples`."""
-    made = bind("data", node, offered={})()
+def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Samples:
+    """Call the data target. Raise ConfigError, also if it returns anything but `Samples`.
+
+    Args:
+        node: the config node.
+        columns: those that the split needs, passed to a target that accepts them: `split_by` and `split_column`.
+    """
+    offered = {name: column for name, column in (columns or {}).items() if column is not None}
+    for name in offered:
+        if name not in named(located("data", node["_target_"], allowed_targets())):
+            key = name.replace("_", ".")
+            raise ConfigError(key, f"is for tables, and {node['_target_']} takes no {name}; leave it out")
+    made = bind("data", node, offered)()
     if not isinstance(made, Samples):
         raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
     return made

@@ -11,7 +11,7 @@ from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.config.task_node import AUTO_TASK, task_for
 from sweep.data import Samples
-from sweep.data.split import Splits, divide
+from sweep.data.split import Splits, prepare
 from sweep.tracking.description import dataset
 from sweep.trial import build
 from sweep.trial.build_task import build_task
@@ -32,18 +32,27 @@ BATCH_SIZE = "trainer.batch_size"
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a trial: all samples, their splits, and a description in the form of MLflow's data sets."""
+    """The data of a trial: all samples with a model's inputs, their splits, and a description as MLflow's data sets."""
 
     samples: Samples
     splits: Splits
     description: dict[str, Any]
 
 
+def load_samples(config: Config) -> Samples:
+    """Load the data. Raise ConfigError if they cannot be loaded."""
+    return build.samples(config.data, _split_columns(config))
+
+
+def divided(samples: Samples, config: Config) -> Data:
+    """Divide the data. Raise ConfigError if they cannot be divided."""
+    inputs, splits = prepare(samples, config.split)
+    return Data(inputs, splits, dataset(samples, inputs, splits))
+
+
 def load_data(config: Config) -> Data:
     """Load and divide the data. Raise ConfigError if they cannot be loaded or divided."""
-    samples = build.samples(config.data)
-    splits = divide(samples, config.split)
-    return Data(samples, splits, dataset(samples, splits))
+    return divided(load_samples(config), config)
 
 
 def data_key(config: Config, *more: Any) -> str:
@@ -51,18 +60,32 @@ def data_key(config: Config, *more: Any) -> str:
     return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
 
 
+def _split_columns(config: Config) -> dict[str, str | None]:
+    """Return the columns that the split needs, as arguments of a data target."""
+    return {"split_by": config.split.by, "split_column": config.split.column}
+
+
 class RememberedData:
-    """A `load_data` that remembers the last data it loaded."""
+    """A `load_data` that remembers the last data it loaded, also for another split: folds differ in that only."""
 
     def __init__(self) -> None:
         self._key: str | None = None
         self._data: Data | None = None
+        self._samples_key: str | None = None
+        self._samples: Samples | None = None
 
     def __call__(self, config: Config) -> Data:
         key = data_key(config)
         if self._data is None or key != self._key:
-            self._key, self._data = key, load_data(config)
+            self._key, self._data = key, divided(self._load(config), config)
         return self._data
+
+    def _load(self, config: Config) -> Samples:
+        key = json.dumps([config.data, _split_columns(config)], sort_keys=True, default=str)
+        if self._samples is None or key != self._samples_key:
+            self._data = self._samples = None  # before the others are loaded, which may need their memory
+            self._samples_key, self._samples = key, load_samples(config)
+        return self._samples
 
 
 def new_model(
@@ -171,6 +194,8 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
 def check_data(data: Data, config: Config) -> None:
     """Raise ConfigError if the loss, the monitor or the batch size does not fit the data. This does not load torch."""
     _check_loss_name(config, data)
+    if data.splits.train.weights is not None:
+        raise ConfigError("data.weight", "no loss takes weights of samples yet; leave it out")
     check_monitor(data, config)
     check_batch_size(config, len(data.splits.train.x))
 
