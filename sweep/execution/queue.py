@@ -33,7 +33,8 @@ RETRIES = "retries"  # how often its worker died without progress in between
 REACHED = "reached"  # the last step that was reported when its worker last died
 PROBLEM = "problem"  # why it failed or diverged, in one line
 STOPPED = "stopped"  # where it was pruned, in words
-PACKING = "packing"  # a line about its pack, such as why trials of its kind train sequentially
+PACKING = "packing"  # why it trains sequentially although the study packs trials, in one line
+MEMORY = "memory"  # that memory ran out with so many trials in its pack, in one line
 
 _HEARTBEAT_INTERVAL_S = 15.0
 _DEAD_AFTER_S = 90.0  # without a heartbeat, an owner on another machine counts as dead
