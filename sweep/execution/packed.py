@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
-from sweep.execution.queue import PACKING
+from sweep.execution.queue import MEMORY, PACKING
 from sweep.execution.replicates import Means
 from sweep.execution.sequential import SequentialExecutor
 from sweep.execution.session import WorkerSession, log
@@ -167,7 +167,7 @@ class PackedExecutor:
                     for place, values in enumerate(self._session.runs(configuration))
                 ]
             except Unpackable as why:
-                self._note(trial, f"trains sequentially: {why}")
+                self._note(trial, PACKING, f"trains sequentially: {why}")
                 self._unpackable.append((trial, configuration))
                 return
             for training in filter(None, trainings):
@@ -175,7 +175,9 @@ class PackedExecutor:
         except Exception as error:
             if self._fits_later(entry, error):
                 self._most_places = self._n_places = len(self._trainings) - len(entry.trainings)
-                self._return_entries([entry], f"out of memory, {self._n_places} in a pack from now on", error)
+                message = f"out of memory, {self._n_places} in a pack from now on"
+                self._note(trial, MEMORY, message)
+                self._return_entries([entry], message, error)
                 return
             self._end(entry, error)
         if not entry.trainings:
@@ -353,16 +355,15 @@ class PackedExecutor:
             self._most_places = self._n_places = len(trainings) // 2
             self._scheduler.forget(group)
             message = f"out of memory with {len(trainings)} in a pack, {self._n_places} from now on"
-        else:
-            why = Unpackable(one_line(error, 160))
-            self._scheduler.refuse(group, why)
-            message = f"trains sequentially: {why}"
+            self._note(trainings[0].entry.trial, MEMORY, message)
+        else:  # whoever claims one of them then stores with it why it trains sequentially
+            message = one_line(error, 160)
+            self._scheduler.refuse(group, Unpackable(message))
         self._return_entries([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
 
     def _return_entries(self, entries: list[_Entry], message: str, error: Exception) -> None:
         """Release trials, which this or another worker will soon claim again, and log why."""
         log.warning("%d trials are released: %s", len(entries), message, exc_info=error)
-        self._note(entries[0].trial, message)
         for entry in entries:
             self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
@@ -383,9 +384,9 @@ class PackedExecutor:
             training.trial.end(why)
             self._release(training)
 
-    def _note(self, trial: FrozenTrial, message: str) -> None:
-        """Store a line with the trial. The study's command shows the same line only once."""
-        self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), PACKING, message))
+    def _note(self, trial: FrozenTrial, name: str, message: str) -> None:
+        """Store a line as the trial's user attribute `name`. The study's command shows the same line only once."""
+        self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), name, message))
 
 
 def _values(entry: _Entry) -> list[float]:

@@ -33,7 +33,8 @@ RETRIES = "retries"  # how often its worker died without progress in between
 REACHED = "reached"  # the last step that was reported when its worker last died
 PROBLEM = "problem"  # why it failed or diverged, in one line
 STOPPED = "stopped"  # where it was pruned, in words
-PACKING = "packing"  # a line about its pack, such as why trials of its kind train sequentially
+PACKING = "packing"  # why it trains sequentially although the study packs trials, in one line
+MEMORY = "memory"  # that memory ran out with so many trials in its pack, in one line
 
 _HEARTBEAT_INTERVAL_S = 15.0
 _DEAD_AFTER_S = 90.0  # without a heartbeat, an owner on another machine counts as dead
@@ -89,9 +90,7 @@ class TrialQueue:
         with self._lock:
             recorded = self._storage.get_all_trials(self._study_id, deepcopy=False)
             trials = numbered(recorded)
-            lost = self._lost(trials)
-            for trial in lost:
-                self._reclaim(trial)
+            lost = self._reclaim_lost(trials)
             waiting = [t for t in trials if t.state == TrialState.WAITING] + lost
             for trial in sorted(waiting, key=lambda t: t.number):
                 if trial.number < n_trials and (taken := self._take(trial)):
@@ -105,12 +104,18 @@ class TrialQueue:
             return self._read(self._storage.create_new_trial(self._study_id, template))
 
     def has_work(self, n_trials: int) -> bool:
-        """Return True if there is a trial to claim now, or one that lost its worker."""
-        trials = numbered(self._storage.get_all_trials(self._study_id, deepcopy=False))
-        mine = [t for t in trials if t.number < n_trials]
+        """Return True if there is a trial to claim now.
+
+        This reclaims the trials of dead workers. A worker that starts only now could not do so: it has not seen since
+        when their heartbeats are the same.
+        """
+        mine = self._first(n_trials)
         if len(mine) < n_trials or any(t.state == TrialState.WAITING for t in mine):
             return True
-        return bool(self._lost(mine))
+        if not self._lost(mine):
+            return False
+        with self._lock:
+            return bool(self._reclaim_lost(self._first(n_trials)))
 
     def release(self, trial: FrozenTrial) -> None:
         """Set a trial that this worker has claimed to WAITING, so that any worker can claim and resume it."""
@@ -138,6 +143,18 @@ class TrialQueue:
     def _read(self, key: int) -> FrozenTrial:
         """Return the trial with this id of Optuna's, with its number in the study."""
         return numbered([self._storage.get_trial(key)])[0]
+
+    def _first(self, n_trials: int) -> list[FrozenTrial]:
+        """Return the study's trials, but none that a larger `n_trials` has made."""
+        trials = numbered(self._storage.get_all_trials(self._study_id, deepcopy=False))
+        return [t for t in trials if t.number < n_trials]
+
+    def _reclaim_lost(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Reclaim the trials whose worker is dead, and return them. The caller holds the lock."""
+        lost = self._lost(trials)
+        for trial in lost:
+            self._reclaim(trial)
+        return lost
 
     def _reclaim(self, trial: FrozenTrial) -> None:
         """Set a dead worker's trial to WAITING. If its workers died too often without progress, note the PROBLEM."""

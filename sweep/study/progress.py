@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from itertools import product
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from sweep.config.best_config import stored_best
 from sweep.execution.attempts import failed, trials_of
-from sweep.execution.queue import PACKING, PROBLEM, STOPPED, is_complete
+from sweep.execution.queue import MEMORY, PACKING, PROBLEM, STOPPED, is_complete
 from sweep.search.ranges import short
 from sweep.study.identity import only_one_seed
 from sweep.study.reading import is_own_storage, recorded_storage
@@ -103,8 +104,8 @@ class Watch:
         n_before = len(self._seen)
         self._seen |= {t.number for t in new}
         self._recording.update(trials)
-        for trial in trials:
-            if (note := trial.user_attrs.get(PACKING, "")) not in self._noted:
+        for trial, name in product(trials, (MEMORY, PACKING)):
+            if (note := trial.user_attrs.get(name, "")) not in self._noted:
                 self._noted.add(note)
                 self._console.print(f"trial {trial.number} {note}")
         for n_done, trial in enumerate(sorted(new, key=lambda t: str(t.datetime_complete)), n_before + 1):

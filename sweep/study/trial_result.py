@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.execution.queue import PROBLEM
+from sweep.execution.queue import PACKING, PROBLEM
 from sweep.study.results import STATES, config_values
 
 
@@ -21,6 +21,7 @@ class TrialResult(NamedTuple):
         diverged: True if the trial diverged. Its state is then pruned.
         problem: why it failed or diverged, in one line; otherwise None.
         values: the values of all objectives; empty if the trial has none.
+        packing: why it trained sequentially although the study packs trials, in one line; otherwise None.
     """
 
     number: int
@@ -30,6 +31,7 @@ class TrialResult(NamedTuple):
     diverged: bool
     problem: str | None
     values: tuple[float, ...] = ()
+    packing: str | None = None
 
 
 class Range(NamedTuple):
@@ -54,7 +56,8 @@ def tried(trial: FrozenTrial) -> TrialResult:
     diverged = trial.state == TrialState.PRUNED and problem is not None  # a trial that the pruner stops has no problem
     values = () if trial.state == TrialState.FAIL else tuple(trial.values or ())
     value = values[0] if len(values) == 1 else None
-    return TrialResult(trial.number, config_values(trial), value, STATES[trial.state], diverged, problem, values)
+    state, packing = STATES[trial.state], trial.user_attrs.get(PACKING)
+    return TrialResult(trial.number, config_values(trial), value, state, diverged, problem, values, packing)
 
 
 def range_of(distribution: BaseDistribution) -> Range | None:

@@ -81,7 +81,7 @@ class PackScheduler:
         self._width, self._most, self._load = width, most, load
         self._data: dict[str, tuple[Data, TensorData]] = {}
         self._groups: dict[_Kind, dict[Rule, Group]] = {}
-        self._refused: dict[_Kind, Unpackable] = {}
+        self._refused: dict[tuple[_Kind, Rule], Unpackable] = {}  # what a pack gains depends on the rule too
 
     @property
     def groups(self) -> list[Group]:
@@ -96,8 +96,6 @@ class PackScheduler:
             ConfigError: the config does not fit the data, or something in it cannot be built.
         """
         trainer, kind = config.trainer, _kind(config)
-        if kind in self._refused:
-            raise self._refused[kind]
         device = pick_device(trainer.device)
         data, tensors = self._loaded(config, device)
         check_data(data, config)
@@ -114,6 +112,8 @@ class PackScheduler:
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
+            if (kind, rule) in self._refused:
+                raise self._refused[kind, rule]
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             member = PackMember(
                 schedule=schedule,
@@ -129,7 +129,7 @@ class PackScheduler:
                 try:
                     of_kind[rule] = self._group(config, data, tensors, task, model, rule)
                 except Unpackable as why:
-                    self._refused[kind] = why
+                    self._refused[kind, rule] = why
                     raise
         return of_kind[rule], member
 
@@ -140,10 +140,10 @@ class PackScheduler:
                 del of_kind[rule]
 
     def refuse(self, group: Group, why: Unpackable) -> None:
-        """Raise `why` for further trials of this group's kind, so that they train sequentially."""
+        """Raise `why` for further trials that fit this group, so that they train sequentially."""
         for kind, of_kind in self._groups.items():
-            if group in of_kind.values():
-                self._refused[kind] = why
+            for rule in [rule for rule, known in of_kind.items() if known is group]:
+                self._refused[kind, rule] = why
 
     def _loaded(self, config: Config, device: torch.device) -> tuple[Data, TensorData]:
         key = data_key(config, str(device))

@@ -1,4 +1,4 @@
-"""Make outputs of every kind with the `sweep` that this Python imports, for tests/test_old_outputs.py.
+"""Make outputs of every kind with the `sweep` of this Python, for tests/commands/test_old_outputs.py.
 
     COMMIT/.venv/bin/python tests/campaigns/make_old_outputs.py /tmp/old tests/old_outputs/COMMIT.tar.xz
 

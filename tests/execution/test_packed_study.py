@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import error_line, quick, recorded, run, start, wait_for_helper
 from waiting import wait_until
 
-from sweep import compose, run_trial
+from sweep import compose, load_study, run_trial
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
@@ -176,6 +176,8 @@ def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(
     match = re.fullmatch(r"trial (\d+) trains sequentially: BatchNorm1d \('1'\) keeps running statistics", told)
     assert match is not None, told
     assert match[1] in normed
+    reasons = {str(t.number): t.packing for t in load_study(folder_of(tmp_path).path).trials if t.packing}
+    assert reasons == dict.fromkeys(normed, "trains sequentially: BatchNorm1d ('1') keeps running statistics")
     assert len({t.user_attrs["worker"] for t in trials}) == 2
     assert n_at_once(tmp_path) > 2
 
@@ -305,9 +307,43 @@ def test_a_pack_that_is_short_of_memory_goes_on_at_half_the_width(tmp_path: Path
     widths = [int(n) for n in re.findall(r"trial \d+ out of memory.*?,? (\d+)(?: in a pack)? from now on", shown)]
     assert widths, "the case needs a memory that 16 do not fit into"
     assert [16, *widths] == sorted({16, *widths}, reverse=True)
+    assert not any("packing" in t.user_attrs for t in trials), "none trained alone"
     assert [(t.number, t.state) for t in trials] == [(number, TrialState.COMPLETE) for number in range(16)]
     assert n_at_once(tmp_path) > widths[-1] > 1
     assert all(t.value == min(recorded(folder_of(tmp_path).trial(t.number))["val/loss"][1]) for t in trials)
+
+
+_MOODY = """
+import torch
+from torch import nn
+
+n_packed = 0
+
+
+class Moody(nn.Linear):
+    def forward(self, x):
+        global n_packed
+        is_packed = torch._C._functorch.maybe_current_level() is not None
+        n_packed += is_packed
+        if is_packed and n_packed > 4:  # not yet while it is made
+            raise RuntimeError("only alone")
+        return super().forward(x)
+"""
+
+
+def test_a_pack_whose_pass_fails_leaves_its_trials_to_train_sequentially_each_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(_MOODY)
+    model = ("model._target_=moody.Moody", "~model.widths", "~model.activation", "~model.dropout")
+    trials, shown = searched(
+        tmp_path,
+        *(*model, *AS_DRAWN, "trainer.batch_size=16", "hydra.sweeper.n_trials=3", "hydra.sweeper.pack=2"),
+        PYTHONPATH=str(tmp_path),
+        SWEEP_TARGETS="moody.*",
+    )
+    assert n_at_once(tmp_path) == 2, "the case needs a pack"
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
+    assert {t.user_attrs["packing"] for t in trials} == {"trains sequentially: only alone"}
+    assert shown.count("trains sequentially") == 1
 
 
 def test_auto_packs_small_models_and_leaves_large_ones_alone(tmp_path: Path) -> None:

@@ -162,6 +162,22 @@ def test_a_worker_of_another_machine_is_dead_once_it_has_been_silent_for_long(fo
     assert taken.number == 0
 
 
+def test_a_worker_that_starts_after_another_machine_died_finds_its_trial(folder):
+    """The command waited for it, and starts a worker, which has seen no heartbeat stop."""
+    clock, storage = Clock(), open_storage(None, folder)
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
+    storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
+    command = ledger(folder, "controller", clock)
+    for clock.now in (0.0, 60.0, 90.0):
+        assert not command.has_work(1)
+    clock.now = 91.0
+    assert command.has_work(1)
+    with folder.worker_lock("a"):
+        trial = ledger(folder, "a", Clock()).claim(1)
+    assert trial is not None
+    assert (trial.number, trial.user_attrs[RETRIES]) == (0, 1)
+
+
 def test_a_beat_is_heard_while_a_trial_runs(folder):
     with folder.worker_lock("a"):
         a = ledger(folder, "a")

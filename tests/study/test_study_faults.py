@@ -19,6 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run
 from waiting import wait_until
 
+from sweep import run_study
+from sweep.execution.queue import HEARTBEAT, OWNER
+from sweep.storage.storage import open_storage
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 
@@ -98,6 +101,18 @@ def out_of_reach(url: str) -> Iterator[None]:
             yield
         finally:
             session.exec_driver_sql(f"ALTER DATABASE {database.database} ALLOW_CONNECTIONS true")
+
+
+def test_the_last_trial_of_a_machine_that_died_is_trained_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sweep.execution.queue._DEAD_AFTER_S", 0.5)
+    base = ["experiment=debug", "tracking=off"]
+    folder = StudyFolder(run_study(base, n_trials=1, study_name="s").folder)
+    storage = open_storage(None, folder)
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
+    storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
+    trials = run_study(base, n_trials=2, study_name="s").trials
+    assert [(t.number, t.state) for t in trials] == [(0, "complete"), (1, "complete")]
 
 
 def test_a_trial_whose_workers_die_too_often_fails_in_optuna_and_in_mlflow(tmp_path: Path) -> None:
