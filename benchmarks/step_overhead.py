@@ -39,7 +39,7 @@ def hand_written_epoch(overrides: list[str]) -> Callable[[], None]:
     samples = build.samples(config.data)
     data = to_device(divide(samples, config.split), torch.device("cpu"))
     model = build.model(config.model, samples)
-    optimizer = build.optimizer(config.optimizer)(model.parameters())
+    optimizer = build.optimizer(config.optimizer, model)
     loss_fn: Callable[..., torch.Tensor] = loss_function("auto", samples.task)
 
     def epoch() -> None:

@@ -1,11 +1,12 @@
 """The name, params and data set of a run, as a tracking store shows them."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from sweep.config.overrides import sets
-from sweep.config.schema import COMPONENTS, Config
+from sweep.config.schema import COMPONENTS, Config, own_defaults
 from sweep.data import Samples
 from sweep.data.split import Splits
 
@@ -42,12 +43,15 @@ def run_name(config: Config) -> str:
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return the settings in which trials may differ, by config key, without those that are None."""
+    """Return the settings in which trials may differ, by config key, without those that are None.
+
+    Of the optimizer's keys that are not arguments of its target, only those that are set.
+    """
     params: dict[str, Any] = {"seed": config.seed}
     params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     for key in COMPONENTS:
-        params |= dict(_leaves(key, getattr(config, key)))
+        params |= {name: value for name, value in _leaves(key, getattr(config, key)) if _is_set(name, value)}
     if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used
         params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}
@@ -72,9 +76,17 @@ def dataset(samples: Samples, splits: Splits) -> dict[str, Any]:
     }
 
 
+def _is_set(key: str, value: Any) -> bool:
+    """Return False if the key is one of sweep's own and has its default."""
+    return key not in own_defaults() or own_defaults()[key] != value
+
+
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield key, node
+        return
+    if not all(str(name).isidentifier() for name in node):  # MLflow takes no `*` in a name
+        yield key, json.dumps(node)
         return
     for name, child in node.items():
         if name != "interval":

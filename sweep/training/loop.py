@@ -104,7 +104,7 @@ class TrainingLoop(TrainState):
 
     def _update(self, row: Row, x: Tensor, y: Tensor) -> Tensor:
         """Do one optimizer update and return the loss, shape (), still on the device."""
-        for group, values in zip(self.optimizer.param_groups, row, strict=True):
+        for group, values in zip(self.optimizer.param_groups, self.schedule.scaled(row), strict=True):
             group.update(values)
         loss = self.loss_fn(self.forward(x), y)
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
+from sweep.config.optimizer_node import LR_SCALE, arguments_of, groups_of
 from sweep.config.scheduler_node import interval_of
 from sweep.config.targets import allowed_targets
 from sweep.data import Samples
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    OptimizerFactory = Callable[[Any], Optimizer]
+    from sweep.training.groups import ParameterGroup
+
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -92,30 +94,86 @@ def _is_lightning(kind: type) -> bool:
     return all(callable(getattr(kind, name, None)) for name in ("training_step", "configure_optimizers"))
 
 
-def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
-    """Return a function that makes the optimizer from a model's parameters.
+def optimizer(node: Mapping[str, Any], model: "nn.Module", shadow: bool = False) -> "Optimizer":
+    """Make the optimizer of a model.
 
-    Raises ConfigError, as does the function: also if the target returns anything but an optimizer, or one whose `step`
-    needs a closure, such as LBFGS.
+    The target gets the weights, divided as `optimizer.groups` and `optimizer.no_decay` say. A target with a parameter
+    called `named_parameters` or `model` gets pairs of name and weight, or the model.
+
+    Args:
+        node: the config node.
+        model: the model.
+        shadow: True makes it of dummy weights of the same names and shapes, which take no memory.
+
+    Raises:
+        ConfigError: also if a pattern of groups matches no weight, if the target returns anything but an optimizer, or
+            one whose `step` needs a closure, such as LBFGS.
     """
-    make = _bind("optimizer", node, offered={}, positional=1)
+    from sweep.training.groups import grouped, parameter_groups, stand_in, stand_ins
 
-    def checked(parameters: Any) -> "Optimizer":
-        from torch.optim import Optimizer
+    weights = stand_ins(model) if shadow else dict(model.named_parameters())
+    groups = parameter_groups(model, groups_of(node), node.get("no_decay") is not None)
+    names = _named(_located("optimizer", node["_target_"], allowed_targets()))
+    offered: dict[str, Any] = {}
+    if "named_parameters" in names:
+        offered["named_parameters"] = [*weights.items()]
+    if "model" in names:
+        offered["model"] = stand_in(model, weights) if shadow else model
+    arguments = arguments_of(node)
+    for group in groups:
+        if group.values:
+            _check_group(arguments, group, list(grouped([group], weights)[0]["params"]), offered)
+    given = grouped(groups, weights) if any(group.values for group in groups) else [*weights.values()]
+    return _checked_optimizer("optimizer", arguments, given, offered)
 
-        made = make(parameters)
-        if not isinstance(made, Optimizer):
-            raise ConfigError(
-                "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
-            )
-        if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
-            raise ConfigError(
-                "optimizer._target_",
-                f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
-            )
-        return made
 
-    return checked
+def _checked_optimizer(
+    key: str, node: Mapping[str, Any], weights: list[Any], offered: Mapping[str, Any]
+) -> "Optimizer":
+    """Call the target of an optimizer's node, and check what it returns.
+
+    Args:
+        key: the config key to name in an error about an argument.
+        node: the target and its arguments.
+        weights: a list of weights or of groups. The target gets it unless its first parameter is offered by name.
+        offered: arguments that the target gets if it has parameters of these names.
+    """
+    from torch.optim import Optimizer
+
+    first = _parameters(_located("optimizer", node["_target_"], allowed_targets()))[:1]
+    given = [] if first and first[0].name in offered else [weights]
+    made = _bind(key, node, offered, positional=len(given))(*given)
+    if not isinstance(made, Optimizer):
+        raise ConfigError(
+            "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
+        )
+    if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
+        raise ConfigError(
+            "optimizer._target_",
+            f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
+        )
+    return made
+
+
+def _check_group(
+    node: Mapping[str, Any], group: "ParameterGroup", weights: list[Any], offered: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError unless the optimizer takes the values of a group as arguments, and in groups.
+
+    Torch's optimizers check their arguments, but not the values of groups. So one is made with these as arguments.
+    """
+    key = "optimizer.no_decay" if group.pattern is None else f"optimizer.groups.{group.pattern}"
+    if offered:
+        message = f"{node['_target_']} takes the model or the weights' names, and makes its own groups; leave it out"
+        raise ConfigError(key, message)
+    values = {name: value for name, value in group.values.items() if name != LR_SCALE}
+    takes = _checked_optimizer("optimizer", node, weights, offered).defaults
+    for name in values:
+        if name not in takes:
+            at = key if group.pattern is None else f"{key}.{name}"
+            names = ", ".join(sorted({*takes, LR_SCALE} - {"lr"}))
+            raise ConfigError(at, f"{node['_target_']} has no {name} in its groups; they have: {names}")
+    _checked_optimizer(key, {**node, **values}, weights, offered)
 
 
 def scheduler(

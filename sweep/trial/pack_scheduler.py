@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sweep.config.optimizer_node import frozen_of
 from sweep.config.schema import Config
 from sweep.training import evaluate
 from sweep.training.packed.pack import Pack, PackMember
@@ -103,7 +104,9 @@ class PackScheduler:
         with reproducible(device):
             seen_before = kind in self._groups
             model = new_model(config, data.samples, tensors.train.x[: trainer.batch_size], seen_before)
-            schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
+            schedule = new_schedule(config, n_train, model)
+            if len(schedule.optimizer.param_groups) > 1:
+                raise Unpackable("its weights are in several groups (optimizer.groups, optimizer.no_decay)")
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
@@ -152,7 +155,7 @@ class PackScheduler:
         set_threads(trainer.threads, model, x)
         sequential_s = 0.0
         if self._width is None:
-            optimizer = build.optimizer(config.optimizer)(model.parameters())
+            optimizer = build.optimizer(config.optimizer, model)
             sequential_s = refuse_large(model, optimizer, loss_fn, x, y)
         pack = Pack(model=model, loss_fn=loss_fn, data=tensors, trainer=trainer, rule=rule)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
@@ -165,4 +168,5 @@ def _kind(config: Config) -> _Kind:
     Clipping belongs to it only as on or off: the norm at which to clip may differ from trial to trial.
     """
     trainer = config.trainer
-    return data_key(config, config.model), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)
+    structure = [config.model, frozen_of(config.optimizer)]
+    return data_key(config, structure), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)

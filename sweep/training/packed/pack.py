@@ -292,7 +292,9 @@ class Pack:
         This also moves the member's `scalars` to the end of the epoch.
         """
         steps = np.arange(member.step + 1, member.step + member.n_updates + 1, dtype=np.float64)
-        table = self.rule.table(member.group, _columns(member.schedule.rows), steps)
+        table = self.rule.table(
+            member.group, _columns([member.schedule.scaled(row) for row in member.schedule.rows]), steps
+        )
         if self._clips:
             table["clip_norm"] = np.full(len(steps), member.trainer.clip_norm)
         for name in member.scalars:
