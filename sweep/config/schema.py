@@ -161,6 +161,11 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
     is_auto(config.bounds)
     for key in COMPONENTS:
         _check_component(key, getattr(config, key))
+    for i, node in enumerate(config.trainer.callbacks):
+        key = f"trainer.callbacks.{i}"
+        message = "needs a _target_, such as {_target_: mypkg.Images}"
+        require(isinstance(node, dict) and isinstance(node.get("_target_"), str), key, message)
+        check_targets(key, node)
     check_weights(config.optimizer)
     check_learning_rates(config.optimizer, config.scheduler)
     one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)

@@ -23,6 +23,7 @@ _TRAINER_PARAMS = (
     "compile",
     "seed",
 )
+_RECIPE_PARAMS = ("clip_value", "accumulate", "max_steps", "val_interval", "ema", "callbacks")  # recorded if set
 
 
 def group_choices(config: Config) -> dict[str, str]:
@@ -50,6 +51,8 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     params: dict[str, Any] = {"seed": config.seed}
     params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    recipe = {f"trainer.{name}": getattr(config.trainer, name) for name in _RECIPE_PARAMS}
+    params |= {name: value for name, value in recipe.items() if _is_set(name, value)}
     for key in COMPONENTS:
         params |= {name: value for name, value in _leaves(key, getattr(config, key)) if _is_set(name, value)}
     if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used

@@ -1,7 +1,8 @@
 """The values that a scheduler sets in the optimizer at each step, taken from torch's own scheduler."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
@@ -62,23 +63,40 @@ class Schedule:
         self._changed: set[str] = set()  # names outside _SCHEDULED that the scheduler has changed so far
         self.rows: list[Row] = []
 
-    def start_epoch(self, n_updates: int) -> None:
-        """Fill `rows` for the next epoch. Raises TrainingFailed if a learning rate is negative or not finite."""
+    def start_epoch(self, n_updates: int, begun: Sequence[int] = ()) -> None:
+        """Fill `rows` for the updates up to the next validation.
+
+        Args:
+            n_updates: their number.
+            begun: the numbers, from 0, of those that begin another epoch.
+
+        Raises:
+            TrainingFailed: a learning rate is negative or not finite.
+        """
         if self._per_step:
             self.rows = [self._advance() for _ in range(n_updates)]
         else:
-            self.rows = [self._row()] * n_updates
+            self.rows = []
+            for start, end in pairwise([0, *begun, n_updates]):
+                if start > 0 and not isinstance(self.scheduler, ReduceLROnPlateau):
+                    self.scheduler.step()
+                self.rows += [self._row()] * (end - start)
         self._drop_what_never_changed()
         for i, row in enumerate(self.rows):
             for group in row:
                 if not 0 <= group.get("lr", 0.0) < math.inf:
                     raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
-    def end_epoch(self, value: float) -> None:
-        """Step a scheduler that is stepped once an epoch. value: the epoch's monitored value, for ReduceLROnPlateau."""
+    def end_epoch(self, value: float, ends: bool = True) -> None:
+        """Step a scheduler that is stepped once an epoch, and ReduceLROnPlateau after each validation.
+
+        Args:
+            value: the monitored value, for ReduceLROnPlateau.
+            ends: False if an epoch goes on after the validation.
+        """
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
-        elif not self._per_step:
+        elif ends and not self._per_step:
             self.scheduler.step()
 
     def scaled(self, row: Row) -> Row:

@@ -177,7 +177,11 @@ def _check_group(
 
 
 def scheduler(
-    node: Mapping[str, Any], steps_per_epoch: int, epochs: int, direction: str = "minimize"
+    node: Mapping[str, Any],
+    steps_per_epoch: int,
+    epochs: int,
+    direction: str = "minimize",
+    total_steps: int | None = None,
 ) -> "SchedulerFactory":
     """Return a function that makes the scheduler from an optimizer.
 
@@ -187,6 +191,8 @@ def scheduler(
         epochs: passed to the target if it accepts it. A target without `steps_per_epoch` gets the product of both as
             `total_steps`.
         direction: minimize or maximize. It sets the `mode` of ReduceLROnPlateau, which follows the monitor.
+        total_steps: the number of updates; None for the product. If it is less, a target that accepts `total_steps`
+            gets it instead of the other two, and another target gets a fraction as `epochs`.
 
     Raises:
         ConfigError: the target does not accept its arguments. The returned function raises it too.
@@ -194,11 +200,16 @@ def scheduler(
     from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
     node = {key: value for key, value in node.items() if key != "interval"}
+    total = steps_per_epoch * epochs if total_steps is None else total_steps
     offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
     mode = direction[:3]
     target = _located("scheduler", node["_target_"], allowed_targets())
-    if "steps_per_epoch" not in _named(target):
-        offered["total_steps"] = steps_per_epoch * epochs
+    if total < steps_per_epoch * epochs:
+        takes_total = "total_steps" in _named(target)
+        offered = {} if takes_total else {"steps_per_epoch": steps_per_epoch, "epochs": total / steps_per_epoch}
+        offered["total_steps"] = total
+    elif "steps_per_epoch" not in _named(target):
+        offered["total_steps"] = total
     if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
         offered["mode"] = mode
     make = _bind("scheduler", node, offered, positional=1)
@@ -210,9 +221,7 @@ def scheduler(
             is_one_cycle = isinstance(target, type) and issubclass(target, OneCycleLR)
             if not (is_one_cycle and isinstance(error.__cause__, ZeroDivisionError)):
                 raise
-            message = (
-                f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
-            )
+            message = f"divides by 0 with {total} updates; change scheduler.pct_start or trainer.epochs"
             raise ConfigError("scheduler", message) from error
         if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
             raise ConfigError(
@@ -236,6 +245,20 @@ def interval(node: Mapping[str, Any]) -> str | None:
     """
     target = _located("scheduler", node["_target_"], allowed_targets())
     return interval_of(node) or ("step" if _COUNTS_UPDATES & _named(target) else None)
+
+
+def callbacks(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Call the targets in `trainer.callbacks`. Raise ConfigError, also for an object without any of the methods."""
+    from sweep.training.callbacks import HOOKS
+
+    made = []
+    for i, node in enumerate(nodes):
+        key = f"trainer.callbacks.{i}"
+        made.append(_bind(key, node, offered={})())
+        if not any(callable(getattr(made[-1], hook, None)) for hook in HOOKS):
+            message = f"{node['_target_']} returned {type(made[-1]).__name__}, which has none of {', '.join(HOOKS)}"
+            raise ConfigError(f"{key}._target_", message)
+    return made
 
 
 def sampler(node: Mapping[str, Any]) -> "BaseSampler":

@@ -15,13 +15,16 @@ from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
-from sweep.training.runtime import pick_device, reproducible, set_threads
+from sweep.training.runtime import pick_device, refuse_fp16, reproducible, set_threads
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
 
 # The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
 _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")
+
+# Settings under which a pack would not train as a single trial does, with the value that they must have.
+_ALONE = {"accumulate": 1, "max_steps": None, "val_interval": 1, "ema": None, "callbacks": []}
 
 _Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same rule updates them
 
@@ -98,6 +101,8 @@ class PackScheduler:
         if kind in self._refused:
             raise self._refused[kind]
         device = pick_device(trainer.device)
+        refuse_fp16(trainer.precision, device)
+        _require_plain(config)
         data, tensors = self._loaded(config, device)
         check_data(data, config)
         n_train = len(tensors.train.x)
@@ -162,11 +167,21 @@ class PackScheduler:
         return Group(pack, model, data, trainer.threads, width)
 
 
+def _require_plain(config: Config) -> None:
+    """Raise Unpackable for a setting that a pack does not have."""
+    for name, plain in _ALONE.items():
+        if getattr(config.trainer, name) != plain:
+            raise Unpackable(f"trainer.{name} is set")
+    if config.trainer.precision == "fp16":
+        raise Unpackable("trainer.precision=fp16 scales the gradients of each trial on its own")
+
+
 def _kind(config: Config) -> _Kind:
     """Return what trials of one pack have in common, besides the rule that updates them.
 
-    Clipping belongs to it only as on or off: the norm at which to clip may differ from trial to trial.
+    Clipping belongs to it only as on or off: the norm or value at which to clip may differ from trial to trial.
     """
     trainer = config.trainer
     structure = [config.model, frozen_of(config.optimizer)]
-    return data_key(config, structure), trainer.clip_norm is None, *(getattr(trainer, name) for name in _STRUCTURE)
+    clips = (trainer.clip_norm is None, trainer.clip_value is None)
+    return data_key(config, structure), clips, *(getattr(trainer, name) for name in _STRUCTURE)

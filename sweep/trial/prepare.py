@@ -108,8 +108,9 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
-    n_steps = steps_per_epoch(n_train, trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, direction_of(trainer.monitored))
+    n_updates, n_steps = steps_per_epoch(n_train, trainer.update_size), trainer.n_steps(n_train)
+    direction = direction_of(trainer.monitored)
+    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.epochs, direction, n_steps)
     shadow = build.optimizer(config.optimizer, model, shadow=True)
     schedule = Schedule(shadow, make_scheduler, build.interval(config.scheduler))
     for pattern, values in groups_of(config.optimizer).items():
@@ -140,6 +141,7 @@ def new_loop(config: Config, samples: Samples, tensors: "TensorData", model: "nn
         data=tensors,
         trainer=trainer,
         step_points=config.tracking.step_points,
+        callbacks=build.callbacks(trainer.callbacks),
     )
 
 
