@@ -167,7 +167,10 @@ def _check_group(
         message = f"{node['_target_']} takes the model or the weights' names, and makes its own groups; leave it out"
         raise ConfigError(key, message)
     values = {name: value for name, value in group.values.items() if name != LR_SCALE}
-    takes = _checked_optimizer("optimizer", node, weights, offered).defaults
+    try:
+        takes = _checked_optimizer("optimizer", node, weights, offered).defaults
+    except ConfigError:
+        return  # one that needs groups, or cannot be made at all, as will be seen next
     for name in values:
         if name not in takes:
             at = key if group.pattern is None else f"{key}.{name}"

@@ -112,6 +112,11 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
     direction = direction_of(trainer.monitored)
     make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.epochs, direction, n_steps)
     shadow = build.optimizer(config.optimizer, model, shadow=True)
+    if not all("lr" in group for group in shadow.param_groups):
+        raise ConfigError(
+            "optimizer._target_",
+            f"{config.optimizer['_target_']} has no learning rate that a schedule could set; choose another",
+        )
     schedule = Schedule(shadow, make_scheduler, build.interval(config.scheduler))
     for pattern, values in groups_of(config.optimizer).items():
         for name in sorted(schedule.overwritten() & values.keys()):

@@ -1,7 +1,9 @@
 """sweep/training/callbacks.py: your own code while a trial trains."""
 
 import io
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +193,23 @@ def test_trials_with_callbacks_train_sequentially() -> None:
     config = validate(compose(["experiment=debug", "tracking=off", with_callbacks(node("Norm"))]))
     with pytest.raises(Unpackable, match=r"^trainer\.callbacks is set$"):
         PackScheduler(2, 2, load_data).member(config)
+
+
+@pytest.mark.process
+def test_the_example_of_the_documentation_runs(
+    small_trial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "drawn_weights.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SWEEP_TARGETS", "drawn_weights.*")
+    outcome: Outcome = small_trial("trainer.callbacks=[{_target_: drawn_weights.Weights, every: 2}]")
+    run = RunFolder(outcome.folder)
+    assert recorded(run)["norm/first"][0] == [1, 2, 3, 4]
+    assert {path.name for path in run.artifacts.glob("weights-*")} == {"weights-2.png", "weights-4.png"}
+    stopped: Outcome = small_trial("trainer.callbacks=[{_target_: drawn_weights.Weights, largest: 0.01}]")
+    assert stopped.n_epochs == 1
 
 
 @pytest.mark.process
