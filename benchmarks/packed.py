@@ -136,7 +136,7 @@ def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: 
         own.trainer.seed = seed
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
         weights = new_model(own, data.samples, loop.task, loop.data.train, seen_before=seed > 0).state_dict()
-        schedule = new_schedule(own, n_train, [weight.shape for weight in model.parameters()])
+        schedule = new_schedule(own, n_train, model)
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         pack.admit(member)
     return pack

@@ -39,7 +39,7 @@ def hand_written_epoch(overrides: list[str]) -> Callable[[], None]:
     splits = divide(samples, config.split)
     data = to_device(splits, torch.device("cpu"))
     model = build.model(config.model, samples)
-    optimizer = build.optimizer(config.optimizer)(model.parameters())
+    optimizer = build.optimizer(config.optimizer, model)
     loss_fn: Callable[..., torch.Tensor] = nn.MSELoss() if samples.task == "regression" else nn.CrossEntropyLoss()
 
     def epoch() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sweep.api import write_report as write_report
     from sweep.config.composition import compose as compose
     from sweep.data import Samples as Samples
+    from sweep.training.callbacks import Callback as Callback
+    from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial
     from sweep.trial.run import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
@@ -27,6 +29,8 @@ _HOMES = {
     "ConfigError": "sweep.utils.errors",
     "Diverged": "sweep.utils.errors",
     "Outcome": "sweep.trial.run",
+    "Callback": "sweep.training.callbacks",
+    "StopTraining": "sweep.training.callbacks",
     "Trial": "sweep.training.trial",
     "run_trial": "sweep.trial.run",
     "run_study": "sweep.api",
@@ -37,10 +41,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "ConfigError",
     "Diverged",
     "Outcome",
     "Samples",
+    "StopTraining",
     "Trial",
     "compose",
     "load_study",

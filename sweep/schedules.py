@@ -1,9 +1,9 @@
 """Learning-rate schedules: torch's own schedulers, with lengths in epochs instead of steps.
 
 Each option of `conf/scheduler/` that names this module has one of these functions as its target. The trial passes the
-optimizer, `steps_per_epoch` and `epochs`. The scheduler that is returned must be stepped after each update (the files
-set `interval: step`). A *length* is a number of epochs, or a share of the run such as "25%", so it keeps its meaning if
-the batch size changes.
+optimizer, `steps_per_epoch` and `epochs`; the latter is a fraction if `trainer.max_steps` ends the run within an epoch.
+The scheduler that is returned must be stepped after each update (the files set `interval: step`). A *length* is a
+number of epochs, or a share of the run such as "25%", so it keeps its meaning if the batch size changes.
 """
 
 import math
@@ -18,7 +18,7 @@ from sweep.config.scheduler_node import in_epochs
 Length = float | str
 
 
-def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: int) -> int:
+def n_steps(name: str, length: Length, steps_per_epoch: int, epochs: float) -> int:
     """Convert `length` to optimizer steps, at least 1. Raises ValueError if it is not > 0 or a share such as "25%".
 
     name: the argument's name, for the message.
@@ -37,7 +37,7 @@ def constant(optimizer: Optimizer) -> LRScheduler:
 def cyclic(
     optimizer: Optimizer,
     steps_per_epoch: int,
-    epochs: int,
+    epochs: float,
     base_lr: float,
     max_lr: float,
     cycle_epochs: Length,
@@ -64,7 +64,7 @@ def cyclic(
 def onecycle(
     optimizer: Optimizer,
     steps_per_epoch: int,
-    epochs: int,
+    epochs: float,
     max_lr: float,
     pct_start: float = 0.3,
     div_factor: float = 25.0,
@@ -75,7 +75,7 @@ def onecycle(
     The rate starts at max_lr / div_factor and ends at max_lr / div_factor / final_div_factor. Raises ValueError if the
     run has only one update.
     """
-    total = steps_per_epoch * epochs
+    total = round(steps_per_epoch * epochs)
     if total < 2:
         raise ValueError(
             "a rise and a fall need two updates, the run has one; raise trainer.epochs, or lower trainer.batch_size"
@@ -94,7 +94,7 @@ def onecycle(
 
 
 def cosine(
-    optimizer: Optimizer, steps_per_epoch: int, epochs: int, decay_epochs: Length = "100%", min_lr: float = 0.0
+    optimizer: Optimizer, steps_per_epoch: int, epochs: float, decay_epochs: Length = "100%", min_lr: float = 0.0
 ) -> LRScheduler:
     """Fall along half a cosine from the optimizer's rate to `min_lr` (Loshchilov & Hutter 2017), then stay there."""
     length = n_steps("decay_epochs", decay_epochs, steps_per_epoch, epochs)
@@ -104,7 +104,7 @@ def cosine(
 def warmup_cosine(
     optimizer: Optimizer,
     steps_per_epoch: int,
-    epochs: int,
+    epochs: float,
     warmup_epochs: Length = "10%",
     min_lr: float = 0.0,
 ) -> LRScheduler:
@@ -112,10 +112,10 @@ def warmup_cosine(
 
     Raises ValueError if the rise fills the complete run.
     """
-    total = steps_per_epoch * epochs
+    total = round(steps_per_epoch * epochs)
     warmup = n_steps("warmup_epochs", warmup_epochs, steps_per_epoch, epochs)
     if warmup >= total:
-        raise ValueError(f"warmup_epochs = {warmup_epochs} fills the whole run of {epochs} epochs; shorten it")
+        raise ValueError(f"warmup_epochs = {warmup_epochs} fills the whole run of {epochs:g} epochs; shorten it")
 
     def lr_at(step: int, lr: float) -> float:
         if step < warmup:
@@ -128,7 +128,7 @@ def warmup_cosine(
 def cosine_restarts(
     optimizer: Optimizer,
     steps_per_epoch: int,
-    epochs: int,
+    epochs: float,
     cycle_epochs: Length = "25%",
     cycle_mult: int = 1,
     min_lr: float = 0.0,
@@ -142,7 +142,7 @@ def cosine_restarts(
 
 
 def step(
-    optimizer: Optimizer, steps_per_epoch: int, epochs: int, step_epochs: Length = "34%", gamma: float = 0.1
+    optimizer: Optimizer, steps_per_epoch: int, epochs: float, step_epochs: Length = "34%", gamma: float = 0.1
 ) -> LRScheduler:
     """Multiply the learning rate by `gamma` after every `step_epochs`."""
     length = n_steps("step_epochs", step_epochs, steps_per_epoch, epochs)

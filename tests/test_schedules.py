@@ -39,7 +39,7 @@ def node(option: str, **changes: Any) -> dict[str, Any]:
 
 def make_schedule(optimizer: Mapping[str, Any], scheduler: Mapping[str, Any], per_epoch: int, epochs: int) -> Schedule:
     make_scheduler = build.scheduler(scheduler, per_epoch, epochs)
-    return Schedule(build.optimizer(optimizer), make_scheduler, build.interval(scheduler))
+    return Schedule(build.optimizer(optimizer, torch.nn.Linear(1, 1)), make_scheduler, build.interval(scheduler))
 
 
 def rows_of_epochs(schedule: Schedule, per_epoch: int, values: list[float]) -> list[list[Row]]:
@@ -228,7 +228,7 @@ def test_a_schedule_equals_its_scheduler_stepped_by_hand_beside_an_optimizer(opt
     per_epoch, epochs = 4, 9
     values = [1.0, 0.9, *[0.95] * 7]  # long enough to wake a plateau
     weight = torch.nn.Parameter(torch.ones(3))
-    real = build.optimizer(optimizer)([weight])
+    real = build.optimizer(optimizer, torch.nn.ParameterList([weight]))
     by_hand: Any = build.scheduler(scheduler, per_epoch, epochs)(real)  # `step` takes a value or none
     by_step = scheduler["interval"] == "step"
     by_value = scheduler["_target_"].endswith("ReduceLROnPlateau")
@@ -287,7 +287,7 @@ def test_an_optimizer_may_group_the_weights_as_it_likes():
         return torch.optim.SGD([{"params": matrices, "lr": 0.4}, {"params": vectors, "lr": 0.2}])
 
     halving = build.scheduler(node("exponential", gamma=0.5), 1, 3)
-    schedule = Schedule(without_decay_for_biases, halving, "epoch", [w.shape for w in model.parameters()])
+    schedule = Schedule(without_decay_for_biases(model.parameters()), halving, "epoch")
     rows = [row for rows in rows_of_epochs(schedule, 1, [1.0] * 3) for row in rows]
     assert [[group["lr"] for group in row] for row in rows] == [[0.4, 0.2], [0.2, 0.1], [0.1, 0.05]]
 

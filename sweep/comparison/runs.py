@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
 from sweep.config.metrics import sign_of
-from sweep.config.nodes import steps_per_epoch
+from sweep.config.nodes import Trainer
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -24,8 +24,8 @@ class Run(NamedTuple):
 
     Attributes:
         values: the values that it recorded at its end, by metric.
-        val_loss: the validation loss by epoch, shape (epochs,).
-        epoch_steps: the number of updates in an epoch.
+        val_loss: the validation loss by epoch, shape (epochs,); with `trainer.val_interval`, of each validation.
+        epoch_steps: the number of updates in an epoch, or from one validation to the next.
         train_s: seconds of training, over all attempts.
     """
 
@@ -106,8 +106,14 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
         return None
     train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in events if past["kind"] == "end")
     values = {name: column[0] for name, column in end["values"].items()}
-    n_train, batch = starts[-1]["dataset"]["profile"]["n_train"], int(starts[-1]["params"]["trainer.batch_size"])
-    return Run(values, journal.curves(folder.journal)["val/loss"].values, steps_per_epoch(n_train, batch), train_s)
+    n_train, params = starts[-1]["dataset"]["profile"]["n_train"], starts[-1]["params"]
+    trainer = Trainer(
+        batch_size=int(params["trainer.batch_size"]),
+        accumulate=int(params.get("trainer.accumulate", 1)),
+        val_interval=str(params.get("trainer.val_interval", 1)),
+    )
+    val_loss = journal.curves(folder.journal)["val/loss"].values
+    return Run(values, val_loss, trainer.validation_steps(n_train), train_s)
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:

@@ -2,13 +2,14 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.utils.errors import is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "fp16")
 SPLITS = ("random", "stratified", "grouped", "ordered", "given")
 MOST_FOLDS = 1000
 MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
@@ -71,7 +72,8 @@ class Trainer:
     """How a trial trains.
 
     `batch_size` counts samples, `epochs` counts passes over the training split, and `patience` counts epochs. A run
-    stops early if `monitor` has not improved by more than `min_delta` for `patience` epochs.
+    stops early if `monitor` has not improved by more than `min_delta` for `patience` epochs. `val_interval` is a number
+    of epochs, or a number of updates such as "500 steps" (docs/recipe.md).
     """
 
     epochs: int = 60
@@ -80,6 +82,12 @@ class Trainer:
     device: str = "auto"
     precision: str = "float32"
     clip_norm: float | None = None
+    clip_value: float | None = None
+    accumulate: int = 1
+    max_steps: int | None = None
+    val_interval: int | str = 1
+    ema: float | None = None
+    callbacks: list[Any] = field(default_factory=list)
     monitor: str | None = None
     patience: int | None = None
     min_delta: float = 0.0
@@ -94,6 +102,14 @@ class Trainer:
         one_of("trainer.loss", self.loss, LOSSES)
         one_of("trainer.precision", self.precision, PRECISIONS)
         require(is_positive(self.clip_norm), "trainer.clip_norm", f"must be > 0 or null, got {self.clip_norm}")
+        require(is_positive(self.clip_value), "trainer.clip_value", f"must be > 0 or null, got {self.clip_value}")
+        require(self.accumulate >= 1, "trainer.accumulate", f"must be >= 1 batch, got {self.accumulate}")
+        message = f"must be >= 1 update or null, got {self.max_steps}"
+        require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", message)
+        message = f"must be a number of epochs >= 1, or of updates such as '500 steps', got {self.val_interval!r}"
+        require(max(self.val_steps or 0, self.val_epochs) >= 1, "trainer.val_interval", message)
+        if self.ema is not None:
+            require(0 < self.ema < 1, "trainer.ema", f"must be between 0 and 1 or null, got {self.ema}")
         require(
             self.patience is None or self.patience >= 1,
             "trainer.patience",
@@ -116,6 +132,39 @@ class Trainer:
     def monitored(self) -> str:
         """The curve that selects the best weights, and that early stopping and the plateau schedule follow."""
         return self.monitor or "val/loss"
+
+    @property
+    def update_size(self) -> int:
+        """The number of samples in an update. The last of an epoch may have fewer."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def val_steps(self) -> int | None:
+        """The number of updates between two validations; None if `val_interval` counts epochs."""
+        found = re.fullmatch(r"(\d+) steps?", str(self.val_interval))
+        return int(found[1]) if found else None
+
+    @property
+    def val_epochs(self) -> int:
+        """The number of epochs between two validations; 0 if `val_interval` counts updates or is no number."""
+        return int(self.val_interval) if re.fullmatch(r"\d+", str(self.val_interval)) else 0
+
+    def n_steps(self, n_train: int) -> int:
+        """Return the number of updates in the training, unless patience or a callback ends it earlier."""
+        n_steps = self.epochs * steps_per_epoch(n_train, self.update_size)
+        return n_steps if self.max_steps is None else min(n_steps, self.max_steps)
+
+    def epoch_steps(self, n_train: int) -> int:
+        """Return how many updates the number of a report counts: those of an epoch, or `val_steps`."""
+        return self.val_steps or steps_per_epoch(n_train, self.update_size)
+
+    def validation_steps(self, n_train: int) -> int:
+        """Return the number of updates between two validations."""
+        return self.val_steps or self.val_epochs * self.epoch_steps(n_train)
+
+    def n_epochs(self, n_train: int) -> int:
+        """Return the number of the last report."""
+        return -(-self.n_steps(n_train) // self.epoch_steps(n_train))
 
 
 @dataclass(kw_only=True)

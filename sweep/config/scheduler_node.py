@@ -23,7 +23,7 @@ def counts_steps(scheduler: Mapping[str, Any]) -> bool:
     return scheduler["_target_"].startswith("sweep.schedules.") and scheduler["_target_"] != "sweep.schedules.constant"
 
 
-def in_epochs(length: Any, epochs: int) -> float | None:
+def in_epochs(length: Any, epochs: float) -> float | None:
     """Convert the length of a schedule to epochs.
 
     Args:

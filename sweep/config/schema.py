@@ -3,11 +3,13 @@
 This module imports neither torch, Optuna nor MLflow, so that a bad config is refused before any of them is loaded.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +18,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.nodes import Compare, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
+from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
+from sweep.config.optimizer_node import check_weights
 from sweep.config.scheduler_node import INTERVALS, check_learning_rates, counts_steps, interval_of
 from sweep.config.targets import check_targets
 from sweep.config.task_node import AUTO_TASK, CONF_DIR, curves_of, direction_of
@@ -161,6 +165,12 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
     if config.trainer.monitor is not None:
         one_of("trainer.monitor", config.trainer.monitor, curves_of(config.task))
     direction_of(config.trainer.monitored, config.task)
+    for i, node in enumerate(config.trainer.callbacks):
+        key = f"trainer.callbacks.{i}"
+        message = "needs a _target_, such as {_target_: mypkg.Images}"
+        require(isinstance(node, dict) and isinstance(node.get("_target_"), str), key, message)
+        check_targets(key, node)
+    check_weights(config.optimizer)
     check_learning_rates(config.optimizer, config.scheduler)
     one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)
     if counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
@@ -184,6 +194,20 @@ _SCHEMA = {
     "compare": Compare,
     "lr_range": LrRange,
 }
+
+
+@functools.cache
+def own_defaults() -> Mapping[str, Any]:
+    """Return the default of each of sweep's own keys, such as trainer.epochs.
+
+    A new key's default does what was done before the key existed. So a record from before, which lacks the key, had it.
+    """
+    found = {f"optimizer.{name}": value for name, value in OPTIMIZER_DEFAULTS.items()}
+    for node, schema in _SCHEMA.items():
+        for key in fields(schema):
+            made = key.default if key.default_factory is NO_DEFAULT else key.default_factory()
+            found[f"{node}.{key.name}" if node else key.name] = made
+    return found
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:

@@ -137,7 +137,7 @@ class SequentialExecutor:
         try:
             values = session.values_of_earlier(trial, run, retry=anew)
             if values is None:
-                report = session.reporter(trial, means, place, config.trainer.epochs)
+                report = session.reporter(trial, means, place, session.n_epochs(config))
                 config.resume = str(run.path) if session.has_begun(run, member, config.overrides) else None
                 run_trial(
                     config,

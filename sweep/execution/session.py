@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.overrides import key_of, value_of
+from sweep.config.schema import validate
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -276,6 +277,14 @@ class WorkerSession:
                 raise Pruned(epoch)
 
         return report
+
+    def n_epochs(self, config: DictConfig) -> int:
+        """Return the number of the last epoch that a run reports, unless it ends early."""
+        trainer = config.trainer
+        if trainer.max_steps is None and trainer.val_interval == 1:
+            return trainer.epochs
+        own = self.splits.fit(validate(config))
+        return own.trainer.n_epochs(self.splits.size(own))
 
     def _watched(self) -> tuple[str, str]:
         """Return the metric that is reported while a trial trains, and its direction."""

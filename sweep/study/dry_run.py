@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from sweep.config.schema import Config, validate
+from sweep.config.schema import validate
 from sweep.execution.plan import WorkerPlan
 from sweep.search.ranges import range_text, short
 from sweep.search.space import Configuration, Space
@@ -42,7 +42,7 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
     console.print(_space_table(space, base))
     configurations = plan.rehearse(range(min(_N_SAMPLES, plan.n_trials)))
     console.print(f"{len(configurations)} configurations it might try:")
-    load, epoch_s = space.splits.load, 0.0
+    load, epoch_s, n_epochs = space.splits.load, 0.0, 0
     for configuration in configurations:
         config = space.splits.fit(validate(space.compose(configuration)))
         console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)))
@@ -50,9 +50,9 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
         check_data(data, config)
         with prepared(config, data) as fit:
             if configuration is configurations[0]:
-                epoch_s = _epoch_s(fit)
+                epoch_s, n_epochs = _epoch_s(fit), fit.n_epochs
     console.print("each composes and builds\n")
-    console.print(_estimate(plan, validate(base), epoch_s))
+    console.print(_estimate(plan, n_epochs, epoch_s))
 
 
 def _space_table(space: Space, base: DictConfig) -> Table:
@@ -97,16 +97,16 @@ def _epoch_s(fit: "TrainingLoop") -> float:
     return timed.epoch_s
 
 
-def _estimate(plan: WorkerPlan, config: Config, epoch_s: float) -> str:
+def _estimate(plan: WorkerPlan, n_epochs: int, epoch_s: float) -> str:
     """Return a line with the estimated time of the study, from the seconds of one epoch."""
     settings = plan.settings
     runs = plan.n_trials * settings.seeds
-    total_s = runs * config.trainer.epochs * epoch_s / settings.n_jobs
+    total_s = runs * n_epochs * epoch_s / settings.n_jobs
     pruned = " at most, since trials are pruned" if not settings.pruner["_target_"].endswith("NopPruner") else ""
     packed = "; less in packs, as the epoch was timed alone" if settings.pack != 1 else ""
     times = f"{plan.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
     return (
-        f"an epoch takes {epoch_s:.3g} s; {times} x {config.trainer.epochs} epochs on {settings.n_jobs} "
+        f"an epoch takes {epoch_s:.3g} s; {times} x {n_epochs} epochs on {settings.n_jobs} "
         f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}{packed}"
     )
 

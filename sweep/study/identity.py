@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.outputs import folder_name
+from sweep.config.schema import own_defaults
 from sweep.config.task_node import AUTO_TASK
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
@@ -130,13 +131,24 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return one text for each fact that differs, such as "trainer.epochs = 60, now 20"."""
+    """Return one text for each fact that differs, such as "trainer.epochs = 60, now 20".
+
+    A key that only one side has does not differ if it has its default: the other side is from a version without it.
+    """
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key} = {before.get(key, 'unset')}, now {now.get(key, 'unset')}"
         for key in keys
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not _is_only_newer(key, before, now)
     ]
+
+
+def _is_only_newer(key: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Return True if one side lacks the key, and the other has its default."""
+    if key in before and key in now:
+        return False
+    name = key.partition(" ")[0]
+    return name in own_defaults() and json.dumps(own_defaults()[name]) in (before.get(key), now.get(key))
 
 
 def only_one_seed(attrs: Mapping[str, Any]) -> str | None:

@@ -1,11 +1,12 @@
 """The name, params and data set of a run, as a tracking store shows them."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from sweep.config.overrides import sets
-from sweep.config.schema import COMPONENTS, Config
+from sweep.config.schema import COMPONENTS, Config, own_defaults
 from sweep.config.task_node import AUTO
 from sweep.data import Samples
 from sweep.data.split import Splits
@@ -24,6 +25,7 @@ _TRAINER_PARAMS = (
     "compile",
     "seed",
 )
+_RECIPE_PARAMS = ("clip_value", "accumulate", "max_steps", "val_interval", "ema", "callbacks")  # recorded if set
 
 
 def group_choices(config: Config) -> dict[str, str]:
@@ -44,14 +46,19 @@ def run_name(config: Config) -> str:
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return the settings in which trials may differ, by config key, without those that are None."""
+    """Return the settings in which trials may differ, by config key, without those that are None.
+
+    Of the optimizer's keys that are not arguments of its target, only those that are set.
+    """
     params: dict[str, Any] = {"seed": config.seed}
     params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     if config.split.folds is not None:
         params["split.fold"] = config.split.fold
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    recipe = {f"trainer.{name}": getattr(config.trainer, name) for name in _RECIPE_PARAMS}
+    params |= {name: value for name, value in recipe.items() if _is_set(name, value)}
     for key in COMPONENTS:
-        params |= dict(_leaves(key, getattr(config, key)))
+        params |= {name: value for name, value in _leaves(key, getattr(config, key)) if _is_set(name, value)}
     if config.task["_target_"] != AUTO:
         params["task"] = config.task["_target_"]
     params |= dict(_leaves("task.loss", config.task.get("loss")))
@@ -95,9 +102,17 @@ def _digest(samples: Samples) -> str:
     return digest.hexdigest()[:16]
 
 
+def _is_set(key: str, value: Any) -> bool:
+    """Return False if the key is one of sweep's own and has its default."""
+    return key not in own_defaults() or own_defaults()[key] != value
+
+
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield key, node
+        return
+    if not all(str(name).isidentifier() for name in node):  # MLflow takes no `*` in a name
+        yield key, json.dumps(node)
         return
     for name, child in node.items():
         if name != "interval":

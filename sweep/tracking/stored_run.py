@@ -96,7 +96,7 @@ def _lacks_epochs(run: RunFolder, state: Mapping[str, Any]) -> bool:
     reported = [name for name in curves if not name.startswith("step/")]
     if reported and "val/loss" not in reported:  # a custom training function may report other metrics
         return False
-    return state["epoch"] > (len(curves["val/loss"].steps) if reported else 0)
+    return state["epoch"] > (curves["val/loss"].steps[-1] if reported else 0)
 
 
 def study_command(run: RunFolder) -> str | None:

@@ -1,17 +1,20 @@
 """The training loop of one trial: read `TrainingLoop.run` from top to bottom."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
+from sweep.training.callbacks import Callbacks, Stopped
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
-from sweep.training.runtime import autocast, in_precision
+from sweep.training.runtime import autocast, in_precision, refuse_fp16
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
 from sweep.training.tensors import TensorData, TensorSplit, batches, epoch_order
@@ -39,7 +42,13 @@ class TrainingLoop(TrainState):
         trainer: "Trainer",
         direction: str = "minimize",
         step_points: int | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
+        """Make the loop of a model that has its initial weights.
+
+        Raises:
+            ConfigError: the trainer's precision or its average of the weights does not fit the device or the optimizer.
+        """
         super().__init__(schedule, trainer, len(data.train.x), direction, step_points)
         self.model, self.optimizer = model, optimizer
         self.task, self.data = task, data
@@ -47,6 +56,10 @@ class TrainingLoop(TrainState):
         self._pending: list[Tensor] = []  # losses still on the device
         self._sync_every = _SYNC_EVERY.get(self.device.type, _SYNC_EVERY_DEFAULT)
         self._module: Any = torch.compile(model) if trainer.compile else model
+        refuse_fp16(trainer.precision, self.device)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=trainer.precision == "fp16")
+        self._average = None if trainer.ema is None else self._averaged(trainer.ema)
+        self._callbacks = Callbacks(callbacks)
 
     def run(self, trial: Trial) -> Best:
         """Train for `trainer.epochs` epochs, or until patience ends, and return the best epoch.
@@ -60,6 +73,7 @@ class TrainingLoop(TrainState):
             TrainingFailed: the model or torch raised an error.
             Pruned, Interrupted: see `Trial`.
         """
+        self._callbacks.start(trial, self.model)
         while not self.is_over:
             try:
                 with self._as_training_failed():
@@ -67,11 +81,18 @@ class TrainingLoop(TrainState):
             finally:
                 self.log_steps(trial)
             with self._as_training_failed():
-                metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self.model.state_dict()))
+                metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self._judged.state_dict()))
+            try:
+                metrics = self._callbacks.end_epoch(trial, self._judged, metrics, self.step)
+            except Stopped as stopped:
+                self.is_stopped, metrics = True, stopped.metrics
             trial.report(self.epoch, metrics)
             if trial.should_save and not (trial.should_stop and self.is_over):
                 trial.save(self.epoch, self.state_dict())
         assert self.best is not None
+        if self._callbacks:
+            self._load_best()
+            self._callbacks.end(trial, self.model, self.step)
         return self.best
 
     @contextmanager
@@ -89,31 +110,59 @@ class TrainingLoop(TrainState):
     def _train_epoch(self, trial: Trial) -> None:
         saves_inside = self.trainer.checkpoint_interval_s > 0
         self.start_epoch()
-        order = epoch_order(self.trainer.seed, self.epoch + 1, len(self.data.train.x))
-        start = len(self.losses)
         self.model.train()
         self._switch_optimizer("train")
-        for row, (x, y) in zip(
-            self.schedule.rows[start:], batches(self.data.train, order, self.trainer.batch_size, start), strict=True
-        ):
-            self._pending.append(self._update(row, x, y))
+        for row, of_update in zip(self.schedule.rows[len(self.losses) :], self._batches(), strict=False):
+            self._pending.append(self._update(row, of_update))
             if len(self._pending) == self._sync_every:
                 self._read_losses()
             if trial.should_stop or (saves_inside and trial.should_save):
                 trial.save(self.epoch, self.state_dict())
         self._read_losses()
 
-    def _update(self, row: Row, x: Tensor, y: Tensor) -> Tensor:
-        """Do one optimizer update and return the loss, shape (), still on the device."""
-        for group, values in zip(self.optimizer.param_groups, row, strict=True):
+    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield the batches of each update from the next one on, epoch after epoch without end."""
+        step, n_train = self.step, len(self.data.train.x)
+        while True:
+            n_passes, n_done = divmod(step, self.n_updates)
+            order = epoch_order(self.trainer.seed, n_passes + 1, n_train)
+            left = batches(self.data.train, order, self.trainer.batch_size, n_done * self.trainer.accumulate)
+            while of_update := [*islice(left, self.trainer.accumulate)]:
+                yield of_update
+                step += 1
+
+    def _update(self, row: Row, of_update: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Do one optimizer update and return the mean loss over its samples, shape (), still on the device.
+
+        of_update: its batches. The gradient is the mean over all of their samples.
+        """
+        for group, values in zip(self.optimizer.param_groups, self.schedule.scaled(row), strict=True):
             group.update(values)
-        loss = self._loss(x, y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._gradients(of_update)
+        if self.trainer.clip_value is not None or self.trainer.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+        if self.trainer.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.trainer.clip_value)
         if self.trainer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
-        self.optimizer.step()
-        return loss.detach()
+        self._scaler.step(self.optimizer)  # unless the precision is fp16, only optimizer.step()
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+        return loss
+
+    def _gradients(self, of_update: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Add the gradient of the mean loss over the samples of all batches. Return that loss, detached."""
+        n_samples = sum(len(x) for x, _ in of_update)
+        losses = []
+        for x, y in of_update:
+            loss = self._loss(x, y)
+            if len(of_update) > 1:  # each batch counts by its samples
+                loss = loss * (len(x) / n_samples)
+            self._scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss over a batch, of shape ()."""
@@ -127,31 +176,60 @@ class TrainingLoop(TrainState):
         return in_precision(self.trainer.precision, self._module, x)
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Return loss and metrics of the current weights on `val` or `test`, as `val/loss` and so on."""
-        self.model.eval()
+        """Return loss and metrics on `val` or `test`, as `val/loss` and so on: of the average with `trainer.ema`."""
+        self._judged.eval()
         self._switch_optimizer("eval")
-        metrics = self._measured(getattr(self.data, split))
-        return {f"{split}/{name}": value for name, value in metrics.items()}
+        return {f"{split}/{name}": value for name, value in self._measured(getattr(self.data, split)).items()}
 
     def _measured(self, split: TensorSplit) -> dict[str, float]:
         if isinstance(self.task, TensorTask):
-            return evaluate.evaluate(self.forward, split, self.task)
+            return evaluate.evaluate(self._judged_forward, split, self.task)
         with autocast(self.trainer.precision, self.device):
-            return evaluate.evaluate_batches(self._module, split, self.task)
+            return evaluate.evaluate_batches(self._judged, split, self.task)
+
+    @property
+    def _judged(self) -> nn.Module:
+        """The model that is validated and whose best weights are kept: the average of the weights, if there is one."""
+        return self.model if self._average is None else self._average.module
+
+    def _judged_forward(self, x: Tensor) -> Tensor:
+        return self.forward(x) if self._average is None else in_precision(self.trainer.precision, self._judged, x)
+
+    def _averaged(self, decay: float) -> AveragedModel:
+        """Return the average of the weights: m = decay * m + (1 - decay) * w after each update, m = w after the first.
+
+        Buffers, such as running statistics, are copied.
+        """
+        if self._has_modes:
+            raise ConfigError("trainer.ema", "this optimizer averages the weights itself; leave it out")
+        try:
+            return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        except Exception as error:  # a copy of your own model may raise anything
+            raise ConfigError("trainer.ema", f"the model cannot be copied ({one_line(error)}); leave it out") from error
+
+    @property
+    def _has_modes(self) -> bool:
+        """Whether the optimizer has `train` and `eval`: a schedule-free optimizer evaluates other weights."""
+        return all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval"))
 
     def _switch_optimizer(self, mode: str) -> None:
-        """Call the optimizer's `train` or `eval` if it has both: a schedule-free optimizer evaluates other weights."""
-        if all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval")):
+        """Call the optimizer's `train` or `eval` if it has both."""
+        if self._has_modes:
             getattr(self.optimizer, mode)()
 
     def test(self, noise: float | None) -> dict[str, float]:
         """Load the best weights into the model and return their metrics on the test split. noise: as in `Samples`."""
+        self._load_best()
+        if isinstance(self.task, TensorTask):
+            return evaluate.test(self.forward, self.data, self.task, noise)
+        with autocast(self.trainer.precision, self.device):
+            found = evaluate.evaluate_batches(self._module, self.data.test, self.task)
+        return {f"test/{name}": value for name, value in found.items()}
+
+    def _load_best(self) -> None:
         assert self.best is not None
         self.model.load_state_dict(self.best.weights)
         self.model.eval()
-        if isinstance(self.task, TensorTask):
-            return evaluate.test(self.forward, self.data, self.task, noise)
-        return {f"test/{name}": value for name, value in self._measured(self.data.test).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint's content. Raises Diverged if a loss that was still on the device is not finite."""
@@ -161,6 +239,9 @@ class TrainingLoop(TrainState):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_states(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "callbacks": self._callbacks.state_dict(),
             **self.course_state(),
         }
 
@@ -173,6 +254,12 @@ class TrainingLoop(TrainState):
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
                 reason = one_line(error)
                 raise ConfigError("resume", f"the checkpoint has another {part} than the config ({reason})") from error
+        if state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._callbacks:
+            self._callbacks.load_state_dict(state["callbacks"])
         self.load_course_state(state)
         set_random_states(state["random"])
 

@@ -26,6 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 512 * 2**20
 _LARGEST_KEPT_BYTES = 32 * 2**20  # as much as glibc allows
 _FLOPS_WORTH_THREADS = 10_000_000
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _flops_known: dict[
     tuple[str, tuple[int, ...]], int
 ] = {}  # by model and batch; counting takes 8 ms, and a study counts for each trial
@@ -317,15 +318,21 @@ def seed_generators(seed: int, stream: str) -> None:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a model computes in the trainer's precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return torch.autocast(device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
 
 
 def in_precision(precision: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `call(x)`, computed in the trainer's precision; with bf16, by autocast and converted to float32."""
-    if precision == "bf16":
+    """Return `call(x)`, computed in the trainer's precision; bf16 and fp16 by autocast and converted to float32."""
+    if precision in _AUTOCAST:
         with autocast(precision, x.device):
             return call(x).float()
     return call(x)
+
+
+def refuse_fp16(precision: str, device: torch.device) -> None:
+    """Raise ConfigError for fp16 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("trainer.precision", "fp16 needs a GPU; use bf16 or float32 on a CPU")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

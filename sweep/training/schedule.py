@@ -1,10 +1,10 @@
 """The values that a scheduler sets in the optimizer at each step, taken from torch's own scheduler."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from sweep.config.optimizer_node import LR_SCALE
 from sweep.utils.errors import TrainingFailed
 
 Row = list[dict[str, Any]]  # per parameter group: the values that a scheduler may change
@@ -30,26 +31,23 @@ class Schedule:
         optimizer: the shadow.
         scheduler: torch's scheduler, attached to the shadow.
         changing: names of the hyperparameters that the scheduler may set.
-        rows: the values of the epoch in progress, one row an update.
+        rows: the values of the epoch in progress, one row an update, before `scaled`.
     """
 
     def __init__(
         self,
-        make_optimizer: Callable[[Any], Optimizer],
+        optimizer: Optimizer,
         make_scheduler: Callable[[Optimizer], LRScheduler],
         interval: str | None,
-        shapes: Iterable[Sequence[int]] = ((1, 1),),
     ) -> None:
-        """Make the shadow optimizer and its scheduler.
+        """Make the scheduler of the shadow optimizer.
 
         Args:
-            make_optimizer: makes an optimizer of a list of parameters.
+            optimizer: the shadow: an optimizer of dummy weights, with the parameter groups of the real one.
             make_scheduler: makes a scheduler of the optimizer.
             interval: whether the scheduler is stepped after each "step" or each "epoch"; None chooses by its class.
-            shapes: of the model's weights; some optimizers form several parameter groups by shape.
         """
-        dummy = torch.zeros(())  # expanded, so that it takes no memory
-        self.optimizer = make_optimizer([torch.nn.Parameter(dummy.expand(tuple(shape))) for shape in shapes])
+        self.optimizer = optimizer
         first = [dict(group) for group in self.optimizer.param_groups]  # before the scheduler changes anything
         self.scheduler = make_scheduler(self.optimizer)
         self.optimizer._opt_called = True  # pyright: ignore  # silences torch's warning about the order of steps
@@ -57,30 +55,63 @@ class Schedule:
         names = dict.fromkeys([*_SCHEDULED, *sorted(self.changing)])
         self._keys = [[key for key in names if key in group] for group in self.optimizer.param_groups]
         self._first = first
+        scales = [group.get(LR_SCALE, 1.0) for group in self.optimizer.param_groups]
+        self._scales = None if set(scales) == {1.0} else scales
         is_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
         self._per_step = not is_plateau and (interval == "step" if interval else _counts_updates(self.scheduler))
         self._started = False
         self._changed: set[str] = set()  # names outside _SCHEDULED that the scheduler has changed so far
         self.rows: list[Row] = []
 
-    def start_epoch(self, n_updates: int) -> None:
-        """Fill `rows` for the next epoch. Raises TrainingFailed if a learning rate is negative or not finite."""
+    def start_epoch(self, n_updates: int, begun: Sequence[int] = ()) -> None:
+        """Fill `rows` for the updates up to the next validation.
+
+        Args:
+            n_updates: their number.
+            begun: the numbers, from 0, of those that begin another epoch.
+
+        Raises:
+            TrainingFailed: a learning rate is negative or not finite.
+        """
         if self._per_step:
             self.rows = [self._advance() for _ in range(n_updates)]
         else:
-            self.rows = [self._row()] * n_updates
+            self.rows = []
+            for start, end in pairwise([0, *begun, n_updates]):
+                if start > 0 and not isinstance(self.scheduler, ReduceLROnPlateau):
+                    self.scheduler.step()
+                self.rows += [self._row()] * (end - start)
         self._drop_what_never_changed()
         for i, row in enumerate(self.rows):
             for group in row:
                 if not 0 <= group.get("lr", 0.0) < math.inf:
                     raise TrainingFailed(f"the scheduler sets a learning rate of {float(group['lr']):g}", i + 1)
 
-    def end_epoch(self, value: float) -> None:
-        """Step a scheduler that is stepped once an epoch. value: the epoch's monitored value, for ReduceLROnPlateau."""
+    def end_epoch(self, value: float, ends: bool = True) -> None:
+        """Step a scheduler that is stepped once an epoch, and ReduceLROnPlateau after each validation.
+
+        Args:
+            value: the monitored value, for ReduceLROnPlateau.
+            ends: False if an epoch goes on after the validation.
+        """
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
-        elif not self._per_step:
+        elif ends and not self._per_step:
             self.scheduler.step()
+
+    def scaled(self, row: Row) -> Row:
+        """Return what the optimizer's groups get: the row, with each learning rate times the group's `lr_scale`.
+
+        So a group's rate stays in proportion, also to a schedule that sets absolute rates.
+        """
+        if self._scales is None:
+            return row
+        return [{**of, "lr": of["lr"] * scale} for of, scale in zip(row, self._scales, strict=True)]
+
+    def overwritten(self) -> set[str]:
+        """Return the names of the values that the scheduler has set for its start, except for the learning rate."""
+        pairs = [*zip(self._first, self.optimizer.param_groups, strict=True)]
+        return {key for first, now in pairs for key in first if key in _SCHEDULED[1:] and first[key] != now[key]}
 
     def state_dict(self) -> dict[str, Any]:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]

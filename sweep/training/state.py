@@ -46,26 +46,36 @@ class TrainState:
         """
         self.schedule, self.trainer = schedule, trainer
         self._n_train = n_train
-        self.n_updates = steps_per_epoch(n_train, trainer.batch_size)  # in each epoch
-        self.epoch = 0  # the last finished
+        self.n_updates = steps_per_epoch(n_train, trainer.update_size)  # in each epoch
+        self.epoch = 0  # the last report; with `val_interval` in steps, reports are numbered instead of epochs
         self.step = 0  # the last finished
-        self.losses: list[float] = []  # of the epoch in progress, one an update
-        self._stride = stride(self.n_updates * trainer.epochs, step_points)
+        self.losses: list[float] = []  # since the last report, one an update
+        self.is_stopped = False  # by a callback
+        self._stride = stride(trainer.n_steps(n_train), step_points)
         self.best: Best | None = None
         self._sign = sign_of(direction)
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are trained or patience has ended."""
+        """Whether all epochs are trained, patience has ended or a callback stopped."""
         patience = self.trainer.patience
         impatient = patience is not None and self.epoch - self._milestone[0] >= patience
-        return self.epoch >= self.trainer.epochs or impatient
+        return self.epoch >= self.n_epochs or impatient or self.is_stopped
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of the last report, unless training ends earlier."""
+        return self.trainer.n_epochs(self._n_train)
 
     def start_epoch(self) -> None:
-        """Prepare the schedule for the next epoch."""
-        if not self.losses:  # else a checkpoint from inside the epoch was loaded, which includes the schedule's rows
-            self.schedule.start_epoch(self.n_updates)
+        """Prepare the schedule for the updates up to the next validation."""
+        if self.losses:  # a checkpoint from inside the epoch was loaded, which includes the schedule's rows
+            return
+        left = self.trainer.n_steps(self._n_train) - self.step
+        n_updates = min(self.trainer.validation_steps(self._n_train), left)
+        begun = [i for i in range(1, n_updates) if (self.step + i) % self.n_updates == 0]
+        self.schedule.start_epoch(n_updates, begun)
 
     def record(self, losses: Sequence[float]) -> None:
         """Append the losses of the next updates. Raises Diverged at the first that is not finite."""
@@ -79,7 +89,7 @@ class TrainState:
     def log_steps(self, trial: Trial) -> None:
         """Log the losses and learning rates of the epoch in progress, even if it diverged."""
         if self._stride and self.losses:
-            first = self.epoch * self.n_updates + 1
+            first = self.step - len(self.losses) + 1
             points = slice(-(first - 1) % self._stride, len(self.losses), self._stride)  # step 1 is always among them
             steps = range(first, first + len(self.losses))[points]
             trial.log({"step/loss": self.losses[points], "step/lr": self._lrs()[points]}, steps)
@@ -90,7 +100,7 @@ class TrainState:
         return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
     def finish_epoch(self, val: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """Finish the epoch in progress and return its metrics.
+        """Finish the epoch in progress after its validation, and return its metrics.
 
         Args:
             val: metrics on the validation split.
@@ -105,8 +115,8 @@ class TrainState:
             raise Diverged(name, val[name], self.step, lr, self._advice())
         metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
         value = metrics[self.trainer.monitored]
-        self.schedule.end_epoch(value)
-        self.epoch += 1
+        self.schedule.end_epoch(value, ends=self.step % self.n_updates == 0)
+        self.epoch = -(-self.step // self.trainer.epoch_steps(self._n_train))
         self.losses = []
         if self.best is None or self._sign * value < self._sign * self.best.value:
             self.best = Best(self.epoch, value, weights())
@@ -123,6 +133,7 @@ class TrainState:
             "losses": self.losses,
             "best": None if self.best is None else vars(self.best),
             "milestone": self._milestone,
+            "stopped": self.is_stopped,
         }
 
     def load_course_state(self, state: dict[str, Any]) -> None:
@@ -130,6 +141,7 @@ class TrainState:
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.best = None if state["best"] is None else Best(**state["best"])
         self._milestone = tuple(state["milestone"])
+        self.is_stopped = state.get("stopped", False)  # earlier versions had no callbacks
 
     def _advice(self) -> str:
         """Return what the user can do about a loss that is not finite."""
@@ -142,10 +154,13 @@ class TrainState:
         return [row[0]["lr"] for row in self.schedule.rows[: len(self.losses)]]
 
     def _mean_loss(self) -> float:
-        """Return the epoch's mean loss over samples: each batch's mean loss is weighted by its size."""
-        size = self.trainer.batch_size
-        last = self._n_train - size * (self.n_updates - 1)  # the last batch may be smaller
-        return (sum(self.losses[:-1]) * size + self.losses[-1] * last) / self._n_train
+        """Return the mean loss over samples since the last report: each update's is weighted by its samples."""
+        size, first = self.trainer.update_size, self.step - len(self.losses) + 1
+        last = self._n_train - size * (self.n_updates - 1)  # the last update of an epoch may have fewer
+        numbered = [*enumerate(self.losses, first)]
+        full = [loss for step, loss in numbered if step % self.n_updates]
+        short = [loss for step, loss in numbered if not step % self.n_updates]
+        return (sum(full) * size + sum(short) * last) / (len(full) * size + len(short) * last)
 
 
 def stride(n_steps: int, most: int | None) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
+from sweep.config.optimizer_node import LR_SCALE, arguments_of, groups_of
 from sweep.config.scheduler_node import interval_of
 from sweep.config.targets import allowed_targets
 from sweep.data import Samples
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    OptimizerFactory = Callable[[Any], Optimizer]
+    from sweep.training.groups import ParameterGroup
+
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -114,34 +116,97 @@ def _is_lightning(kind: type) -> bool:
     return all(callable(getattr(kind, name, None)) for name in ("training_step", "configure_optimizers"))
 
 
-def optimizer(node: Mapping[str, Any]) -> "OptimizerFactory":
-    """Return a function that makes the optimizer from a model's parameters.
+def optimizer(node: Mapping[str, Any], model: "nn.Module", shadow: bool = False) -> "Optimizer":
+    """Make the optimizer of a model.
 
-    Raises ConfigError, as does the function: also if the target returns anything but an optimizer, or one whose `step`
-    needs a closure, such as LBFGS.
+    The target gets the weights, divided as `optimizer.groups` and `optimizer.no_decay` say. A target with a parameter
+    called `named_parameters` or `model` gets pairs of name and weight, or the model.
+
+    Args:
+        node: the config node.
+        model: the model.
+        shadow: True makes it of dummy weights of the same names and shapes, which take no memory.
+
+    Raises:
+        ConfigError: also if a pattern of groups matches no weight, if the target returns anything but an optimizer, or
+            one whose `step` needs a closure, such as LBFGS.
     """
-    make = bind("optimizer", node, offered={}, positional=1)
+    from sweep.training.groups import grouped, parameter_groups, stand_in, stand_ins
 
-    def checked(parameters: Any) -> "Optimizer":
-        from torch.optim import Optimizer
+    weights = stand_ins(model) if shadow else dict(model.named_parameters())
+    groups = parameter_groups(model, groups_of(node), node.get("no_decay") is not None)
+    names = named(located("optimizer", node["_target_"], allowed_targets()))
+    offered: dict[str, Any] = {}
+    if "named_parameters" in names:
+        offered["named_parameters"] = [*weights.items()]
+    if "model" in names:
+        offered["model"] = stand_in(model, weights) if shadow else model
+    arguments = arguments_of(node)
+    for group in groups:
+        if group.values:
+            _check_group(arguments, group, list(grouped([group], weights)[0]["params"]), offered)
+    given = grouped(groups, weights) if any(group.values for group in groups) else [*weights.values()]
+    return _checked_optimizer("optimizer", arguments, given, offered)
 
-        made = make(parameters)
-        if not isinstance(made, Optimizer):
-            raise ConfigError(
-                "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
-            )
-        if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
-            raise ConfigError(
-                "optimizer._target_",
-                f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
-            )
-        return made
 
-    return checked
+def _checked_optimizer(
+    key: str, node: Mapping[str, Any], weights: list[Any], offered: Mapping[str, Any]
+) -> "Optimizer":
+    """Call the target of an optimizer's node, and check what it returns.
+
+    Args:
+        key: the config key to name in an error about an argument.
+        node: the target and its arguments.
+        weights: a list of weights or of groups. The target gets it unless its first parameter is offered by name.
+        offered: arguments that the target gets if it has parameters of these names.
+    """
+    from torch.optim import Optimizer
+
+    first = _parameters(located("optimizer", node["_target_"], allowed_targets()))[:1]
+    given = [] if first and first[0].name in offered else [weights]
+    made = bind(key, node, offered, positional=len(given))(*given)
+    if not isinstance(made, Optimizer):
+        raise ConfigError(
+            "optimizer._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.optim.Optimizer"
+        )
+    if any(p.default is p.empty for p in _parameters(type(made).step)[1:]):  # LBFGS wants a closure
+        raise ConfigError(
+            "optimizer._target_",
+            f"{node['_target_']} evaluates the loss itself, several times a step; choose one that does not",
+        )
+    return made
+
+
+def _check_group(
+    node: Mapping[str, Any], group: "ParameterGroup", weights: list[Any], offered: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError unless the optimizer takes the values of a group as arguments, and in groups.
+
+    Torch's optimizers check their arguments, but not the values of groups. So one is made with these as arguments.
+    """
+    key = "optimizer.no_decay" if group.pattern is None else f"optimizer.groups.{group.pattern}"
+    if offered:
+        message = f"{node['_target_']} takes the model or the weights' names, and makes its own groups; leave it out"
+        raise ConfigError(key, message)
+    values = {name: value for name, value in group.values.items() if name != LR_SCALE}
+    try:
+        takes = _checked_optimizer("optimizer", node, weights, offered).defaults
+    except ConfigError:
+        return  # one that needs groups, or cannot be made at all, as will be seen next
+    for name in values:
+        if name not in takes:
+            at = key if group.pattern is None else f"{key}.{name}"
+            names = ", ".join(sorted({*takes, LR_SCALE} - {"lr"}))
+            raise ConfigError(at, f"{node['_target_']} has no {name} in its groups; they have: {names}")
+    _checked_optimizer(key, {**node, **values}, weights, offered)
 
 
 def scheduler(
-    node: Mapping[str, Any], steps_per_epoch: int, epochs: int, direction: str = "minimize"
+    node: Mapping[str, Any],
+    steps_per_epoch: int,
+    epochs: int,
+    direction: str = "minimize",
+    total_steps: int | None = None,
 ) -> "SchedulerFactory":
     """Return a function that makes the scheduler from an optimizer.
 
@@ -151,6 +216,8 @@ def scheduler(
         epochs: passed to the target if it accepts it. A target without `steps_per_epoch` gets the product of both as
             `total_steps`.
         direction: minimize or maximize. It sets the `mode` of ReduceLROnPlateau, which follows the monitor.
+        total_steps: the number of updates; None for the product. If it is less, a target that accepts `total_steps`
+            gets it instead of the other two, and another target gets a fraction as `epochs`.
 
     Raises:
         ConfigError: the target does not accept its arguments. The returned function raises it too.
@@ -158,11 +225,16 @@ def scheduler(
     from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
     node = {key: value for key, value in node.items() if key != "interval"}
+    total = steps_per_epoch * epochs if total_steps is None else total_steps
     offered: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
     mode = direction[:3]
     target = located("scheduler", node["_target_"], allowed_targets())
-    if "steps_per_epoch" not in named(target):
-        offered["total_steps"] = steps_per_epoch * epochs
+    if total < steps_per_epoch * epochs:
+        takes_total = "total_steps" in named(target)
+        offered = {} if takes_total else {"steps_per_epoch": steps_per_epoch, "epochs": total / steps_per_epoch}
+        offered["total_steps"] = total
+    elif "steps_per_epoch" not in named(target):
+        offered["total_steps"] = total
     if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
         offered["mode"] = mode
     make = bind("scheduler", node, offered, positional=1)
@@ -174,9 +246,7 @@ def scheduler(
             is_one_cycle = isinstance(target, type) and issubclass(target, OneCycleLR)
             if not (is_one_cycle and isinstance(error.__cause__, ZeroDivisionError)):
                 raise
-            message = (
-                f"divides by 0 with {steps_per_epoch * epochs} updates; change scheduler.pct_start or trainer.epochs"
-            )
+            message = f"divides by 0 with {total} updates; change scheduler.pct_start or trainer.epochs"
             raise ConfigError("scheduler", message) from error
         if isinstance(made, ReduceLROnPlateau) and made.mode != mode:
             raise ConfigError(
@@ -200,6 +270,20 @@ def interval(node: Mapping[str, Any]) -> str | None:
     """
     target = located("scheduler", node["_target_"], allowed_targets())
     return interval_of(node) or ("step" if _COUNTS_UPDATES & named(target) else None)
+
+
+def callbacks(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Call the targets in `trainer.callbacks`. Raise ConfigError, also for an object without any of the methods."""
+    from sweep.training.callbacks import HOOKS
+
+    made = []
+    for i, node in enumerate(nodes):
+        key = f"trainer.callbacks.{i}"
+        made.append(bind(key, node, offered={})())
+        if not any(callable(getattr(made[-1], hook, None)) for hook in HOOKS):
+            message = f"{node['_target_']} returned {type(made[-1]).__name__}, which has none of {', '.join(HOOKS)}"
+            raise ConfigError(f"{key}._target_", message)
+    return made
 
 
 def sampler(node: Mapping[str, Any]) -> "BaseSampler":

@@ -46,6 +46,11 @@ class BuiltInTraining:
         check_data(self._data, self.config)
         self._lowered = smaller_batch_text(config, self.config)
 
+    @property
+    def n_epochs(self) -> int:
+        """The number of the last epoch that is reported, unless training ends early."""
+        return self.config.trainer.n_epochs(len(self._data.splits.train.x))
+
     def __call__(self, trial: Trial) -> dict[str, float]:
         """Train the trial, from its checkpoint if it has one, and save its best weights as best.pt.
 

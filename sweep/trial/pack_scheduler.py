@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sweep.config.optimizer_node import frozen_of
 from sweep.config.schema import Config
 from sweep.tasks import TensorTask
 from sweep.training import evaluate
@@ -15,7 +16,7 @@ from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
-from sweep.training.runtime import check_metrics, pick_device, reproducible, set_threads
+from sweep.training.runtime import check_metrics, pick_device, refuse_fp16, reproducible, set_threads
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.build_task import build_task
@@ -23,6 +24,9 @@ from sweep.trial.prepare import Data, check_data, data_key, new_model, new_sched
 
 # The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
 _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")
+
+# Settings under which a pack would not train as a single trial does, with the value that they must have.
+_ALONE = {"accumulate": 1, "max_steps": None, "val_interval": 1, "ema": None, "callbacks": []}
 
 _Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same rule updates them
 
@@ -97,6 +101,8 @@ class PackScheduler:
         """
         trainer, kind = config.trainer, _kind(config)
         device = pick_device(trainer.device)
+        refuse_fp16(trainer.precision, device)
+        _require_plain(config)
         data, tensors = self._loaded(config, device)
         check_data(data, config)
         n_train = len(tensors.train.x)
@@ -108,7 +114,9 @@ class PackScheduler:
             model = new_model(config, data.samples, task, tensors.train, seen_before)
             if not seen_before:
                 check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
-            schedule = new_schedule(config, n_train, [weight.shape for weight in model.parameters()])
+            schedule = new_schedule(config, n_train, model)
+            if len(schedule.optimizer.param_groups) > 1:
+                raise Unpackable("its weights are in several groups (optimizer.groups, optimizer.no_decay)")
             rule = rule_of(schedule.optimizer, schedule.changing)
             if rule is None:
                 raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
@@ -161,21 +169,28 @@ class PackScheduler:
         set_threads(trainer.threads, model, x)
         sequential_s = 0.0
         if self._width is None:
-            optimizer = build.optimizer(config.optimizer)(model.parameters())
+            optimizer = build.optimizer(config.optimizer, model)
             sequential_s = refuse_large(model, optimizer, task.loss_of, x, y)
         pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rule=rule)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width)
 
 
+def _require_plain(config: Config) -> None:
+    """Raise Unpackable for a setting that a pack does not have."""
+    for name, plain in _ALONE.items():
+        if getattr(config.trainer, name) != plain:
+            raise Unpackable(f"trainer.{name} is set")
+    if config.trainer.precision == "fp16":
+        raise Unpackable("trainer.precision=fp16 scales the gradients of each trial on its own")
+
+
 def _kind(config: Config) -> _Kind:
     """Return what trials of one pack have in common, besides the rule that updates them.
 
-    Clipping belongs to it only as on or off: the norm at which to clip may differ from trial to trial.
+    Clipping belongs to it only as on or off: the norm or value at which to clip may differ from trial to trial.
     """
     trainer = config.trainer
-    return (
-        data_key(config, config.model, config.task),
-        trainer.clip_norm is None,
-        *(getattr(trainer, name) for name in _STRUCTURE),
-    )
+    structure = [config.model, config.task, frozen_of(config.optimizer)]
+    clips = (trainer.clip_norm is None, trainer.clip_value is None)
+    return data_key(config, structure), clips, *(getattr(trainer, name) for name in _STRUCTURE)

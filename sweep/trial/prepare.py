@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.nodes import steps_per_epoch
+from sweep.config.optimizer_node import frozen_of, groups_of
 from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.config.task_node import AUTO_TASK, task_for
@@ -18,7 +19,6 @@ from sweep.trial.build_task import build_task
 from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from sweep.tasks import Task, TensorTask
@@ -91,7 +91,7 @@ class RememberedData:
 def new_model(
     config: Config, samples: Samples, task: "TensorTask | Task", train: "TensorSplit", seen_before: bool = False
 ) -> "nn.Module":
-    """Build the model with its initial weights, and check its output on a batch.
+    """Build the model with its initial weights, check its output on a batch, and freeze what the config freezes.
 
     Seeds the global random generators. The caller restores them.
 
@@ -104,12 +104,14 @@ def new_model(
             checked, since its first batch sets their shapes.
 
     Raises:
-        ConfigError: the model cannot be built, does not fit the data, or has nothing to train.
+        ConfigError: the model cannot be built, does not fit the data, or has nothing to train; or a pattern in
+            `optimizer.freeze` matches no weight.
     """
     import torch
     from torch.nn.parameter import UninitializedParameter
 
     from sweep.tasks import TensorTask
+    from sweep.training.groups import freeze
     from sweep.training.runtime import check_model, seed_generators
 
     seed_generators(config.trainer.seed, "init")
@@ -119,28 +121,40 @@ def new_model(
         task.to(train.x.device, next((w.dtype for w in model.parameters() if w.is_floating_point()), torch.float32))
     if not seen_before or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
         check_model(model, train.x[:size], train.y[:size], task)
+    freeze(model, frozen_of(config.optimizer))
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
     return model
 
 
-def new_schedule(config: Config, n_train: int, shapes: "list[torch.Size]") -> "Schedule":
+def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule":
     """Build the schedule of the learning rate.
 
     Args:
         config: what to train.
         n_train: the number of training samples.
-        shapes: the shape of each weight tensor of the model.
+        model: the model that the optimizer will train.
 
     Raises:
-        ConfigError: the optimizer or the scheduler cannot be built.
+        ConfigError: the optimizer or the scheduler cannot be built, or the scheduler sets a value of a group.
     """
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
-    n_steps = steps_per_epoch(n_train, trainer.batch_size)
-    make_scheduler = build.scheduler(config.scheduler, n_steps, trainer.epochs, config.monitor_direction)
-    return Schedule(build.optimizer(config.optimizer), make_scheduler, build.interval(config.scheduler), shapes)
+    n_updates, n_steps = steps_per_epoch(n_train, trainer.update_size), trainer.n_steps(n_train)
+    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.epochs, config.monitor_direction, n_steps)
+    shadow = build.optimizer(config.optimizer, model, shadow=True)
+    if not all("lr" in group for group in shadow.param_groups):
+        raise ConfigError(
+            "optimizer._target_",
+            f"{config.optimizer['_target_']} has no learning rate that a schedule could set; choose another",
+        )
+    schedule = Schedule(shadow, make_scheduler, build.interval(config.scheduler))
+    for pattern, values in groups_of(config.optimizer).items():
+        for name in sorted(schedule.overwritten() & values.keys()):
+            message = "the schedule sets it for all groups; leave it out, or set scheduler.cycle_momentum=false"
+            raise ConfigError(f"optimizer.groups.{pattern}.{name}", message)
+    return schedule
 
 
 def new_loop(config: Config, task: "TensorTask | Task", tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
@@ -153,17 +167,18 @@ def new_loop(config: Config, task: "TensorTask | Task", tensors: "TensorData", m
     from sweep.training.runtime import seed_generators
 
     trainer = config.trainer
-    schedule = new_schedule(config, len(tensors.train.x), [weight.shape for weight in model.parameters()])
+    schedule = new_schedule(config, len(tensors.train.x), model)
     seed_generators(trainer.seed, "train")  # for dropout, and for a user's model that draws random numbers
     return TrainingLoop(
         model=model,
-        optimizer=build.optimizer(config.optimizer)(model.parameters()),
+        optimizer=build.optimizer(config.optimizer, model),
         schedule=schedule,
         task=task,
         data=tensors,
         trainer=trainer,
         direction=config.monitor_direction,
         step_points=config.tracking.step_points,
+        callbacks=build.callbacks(trainer.callbacks),
     )
 
 

@@ -69,9 +69,10 @@ def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
         "last_lr": settings.max_lr,
         "n_updates": settings.n_updates,
     }
-    n_steps = steps_per_epoch(n_train, config.trainer.batch_size)
+    n_steps = steps_per_epoch(n_train, config.trainer.update_size)
     n_epochs = -(-settings.n_updates // n_steps)
-    trainer = replace(config.trainer, seed=seed, epochs=n_epochs, patience=None, compile=False)
+    plain = {"patience": None, "compile": False, "max_steps": None, "val_interval": 1, "ema": None, "callbacks": []}
+    trainer = replace(config.trainer, seed=seed, epochs=n_epochs, **plain)
     tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # a point for every update
     return replace(config, seed=seed, trainer=trainer, scheduler=ramp, tracking=tracking)
 

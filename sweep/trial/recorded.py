@@ -48,6 +48,7 @@ class RecordedTrial:
         pause: Pause | None = None,
         stop: StopRequest | None = None,
         live: bool = False,
+        n_epochs: int | None = None,
         is_timed: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,12 +64,14 @@ class RecordedTrial:
             pause: called with the epoch after each report, unless a stop was requested.
             stop: a request to save and stop; by default a signal makes one, once the record has begun.
             live: True shows progress as a live line instead of log lines. In a study, the study shows the progress.
+            n_epochs: the number of epochs to show; by default `trainer.epochs`.
             is_timed: False leaves it to the executor to count `train_s`.
             clock: returns seconds. It decides when a checkpoint is due.
         """
         self._run, self._config, self._member = run, config, member
         self._output_dir, self._store = output_dir, store
         self._ask, self._pause, self._live, self._clock = report, pause, live, clock
+        self._n_epochs = config.trainer.epochs if n_epochs is None else n_epochs
         self._recorder: RunRecorder | None = None
         self._open = ExitStack()
         self._stop, self._stops_on_signals = stop or StopRequest(), stop is None
@@ -275,7 +278,7 @@ class RecordedTrial:
         if self._stops_on_signals:
             self._stop = self._open.enter_context(stop_on_signal())
         if self._member is None:
-            self._show = self._open.enter_context(progress(self._config.trainer.epochs, self.epoch, self._live))
+            self._show = self._open.enter_context(progress(self._n_epochs, self.epoch, self._live))
         self._since = time.perf_counter()
         return recorder
 

@@ -148,6 +148,7 @@ def run_trial(
             pause=pause,
             stop=stop,
             live=live,
+            n_epochs=train.n_epochs,
         )
         uploaded = False
         try:

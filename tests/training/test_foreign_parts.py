@@ -79,7 +79,7 @@ TRIANGLE = {"_target_": "torch.optim.lr_scheduler.CyclicLR", "base_lr": 0.1, "ma
 )
 def test_torchs_schedulers_of_batches_are_stepped_after_each_update(node: Mapping[str, Any], per_update: bool) -> None:
     make = build.scheduler(node, steps_per_epoch=4, epochs=3)
-    schedule = Schedule(build.optimizer({"_target_": "torch.optim.SGD", "lr": 0.1}), make, build.interval(node))
+    schedule = Schedule(SGD(nn.Linear(1, 1).parameters(), 0.1), make, build.interval(node))
     epochs = []
     for _ in range(3):
         schedule.start_epoch(4)
@@ -92,8 +92,7 @@ def test_torchs_schedulers_of_batches_are_stepped_after_each_update(node: Mappin
 
 def test_a_run_that_was_stepped_per_epoch_goes_on_so() -> None:
     make = build.scheduler(CYCLE, steps_per_epoch=4, epochs=3)
-    sgd = build.optimizer({"_target_": "torch.optim.SGD", "lr": 0.1})
-    earlier, now = Schedule(sgd, make, "epoch"), Schedule(sgd, make, None)
+    earlier, now = (Schedule(SGD(nn.Linear(1, 1).parameters(), 0.1), make, interval) for interval in ("epoch", None))
     earlier.start_epoch(4)
     earlier.end_epoch(1.0)
     now.load_state_dict(earlier.state_dict())

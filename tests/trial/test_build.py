@@ -32,7 +32,7 @@ def refusal(make: Callable[[], Any]) -> ConfigError:
 
 
 def make_optimizer(node: dict[str, Any], model: nn.Module | None = None) -> Optimizer:
-    return build.optimizer(node)((model or MLP(in_features=3, out_features=2)).parameters())
+    return build.optimizer(node, model or MLP(in_features=3, out_features=2))
 
 
 def make_scheduler(node: dict[str, Any], steps_per_epoch: int = 5, epochs: int = 4) -> LRScheduler:

@@ -88,7 +88,12 @@ def test_positives_are_weighted_by_the_training_split() -> None:
             "must be balanced, null or a l",
         ),
         (CLASSES, ("+task.loss.smoothing=0.1",), "task.loss.smoothing", "CrossEntropyLoss takes no such argument"),
-        (CLASSES, ("+task.metrics.f={_target_: torchmetrics.F1Score, beta: 2}",), "task.metrics.f.beta", "multiple values"),
+        (
+            CLASSES,
+            ("+task.metrics.f={_target_: torchmetrics.F1Score, beta: 2}",),
+            "task.metrics.f.beta",
+            "multiple values",
+        ),
         (CLASSES, ("+task.metrics.f=3",), "task.metrics.f", "needs a _target_"),
     ],
 )

@@ -155,7 +155,7 @@ class Pack:
         self.device, self._trainer = data.train.x.device, trainer
         self.members: list[PackMember] = []  # in the order of the rows
         self._model = model
-        self._clips = trainer.clip_norm is not None
+        self._clips = [name for name in ("clip_norm", "clip_value") if getattr(trainer, name) is not None]
         n_train, batch_size = len(data.train.x), trainer.batch_size
         self._masks: dict[int, dict[str, MaskLike]] = {}  # by batch size, including that of a smaller last batch
         used: set[str] = set()
@@ -295,9 +295,11 @@ class Pack:
         This also moves the member's `scalars` to the end of the epoch.
         """
         steps = np.arange(member.step + 1, member.step + member.n_updates + 1, dtype=np.float64)
-        table = self.rule.table(member.group, _columns(member.schedule.rows), steps)
-        if self._clips:
-            table["clip_norm"] = np.full(len(steps), member.trainer.clip_norm)
+        table = self.rule.table(
+            member.group, _columns([member.schedule.scaled(row) for row in member.schedule.rows]), steps
+        )
+        for name in self._clips:
+            table[name] = np.full(len(steps), getattr(member.trainer, name))
         for name in member.scalars:
             member.scalars[name] = float(table[name][-1])
         return table

@@ -30,7 +30,8 @@ class Update:
             trainer: the settings of any of the trials; its numbers do not matter.
         """
         self._model, self._layout, self._loss_fn, self._rule = model, layout, loss_fn, rule
-        self._clips, self._precision = trainer.clip_norm is not None, trainer.precision
+        self._clips_norm, self._clips_value = trainer.clip_norm is not None, trainer.clip_value is not None
+        self._precision = trainer.precision
         self.is_compiled = trainer.compile
         self._traced = TracedFunction(self.gradients, _WORTH_A_TRACE)
         self._compiled = TracedFunction(self._out_of_place, is_compiled=True) if trainer.compile else None
@@ -103,7 +104,9 @@ class Update:
 
     def _apply(self, trained: Parts, grads: list[Tensor], c: dict[str, Tensor]) -> None:
         """Change the weights and the state in place by the gradients, part by part."""
-        if self._clips:  # scale each row to g * min(1, clip_norm / |g|), as torch's clip_grad_norm_ does
+        if self._clips_value:
+            grads = [g.clamp(-c["clip_value"], c["clip_value"]) for g in grads]
+        if self._clips_norm:  # scale each row to g * min(1, clip_norm / |g|), as torch's clip_grad_norm_ does
             norms = torch.stack([torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads])
             scale = (c["clip_norm"] / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPS)).clamp(max=1.0)
             grads = [g * scale for g in grads]

@@ -1,0 +1,149 @@
+"""Callbacks: your own code, called while a trial trains (`trainer.callbacks`, docs/recipe.md)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from sweep.training.checkpoint import random_states, set_random_states
+from sweep.training.trial import Trial
+from sweep.utils.errors import SweepError, TrainingFailed, one_line
+
+HOOKS = ("on_train_start", "on_epoch_end", "on_train_end")
+
+
+class StopTraining(Exception):
+    """Raise it in `on_epoch_end` to end the training after this epoch. The trial then completes as usual."""
+
+
+class Callback:
+    """What a callback may have. Subclass it, or write a class with any of these methods: all of them are optional.
+
+    The trial's record has begun when they are called. `trial.log_artifact` stores a file, such as an image, and
+    `trial.folder` is a place for files. A callback may keep and change its own attributes. It must not train the model.
+    Random numbers that it draws do not change the training.
+
+    A callback with state that a resumed trial needs has two more methods, as optimizers have: `state_dict()`, which
+    returns a mapping that `torch.load(weights_only=True)` can read, and `load_state_dict(state)`.
+    """
+
+    def on_train_start(self, trial: Trial, model: nn.Module) -> None:
+        """Run before the first update, and before the first update after each resume."""
+
+    def on_epoch_end(self, trial: Trial, model: nn.Module, metrics: Mapping[str, float]) -> Mapping[str, float] | None:
+        """Run after each validation, before the epoch is reported.
+
+        If the process dies before the next checkpoint, the epoch is trained again, and this runs again.
+
+        Args:
+            trial: the trial.
+            model: in evaluation mode, with the weights that were validated.
+            metrics: those of the epoch, by name, such as `val/loss`; also those of callbacks before this one.
+
+        Returns:
+            Further metrics, by names that the epoch does not have yet. They become curves.
+
+        Raises:
+            StopTraining: to end the training after this epoch.
+        """
+
+    def on_train_end(self, trial: Trial, model: nn.Module) -> None:
+        """Run when the training is over, before the test. The model has the best weights, in evaluation mode.
+
+        It does not run if the trial is pruned, interrupted or fails.
+        """
+
+
+class Callbacks:
+    """Calls the callbacks of one trial, in their order."""
+
+    def __init__(self, callbacks: Sequence[Any] = ()) -> None:
+        self._callbacks = callbacks
+
+    def __bool__(self) -> bool:
+        return bool(self._callbacks)
+
+    def start(self, trial: Trial, model: nn.Module) -> None:
+        """Call `on_train_start`."""
+        for callback, call in self._having("on_train_start"):
+            with _guarded(callback, 0):
+                call(trial, model)
+
+    def end_epoch(self, trial: Trial, model: nn.Module, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """Call `on_epoch_end`. Return the metrics of the epoch with those that callbacks add.
+
+        Args:
+            trial: the trial.
+            model: the validated model.
+            metrics: of the epoch.
+            step: the last update, for an error message.
+
+        Raises:
+            Stopped: a callback asks to stop. It has the metrics of all callbacks.
+            TrainingFailed: a callback raised, or returned something else than new numbers.
+        """
+        known, stops = dict(metrics), False
+        for callback, call in self._having("on_epoch_end"):
+            try:
+                with _guarded(callback, step):
+                    known |= _further(call(trial, model, dict(known)), known)
+            except StopTraining:
+                stops = True
+        if stops:
+            raise Stopped(known)
+        return known
+
+    def end(self, trial: Trial, model: nn.Module, step: int) -> None:
+        """Call `on_train_end`."""
+        for callback, call in self._having("on_train_end"):
+            with _guarded(callback, step):
+                call(trial, model)
+
+    def state_dict(self) -> list[Any]:
+        """Return the state of each callback; None for one without."""
+        return [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in self._callbacks]
+
+    def load_state_dict(self, states: Sequence[Any]) -> None:
+        """Give each callback its state back."""
+        for callback, state in zip(self._callbacks, states, strict=True):
+            if state is not None:
+                callback.load_state_dict(state)
+
+    def _having(self, hook: str) -> Iterator[tuple[Any, Callable[..., Any]]]:
+        for callback in self._callbacks:
+            if (call := getattr(callback, hook, None)) is not None:
+                yield callback, call
+
+
+class Stopped(Exception):
+    """A callback ends the training. `metrics` are those of the epoch, with those that callbacks added."""
+
+    def __init__(self, metrics: dict[str, float]) -> None:
+        super().__init__()
+        self.metrics = metrics
+
+
+def _further(returned: Any, known: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that a callback adds. Raise ValueError unless they are numbers with new names."""
+    found: dict[str, float] = {}
+    for name, value in (returned or {}).items():
+        if name in known:
+            raise ValueError(f"it returned '{name}', which the epoch has already; choose another name")
+        found[name] = float(value)
+    return found
+
+
+@contextmanager
+def _guarded(callback: Any, step: int) -> Iterator[None]:
+    """Keep the random states, and turn an error of the callback into TrainingFailed. An OSError passes."""
+    states = random_states()
+    try:
+        yield
+    except (SweepError, OSError, StopTraining):
+        raise
+    except Exception as error:
+        name = type(callback).__qualname__
+        raise TrainingFailed(f"in callback {name}: {type(error).__name__}: {one_line(error)}", step) from error
+    finally:
+        set_random_states(states)
