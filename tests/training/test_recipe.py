@@ -316,6 +316,16 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         make_fit("trainer.precision=fp16", "trainer.device=cpu")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_trains_like_float32_but_for_rounding() -> None:
+    overrides = (*CYCLIC, "trainer.clip_norm=0.5", "trainer.epochs=8")
+    fit, half = trained(*overrides, "trainer.precision=fp16")
+    _, full = trained(*overrides)
+    assert half.curve("val/loss") == pytest.approx(full.curve("val/loss"), rel=0.1)
+    assert fit.state_dict()["scaler"]["scale"] > 1
+    assert {weight.dtype for weight in fit.model.state_dict().values()} == {torch.float32}
+
+
 class WithModes(Adam):
     """As a schedule-free optimizer."""
 
