@@ -108,5 +108,8 @@ def _parquet(path: Path) -> "pd.DataFrame":
     names = [name for name in schema.names if name not in indices]
     if len(set(names)) < len(names) or any("." in name for name in names) or "=" in str(path.resolve().parent):
         return pd.read_parquet(path)
-    columns = {name: pd.read_parquet(path, columns=[name]).iloc[:, 0].reset_index(drop=True) for name in names}
+    columns = {}
+    for name in names:
+        column = pd.read_parquet(path, columns=[name]).iloc[:, 0].reset_index(drop=True)
+        columns[name] = column.copy()  # PyArrow does not give memory back to the system
     return pd.DataFrame(columns, copy=False)
