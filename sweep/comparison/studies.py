@@ -166,6 +166,8 @@ def _refuse(settings: StudySettings, config: Config) -> None:
         raise ConfigError("hydra.sweeper.study_name", "a comparison has many studies; set compare.name")
     if settings.retry_failed:
         raise ConfigError("hydra.sweeper.retry_failed", "is for a study; a comparison counts what failed as it did")
+    if settings.folds > 1:
+        raise ConfigError("hydra.sweeper.folds", "is for a study; a comparison judges on the test split")
     if settings.timeout is not None:
         raise ConfigError("hydra.sweeper.timeout", "would leave contenders with unequal budgets; leave it out")
     if len(settings.objective) > 1:

@@ -13,6 +13,8 @@ from sweep.utils.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+_IS_EMPTY = "is empty; the model was trained without empty cells"
+
 
 def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> NDArray[np.float32]:
     """Return the inputs, (n, *in_shape), of data in their own units, as in training.
@@ -61,7 +63,7 @@ def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
             _refuse(
                 column,
                 np.array([text is None for text in found], bool),
-                "is empty; the model was trained without empty cells",
+                _IS_EMPTY,
             )
         return np.array([positions.get(learnt["fill"] if text is None else text, -1) for text in found], np.int64)
     is_empty = column.isna().to_numpy()
@@ -72,7 +74,7 @@ def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
         cells, what = np.asarray(pd.to_numeric(column, errors="coerce"), np.float64), "is no finite number"
     _refuse(column, ~np.isfinite(cells) & ~is_empty, what)
     if learnt["fill"] is None:
-        _refuse(column, is_empty, "is empty; the model was trained without empty cells")
+        _refuse(column, is_empty, _IS_EMPTY)
     return cells
 
 

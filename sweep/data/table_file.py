@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from sweep.data.csv_file import CsvFile, Dialect, shown
 from sweep.data.samples import PARTS
 from sweep.data.table_rows import TableRows
 from sweep.utils.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PARQUET = (".parquet", ".pq")
 
@@ -70,7 +73,7 @@ def _read(file: str, read: Mapping[str, Any] | None, targets: Sequence[str], as_
         raise ConfigError("data.read", "is for CSV files; leave it out")
     dialect = None if is_parquet else Dialect.of(read or {})
     try:
-        frame = pd.read_parquet(path) if dialect is None else CsvFile(path, dialect).read(targets, as_text)
+        frame = _parquet(path) if dialect is None else CsvFile(path, dialect).read(targets, as_text)
     except ConfigError:
         raise
     except pd.errors.EmptyDataError:
@@ -89,3 +92,24 @@ def _read(file: str, read: Mapping[str, Any] | None, targets: Sequence[str], as_
         return f"row {row + 1}" if dialect is None else CsvFile(path, dialect).place(row, n_rows)
 
     return TableRows(frame, place, dialect, name=path.stem, source=str(path.resolve()), n_first=n_rows)
+
+
+def _parquet(path: Path) -> "pd.DataFrame":
+    """Read a Parquet file, column by column: all at once, they would need more than twice their memory.
+
+    The file is read at once if its columns cannot be read by their names: if two are equal, if one looks like a path
+    in a nested column, or if the file's folders name further columns.
+    """
+    import pandas as pd
+    from pyarrow.parquet import read_schema
+
+    schema = read_schema(path)
+    indices = [name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
+    names = [name for name in schema.names if name not in indices]
+    if len(set(names)) < len(names) or any("." in name for name in names) or "=" in str(path.resolve().parent):
+        return pd.read_parquet(path)
+    columns = {}
+    for name in names:
+        column = pd.read_parquet(path, columns=[name]).iloc[:, 0].reset_index(drop=True)
+        columns[name] = column.copy()  # PyArrow does not give memory back to the system
+    return pd.DataFrame(columns, copy=False)

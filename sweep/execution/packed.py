@@ -134,7 +134,7 @@ class PackedExecutor:
 
     def _fill(self) -> None:
         """Claim trials while there are places for all of their runs. Stop at a trial that cannot be packed."""
-        n_runs = self._session.settings.seeds
+        n_runs = self._session.settings.n_runs
         with synced_together():
             is_over = self._session.patiently(self._session.is_over)
             while (

@@ -1,4 +1,4 @@
-"""The values that a trial with several seeds reports while it trains: the mean over its runs, by epoch."""
+"""The values that a trial with several seeds or folds reports while it trains: the mean over its runs, by epoch."""
 
 from collections.abc import Collection, Sequence
 from statistics import fmean
@@ -7,7 +7,7 @@ from sweep.config.metrics import best_of
 
 
 class Means:
-    """The mean of the best values so far, over the runs of a trial. There is one run for each seed.
+    """The mean of the best values so far, over the runs of a trial. There is one run for each seed and fold.
 
     With b_r(e) the best value of run r in its epochs 1 to e, step e has the value mean over r of b_r(e). It is known
     once every run has trained e epochs. A run that ends earlier keeps its last best value from then on. So the steps

@@ -97,7 +97,7 @@ class SequentialExecutor:
                 if is_last or not isinstance(problem, Exception) or not is_out_of_memory(problem):
                     self._end_turns(left.values(), problem)
                     raise
-                log.warning("trial %d: out of memory, its seeds train one after the other", trial.number)
+                log.warning("trial %d: out of memory, its runs train one after the other", trial.number)
                 self._end_turns(left.values(), Interrupted(signal.SIGTERM))
                 self._one_by_one, at_once = True, False
                 left = {p: Turn(trainings[p](anew=p == place)) for p in sorted({*left, place})}

@@ -215,8 +215,8 @@ class WorkerSession:
         if n := n_failed(trial):
             self.plan.folder.set_aside(trial.number, n)
         name, direction = self._watched()
-        means = Means(self.settings.seeds, direction, trial.intermediate_values)
-        for place in range(self.settings.seeds):
+        means = Means(self.settings.n_runs, direction, trial.intermediate_values)
+        for place in range(self.settings.n_runs):
             run = self.plan.folder.trial(trial.number, self.replicate(place))
             if run.journal.exists() and (curve := journal.curves(run.journal).get(name)) is not None:
                 means.extend(place, curve.steps.tolist(), curve.values.tolist())
@@ -224,16 +224,19 @@ class WorkerSession:
         return means
 
     def runs(self, configuration: Configuration) -> list[dict[str, Any]]:
-        """Return the values of each run of a trial, one for each seed."""
-        groups, values = configuration.groups, configuration.values
-        if self.settings.seeds == 1:
+        """Return the values of each run of a trial: one run for each seed, or for each fold of each seed."""
+        groups, values, n_folds = configuration.groups, configuration.values, self.settings.folds
+        if self.settings.n_runs == 1:
             return [values]
-        seed = self.composer.readable(groups, values)["seed"]
-        return [{**values, "seed": seed + place} for place in range(self.settings.seeds)]
+        first = self.composer.readable(groups, values)["seed"]
+        seeds = [{**values, "seed": first + i} for i in range(self.settings.seeds)]
+        if n_folds == 1:
+            return seeds
+        return [{**own, "split.folds": n_folds, "split.fold": fold} for own in seeds for fold in range(n_folds)]
 
     def replicate(self, place: int) -> int | None:
         """Return the number of a run among the runs of its trial; None if the trial has only one."""
-        return None if self.settings.seeds == 1 else place
+        return None if self.settings.n_runs == 1 else place
 
     def membership(self, trial: FrozenTrial, replicate: int | None, configuration: Configuration) -> Membership:
         """Return the place of a run in the study, and what the study sampled for it."""

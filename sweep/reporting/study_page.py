@@ -19,7 +19,7 @@ from sweep.figures.drawing import drawing_problem, import_matplotlib
 from sweep.figures.page import Document, Section, Table, to_html
 from sweep.reporting import study_figures
 from sweep.search.ranges import short
-from sweep.study.identity import only_one_seed
+from sweep.study.identity import only_one_run
 from sweep.study.plots import draw_importances, draw_plots
 from sweep.study.reading import as_shown, has_value, objective_names, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
@@ -144,7 +144,7 @@ class Report:
         if stored.get("trial") != best.number:
             note += " The command that trains it appears here once the study's own command has ended."
             return Section("Best configuration", note, tables=[Table(list(rows.items()))])
-        if reservation := only_one_seed(self._study.user_attrs):
+        if reservation := only_one_run(self._study.user_attrs):
             note += f" Training it again {reservation}."
         overrides = [str(override) for override in stored["overrides"]]
         again = from_study_command(self._study.study_name, output_dir, overrides)

@@ -1,30 +1,50 @@
 """Batch sizes that the data allow: those larger than the training split are removed from a study's space."""
 
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.schema import Config
+from sweep.data.split import assign
 from sweep.search.ranges import range_text
 from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
+from sweep.utils.errors import ConfigError
 
 
 class TrainingSplits:
     """The sizes of training splits, cached by the parts of a config that choose the data. Pickles without the data."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_folds: int = 1) -> None:
+        """Make the cache. `n_folds`: on how many folds a study trains each configuration."""
         self.load = RememberedData()
+        self._n_folds = n_folds
         self._sizes: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"load": RememberedData(), "_sizes": self._sizes}
+        return {"load": RememberedData(), "_n_folds": self._n_folds, "_sizes": self._sizes}
 
     def size(self, config: Config) -> int:
-        """Return the number of samples to train on. Raises ConfigError for data that cannot be loaded."""
+        """Return the number of samples to train on: the smallest of all folds, unless the config names its fold.
+
+        Raises ConfigError for data that cannot be loaded or divided.
+        """
         key = data_key(config)
         if key not in self._sizes:
-            self._sizes[key] = len(self.load(config).splits.train.x)
+            if self._n_folds == 1 or config.split.folds is not None:
+                self._sizes[key] = len(self.load(config).splits.train.x)
+            else:
+                self._sizes[key] = self._smallest(config)
         return self._sizes[key]
+
+    def _smallest(self, config: Config) -> int:
+        samples, n = self.load.samples(config), self._n_folds
+        try:
+            folds = [assign(samples, replace(config.split, folds=n, fold=fold)) for fold in range(n)]
+        except ConfigError as error:
+            key = "hydra.sweeper.folds" if error.key == "split.folds" else error.key
+            raise ConfigError(key, error.problem) from error
+        return min(len(rows.train) for rows in folds)
 
     def fit(self, config: Config) -> Config:
         """Return the config with a batch size that fits, as it would be trained.

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.metrics import DIRECTIONS, is_curve
-from sweep.config.nodes import MOST_SEEDS
+from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
 from sweep.config.task_node import direction_of, metrics_of
 from sweep.utils.errors import ConfigError, one_line
@@ -51,6 +51,7 @@ class StudySettings:
     objective: Any = "val/loss"
     direction: Any = "minimize"
     seeds: int = 1
+    folds: int = 1
     enqueue: list[Any] = field(default_factory=list)
     defaults_first: bool = True
     max_failure_rate: float = 0.5
@@ -67,7 +68,8 @@ class StudySettings:
         _require(len(set(self.objective)) == len(self.objective), "objective", "names one twice; give each once")
         self.direction = _texts("direction", self.direction)
         _require(self.seeds <= MOST_SEEDS, "seeds", f"must be <= {MOST_SEEDS}, got {self.seeds}")
-        for name in ("n_trials", "n_jobs", "seeds"):
+        _require(self.folds <= MOST_FOLDS, "folds", f"must be <= {MOST_FOLDS}, got {self.folds}")
+        for name in ("n_trials", "n_jobs", "seeds", "folds"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
         message = f"must be a number >= 1 or auto, got {self.pack!r}"
@@ -96,6 +98,11 @@ class StudySettings:
             raise ConfigError(f"hydra.sweeper.{getattr(error, 'full_key', None) or ''}", one_line(error)) from error
         assert isinstance(settings, cls)
         return settings
+
+    @property
+    def n_runs(self) -> int:
+        """The number of runs of a trial: one for each seed and fold."""
+        return self.seeds * self.folds
 
     @property
     def prunes(self) -> bool:

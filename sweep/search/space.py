@@ -372,6 +372,7 @@ def make_space(
     arguments: Sequence[str],
     ranges: Mapping[str, BaseDistribution] | None = None,
     objective: Sequence[str] = ("val/loss",),
+    n_folds: int = 1,
 ) -> Space:
     """Make the search space of a study.
 
@@ -381,6 +382,7 @@ def make_space(
         arguments: overrides, as on the command line.
         ranges: further ranges by config key, for keys that the overrides do not set.
         objective: of the study.
+        n_folds: on how many folds it trains each configuration.
 
     Raises:
         ConfigError: an override cannot be parsed, or its key cannot be searched.
@@ -392,7 +394,8 @@ def make_space(
         _refuse_unsearchable(key)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     composer = Composer(loader, master, plain, prefixes, monitor=implied_monitor(objective))
-    return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)))
+    splits = TrainingSplits(n_folds)
+    return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
 
 
 def _swept(

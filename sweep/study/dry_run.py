@@ -100,11 +100,12 @@ def _epoch_s(fit: "TrainingLoop") -> float:
 def _estimate(plan: WorkerPlan, n_epochs: int, epoch_s: float) -> str:
     """Return a line with the estimated time of the study, from the seconds of one epoch."""
     settings = plan.settings
-    runs = plan.n_trials * settings.seeds
+    runs = plan.n_trials * settings.n_runs
     total_s = runs * n_epochs * epoch_s / settings.n_jobs
     pruned = " at most, since trials are pruned" if not settings.pruner["_target_"].endswith("NopPruner") else ""
     packed = "; less in packs, as the epoch was timed alone" if settings.pack != 1 else ""
     times = f"{plan.n_trials} trials" + (f" x {settings.seeds} seeds" if settings.seeds > 1 else "")
+    times += f" x {settings.folds} folds" if settings.folds > 1 else ""
     return (
         f"an epoch takes {epoch_s:.3g} s; {times} x {n_epochs} epochs on {settings.n_jobs} "
         f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}{packed}"

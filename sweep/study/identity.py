@@ -44,6 +44,7 @@ _LATER: dict[str, Any] = {
     "split.column": None,
     "split.folds": None,
     "split.fold": 0,
+    "hydra.sweeper.folds": 1,
     "data.drop": None,
     "data.categorical": None,
     "data.max_one_hot": 32,
@@ -52,7 +53,7 @@ _LATER: dict[str, Any] = {
     "data.weight": None,
 }
 _NAMING = ("optimizer", "scheduler", "model", "data")
-_SETTINGS = ("objective", "direction", "seeds", "enqueue", "defaults_first")
+_SETTINGS = ("objective", "direction", "seeds", "folds", "enqueue", "defaults_first")
 _LONGEST_NAME = 120
 USUAL_SAMPLER = "optuna.samplers.TPESampler"
 
@@ -127,7 +128,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
-    return facts | {f"hydra.sweeper.{key}": json.dumps(getattr(settings, key)) for key in _SETTINGS}
+    own = {f"hydra.sweeper.{key}": getattr(settings, key) for key in _SETTINGS}
+    return facts | {key: json.dumps(value) for key, value in own.items() if key not in _LATER or value != _LATER[key]}
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -151,16 +153,19 @@ def _is_only_newer(key: str, before: Mapping[str, str], now: Mapping[str, str]) 
     return name in own_defaults() and json.dumps(own_defaults()[name]) in (before.get(key), now.get(key))
 
 
-def only_one_seed(attrs: Mapping[str, Any]) -> str | None:
-    """Return a note that `from_study` trains only one of several seeds; None if the study has one seed.
+def only_one_run(attrs: Mapping[str, Any]) -> str | None:
+    """Return a note that `from_study` trains only one of several runs; None if the study's trials have one run each.
 
     Args:
         attrs: the user attributes of the study.
     """
-    n_seeds = json.loads(attrs.get(IDENTITY, {}).get("hydra.sweeper.seeds", "1"))
-    if n_seeds == 1:
+    facts = attrs.get(IDENTITY, {})
+    n_seeds, n_folds = (json.loads(facts.get(f"hydra.sweeper.{key}", "1")) for key in ("seeds", "folds"))
+    parts = [f"the first of its {n_seeds} seeds alone"] if n_seeds > 1 else []
+    parts += [f"on the whole training split instead of {n_folds} folds"] if n_folds > 1 else []
+    if not parts:
         return None
-    return f"trains the first of its {n_seeds} seeds alone, so with another value: that of the study is their mean"
+    return f"trains {', '.join(parts)}, so with another value: that of the study is their mean"
 
 
 def _flat(prefix: str, node: Any) -> list[tuple[str, Any]]:

@@ -63,6 +63,8 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
     Raises ConfigError for the first problem.
     """
     space = plan.space
+    if plan.settings.folds > 1 and (keys := sorted({"split.folds", "split.fold"} & space.swept.keys())):
+        raise ConfigError(keys[0], "cannot be searched with hydra.sweeper.folds, which sets it")
     data = space.splits.load(config)
     check_objectives(plan.settings.objective, config, data)
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
@@ -87,6 +89,8 @@ def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str 
         raise ConfigError("resume", "is for a single run; to resume a study, run its command again")
     if base.from_study is not None:
         raise ConfigError("from_study", "is for a single run; leave out --multirun")
+    if settings.folds > 1 and base.split.folds is not None:
+        raise ConfigError("split.folds", "is for one fold; leave it out with hydra.sweeper.folds, which trains all")
     if settings.seeds > 1 and base.trainer.seed != base.seed:
         raise ConfigError("trainer.seed", "would be the same for every replicate; set seed, which it follows")
 

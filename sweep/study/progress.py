@@ -22,7 +22,7 @@ from sweep.config.best_config import stored_best
 from sweep.execution.attempts import failed, trials_of
 from sweep.execution.queue import MEMORY, PACKING, PROBLEM, STOPPED, is_complete
 from sweep.search.ranges import short
-from sweep.study.identity import only_one_seed
+from sweep.study.identity import only_one_run
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
@@ -174,7 +174,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
             study.study_name, folder.path.parent.parent, [str(override) for override in overrides]
         )
         say(f"Train it again:  {again}")
-        if note := only_one_seed(study.user_attrs):
+        if note := only_one_run(study.user_attrs):
             say(f"                 ({note})")
         storage = recorded_storage(folder)
         elsewhere = None if storage is None or is_own_storage(storage, folder) else storage

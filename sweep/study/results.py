@@ -84,14 +84,16 @@ def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
 def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
     """Return the overrides that the trial was trained with, whatever was changed in the study since.
 
-    The last override of a seed replicate is its own seed, which is left out unless the study searches the seed. The
-    list is empty if another machine has the trial's files.
+    The last overrides of a replicate are its own seed and fold, which are left out, except for a seed that the study
+    searches. The list is empty if another machine has the trial's files.
     """
     is_given = "seed" not in config_values(trial)
     for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
         if run.overrides.exists():
             remedy = "remove that file, and run the study's command again: it knows them, too"
             recorded = [str(o) for o in load_checked(run.overrides, "hydra.sweeper.study_name", remedy, list)]
+            if run.path != folder.trial(trial.number).path and recorded and key_of(recorded[-1]) == "split.fold":
+                recorded = recorded[:-2]
             return recorded[: len(recorded) - n_own]
     return []
 
@@ -184,6 +186,8 @@ def start_facts(
         "pruner": _class_name(settings.pruner),
         "seeds": settings.seeds,
     }
+    if settings.folds > 1:
+        params["folds"] = settings.folds
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
     params |= {f"search.{n}".translate(_PARAM_KEY): range_text(d) for n, d in space.named_ranges().items()}
     tags = {**provenance_tags(arguments), "study": name, "kind": "study"}

@@ -86,7 +86,7 @@ class StudyFolder:
         return [*files, self.report, self.plots, self.trials, self.workers]
 
     def trial(self, number: int, replicate: int | None = None) -> RunFolder:
-        """Return the folder of a trial or, in a study with several seeds, of one seed replicate, counted from 0."""
+        """Return the folder of a trial or, if it has several runs, of one of these, counted from 0."""
         folder = self.trials / str(number)
         return RunFolder(folder if replicate is None else folder / f"seed-{replicate}")
 

@@ -33,7 +33,7 @@ class Membership:
         folder: the study's folder.
         parent: the uid of the study's own journal, which lies in `folder`.
         number: the trial's number.
-        replicate: the seed replicate, counted from 0; None if the study trains one seed per trial.
+        replicate: the run among those of its trial, counted from 0; None if the trial has only one.
         params: the sampled values, by config key.
     """
 

@@ -77,10 +77,11 @@ class RememberedData:
     def __call__(self, config: Config) -> Data:
         key = data_key(config)
         if self._data is None or key != self._key:
-            self._key, self._data = key, divided(self._load(config), config)
+            self._key, self._data = key, divided(self.samples(config), config)
         return self._data
 
-    def _load(self, config: Config) -> Samples:
+    def samples(self, config: Config) -> Samples:
+        """Return all samples. Raise ConfigError if they cannot be loaded."""
         key = json.dumps([config.data, _split_columns(config)], sort_keys=True, default=str)
         if self._samples is None or key != self._samples_key:
             self._data = self._samples = None  # before the others are loaded, which may need their memory

@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from omegaconf import OmegaConf
 from processes import quick
 
 from sweep import ConfigError, Samples, compose
+from sweep.data import csv_file
 from sweep.data.csv_file import CsvFile, Dialect
 from sweep.data.table import table
+from sweep.data.table_file import read_table
 
 CLASSES = {"task": "classification"}
 
@@ -271,3 +274,61 @@ def test_a_warning_about_the_data_does_not_make_the_folder_of_a_new_run_a_used_o
     done = quick(tmp_path, "data=table", "data.path=t.csv", "data.target=y", *tiny)
     assert done.returncode == 0, done.stderr
     assert "left out 'Unnamed: 0'" in done.stdout + done.stderr
+
+
+# Large files
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"a": lambda i: i, "b": lambda i: i / 4},
+        {"a": lambda i: i if i < 2500 else i / 4, "b": lambda i: 7},  # whole numbers first, then fractions
+        {"a": lambda i: "" if i > 1500 else i, "b": lambda i: ""},  # a chunk of whole numbers, then empty cells
+        {"a": lambda i: 2**53 + i if i < 1500 else 0.5, "b": lambda i: i},  # whole numbers that float64 rounds
+        {"a": lambda i: "x" if i == 2999 else i, "b": lambda i: i},  # texts in the last chunk only
+        {"a": lambda i: i % 2 == 0 if i < 1500 else i, "b": lambda i: i % 3 == 0},
+        {"a": lambda i: f"n{i}", "b": lambda i: 2**64 - 1 if i > 2000 else -i},
+    ],
+)
+def test_a_file_that_is_read_in_chunks_gives_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: dict[str, Callable[[int], Any]]
+) -> None:
+    path = tmp_path / "large.csv"
+    rows = [",".join(str(cell(i)) for cell in cells.values()) for i in range(3000)]
+    path.write_text("\n".join([",".join(cells), *rows, ""]))
+    file = CsvFile(path, Dialect())
+    at_once = file.read([], [])
+    monkeypatch.setattr(csv_file, "_CHUNK_CELLS", 0)  # chunks of 1000 rows
+    in_chunks = file.read([], [])
+    pd.testing.assert_frame_equal(in_chunks, at_once)
+    as_text = file.read([], ["a"])
+    assert as_text["a"].tolist() == [row.split(",")[0] for row in rows]
+
+
+def test_a_bad_line_in_a_later_chunk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{i * i}{',7' if i == 2500 else ''}\n" for i in range(3000)))
+    monkeypatch.setattr(csv_file, "_CHUNK_CELLS", 0)
+    with pytest.raises(ConfigError, match=r"line 2502 of .* has 3 cells, more than its header, which has 2"):
+        CsvFile(path, Dialect()).read(["y"], [])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}),
+        pd.DataFrame({"a": [1, 2], "b": [0.5, None]}, index=pd.Index(["u", "v"], name="who")),
+        pd.DataFrame({"a": [1, 2], "k": [3, 4]}).set_index("k", append=True),
+        pd.DataFrame({0: [1, 2], 1: [True, False]}),
+        pd.DataFrame({"a.b": [1, 2], "a": [3, 4]}),
+        pd.DataFrame({"a": [{"b": 1}, {"b": 2}], "d": pd.date_range("2026-01-01", periods=2, tz="UTC")}),
+        pd.DataFrame({"c": pd.Categorical(["u", "v"]), "n": pd.array([1, None], dtype="Int64")}),
+    ],
+)
+def test_a_parquet_file_read_by_column_gives_the_same_table(tmp_path: Path, frame: pd.DataFrame) -> None:
+    path = tmp_path / "t.parquet"
+    frame.to_parquet(path)
+    at_once = pd.read_parquet(path).reset_index(drop=True)
+    at_once.columns = at_once.columns.map(str)
+    pd.testing.assert_frame_equal(read_table(str(path), None, [], []).frame, at_once)

@@ -136,6 +136,15 @@ def test_empty_cells_are_filled_and_may_be_told(save: Callable[..., str]) -> Non
     assert_array_equal(column(inputs, "port=(empty)"), frame.port.isna())
 
 
+def test_an_empty_date_has_one_input_that_says_so(save: Callable[..., str]) -> None:
+    frame = passengers()
+    frame.loc[::7, "day"] = None
+    inputs, splits = prepare(read(save(frame), missing="indicator"), Split(normalize=False))
+    assert [name for name in inputs.features if name.endswith("empty")] == ["age is empty", "day is empty"]
+    assert_array_equal(column(inputs, "day is empty"), frame.day.isna())
+    assert_array_equal(apply(splits.preprocessing, frame), inputs.x.astype(np.float32))
+
+
 def test_inputs_that_are_0_or_1_are_not_normalised(save: Callable[..., str]) -> None:
     samples = read(save(passengers()), missing="indicator")
     inputs, splits = prepare(samples, Split())
