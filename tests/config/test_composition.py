@@ -20,6 +20,7 @@ REQUIRED = {
     ("data", "table"): ["data.path=mine.csv", "data.target=y"],
     ("data", "text"): ["data.path=mine.txt"],
     ("data", "image_folder"): ["data.path=mine"],
+    ("experiment", "text_transformer"): ["data.path=mine.txt"],
 }
 
 
@@ -60,7 +61,7 @@ def test_the_groups_hold_what_the_readme_promises():
         "model": "mlp linear convnet resnet transformer",
         "data": "noisy_sine digits diabetes breast_cancer table text image_folder",
         "tracking": "mlflow off",
-        "experiment": "seed_study debug",
+        "experiment": "seed_study debug digits_resnet text_transformer",
     }
     assert {(group, option) for group, options in promised.items() for option in options.split()} <= set(OPTIONS)
 
