@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from processes import quick
 
 pytestmark = pytest.mark.process
@@ -45,7 +46,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the pages speak of: their own, and the tables of a reader's."""
+    """A folder with the files that the pages speak of: their own, and a reader's tables, text and images."""
     folder = tmp_path_factory.mktemp("workshop")
     for page in PAGES:
         for language, text in blocks(page):
@@ -58,6 +59,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.DataFrame(rng.normal(size=(300, 3)), columns=["area", "rooms", "age"])
     table.assign(price=table.area * 2 + table.rooms).to_csv(folder / "houses.csv", index=False)
     table.assign(kind=np.where(table.area > 0, "round", "flat")).to_parquet(folder / "cells.parquet", index=False)
+    (folder / "book.txt").write_text((ROOT / "README.md").read_text())
+    for kind in ("cat", "dog"):
+        (folder / "pets" / kind).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(256, size=(20 + i, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pets" / kind / f"{i}.png")
     return folder
 
 

@@ -16,7 +16,12 @@ from sweep.config.schema import CONF_DIR, validate
 
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))]
-REQUIRED = {("data", "table"): ["data.path=mine.csv", "data.target=y"]}
+REQUIRED = {
+    ("data", "table"): ["data.path=mine.csv", "data.target=y"],
+    ("data", "text"): ["data.path=mine.txt"],
+    ("data", "image_folder"): ["data.path=mine"],
+    ("experiment", "text_transformer"): ["data.path=mine.txt"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +58,10 @@ def test_the_groups_hold_what_the_readme_promises():
         "optimizer": "sgd momentum nesterov adam adamw rmsprop adagrad nadam radam",
         "scheduler": "constant cyclic cyclic_triangular2 cyclic_exp_range onecycle cosine warmup_cosine "
         "cosine_restarts step exponential plateau",
-        "model": "mlp linear convnet",
-        "data": "noisy_sine digits diabetes breast_cancer table",
+        "model": "mlp linear convnet resnet transformer",
+        "data": "noisy_sine digits diabetes breast_cancer table text image_folder",
         "tracking": "mlflow off",
-        "experiment": "seed_study debug",
+        "experiment": "seed_study debug digits_resnet text_transformer",
     }
     assert {(group, option) for group, options in promised.items() for option in options.split()} <= set(OPTIONS)
 
@@ -169,8 +174,8 @@ def test_a_folder_of_options_may_be_relative(tmp_path: Path, monkeypatch: pytest
 
 def test_own_options_are_gone_without_their_folder(tmp_path: Path):
     own = own_option(tmp_path, "model", "mine", "_target_: mypkg.Net\n")
-    assert "convnet, linear, mine, mlp" in refusal("model=mien", config_dir=own).problem
-    assert refusal("model=mine").problem == "no option 'mine'; choose one of: convnet, linear, mlp"
+    assert "convnet, linear, mine, mlp, resnet, transformer" in refusal("model=mien", config_dir=own).problem
+    assert refusal("model=mine").problem == "no option 'mine'; choose one of: convnet, linear, mlp, resnet, transformer"
 
 
 def test_a_folder_of_options_that_is_not_there_is_told(tmp_path: Path):
@@ -202,7 +207,7 @@ def test_a_mistake_in_an_own_file_is_told_in_one_line(tmp_path: Path, text: str,
         ("optimizer=adma", "optimizer", "no option 'adma'; choose one of: adagrad, adam, adamw, "),
         ("optimizer=null", "optimizer", "no option 'null'; choose one of: adagrad, "),
         ("scheduler=3", "scheduler", "no option '3'; choose one of: constant, "),
-        ("model=", "model", "choose one of: convnet, linear, mlp"),
+        ("model=", "model", "choose one of: convnet, linear, mlp, resnet, transformer"),
         ("optimiser=adam", "optimiser", "choose one of: seed, output_dir, "),
         ("trainer.epohcs=3", "trainer.epohcs", "choose one of: epochs, batch_size, "),
         ("trainr.epochs=3", "trainr", "trainer"),

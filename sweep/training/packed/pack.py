@@ -10,12 +10,14 @@ optimizer's state are (n, P), with spare rows at the end.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sweep.tasks import TensorTask
 from sweep.training.checkpoint import check_kinds, kinds, random_states
@@ -46,6 +48,9 @@ _EVAL_SAMPLES = {"cpu": 2**13}  # evaluated at a time, summed over all rows: as 
 _EVAL_SAMPLES_DEFAULT = 2**16
 _BLOCK = {"cpu": 64}  # rows updated together; the tensors of more rows do not fit in a core's cache
 _FEWEST_ROWS = 2  # a compiled update needs at least two
+
+# Of torch's implementations of attention, the only one that vmap can stack. The others run row by row, with a warning.
+_attention_that_stacks = partial(sdpa_kernel, SDPBackend.MATH)
 
 
 T = TypeVar("T")
@@ -255,6 +260,7 @@ class Pack:
                     ended[member] = None
         return ended
 
+    @_attention_that_stacks()
     def _train(self) -> list[list[float]]:
         """Train all rows for an epoch, block by block. Return the losses, one list of n_updates for each row."""
         size = _BLOCK.get(self.device.type, max(1, len(self.members)))
@@ -315,6 +321,7 @@ class Pack:
         return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
 
     @torch.no_grad()
+    @_attention_that_stacks()
     def evaluate(self, split: str) -> list[dict[str, float]]:
         """Return loss and metrics of each member, named as by `TrainingLoop.evaluate`."""
         n = len(self.members)
@@ -411,7 +418,8 @@ class Pack:
                 g, _ = self._update.gradients(w, extra, x, y)
                 self.rule.update(w, g, state, columns)
 
-        yield update
+        with _attention_that_stacks():
+            yield update
 
     def _refuse_unstackable(self) -> None:
         """Raise Unpackable if two rows cannot be updated together."""

@@ -314,11 +314,26 @@ DIGITS = ("data=digits", "split.max_samples=50", "trainer.batch_size=16", "train
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("model", [("model.widths=[8]",), ("model=convnet", "model.channels=[2]", "model.dropout=0.2")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("model.widths=[8]",),
+        ("model=convnet", "model.channels=[2]", "model.dropout=0.2"),
+        ("model=resnet", "model.widths=[2,4]", "model.n_blocks=1"),
+    ],
+)
 def test_classification_is_that_of_each_trial_alone(model: tuple[str, ...]) -> None:
     _, _, expected = both_ways(*seeded(*model), make=partial(in_float64, base=DIGITS), rtol=1e-9)
     assert len(expected[0].points) == 2 * 3, "the last batch is of 2"
     assert "val/accuracy" in expected[0].epochs[1]
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_transformer_on_text_is_that_of_each_trial_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(bytes(i * i % 251 for i in range(400)))
+    model = ("model=transformer", "model.width=8", "model.n_layers=1", "model.n_heads=2", "model.dropout=0.2")
+    text = ("data=text", f"data.path={tmp_path}/t.txt", "data.block_size=8", "trainer.batch_size=8", "trainer.epochs=2")
+    both_ways(*seeded(*model), make=partial(in_float64, base=text), rtol=1e-9)
 
 
 @pytest.mark.usefixtures("float64")
