@@ -183,7 +183,8 @@ class CsvFile:
             return chunks[0]
         kinds = [{str(chunk.dtypes.iloc[i]) for chunk in chunks} for i in range(chunks[0].shape[1])]
         if any(len(kind) > 1 and kind != {"int64", "float64"} for kind in kinds):
-            return read()
+            whole: Any = read()
+            return whole
         names = list(chunks[0].columns)
         columns = {name: pd.concat([chunk.pop(name) for chunk in chunks], ignore_index=True) for name in names}
         return pd.DataFrame(columns, copy=False)
