@@ -183,8 +183,7 @@ class CsvFile:
             return chunks[0]
         kinds = [{str(chunk.dtypes.iloc[i]) for chunk in chunks} for i in range(chunks[0].shape[1])]
         if any(len(kind) > 1 and kind != {"int64", "float64"} for kind in kinds):
-            whole = read()
-            assert isinstance(whole, pd.DataFrame)
+            whole: Any = read()
             return whole
         names = list(chunks[0].columns)
         columns = {name: pd.concat([chunk.pop(name) for chunk in chunks], ignore_index=True) for name in names}

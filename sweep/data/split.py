@@ -97,6 +97,8 @@ def prepare(samples: Samples, split: Split) -> tuple[Samples, Splits]:
             samples), a column cannot be encoded, or a feature or a target that is to be normalised is constant.
     """
     rows = assign(samples, split)
+    if split.kind == "given" and samples.groups is not None and split.fold == 0:  # once for all folds
+        _warn_of_leakage(samples.groups, split.by, rows)
     if samples.encoding is None:
         columns = plain_numbers(samples.features) if samples.x.ndim == 2 and not samples.tokens else None
         is_scaled = np.ones(samples.x.shape[1], bool)
@@ -195,8 +197,6 @@ def _given(samples: Samples, split: Split, order: Rows) -> Assignment:
     for part, rows in (("train", train), ("test", test)):
         if not len(rows):
             raise ConfigError("split.column", f"no row is for {part}; split=given needs rows for train and for test")
-    if samples.groups is not None:
-        _warn_of_leakage(samples.groups, split.by, [train, val, test])
     if not len(val):
         if samples.groups is None:
             train, val = np.split(train, [len(train) - round(len(train) * split.val)])
@@ -209,9 +209,10 @@ def _given(samples: Samples, split: Split, order: Rows) -> Assignment:
     return Assignment(train, val, test)
 
 
-def _warn_of_leakage(groups: NDArray, by: str | None, parts: list[Rows]) -> None:
-    """Warn if a group is in more than one part."""
-    named, n_parts = np.unique(np.concatenate([np.unique(groups[rows]) for rows in parts]), return_counts=True)
+def _warn_of_leakage(groups: NDArray, by: str | None, rows: Assignment) -> None:
+    """Warn if a group is in more than one split."""
+    parts = [np.unique(groups[part]) for part in (rows.train, rows.val, rows.test)]
+    named, n_parts = np.unique(np.concatenate(parts), return_counts=True)
     shared = named[n_parts > 1]
     if len(shared):
         what = f"{len(shared)} groups, such as '{shared[0]}', are" if len(shared) > 1 else f"group '{shared[0]}' is"

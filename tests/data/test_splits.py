@@ -125,10 +125,11 @@ def test_a_group_on_both_sides_of_a_given_split_is_a_warning(caplog: pytest.LogC
     words = np.repeat(["train", "val", "test"], [100, 50, 50])
     groups = np.repeat(np.arange(20), 10)
     with caplog.at_level(logging.WARNING):
-        assign(made(split=words, groups=groups), Split(kind="given", by="patient"))
+        divide(made(split=words, groups=groups), Split(kind="given", by="patient"))
         assert caplog.messages == []
         groups[[0, 1, 120]] = 19  # which is in test
-        assign(made(split=words, groups=groups), Split(kind="given", by="patient"))
+        for fold in range(3):
+            divide(made(split=words, groups=groups), Split(kind="given", by="patient", folds=3, fold=fold))
     (line,) = caplog.messages
     assert "split.by=patient: group '19' is in more than one of train, val, test" in line
 
