@@ -62,7 +62,7 @@ class TrainingLoop(TrainState):
         self._callbacks = Callbacks(callbacks)
 
     def run(self, trial: Trial) -> Best:
-        """Train for `trainer.epochs` epochs, or until patience ends, and return the best epoch.
+        """Train for `trainer.epochs` epochs, or until patience ends or a callback stops, and return the best epoch.
 
         The state is saved whenever `trial.should_save` is true. Inside an epoch it is checked after each update, unless
         `trainer.checkpoint_interval_s` is 0; a stop is honoured there in any case. If a stop is requested after the

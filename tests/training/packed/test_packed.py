@@ -644,7 +644,7 @@ def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPa
     fits = [make_fit(f"seed={i}") for i in range(2)]
     (good, heard), (bad, _) = [member_of(fit) for fit in fits]
 
-    def fail(n_updates: int) -> None:
+    def fail(n_updates: int, begun: Sequence[int]) -> None:
         raise ValueError("a scheduler of the user's")
 
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
