@@ -209,6 +209,8 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
     if not ours or modules[ours[-1] + 1 : ours[-1] + 2] not in (["hydra"], ["contextlib"]):
         return None
     path = next((str(f.f_locals[name]) for f in frames for name in ("full_path",) if name in f.f_locals), None)
+    if isinstance(error, RecursionError) and path is None:
+        return ConfigError("defaults", "an option includes itself; take it out of the defaults list of its own file")
     root = _root(error)
     reason = one_line(error if root is error else ValueError(f"{error}: {root}"))
     reason = reason if reason.count(" ") else f"is not what Hydra expects ({type(error).__name__})"
@@ -254,6 +256,8 @@ def _of_key(error: BaseException) -> ConfigError:
         return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         problem = _unknown(key, problem)
+    elif problem.endswith("does not support deletion"):
+        problem = f"cannot be removed; leave out ~{key}"
     elif problem.startswith("Ambiguous value"):  # our hint replaces Hydra's next lines
         problem = f"{str(error).splitlines()[0]}; add -m to run each, or write a list as [a,b]"
     elif "does not support sweep type" in problem:
@@ -269,6 +273,8 @@ def _unknown(key: str, problem: str) -> str:
     if node.partition(".")[0] in (*COMPONENTS, "task"):
         return f"{problem} (to add an argument, write +{key}=...)"
     keys = keys_of(node)
+    if key.rpartition(".")[2] in keys:
+        return f"is needed; leave out ~{key}"
     return f"is not a key of the config; choose one of: {', '.join(keys)}" if keys else problem
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sweep.config.nodes import Compare, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
@@ -142,7 +142,9 @@ def validate(cfg: DictConfig) -> Config:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # three times as fast as to_object
         assert isinstance(plain, dict)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(getattr(error, "full_key", None) or "config"), one_line(error)) from error
+        key = str(getattr(error, "full_key", None) or "config")
+        is_open = isinstance(error, MissingMandatoryValue)
+        raise ConfigError(key, f"has no value; set {key}=..." if is_open else one_line(error)) from error
     return validate_plain(plain)
 
 

@@ -73,7 +73,7 @@ class WorkerPool:
             except (ConfigError, DiskFull):
                 raise
             except Exception as error:
-                if not self._locks():
+                if not self._locks() and not self._patiently(self._is_over):  # a signal also ends workers that start
                     raise ConfigError("hydra/launcher", f"cannot start workers: {one_line(error)}") from error
                 lost = error
             self._await_workers()

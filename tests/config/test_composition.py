@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from sweep import ConfigError, compose
+from sweep.config.composition import composing
 from sweep.config.schema import CONF_DIR, validate
 
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
@@ -190,6 +191,7 @@ def test_a_folder_of_options_that_is_not_there_is_told(tmp_path: Path):
         ("# @package _global_\ndefaults:\n  - override /model: mpl\n", "model", "choose one of: convnet, "),
         ("# @package _global_\ndefaults:\n  - override /modle: mlp\n", "experiment/mine", "'/modle: mlp'"),
         ("trainer: [\n", "config", 'experiment/mine.yaml", line 2'),
+        ("# @package _global_\ndefaults: [{/experiment: mine}]\n", "defaults", "an option includes itself"),
     ],
 )
 def test_a_mistake_in_an_own_file_is_told_in_one_line(tmp_path: Path, text: str, key: str, says: str):
@@ -215,6 +217,7 @@ def test_a_mistake_in_an_own_file_is_told_in_one_line(tmp_path: Path, text: str,
         ("optimizer.lrr=0.1", "optimizer.lrr", "Did you mean: 'lr'?"),
         ("+seed=3", "seed", "already"),
         ("~nothing", "nothing", "does not exist"),
+        ("~trainer.epochs", "trainer.epochs", "cannot be removed; leave out ~trainer.epochs"),
         ("trainer.epochs=many", "trainer.epochs", "'many'"),
         ("trainer.epochs=1.5", "trainer.epochs", "'1.5'"),
         ("trainer.compile=perhaps", "trainer.compile", "'perhaps'"),
@@ -232,6 +235,20 @@ def test_a_mistake_names_its_key_and_the_way_out(override: str, key: str, says: 
     error = refusal(override)
     assert error.key == key
     assert says in error.problem
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("~split", "split: is needed; leave out ~split"),
+        ("~scheduler", "scheduler: has no value; set scheduler=..."),
+        ("~data", "data: has no value; set data=..."),
+    ],
+)
+def test_a_part_that_is_removed_is_told_as_missing(override: str, says: str):
+    with pytest.raises(ConfigError) as caught, composing([override]):
+        validate(compose([override]))
+    assert str(caught.value) == says
 
 
 # The command line

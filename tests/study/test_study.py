@@ -607,6 +607,7 @@ def test_a_trial_resumes_when_its_values_are_the_same_but_written_otherwise(chan
     [
         ("basic", 1, "trials/0/.lock", signal.SIGINT),  # torch is being loaded
         ("joblib", 2, "workers", signal.SIGHUP),
+        ("joblib", 2, "workers", signal.SIGTERM),
         ("joblib", 2, "trials/0/.lock", signal.SIGINT),
         ("submitit_local", 2, "workers", signal.SIGINT),
     ],
