@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simpleeval import InvalidExpression, SimpleEval
+from simpleeval import InvalidExpression, OperatorNotDefined, SimpleEval
 
 from sweep.utils.errors import one_line
 
@@ -35,6 +35,8 @@ def holds(condition: str, config: Mapping[str, Any]) -> bool:
             warnings.simplefilter("ignore")  # Python's SyntaxWarning about comparisons such as `is 1`
             parsed = ast.parse(condition.strip(), mode="eval").body
         return bool(_evaluator(config).eval(condition, previously_parsed=parsed))
+    except OperatorNotDefined as error:
+        raise NoCondition("it has an operator that conditions lack; choose from: + - * / // % **") from error
     except (
         *(InvalidExpression, SyntaxError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
         *(RecursionError, MemoryError),

@@ -30,6 +30,7 @@ _CONNECT_ARGS = {  # by driver
     "pysqlite": {"timeout": 60},  # while other processes write
     **{driver: {"connect_timeout": PATIENCE_S} for driver in ("psycopg", "psycopg2", "pymysql", "mysqldb")},
 }
+_SQLITE_SETTINGS = ("timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri")
 
 
 class NotAStorage(ConfigError):
@@ -131,9 +132,17 @@ def database_url(url: str) -> "sqlalchemy.URL":
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
         return parsed
+    _refuse_lost_end(url)
     if parsed.database in (None, "", ":memory:"):
         raise ConfigError(KEY, f"'{url}' lives in one process only; name a file: sqlite:///path")
     return parsed.set(database=str(absolute(parsed.database)))
+
+
+def _refuse_lost_end(url: str) -> None:
+    """Raise ConfigError for a `?` in a SQLite URL that begins no settings: SQLAlchemy would drop the rest of a path."""
+    _, _, rest = url.partition("?")
+    if "file:" not in url and any(part.partition("=")[0] not in _SQLITE_SETTINGS for part in rest.split("&") if rest):
+        raise ConfigError(KEY, f"'{url}' is cut at its '?', which begins settings; name a file without one")
 
 
 def connect_args(url: "sqlalchemy.URL") -> dict[str, Any]:

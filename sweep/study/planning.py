@@ -16,6 +16,7 @@ from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
+from sweep.trial.build import check_model_target
 from sweep.trial.prepare import check_data, check_monitor
 from sweep.utils.errors import ConfigError
 
@@ -70,6 +71,7 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
         tried = space.splits.fit(validate(space.compose(configuration)))
         check_data(space.splits.load(tried), tried)
+        check_model_target(tried.model)
         if n < _MOST_CHECKED:
             space.composer.check(configuration.groups, configuration.values)
     check_monitor(data, config)

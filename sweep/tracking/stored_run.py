@@ -16,7 +16,7 @@ from sweep.config.schema import Config, literal, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.utils.checked_file import load_checked, read_checked
-from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
+from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, UnendedJournal, one_line
 
 
 def stored_config(run: RunFolder, own: Config) -> Config:
@@ -70,16 +70,15 @@ def saved_state(run: RunFolder) -> dict[str, Any] | None:
 
 
 def require_not_ended(run: RunFolder) -> None:
-    """Raise DamagedJournal if a journal without an `end` must have had one.
+    """Raise UnendedJournal if a journal without an `end` must have had one, or DamagedJournal if it lacks epochs.
 
     The other files of the run or the study show whether it ended, and how many epochs it recorded.
     """
-    remedy = "put back a copy of it, or resume the run"
-    is_over = run.best.exists() or (
-        StudyFolder(run.path).results.exists() and journals.first(run.journal, "end") is None
-    )
-    if is_over:
-        raise DamagedJournal(run.journal, None, "it has no end, but the run has ended", remedy)
+    reason = "the process died as it ended, or lines are lost"
+    if run.best.exists():
+        raise UnendedJournal(run.journal, None, reason, "resume the run, or put back a copy of the file")
+    if StudyFolder(run.path).results.exists() and journals.first(run.journal, "end") is None:
+        raise UnendedJournal(run.journal, None, reason, "run the study's command again, or put back a copy of the file")
     state: dict[str, Any] = {"epoch": 0}
     if run.checkpoint.exists():
         from sweep.training import checkpoint

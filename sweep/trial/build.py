@@ -87,14 +87,28 @@ def model(node: Mapping[str, Any], data: Samples, out_features: int | None = Non
     make = bind("model", node, offered)
     made = make()
     if _is_lightning(type(made)):
-        raise ConfigError(
-            "model._target_",
-            f"{node['_target_']} is a LightningModule, whose training_step and optimizers would be ignored; give the "
-            "torch.nn.Module that it trains, its network, as model",
-        )
+        raise _lightning_error(node)
     if not isinstance(made, nn.Module):
         raise ConfigError("model._target_", f"{node['_target_']} returned {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def check_model_target(node: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a target of your own that is no model, as far as its class shows it. It is not called."""
+    if str(node["_target_"]).startswith(("sweep.models.", "torch.nn.")):
+        return
+    _refuse_other_kinds(node)
+    target = located("model", node["_target_"], allowed_targets())
+    if isinstance(target, type) and _is_lightning(target):
+        raise _lightning_error(node)
+
+
+def _lightning_error(node: Mapping[str, Any]) -> ConfigError:
+    return ConfigError(
+        "model._target_",
+        f"{node['_target_']} is a LightningModule, whose training_step and optimizers would be ignored; give the "
+        "torch.nn.Module that it trains, its network, as model",
+    )
 
 
 def _refuse_other_kinds(node: Mapping[str, Any]) -> None:

@@ -60,9 +60,11 @@ class Damaged(ConfigError):
         line: the first damaged line, counted from 1; None if it is unknown.
     """
 
+    state = "is damaged"
+
     def __init__(self, key: str, path: object, reason: str, remedy: str, line: int | None = None) -> None:
         where = f"'{path}'" if line is None else f"line {line} of '{path}'"
-        super().__init__(key, f"{where} is damaged ({reason}); {remedy}")
+        super().__init__(key, f"{where} {self.state} ({reason}); {remedy}")
         self.args = (key, path, reason, remedy, line)  # so that it survives pickling
         self.path, self.reason, self.remedy, self.line = path, reason, remedy, line
 
@@ -80,7 +82,13 @@ class DamagedJournal(Damaged):
 
     def with_remedy(self, remedy: str) -> "DamagedJournal":
         """Return the same error with another remedy."""
-        return DamagedJournal(self.path, self.line, self.reason, remedy)
+        return type(self)(self.path, self.line, self.reason, remedy)
+
+
+class UnendedJournal(DamagedJournal):
+    """A journal lacks its end, but the run has files that are written then: its process died, or lines are lost."""
+
+    state = "has no end"
 
 
 class Unsent(SweepError):

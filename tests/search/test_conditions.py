@@ -59,3 +59,8 @@ def test_whatever_else_it_says_is_no_condition(condition: str):
     with pytest.raises(NoCondition) as caught:
         holds(condition, CONFIG)
     assert "\n" not in str(caught.value)
+
+
+def test_an_operator_that_conditions_lack_is_told_without_pythons_names():
+    with pytest.raises(NoCondition, match=r"^it has an operator that conditions lack; choose from: \+ - \*"):
+        holds("1 << 9 > 0", CONFIG)

@@ -651,6 +651,7 @@ def refused(url: str, folder: StudyFolder) -> str:
         ("sqlite://", "lives in one process only"),
         ("sqlite:///:memory:", "lives in one process only"),
         ("sqlite:///{tmp}/a_file/study.db", "Not a directory"),
+        ("sqlite:///{tmp}/x?y.db", "is cut at its '?', which begins settings; name a file without one"),
         ("sqlite:///{tmp}/a_file", "file is not a database"),
         ("sqlite:///{tmp}", "unable to open database file"),
         ("{tmp}/study.db", "for SQLite write sqlite:///{tmp}/study.db"),

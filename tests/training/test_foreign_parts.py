@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Heard, make_fit
+from processes import quick
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, SequentialLR
@@ -259,6 +260,17 @@ def plain_function(in_features: int) -> int:
 def test_what_is_no_model_is_refused(target: str, told: str, tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     assert refused(tmp_path, "model=mlp", f"model._target_={target}", *only).startswith(told)
+
+
+@pytest.mark.process
+def test_a_study_of_what_is_no_model_records_nothing(tmp_path: Path) -> None:
+    only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
+    own_targets = {"PYTHONPATH": str(Path(__file__).parent), "SWEEP_TARGETS": f"{__name__}.*"}
+    study = ("-m", "experiment=debug", "tracking=off", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2")
+    done = quick(tmp_path, *study, f"model._target_={own('LightningModule')}", *only, **own_targets)
+    assert f"error: model._target_: {own('LightningModule')} is a LightningModule" in done.stderr
+    assert done.returncode == 2
+    assert not [*tmp_path.glob("outputs/studies/s/trials/*")]
 
 
 def test_lightnings_own_class_is_known_by_its_name() -> None:
