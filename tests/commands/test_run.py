@@ -238,7 +238,7 @@ def test_the_optuna_sweeper_gets_the_objective_and_writes_the_best(tmp_path):
 
 CONFIG_MISTAKES = {
     "unknown group option": (["optimizer=adamm"], "optimizer", "adam, adamw"),
-    "no group option": (["experiment=null"], "experiment", "debug, seed_study"),
+    "no group option": (["experiment=null"], "experiment", "debug, digits_resnet"),
     "unknown group": (["optimiser=adam"], "optimiser", "optimizer"),
     "unknown key": (["trainer.epoch=3"], "trainer.epoch", "epochs"),
     "unknown key, added": (["+trainer.epoch=3"], "trainer.epoch", "epochs"),

@@ -265,9 +265,16 @@ def test_what_is_no_model_is_refused(target: str, told: str, tmp_path: Path) -> 
 @pytest.mark.process
 def test_a_study_of_what_is_no_model_records_nothing(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
-    own_targets = {"PYTHONPATH": str(Path(__file__).parent), "SWEEP_TARGETS": f"{__name__}.*"}
     study = ("-m", "experiment=debug", "tracking=off", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2")
-    done = quick(tmp_path, *study, f"model._target_={own('LightningModule')}", *only, **own_targets)
+    path = str(Path(__file__).parent)
+    done = quick(
+        tmp_path,
+        *study,
+        f"model._target_={own('LightningModule')}",
+        *only,
+        PYTHONPATH=path,
+        SWEEP_TARGETS=f"{__name__}.*",
+    )
     assert f"error: model._target_: {own('LightningModule')} is a LightningModule" in done.stderr
     assert done.returncode == 2
     assert not [*tmp_path.glob("outputs/studies/s/trials/*")]
