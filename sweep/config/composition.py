@@ -268,6 +268,8 @@ def _of_key(error: BaseException) -> ConfigError:
 def _unknown(key: str, problem: str) -> str:
     """Return the problem with a key that does not exist. A component accepts every argument of its target."""
     node, _, _ = key.rpartition(".")
+    if node in ("where", "search"):
+        return f"{problem} (to add it, write +{key}=...)"
     if node == "task.loss":
         return f"{problem} (name the loss first, as task/loss=huber or task=classification; or write +{key}=...)"
     if node.partition(".")[0] in (*COMPONENTS, "task"):
