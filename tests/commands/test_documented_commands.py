@@ -59,6 +59,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.DataFrame(rng.normal(size=(300, 3)), columns=["area", "rooms", "age"])
     table.assign(price=table.area * 2 + table.rooms).to_csv(folder / "houses.csv", index=False)
     table.assign(kind=np.where(table.area > 0, "round", "flat")).to_parquet(folder / "cells.parquet", index=False)
+    passengers = pd.DataFrame({"survived": np.arange(200) % 2, "name": [f"p{i}" for i in range(200)], "ticket": "T1"})
+    passengers["age"] = np.where(np.arange(200) % 9 == 0, np.nan, rng.normal(30, 9, 200))
+    passengers.assign(sex=rng.choice(["m", "f"], 200)).to_csv(folder / "passengers.csv", index=False)
     (folder / "book.txt").write_text((ROOT / "README.md").read_text())
     for kind in ("cat", "dog"):
         (folder / "pets" / kind).mkdir(parents=True)

@@ -240,7 +240,6 @@ def test_a_mistake_names_its_key_and_the_way_out(override: str, key: str, says: 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("~split", "split: is needed; leave out ~split"),
         ("~scheduler", "scheduler: has no value; set scheduler=..."),
         ("~data", "data: has no value; set data=..."),
     ],

@@ -269,13 +269,6 @@ def test_a_study_of_what_is_no_model_records_nothing(tmp_path: Path) -> None:
     targets, path = f"{__name__}.*", str(Path(__file__).parent)
     model = (f"model._target_={own('LightningModule')}", *only)
     done = quick(tmp_path, *study, *model, PYTHONPATH=path, SWEEP_TARGETS=targets)
-        tmp_path,
-        *study,
-        f"model._target_={own('LightningModule')}",
-        *only,
-        PYTHONPATH=path,
-        SWEEP_TARGETS=f"{__name__}.*",
-    )
     assert f"error: model._target_: {own('LightningModule')} is a LightningModule" in done.stderr
     assert done.returncode == 2
     assert not [*tmp_path.glob("outputs/studies/s/trials/*")]
