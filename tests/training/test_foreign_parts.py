@@ -266,7 +266,7 @@ def test_what_is_no_model_is_refused(target: str, told: str, tmp_path: Path) -> 
 def test_a_study_of_what_is_no_model_records_nothing(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     study = ("-m", "experiment=debug", "tracking=off", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2")
-    targets, path = f"{__name__}.*", str(Path(__file__).parent)
+    targets, path = f"{__name__}.*", f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
     model = (f"model._target_={own('LightningModule')}", *only)
     done = quick(tmp_path, *study, *model, PYTHONPATH=path, SWEEP_TARGETS=targets)
     assert f"error: model._target_: {own('LightningModule')} is a LightningModule" in done.stderr
