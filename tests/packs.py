@@ -21,6 +21,7 @@ def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
         n_train=len(fit.data.train.x),
         weights=copy.deepcopy(fit.model.state_dict()),
         rule=rule,
+        direction=fit.direction,
     )
     heard = Heard()
     member.trial = heard

@@ -53,6 +53,7 @@ class TrainState:
         self.is_stopped = False  # by a callback
         self._stride = stride(trainer.n_steps(n_train), step_points)
         self.best: Best | None = None
+        self.direction = direction
         self._sign = sign_of(direction)
         self._milestone = (0, math.inf)  # epoch and signed value of the last improvement that patience counts
 

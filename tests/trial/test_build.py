@@ -185,7 +185,7 @@ def test_a_model_may_be_composed_of_nested_targets():
         ({"_target_": "sweep.models.MLP", "activation": 3}, "model.activation", "must be a text, got 3"),
         ({"_target_": "sweep.models.MLP", "activation": "rleu"}, "model.activation", "choose one of relu, "),
         ({"_target_": "sweep.models.ConvNet"}, "model", "try model=mlp"),
-        ({"_target_": "sweep.models.Transformer"}, "model._target_", "cannot load 'sweep.models.Transformer'"),
+        ({"_target_": "sweep.models.Nothing"}, "model._target_", "cannot load 'sweep.models.Nothing'"),
         ({"_target_": "torch.nn.Bilinear"}, "model.in1_features", "Bilinear needs it; set model.in1_features=..."),
         ({"_target_": "torch.nn.factory_kwargs", "kwargs": {}}, "model._target_", "returned dict, not a torch.nn."),
     ],
