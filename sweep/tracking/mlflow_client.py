@@ -280,7 +280,7 @@ class Uploader:
         ):
             self._client.log_batch(run_id, batch["metrics"], batch["params"], batch["tags"])
         if is_first and chunk.start is not None and chunk.start.get("dataset"):
-            self._client.log_inputs(run_id, [_dataset_input(chunk.start["dataset"])])
+            self._log_dataset(run_id, _dataset_input(chunk.start["dataset"]))
         damage: list[Damaged] = []
         if chunk.end is not None:
             damage = self._artifacts.send(folder, run_id, chunk.end)
@@ -288,6 +288,15 @@ class Uploader:
         elif chunk.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also after KILLED, if the run is resumed
         return damage
+
+    def _log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
+        """Attach the data set to the run. MLflow fails if another process adds the same data set in that instant."""
+        try:
+            self._client.log_inputs(run_id, [dataset])
+        except MlflowException as error:
+            if not isinstance(error.__cause__, sqlalchemy.exc.IntegrityError):
+                raise
+            self._client.log_inputs(run_id, [dataset])  # which is there now
 
 
 class _Complete(NamedTuple):

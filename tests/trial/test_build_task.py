@@ -118,6 +118,7 @@ class Margin:
         return model(batch[0])
 
 
+@pytest.mark.process
 def test_a_task_of_ones_own_trains_and_its_metrics_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
