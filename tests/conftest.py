@@ -1,6 +1,7 @@
 """Shared by all tests: real processes, real stores, nothing beyond loopback."""
 
 import functools
+import io
 import os
 import secrets
 import signal
@@ -158,6 +159,15 @@ def _config(overrides: tuple[str, ...]) -> "Config":
     from sweep.config.schema import validate
 
     return validate(compose(overrides))
+
+
+def as_file(state: Mapping[str, Any]) -> bytes:
+    """A state as a checkpoint's file would keep it."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save(dict(state), file)
+    return file.getvalue()
 
 
 class Heard(UnrecordedTrial):

@@ -193,7 +193,7 @@ def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
 
 
 def _options(group: str) -> list[str]:
-    """Return the names of our own options of a group; none for what is no group."""
+    """Return the names of our own options of a group; an empty list if it is not a group."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
 
 

@@ -53,6 +53,8 @@ def direction_of(metric: str, task: Mapping[str, Any]) -> str:
         ConfigError: the task's metric of that name does not say which.
     """
     name = metric.partition("/")[2]
+    if name == "loss":  # of most trials; the options of the metrics need not be read
+        return "minimize"
     node = metrics_of(task).get(name)
     return "minimize" if node is None else _goal(name, node)
 

@@ -260,9 +260,9 @@ def smaller_batch_text(before: Config, after: Config) -> str | None:
 
 def metric_names(config: Config, data: Data) -> list[str]:
     """Return the names of the metrics that trials on such data have on the splits `val` and `test`."""
-    metrics = task_for(data.samples.task, config.task).get("metrics") or {}
-    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *metrics)]
-    return [name for name in names if name not in undefined_metrics(config, data)]
+    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *_metric_nodes(config, data))]
+    undefined = undefined_metrics(config, data)
+    return [name for name in names if name not in undefined]
 
 
 def undefined_metrics(config: Config, data: Data) -> list[str]:
@@ -270,8 +270,13 @@ def undefined_metrics(config: Config, data: Data) -> list[str]:
 
     r2 divides by the variance of the targets.
     """
-    metrics = task_for(data.samples.task, config.task).get("metrics") or {}
-    named = [name for name, node in metrics.items() if node["_target_"] == "sweep.tasks.metrics.r2"]
+    nodes = _metric_nodes(config, data)
+    named = [name for name, node in nodes.items() if node["_target_"] == "sweep.tasks.metrics.r2"]
     parts = {"val": data.splits.val.y, "test": data.splits.test.y}
     constant = [part for part, y in parts.items() if named and (y.max(axis=0) == y.min(axis=0)).all()]
     return [f"{part}/{name}" for part in constant for name in named]
+
+
+def _metric_nodes(config: Config, data: Data) -> dict[str, Any]:
+    """Return the nodes of the metrics of the task that trials on such data have, by name."""
+    return task_for(data.samples.task, config.task).get("metrics") or {}

@@ -2,13 +2,11 @@
 
 import io
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, as_file, make_fit
 from packs import tensor_task
 
 from sweep import ConfigError, compose
@@ -77,13 +75,7 @@ def test_the_table_names_optimizers_that_exist() -> None:
 def assert_trains_and_resumes(overrides: tuple[str, ...], targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", targets)
     saved: list[bytes] = []
-
-    def save(state: Mapping[str, Any]) -> None:
-        file = io.BytesIO()
-        torch.save(dict(state), file)
-        saved.append(file.getvalue())
-
-    fit, heard = make_fit(*overrides), Heard(saves=True, on_save=save)
+    fit, heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
     fit.run(heard)
     uninterrupted = Heard()
     make_fit(*overrides).run(uninterrupted)

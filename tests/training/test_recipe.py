@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, as_file, make_fit
 from packs import member_of, pack_of, together
 from processes import recorded
 from torch import nn
@@ -228,13 +228,7 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(recipe: tuple[s
     schedule = () if any("scheduler" in o for o in recipe) else CYCLIC
     overrides = (*schedule, *recipe, "model.dropout=0.3")
     saved: list[bytes] = []
-
-    def save(state: Mapping[str, Any]) -> None:
-        file = io.BytesIO()
-        torch.save(dict(state), file)
-        saved.append(file.getvalue())
-
-    whole, whole_heard = make_fit(*overrides), Heard(saves=True, on_save=save)
+    whole, whole_heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
     whole.run(whole_heard)
     assert len(saved) > len(whole_heard.epochs)
     assert trained(*overrides)[1].points == whole_heard.points, "saving changes nothing"
