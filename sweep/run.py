@@ -21,9 +21,10 @@ from omegaconf import DictConfig
 
 from sweep.config.composition import config_error, given_overrides, task_overrides, unavailable_refused
 from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
+from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
 from sweep.config.overrides import sets
-from sweep.config.schema import CONF_DIR, is_auto, with_origin
+from sweep.config.schema import is_auto, with_origin
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.ownership import JobFolder, require_unused
 from sweep.utils import gc_control

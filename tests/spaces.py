@@ -10,8 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
-from sweep.config.schema import CONF_DIR
 from sweep.search.composer import Starts
 from sweep.search.space import Space, make_space
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sweep import ConfigError
 from sweep.config.nodes import LrBounds
-from sweep.config.schema import CONF_DIR
+from sweep.config.options import CONF_DIR
 from sweep.schedules import n_steps
 from sweep.training.schedule import Row, Schedule
 from sweep.trial import build

@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
+from sweep.config.options import CONF_DIR, is_group, option_names
 from sweep.config.overrides import key_of, setting, value_of
-from sweep.config.schema import COMPONENTS, CONF_DIR, keys_of, register_schema, with_origin
+from sweep.config.schema import COMPONENTS, keys_of, register_schema, with_origin
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.paths import absolute
 
@@ -189,12 +190,7 @@ def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
         folder = "give --config-dir the folder that has it"
         return ConfigError("--config-name", f"no config '{name}'; leave it out, or {folder}")
     group, _, option = name.rpartition("/")
-    return ConfigError(group or "config", _no_option(option, error.options or _options(group)))
-
-
-def _options(group: str) -> list[str]:
-    """Return the names of our own options of a group; an empty list if it is not a group."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) if group else []
+    return ConfigError(group or "config", _no_option(option, error.options or option_names(group)))
 
 
 def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
@@ -227,7 +223,7 @@ def _of_hydra(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
 def _no_options(override: str) -> ConfigError | None:
     """Return the error for a list of options in which not every item is an option; None if nothing is wrong."""
     group, value = key_of(override), value_of(override)
-    options = _options(group)
+    options = option_names(group)
     named = {name.strip() for name in value[1:-1].split(",")}
     if not options or value[:1] not in ("[", "{") or named <= set(options):
         return None
@@ -240,7 +236,7 @@ def _suspected(overrides: Sequence[str]) -> str:
     The candidates are a group that was given a list, then a single key of Hydra's own; otherwise "config".
     """
     pairs = [(key_of(o), value_of(o)) for o in overrides]
-    lists = [key for key, value in pairs if value[:1] in ("[", "{") and key and (CONF_DIR / key).is_dir()]
+    lists = [key for key, value in pairs if value[:1] in ("[", "{") and is_group(key)]
     own = [key for key, _ in pairs if key.startswith(("hydra.", "hydra/"))]
     return lists[0] if lists else own[0] if len(own) == 1 else "config"
 
@@ -284,7 +280,7 @@ def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
     """Return the error for `optimizer=null` or `optimizer=3`. Hydra's own message does not name the group."""
     for override in overrides:
         group, option = key_of(override), value_of(override)
-        options = _options(group)
+        options = option_names(group)
         if option not in options and options:
             hint = "" if group in COMPONENTS else f"; to leave the group out, write ~{group}"
             return ConfigError(group, _no_option(option, options) + hint)

@@ -20,9 +20,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sweep.config.nodes import Compare, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
 from sweep.config.optimizer_node import check_weights
+from sweep.config.options import option_names
 from sweep.config.scheduler_node import INTERVALS, check_learning_rates, counts_steps, interval_of
 from sweep.config.targets import check_targets
-from sweep.config.task_node import AUTO_TASK, CONF_DIR, curves_of, direction_of
+from sweep.config.task_node import AUTO_TASK, curves_of, direction_of
 from sweep.utils.errors import ConfigError, one_line, one_of, require
 from sweep.utils.passwords import overrides_without_passwords
 from sweep.utils.paths import absolute, refuse_links_at
@@ -232,9 +233,7 @@ def checked_output_dir(output_dir: str) -> str:
 def _check_component(key: str, node: Any) -> None:
     """Raise ConfigError unless the node has a target, and may call every target in it."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise ConfigError(key, f"needs a _target_; choose an option such as {key}={_example(key)}")
+        raise ConfigError(
+            key, f"needs a _target_; choose an option such as {key}={next(iter(option_names(key)), '<option>')}"
+        )
     check_targets(key, node)
-
-
-def _example(group: str) -> str:
-    return next((path.stem for path in sorted((CONF_DIR / group).glob("*.yaml"))), "<option>")

@@ -8,13 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.metrics import DIRECTIONS, KINDS
+from sweep.config.options import CONF_DIR
 from sweep.config.targets import check_targets
 from sweep.utils.errors import ConfigError, require
-
-# A source checkout has conf/ beside the package, an installed wheel inside it.
-_PACKAGE = Path(__file__).parent.parent
-_INSIDE = _PACKAGE / "conf"
-CONF_DIR = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "conf"
 
 AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data state
 AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml

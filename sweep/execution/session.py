@@ -20,6 +20,7 @@ from sweep.execution.objective import run_values
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, TrialQueue
 from sweep.execution.replicates import Means
+from sweep.search import build
 from sweep.search.ranges import alike
 from sweep.search.space import Configuration
 from sweep.storage.lock import StudyLock
@@ -30,7 +31,6 @@ from sweep.storage.url import storage_place
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
-from sweep.trial import build
 from sweep.trial.prepare import RememberedData
 from sweep.trial.run import record_refused
 from sweep.utils.checked_file import load_checked

@@ -6,8 +6,8 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from sweep.config.metrics import sign_of
+from sweep.search import build
 from sweep.search.settings import StudySettings
-from sweep.trial import build
 from sweep.utils.errors import ConfigError, one_line
 
 

@@ -14,11 +14,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from sweep.search import build
 from sweep.search.ranges import first_of
 from sweep.search.settings import RANDOM_SAMPLER
 from sweep.search.space import Configuration, Space
 from sweep.storage.optuna_internals import as_sampler_sees
-from sweep.trial import build
 from sweep.utils.errors import ConfigError
 from sweep.utils.seeds import derive_seed
 

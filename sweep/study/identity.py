@@ -37,14 +37,9 @@ _INCIDENTAL = {
     "trainer.threads",
     "trainer.checkpoint_interval_s",
 }
-# Keys that studies of earlier versions did not have, with the values that mean what these versions did.
-_LATER: dict[str, Any] = {
-    "split.kind": "random",
-    "split.by": None,
-    "split.column": None,
-    "split.folds": None,
-    "split.fold": 0,
-    "hydra.sweeper.folds": 1,
+# What studies of earlier versions did, which do not have these keys. The other keys' defaults are `own_defaults`.
+_BEFORE_TASKS = {f"task.{key}": value for key, value in AUTO_TASK.items()}
+_BEFORE_TABLES = {  # keys of conf/data/table.yaml
     "data.drop": None,
     "data.categorical": None,
     "data.max_one_hot": 32,
@@ -52,6 +47,7 @@ _LATER: dict[str, Any] = {
     "data.dates": None,
     "data.weight": None,
 }
+_BEFORE: dict[str, Any] = {**_BEFORE_TASKS, **_BEFORE_TABLES, "hydra.sweeper.folds": 1}
 _NAMING = ("optimizer", "scheduler", "model", "data")
 _SETTINGS = ("objective", "direction", "seeds", "folds", "enqueue", "defaults_first")
 _LONGEST_NAME = 120
@@ -118,39 +114,33 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
         searched = space.ranges(options)
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         assert isinstance(plain, dict)
-        if plain["task"] == AUTO_TASK:
-            del plain["task"]  # as in studies that began before this key existed
         for key, value in _flat("", plain):
-            if key == "trainer.monitor" and value in (None, space.composer.monitor or "val/loss"):
-                continue  # it follows from the objective, as in studies that began before this key existed
-            if key not in facts and key in _LATER and value == _LATER[key]:
-                continue
+            if key == "trainer.monitor" and value == (space.composer.monitor or "val/loss"):
+                value = None  # it follows from the objective
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
     own = {f"hydra.sweeper.{key}": getattr(settings, key) for key in _SETTINGS}
-    return facts | {key: json.dumps(value) for key, value in own.items() if key not in _LATER or value != _LATER[key]}
+    return facts | {key: json.dumps(value) for key, value in own.items()}
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return one text for each fact that differs, such as "trainer.epochs = 60, now 20".
 
-    A key that only one side has does not differ if it has its default: the other side is from a version without it.
+    A side that lacks a key is from a version without it, and stands for what that version did.
     """
     keys = [*before, *(key for key in now if key not in before)]
     return [
         f"{key} = {before.get(key, 'unset')}, now {now.get(key, 'unset')}"
         for key in keys
-        if before.get(key) != now.get(key) and not _is_only_newer(key, before, now)
+        if before.get(key, meant := _without(key)) != now.get(key, meant)
     ]
 
 
-def _is_only_newer(key: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Return True if one side lacks the key, and the other has its default."""
-    if key in before and key in now:
-        return False
-    name = key.partition(" ")[0]
-    return name in own_defaults() and json.dumps(own_defaults()[name]) in (before.get(key), now.get(key))
+def _without(key: str) -> str | None:
+    """Return the fact that a study without this key stands for; None if every version has recorded the key."""
+    known, name = {**own_defaults(), **_BEFORE}, key.partition(" ")[0]
+    return json.dumps(known[name]) if name in known else None
 
 
 def only_one_run(attrs: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from sweep.config.targets import allowed_targets
 from sweep.config.task_node import task_for
 from sweep.data import Samples
 from sweep.data.split import Splits
-from sweep.trial.build import bind, located
+from sweep.trial.binding import bind, located
 from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def test_an_installed_wheel_runs_from_any_directory_with_its_own_options(install
 
 
 def test_an_installed_wheel_has_its_module_below_the_target(installed, tmp_path):
-    code = "import sweep, sweep.config.schema; print(sweep.__file__); print(sweep.config.schema.CONF_DIR)"
+    code = "import sweep, sweep.config.options; print(sweep.__file__); print(sweep.config.options.CONF_DIR)"
     done = run(tmp_path, "-c", code, command=(sys.executable,), PYTHONPATH=str(installed))
     module, conf = done.stdout.splitlines()
     assert Path(module) == installed / "sweep" / "__init__.py"

@@ -13,7 +13,8 @@ from omegaconf.errors import ConfigAttributeError
 
 from sweep import ConfigError, compose
 from sweep.config.composition import composing
-from sweep.config.schema import CONF_DIR, validate
+from sweep.config.options import CONF_DIR
+from sweep.config.schema import validate
 
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))]

@@ -12,10 +12,10 @@ from spaces import hydra_of_its_own, master_of
 
 from sweep.execution.attempts import trials_of
 from sweep.execution.plan import WorkerPlan
+from sweep.search import build
 from sweep.search.settings import NO_PRUNER, StudySettings, settings_of
 from sweep.search.space import Space, make_space
 from sweep.tracking.folders import StudyFolder
-from sweep.trial import build
 
 EPOCHS, N_TRIALS, SEEDS = 12, 40, (0, 1, 2)
 SEARCH = (

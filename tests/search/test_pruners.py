@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 
+from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
-from sweep.config.schema import CONF_DIR
+from sweep.search import build
 from sweep.search.pruners import PatientPruner
-from sweep.trial import build
 
 OPTIONS = CONF_DIR / "hydra" / "sweeper" / "pruner"
 EPOCHS = 60

@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import Container, OmegaConf
 from spaces import master_of
 
+from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
-from sweep.config.schema import CONF_DIR
 from sweep.search.composer import Composer
 from sweep.search.space import Space, make_space
 from sweep.utils.errors import ConfigError

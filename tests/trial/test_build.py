@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sweep import ConfigError, Samples
-from sweep.config.schema import CONF_DIR
+from sweep.config.options import CONF_DIR
 from sweep.models import MLP
 from sweep.trial import build
 
