@@ -115,9 +115,12 @@ def _happen(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "sleep":
         time.sleep(60)
-    if kind == "kill" and not Path(path).exists():  # once
-        Path(path).touch()
-        os.kill(os.getpid() if get_worker_info() is None else os.getppid(), signal.SIGKILL)
+    if kind == "kill":  # at the second visit
+        first, second = Path(f"{path}-1"), Path(f"{path}-2")
+        if first.exists() and not second.exists():
+            second.touch()
+            os.kill(os.getpid() if get_worker_info() is None else os.getppid(), signal.SIGKILL)
+        first.touch()
 
 
 def failing(samples: list[Any]) -> Any:

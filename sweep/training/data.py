@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sweep.tasks import TensorTask
+from sweep.utils.errors import one_line
 
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
@@ -117,16 +118,23 @@ def describe(batch: Batch) -> str:
     return f"a batch with {', '.join(shown)}" if shown else f"an empty {type(batch).__name__}"
 
 
-def loading_failure(error: BaseException) -> LoadingFailed | None:
+def loading_failure(error: BaseException, connects: bool = False) -> LoadingFailed | None:
     """Return the failure that torch's error means; None if it is no error of a worker process.
 
     Torch also raises it from a signal handler, wherever this process is when a worker dies.
+
+    Args:
+        error: what was raised.
+        connects: True if it was raised by reading from a worker. Then a broken connection is a worker's death too.
     """
     found = _DIED.search(str(error)) if isinstance(error, RuntimeError) else None
-    if found is None:
+    if found is not None:
+        how = f"process {found[1]}, {found[2].replace('is killed', 'killed')}"
+    elif connects and isinstance(error, ConnectionError | EOFError):
+        how = f"its connection broke, {type(error).__name__}"
+    elif connects and isinstance(error, OSError):
+        return LoadingFailed(f"cannot load data in worker processes ({one_line(error)}); lower loader.num_workers")
+    else:
         return None
-    how = found[2].replace("is killed by signal", "killed by signal")
-    return LoadingFailed(
-        f"a worker process that loads data died (process {found[1]}, {how}); if memory ran out, lower "
-        "loader.num_workers, where 0 loads in the process that trains"
-    )
+    advice = "if memory ran out, lower loader.num_workers, where 0 loads in the process that trains"
+    return LoadingFailed(f"a worker process that loads data died ({how}); {advice}")

@@ -150,8 +150,8 @@ class PartLoader:
                 if batches is None:
                     batches = iter(self._loader)
                 loaded = next(batches, _END)
-            except RuntimeError as error:
-                if (failure := loading_failure(error)) is None:
+            except (RuntimeError, OSError, EOFError) as error:  # the dataset's own errors come as a Failure
+                if (failure := loading_failure(error, connects=self._n_workers > 0)) is None:
                     raise
                 raise failure from error
             if kept is not None:
