@@ -34,6 +34,7 @@ from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
 from sweep.training.runtime import keep_freed_memory
+from sweep.training.tensors import TensorData
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.prepare import Data, load_data, new_model, new_schedule, prepared
 
@@ -126,16 +127,17 @@ def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: 
     config = copy.deepcopy(config)
     config.trainer.compile = compiled
     assert isinstance(loop.task, TensorTask)
+    assert isinstance(loop.data, TensorData)
     rule = rule_of(loop.schedule.optimizer)
     assert rule is not None
     model = copy.deepcopy(loop.model)
     pack = Pack(model=model, task=loop.task, data=loop.data, trainer=config.trainer, rule=rule)
-    n_train = len(loop.data.train.x)
+    n_train, batch = loop.data.n_train, loop.data.example(config.trainer.batch_size)
     for seed in range(width):
         own = copy.deepcopy(config)
         own.trainer.seed = seed
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
-        weights = new_model(own, data.samples, loop.task, loop.data.train, seen_before=seed > 0).state_dict()
+        weights = new_model(own, data.samples, loop.task, batch, loop.device, seen_before=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, model)
         member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
         pack.admit(member)
@@ -154,6 +156,7 @@ def _products_per_s(loop: TrainingLoop, epoch_s: float) -> float:
     sizes = [weight.numel() for weight in loop.model.parameters() if weight.dim() == 2]
     forward, first = 2 * sum(sizes), 2 * sizes[0]
     per_sample = 3 * forward - first  # the inputs need no gradient
+    assert isinstance(loop.data, TensorData)
     return (len(loop.data.train.x) * per_sample + len(loop.data.val.x) * forward) / epoch_s
 
 

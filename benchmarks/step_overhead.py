@@ -19,7 +19,7 @@ import torch
 from common import print_setting, print_verdict
 from torch import nn
 
-from sweep import compose, run_trial
+from sweep import Samples, compose, run_trial
 from sweep.config.schema import validate
 from sweep.data.split import divide
 from sweep.training.tensors import to_device
@@ -36,6 +36,7 @@ def hand_written_epoch(overrides: list[str]) -> Callable[[], None]:
     """Return a function that runs one epoch of a plain PyTorch loop."""
     config = validate(compose(overrides))
     samples = build.samples(config.data)
+    assert isinstance(samples, Samples)
     splits = divide(samples, config.split)
     data = to_device(splits, torch.device("cpu"))
     model = build.model(config.model, samples)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sweep.api import run_study as run_study
     from sweep.api import write_report as write_report
     from sweep.config.composition import compose as compose
+    from sweep.data import Datasets as Datasets
     from sweep.data import Samples as Samples
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "compose": "sweep.config.composition",
+    "Datasets": "sweep.data",
     "Samples": "sweep.data",
     "ConfigError": "sweep.utils.errors",
     "Diverged": "sweep.utils.errors",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "Callback",
     "ConfigError",
+    "Datasets",
     "Diverged",
     "Outcome",
     "Samples",

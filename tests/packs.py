@@ -9,6 +9,7 @@ from sweep.tasks import TensorTask
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
+from sweep.training.tensors import TensorData
 
 
 def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
@@ -18,7 +19,7 @@ def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
     member = PackMember(
         schedule=fit.schedule,
         trainer=fit.trainer,
-        n_train=len(fit.data.train.x),
+        n_train=fit.data.n_train,
         weights=copy.deepcopy(fit.model.state_dict()),
         rule=rule,
         direction=fit.direction,
@@ -26,6 +27,11 @@ def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
     heard = Heard()
     member.trial = heard
     return member, heard
+
+
+def tensor_data(fit: TrainingLoop) -> TensorData:
+    assert isinstance(fit.data, TensorData)
+    return fit.data
 
 
 def tensor_task(fit: TrainingLoop) -> TensorTask:
@@ -36,7 +42,7 @@ def tensor_task(fit: TrainingLoop) -> TensorTask:
 def pack_of(fit: TrainingLoop) -> Pack:
     rule = rule_of(fit.schedule.optimizer, fit.schedule.changing)
     assert rule is not None
-    return Pack(model=fit.model, task=tensor_task(fit), data=fit.data, trainer=fit.trainer, rule=rule)
+    return Pack(model=fit.model, task=tensor_task(fit), data=tensor_data(fit), trainer=fit.trainer, rule=rule)
 
 
 def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[PackMember, Exception | None]:

@@ -111,12 +111,15 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Starts a run in a process group of its own, as a shell does for what it runs in the foreground."""
+def start(cwd: Path, *overrides: str, **changes: str) -> subprocess.Popen[str]:
+    """Starts a run in a process group of its own, as a shell does for what it runs in the foreground.
+
+    changes: of the environment.
+    """
     return subprocess.Popen(
         [*RUN, *overrides],
         cwd=cwd,
-        env=environment(),
+        env=environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
 from sweep.config.metrics import sign_of
-from sweep.config.nodes import Trainer
+from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -108,10 +108,14 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     values = {name: column[0] for name, column in end["values"].items()}
     n_train, params = starts[-1]["dataset"]["profile"]["n_train"], starts[-1]["params"]
     trainer = Trainer(
+        epochs=int(params["trainer.epochs"]),
         batch_size=int(params["trainer.batch_size"]),
         accumulate=int(params.get("trainer.accumulate", 1)),
         val_interval=str(params.get("trainer.val_interval", 1)),
+        max_steps=None if (n_steps := params.get("trainer.max_steps")) is None else int(n_steps),
     )
+    loader = Loader(drop_last=str(params.get("loader.drop_last")).lower() == "true")
+    n_train = epoch_size(UNLIMITED if n_train is None else n_train, trainer, loader)
     val_loss = journal.curves(folder.journal)["val/loss"].values
     return Run(values, val_loss, trainer.validation_steps(n_train), train_s)
 

@@ -3,10 +3,11 @@
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.utils.errors import is_positive, one_of, require
+from sweep.utils.errors import ConfigError, is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -14,6 +15,7 @@ SPLITS = ("random", "stratified", "grouped", "ordered", "given")
 MOST_FOLDS = 1000
 MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
 FEWEST_UPDATES = 30  # a range test with fewer updates shows nothing
+UNLIMITED = sys.maxsize  # the size of a training set whose number of samples is not known
 _LONGEST_WAIT_S = 1e6
 _MOST_UPDATES = 1_000_000
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # torch crashes with far more threads
@@ -165,6 +167,47 @@ class Trainer:
     def n_epochs(self, n_train: int) -> int:
         """Return the number of the last report."""
         return -(-self.n_steps(n_train) // self.epoch_steps(n_train))
+
+
+@dataclass(kw_only=True)
+class Loader:
+    """How batches of torch datasets are loaded (`sweep.Datasets`), as torch's DataLoader does. Arrays need no loading.
+
+    `num_workers` counts the processes that load batches; 0 loads them in the process that trains. Each of these loads
+    `prefetch_factor` batches ahead. `persistent_workers` keeps them from one epoch to the next. `drop_last` leaves out
+    the last batch of an epoch if it is smaller. Only `drop_last` changes results.
+    """
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    prefetch_factor: int | None = None
+    drop_last: bool = False
+    persistent_workers: bool = False
+
+    def __post_init__(self) -> None:
+        message = f"must be 0 to {_MOST_THREADS}, got {self.num_workers}"
+        require(0 <= self.num_workers <= _MOST_THREADS, "loader.num_workers", message)
+        message = f"must be >= 1 batch or null, got {self.prefetch_factor}"
+        require(self.prefetch_factor is None or self.prefetch_factor >= 1, "loader.prefetch_factor", message)
+        for name in ("prefetch_factor", "persistent_workers"):
+            message = "is for worker processes; set loader.num_workers, or leave it out"
+            require(self.num_workers > 0 or not getattr(self, name), f"loader.{name}", message)
+
+
+def epoch_size(n_samples: int, trainer: Trainer, loader: Loader) -> int:
+    """Return the number of samples that an epoch trains on.
+
+    If the number of samples is UNLIMITED, an epoch has `trainer.max_steps` / `trainer.epochs` updates, rounded up.
+
+    Raises:
+        ConfigError: the number of samples is UNLIMITED, and `trainer.max_steps` is not set.
+    """
+    if n_samples == UNLIMITED:
+        if trainer.max_steps is None:
+            message = "is needed, since the training dataset has no length; set it to the number of updates of the run"
+            raise ConfigError("trainer.max_steps", message)
+        return steps_per_epoch(trainer.max_steps, trainer.epochs) * trainer.update_size
+    return n_samples - n_samples % trainer.batch_size if loader.drop_last else n_samples
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sweep.config.nodes import Compare, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
+from sweep.config.nodes import Compare, Loader, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
 from sweep.config.optimizer_node import check_weights
 from sweep.config.options import option_names
@@ -58,6 +58,7 @@ class Config:
     search: dict[str, Any] = field(default_factory=dict)  # what a study searches: ranges by full config key
     where: dict[str, Any] = field(default_factory=dict)  # named conditions that a searched configuration must meet
     split: Split = field(default_factory=Split)
+    loader: Loader = field(default_factory=Loader)
     trainer: Trainer = field(default_factory=Trainer)
     tracking: Tracking = field(default_factory=Tracking)
     compare: Compare = field(default_factory=Compare)
@@ -190,6 +191,7 @@ def is_auto(bounds: Any) -> bool:
 _SCHEMA = {
     "": Config,
     "split": Split,
+    "loader": Loader,
     "trainer": Trainer,
     "tracking": Tracking,
     "lr_bounds": LrBounds,

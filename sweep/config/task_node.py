@@ -16,16 +16,18 @@ AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data s
 AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml
 
 
-def task_for(kind: str, task: Mapping[str, Any]) -> dict[str, Any]:
+def task_for(kind: str | None, task: Mapping[str, Any]) -> dict[str, Any]:
     """Return the node of the task to train for.
 
     Args:
-        kind: of the data, one of KINDS.
+        kind: of the data, one of KINDS; None if they name none, which is enough unless the task is `auto`.
         task: the config's node. If it is `auto`, the result is the option of that kind, with the node's loss and
             metrics if it has any. A loss without a target changes arguments of the option's loss.
     """
     if task["_target_"] != AUTO:
         return dict(task)
+    if kind is None:
+        raise ConfigError("task", "is auto, but Datasets names no task; give it one, or choose a task of your own")
     option = _option(kind)
     loss, metrics = task.get("loss") or {}, task.get("metrics") or {}
     own = {} if "_target_" in loss else option["loss"]

@@ -14,9 +14,8 @@ from sweep.utils.errors import ConfigError
 
 def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> None:
     """Raise ConfigError for an objective that trials of such a config and such data do not have."""
-    samples = data.samples
     known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
-    if samples.noise is not None:
+    if data.facts.noise is not None:
         known += ["test/noise_ratio", "test/excess"]
     for name in objectives:
         if name not in known:

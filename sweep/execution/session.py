@@ -286,8 +286,7 @@ class WorkerSession:
         trainer = config.trainer
         if trainer.max_steps is None and trainer.val_interval == 1:
             return trainer.epochs
-        own = self.splits.fit(validate(config))
-        return own.trainer.n_epochs(self.splits.size(own))
+        return self.splits.n_epochs(self.splits.fit(validate(config)))
 
     def _watched(self) -> tuple[str, str]:
         """Return the metric that is reported while a trial trains, and its direction."""

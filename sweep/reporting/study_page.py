@@ -311,7 +311,9 @@ def _data_rows(run: RunFolder | None) -> list[tuple[str, str]]:
     rows = [("data", dataset["name"])] if dataset else []
     profile = dataset.get("profile", {})
     if "n_train" in profile:
-        rows.append(("samples", "{n_train} to train, {n_val} to validate, {n_test} to test".format(**profile)))
+        parts = {"n_train": "train", "n_val": "validate", "n_test": "test"}
+        counts = [f"{'?' if profile[name] is None else profile[name]} to {verb}" for name, verb in parts.items()]
+        rows.append(("samples", ", ".join(counts)))
     device = start.get("tags", {}).get("device")
     return [*rows, ("device", device)] if device else rows
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from sweep.config.nodes import epoch_size
 from sweep.config.schema import Config
+from sweep.data import Datasets
 from sweep.data.split import assign
 from sweep.search.ranges import range_text
 from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
@@ -27,24 +29,33 @@ class TrainingSplits:
     def size(self, config: Config) -> int:
         """Return the number of samples to train on: the smallest of all folds, unless the config names its fold.
 
+        It is UNLIMITED for a torch dataset that does not say it.
+
         Raises ConfigError for data that cannot be loaded or divided.
         """
         key = data_key(config)
         if key not in self._sizes:
             if self._n_folds == 1 or config.split.folds is not None:
-                self._sizes[key] = len(self.load(config).splits.train.x)
+                self._sizes[key] = self.load(config).n_train
             else:
                 self._sizes[key] = self._smallest(config)
         return self._sizes[key]
 
     def _smallest(self, config: Config) -> int:
         samples, n = self.load.samples(config), self._n_folds
+        if isinstance(samples, Datasets):
+            problem = "is for arrays, but the data are torch datasets, which are divided already; leave it out"
+            raise ConfigError("hydra.sweeper.folds", problem)
         try:
             folds = [assign(samples, replace(config.split, folds=n, fold=fold)) for fold in range(n)]
         except ConfigError as error:
             key = "hydra.sweeper.folds" if error.key == "split.folds" else error.key
             raise ConfigError(key, error.problem) from error
         return min(len(rows.train) for rows in folds)
+
+    def n_epochs(self, config: Config) -> int:
+        """Return the number of the last epoch that a run reports, unless it ends early."""
+        return config.trainer.n_epochs(epoch_size(self.size(config), config.trainer, config.loader))
 
     def fit(self, config: Config) -> Config:
         """Return the config with a batch size that fits, as it would be trained.

@@ -1,6 +1,6 @@
 """The contract of a task, and the base class of tasks whose loss needs only outputs and targets."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -131,6 +131,35 @@ class TensorTask:
         """
         found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
         return {name: found[name] for name in self.order(found)}
+
+    def values_by_batch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Compute the loss and all metrics, of shape () each, over batches that are had one after another.
+
+        The loss is the mean over the samples: each batch counts by its size. A `Metric` is updated batch by batch. For
+        metrics that are functions, the outputs and targets of all batches are kept.
+
+        Args:
+            batches: outputs and targets of each, at least one.
+        """
+        losses, sizes, kept = [], [], []
+        for metric in self._collecting.values():
+            metric.reset()
+        for outputs, targets in batches:
+            losses.append(self.loss_of(outputs, targets).double())
+            sizes.append(len(targets))
+            for metric in self._collecting.values():
+                metric.update(*self.measured(outputs, targets))
+            if self._functions:
+                kept.append((outputs, targets))
+        weights = losses[0].new_tensor(sizes) / sum(sizes)
+        found: dict[str, Tensor | None] = {"loss": torch.stack(losses) @ weights}
+        if kept:
+            whole = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+            found |= {name: function(*whole) for name, function in self._functions.items()}
+        for name, metric in self._collecting.items():
+            found[name] = metric.compute()
+            metric.reset()
+        return {name: value for name in self.order(found) if (value := found[name]) is not None}
 
     def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Compute one metric; None if it has no value."""

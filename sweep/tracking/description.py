@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweep.config.overrides import sets
 from sweep.config.schema import COMPONENTS, Config, own_defaults
 from sweep.config.task_node import AUTO
-from sweep.data import Samples
+from sweep.data import Datasets, Samples
 from sweep.data.split import Splits
+
+if TYPE_CHECKING:
+    from sweep.training.data import Batch
 
 _SPLIT_PARAMS = ("kind", "by", "column", "seed", "val", "test", "normalize", "max_samples", "folds")
 _BLOCK_ROWS = 65536
@@ -56,6 +59,7 @@ def hyperparameters(config: Config) -> dict[str, Any]:
         params["split.fold"] = config.split.fold
     params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     recipe = {f"trainer.{name}": getattr(config.trainer, name) for name in _RECIPE_PARAMS}
+    recipe |= {f"loader.{name}": value for name, value in vars(config.loader).items()}
     params |= {name: value for name, value in recipe.items() if _is_set(name, value)}
     for key in COMPONENTS:
         params |= {name: value for name, value in _leaves(key, getattr(config, key)) if _is_set(name, value)}
@@ -88,6 +92,36 @@ def dataset(samples: Samples, inputs: Samples, splits: Splits) -> dict[str, Any]
             "in_shape": list(inputs.in_shape),
             "out_features": samples.out_features,
         },
+    }
+
+
+def dataset_of_datasets(datasets: Datasets, batch: "Batch") -> dict[str, Any]:
+    """Describe torch datasets, in the form of an MLflow data set.
+
+    The digest shows another number of samples, other classes or other batches. It does not show other values: reading
+    all samples could take hours.
+
+    Args:
+        datasets: the three.
+        batch: of training samples.
+    """
+    from sweep.training.data import describe
+
+    sizes = {f"n_{part}": datasets.size(part) for part in ("train", "val", "test")}
+    known = [size for size in sizes.values() if size is not None]
+    profile = {
+        "task": datasets.task,
+        "n_samples": sum(known) if len(known) == len(sizes) else None,
+        **sizes,
+        "in_shape": None if datasets.in_shape is None else list(datasets.in_shape),
+        "out_features": datasets.out_features,
+    }
+    facts = [datasets.name, profile, datasets.classes, describe(batch)]
+    return {
+        "name": datasets.name,
+        "digest": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16],
+        "source": {"uri": datasets.source or "torch datasets"},
+        "profile": profile,
     }
 
 

@@ -1,24 +1,24 @@
 """Losses and metrics of a model on a split."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from sweep.tasks import Task, TensorTask
-from sweep.training.tensors import TensorData, TensorSplit
+from sweep.training.data import Batch, Forward, Split, TrainingData, n_samples
+from sweep.training.tensors import TensorData, TensorSplit, predict
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-Forward = Callable[[Tensor], Tensor]
-_EVAL_BATCH = 4096
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, split: TensorSplit, task: TensorTask) -> dict[str, float]:
+def evaluate(forward: Forward, split: Split, task: TensorTask) -> dict[str, float]:
     """Return the loss, in the normalised units of training, and the task's metrics on a split."""
-    return _read(**task.values(predict(forward, split), split.y))
+    return _read(**split.values(forward, task))
 
 
 @torch.no_grad()
@@ -46,34 +46,45 @@ def evaluate_each(outputs: Tensor, split: TensorSplit, task: TensorTask) -> list
 
 
 @torch.no_grad()
-def evaluate_batches(model: nn.Module, split: TensorSplit, task: Task) -> dict[str, float]:
+def evaluate_batches(model: nn.Module, split: Split, task: Task) -> dict[str, float]:
     """Return the loss and the metrics of a task that is not a `TensorTask`: the loss is the mean over the samples."""
-    total = torch.zeros((), device=split.x.device, dtype=torch.double)
+    total, n_seen = torch.zeros(()), 0
     for metric in task.metrics.values():
         metric.reset()
-    for batch in _batches(split):
-        total += task.loss(model, batch).double() * len(batch[0])
-        outputs = task.outputs(model, batch)
+    for batch in split.batches():
+        n = n_samples(batch)
+        loss = task.loss(model, batch).double() * n
+        total, n_seen = total.to(loss) + loss, n_seen + n
+        outputs, targets = task.outputs(model, batch), targets_of(task, batch)
         for metric in task.metrics.values():
-            metric.update(outputs, batch[1])
-    found = {"loss": total / len(split.x), **{name: metric.compute() for name, metric in task.metrics.items()}}
+            metric.update(outputs, targets)
+    found = {"loss": total / n_seen, **{name: metric.compute() for name, metric in task.metrics.items()}}
     return _read(**found)
 
 
-def _batches(split: TensorSplit) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(split.x.split(_EVAL_BATCH), split.y.split(_EVAL_BATCH), strict=True)
+def targets_of(task: Task, batch: Batch) -> Any:
+    """Return what metrics get beside outputs: the task's `targets(batch)`, or the second of a pair, or the batch."""
+    own: Callable[[Batch], Any] | None = getattr(task, "targets", None)
+    if own is not None:
+        return own(batch)
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
 
 
 @torch.no_grad()
-def test(forward: Forward, data: TensorData, task: TensorTask, noise: float | None) -> dict[str, float]:
-    """Return a model's loss and metrics on the test split, as `test/loss` and so on.
+def test(forward: Forward, data: TrainingData, task: TensorTask, noise: float | None) -> dict[str, float]:
+    """Return a model's loss and metrics on the test split, as `test/loss` and so on; nothing if there is none.
 
     noise: as in `Samples`; if it is known, `noise_floor` is included.
     """
-    outputs = predict(forward, data.test)
-    found = task.values(outputs, data.test.y)
-    if noise is not None and data.test.clean is not None and outputs.shape == data.test.clean.shape:
-        found |= noise_floor(outputs, data.test, data, noise)
+    if data.test is None:
+        return {}
+    if noise is None or not isinstance(data, TensorData):
+        found = data.test.values(forward, task)
+    else:
+        outputs = predict(forward, data.test)
+        found = task.values(outputs, data.test.y)
+        if data.test.clean is not None and outputs.shape == data.test.clean.shape:
+            found |= noise_floor(outputs, data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}
 
 
@@ -95,16 +106,6 @@ def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: fl
         "noise_ratio": ((outputs - split.y) * y_std).square().mean() / noise**2,
         "excess": ((outputs - split.clean) * y_std).square().mean() / noise**2,
     }
-
-
-def predict(forward: Forward, split: TensorSplit) -> Tensor:
-    """Compute the outputs (n, ...) in float32 or float64, at most 4096 samples at a time."""
-    return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
-
-
-def in_single_precision(outputs: Tensor) -> Tensor:
-    """Return the outputs in float32, or unchanged if they are float64."""
-    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def is_finite(metrics: dict[str, float]) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +13,10 @@ from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
 from sweep.training.callbacks import Callbacks, Stopped
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
+from sweep.training.data import Batch, LoadingFailed, Split, TrainingData, loading_failure, n_samples
 from sweep.training.runtime import autocast, in_precision, refuse_fp16
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
-from sweep.training.tensors import TensorData, TensorSplit, batches, epoch_order
 from sweep.training.trial import Trial
 from sweep.utils.errors import ConfigError, SweepError, TrainingFailed, one_line
 
@@ -38,7 +37,7 @@ class TrainingLoop(TrainState):
         optimizer: Optimizer,
         schedule: Schedule,
         task: TensorTask | Task,
-        data: TensorData,
+        data: TrainingData,
         trainer: "Trainer",
         direction: str = "minimize",
         step_points: int | None = None,
@@ -49,10 +48,10 @@ class TrainingLoop(TrainState):
         Raises:
             ConfigError: the trainer's precision or its average of the weights does not fit the device or the optimizer.
         """
-        super().__init__(schedule, trainer, len(data.train.x), direction, step_points)
+        super().__init__(schedule, trainer, data.n_train, direction, step_points)
         self.model, self.optimizer = model, optimizer
         self.task, self.data = task, data
-        self.device = data.train.x.device
+        self.device = data.device
         self._pending: list[Tensor] = []  # losses still on the device
         self._sync_every = _SYNC_EVERY.get(self.device.type, _SYNC_EVERY_DEFAULT)
         self._module: Any = torch.compile(model) if trainer.compile else model
@@ -73,6 +72,12 @@ class TrainingLoop(TrainState):
             TrainingFailed: the model or torch raised an error.
             Pruned, Interrupted: see `Trial`.
         """
+        with self._losses_of_workers():
+            self._run(trial)
+        assert self.best is not None
+        return self.best
+
+    def _run(self, trial: Trial) -> None:
         self._callbacks.start(trial, self.model)
         while not self.is_over:
             try:
@@ -89,11 +94,9 @@ class TrainingLoop(TrainState):
             trial.report(self.epoch, metrics)
             if trial.should_save and not (trial.should_stop and self.is_over):
                 trial.save(self.epoch, self.state_dict())
-        assert self.best is not None
         if self._callbacks:
             self._load_best()
             self._callbacks.end(trial, self.model, self.step)
-        return self.best
 
     @contextmanager
     def _as_training_failed(self) -> Iterator[None]:
@@ -103,16 +106,27 @@ class TrainingLoop(TrainState):
         except (SweepError, OSError):
             raise
         except Exception as error:
-            raise TrainingFailed(
-                f"{type(error).__name__}: {one_line(error)}", self.step + len(self._pending) + 1
-            ) from error
+            failure = loading_failure(error) or error
+            kind = "" if isinstance(failure, LoadingFailed) else f"{type(error).__name__}: "
+            raise TrainingFailed(f"{kind}{one_line(failure)}", self.step + len(self._pending) + 1) from error
+
+    @contextmanager
+    def _losses_of_workers(self) -> Iterator[None]:
+        """Turn torch's error about a dead worker process into TrainingFailed, wherever its signal handler raises it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (failure := loading_failure(error)) is None:
+                raise
+            raise TrainingFailed(str(failure), self.step + len(self._pending) + 1) from error
 
     def _train_epoch(self, trial: Trial) -> None:
         saves_inside = self.trainer.checkpoint_interval_s > 0
         self.start_epoch()
         self.model.train()
         self._switch_optimizer("train")
-        for row, of_update in zip(self.schedule.rows[len(self.losses) :], self._batches(), strict=False):
+        updates = self.data.updates(self.trainer, self.step)
+        for row, of_update in zip(self.schedule.rows[len(self.losses) :], updates, strict=False):
             self._pending.append(self._update(row, of_update))
             if len(self._pending) == self._sync_every:
                 self._read_losses()
@@ -120,18 +134,7 @@ class TrainingLoop(TrainState):
                 trial.save(self.epoch, self.state_dict())
         self._read_losses()
 
-    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield the batches of each update from the next one on, epoch after epoch without end."""
-        step, n_train = self.step, len(self.data.train.x)
-        while True:
-            n_passes, n_done = divmod(step, self.n_updates)
-            order = epoch_order(self.trainer.seed, n_passes + 1, n_train)
-            left = batches(self.data.train, order, self.trainer.batch_size, n_done * self.trainer.accumulate)
-            while of_update := [*islice(left, self.trainer.accumulate)]:
-                yield of_update
-                step += 1
-
-    def _update(self, row: Row, of_update: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _update(self, row: Row, of_update: list[Batch]) -> Tensor:
         """Do one optimizer update and return the mean loss over its samples, shape (), still on the device.
 
         of_update: its batches. The gradient is the mean over all of their samples.
@@ -152,24 +155,25 @@ class TrainingLoop(TrainState):
             self._average.update_parameters(self.model)
         return loss
 
-    def _gradients(self, of_update: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _gradients(self, of_update: list[Batch]) -> Tensor:
         """Add the gradient of the mean loss over the samples of all batches. Return that loss, detached."""
-        n_samples = sum(len(x) for x, _ in of_update)
+        sizes = [n_samples(batch) for batch in of_update] if len(of_update) > 1 else [1]
         losses = []
-        for x, y in of_update:
-            loss = self._loss(x, y)
+        for batch, size in zip(of_update, sizes, strict=True):
+            loss = self._loss(batch)
             if len(of_update) > 1:  # each batch counts by its samples
-                loss = loss * (len(x) / n_samples)
+                loss = loss * (size / sum(sizes))
             self._scaler.scale(loss).backward()
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Return the mean loss over a batch, of shape ()."""
         if isinstance(self.task, TensorTask):
+            x, y = batch
             return self.task.loss_of(self.forward(x), y)
-        with autocast(self.trainer.precision, x.device):
-            return self.task.loss(self._module, (x, y))
+        with autocast(self.trainer.precision, self.device):
+            return self.task.loss(self._module, batch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, *in_shape) to (B, out_features) in float32, or float64 if the model is; see `in_precision`."""
@@ -181,7 +185,7 @@ class TrainingLoop(TrainState):
         self._switch_optimizer("eval")
         return {f"{split}/{name}": value for name, value in self._measured(getattr(self.data, split)).items()}
 
-    def _measured(self, split: TensorSplit) -> dict[str, float]:
+    def _measured(self, split: Split) -> dict[str, float]:
         if isinstance(self.task, TensorTask):
             return evaluate.evaluate(self._judged_forward, split, self.task)
         with autocast(self.trainer.precision, self.device):
@@ -218,12 +222,21 @@ class TrainingLoop(TrainState):
             getattr(self.optimizer, mode)()
 
     def test(self, noise: float | None) -> dict[str, float]:
-        """Load the best weights into the model and return their metrics on the test split. noise: as in `Samples`."""
+        """Load the best weights into the model and return their metrics on the test split, if there is one.
+
+        noise: as in `Samples`.
+
+        Raises:
+            TrainingFailed: the model, the loss or a metric raised an error, or a batch cannot be loaded.
+        """
         self._load_best()
-        if isinstance(self.task, TensorTask):
-            return evaluate.test(self.forward, self.data, self.task, noise)
-        with autocast(self.trainer.precision, self.device):
-            found = evaluate.evaluate_batches(self._module, self.data.test, self.task)
+        with self._as_training_failed():
+            if isinstance(self.task, TensorTask):
+                return evaluate.test(self.forward, self.data, self.task, noise)
+            if self.data.test is None:
+                return {}
+            with autocast(self.trainer.precision, self.device):
+                found = evaluate.evaluate_batches(self._module, self.data.test, self.task)
         return {f"test/{name}": value for name, value in found.items()}
 
     def _load_best(self) -> None:
@@ -242,6 +255,7 @@ class TrainingLoop(TrainState):
             "scaler": self._scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "callbacks": self._callbacks.state_dict(),
+            "data": self.data.state_dict(),
             **self.course_state(),
         }
 
@@ -260,6 +274,7 @@ class TrainingLoop(TrainState):
             self._average.load_state_dict(state["average"])
         if self._callbacks:
             self._callbacks.load_state_dict(state["callbacks"])
+        self.data.load_state_dict(state.get("data"))
         self.load_course_state(state)
         set_random_states(state["random"])
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sweep.tasks import Task, TensorTask
 from sweep.training.checkpoint import random_states, set_random_states
+from sweep.training.data import Batch, describe, is_pair
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
 
@@ -47,26 +48,30 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def check_model(model: nn.Module, x: Tensor, y: Tensor, task: TensorTask | Task) -> None:
+def check_model(model: nn.Module, batch: Batch, task: TensorTask | Task) -> None:
     """Run the model on one batch, which also gives lazy layers their shapes, and compute the loss.
 
     Args:
         model: its weights stay as they are.
-        x: inputs, (B, ...).
-        y: targets, (B, ...).
+        batch: of training samples.
         task: says which shape the outputs must have, if it is a `TensorTask`.
 
     Raises:
-        ConfigError: the model or the loss fails, or returns something of another shape.
+        ConfigError: the model or the loss fails, or returns something of another shape; or a `TensorTask` gets other
+            batches than inputs and targets.
     """
     model.eval()
     if not isinstance(task, TensorTask):
-        _check_loss(lambda: task.loss(model, (x, y)), f"a batch of shape {tuple(x.shape)}")
+        _check_loss(lambda: task.loss(model, batch), describe(batch))
         return
+    if not is_pair(batch):
+        problem = f"gives {describe(batch)}, and the task {type(task).__name__} takes pairs of inputs and targets"
+        raise ConfigError("data", f"{problem}; write a task of your own (docs/tasks.md)")
+    x, y = batch
     try:
         outputs = model(x)
     except Exception as error:  # your own model may raise anything
-        raise ConfigError("model", f"cannot take a batch of shape {tuple(x.shape)}: {one_line(error)}") from error
+        raise ConfigError("model", f"cannot take {describe(batch)}: {one_line(error)}") from error
     shape, wanted = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__, task.out_shape(y)
     if shape != wanted:
         raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {wanted}")
@@ -119,24 +124,24 @@ def _problem_of(compute: Callable[[], Tensor | None]) -> str | None:
     return str(caught[0].message) if caught else None
 
 
-def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
+def check_last_batch(model: nn.Module, batch: Batch, n: int, batch_size: int) -> None:
     """If an epoch ends with a batch of one sample, try a copy of the model on it in training mode.
 
     Batch normalisation, for example, cannot normalise one sample. Draws from the global random generators.
 
     Args:
         model: its weights stay as they are.
-        x: all training samples.
+        batch: of training samples. One that is not inputs and targets is not tried.
+        n: the number of samples in an epoch.
         batch_size: samples in each batch but the last.
 
     Raises:
         ConfigError: batch normalisation refuses the batch. Any other error is left to training.
     """
-    n = len(x)
-    if n % batch_size != 1 and batch_size > 1:
+    if (n % batch_size != 1 and batch_size > 1) or not is_pair(batch):
         return
     try:
-        copy.deepcopy(model).train()(x[:1])
+        copy.deepcopy(model).train()(batch[0][:1])
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             return  # training raises it again
@@ -151,7 +156,7 @@ def check_last_batch(model: nn.Module, x: Tensor, batch_size: int) -> None:
         return
 
 
-def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
+def set_threads(threads: int | None, model: nn.Module, x: Tensor | None) -> None:
     """Set how many CPU threads torch uses.
 
     With `threads=None`, a small model on the CPU gets one thread, and any other keeps torch's setting. Measured on two
@@ -161,9 +166,9 @@ def set_threads(threads: int | None, model: nn.Module, x: Tensor) -> None:
     Args:
         threads: the number of threads, or None to choose.
         model: the model to train.
-        x: one batch of its inputs.
+        x: one batch of its inputs; None keeps torch's setting, unless `threads` is given.
     """
-    if threads is None and x.device.type == "cpu":
+    if threads is None and x is not None and x.device.type == "cpu":
         key = (repr(model), tuple(x.shape))
         if key not in _flops_known:
             _flops_known[key] = _flops(model, x)

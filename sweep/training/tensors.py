@@ -2,13 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sweep.config.nodes import steps_per_epoch
 from sweep.data.split import Part, Splits
+from sweep.tasks import TensorTask
+from sweep.training.data import Forward
 from sweep.utils.seeds import derive_seed
 
+if TYPE_CHECKING:
+    from sweep.config.nodes import Trainer
+
+Pair = tuple[Tensor, Tensor]  # inputs and targets
+
+_EVAL_BATCH = 4096
 _GATHER_LIMIT_BYTES = 64 * 2**20  # up to this size, copying an epoch in its order costs less than indexing each batch
 
 
@@ -28,15 +39,57 @@ class TensorSplit:
     clean: Tensor | None
     weights: Tensor | None = None
 
+    def batches(self) -> Iterator[Pair]:
+        """As for `Split`."""
+        return zip(self.x.split(_EVAL_BATCH), self.y.split(_EVAL_BATCH), strict=True)
+
+    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+        """As for `Split`."""
+        return task.values(predict(forward, self), self.y)
+
 
 @dataclass(frozen=True)
 class TensorData:
-    """The three splits on one device. y_std: (n_targets,), one normalised unit in the target's own units."""
+    """The three splits on one device: `TrainingData`. Trials with the same data may share it.
+
+    y_std: (n_targets,), one normalised unit in the target's own units.
+    """
 
     train: TensorSplit
     val: TensorSplit
     test: TensorSplit
     y_std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.train.x.device
+
+    @property
+    def n_train(self) -> int:
+        """The number of training samples."""
+        return len(self.train.x)
+
+    def example(self, size: int) -> Pair:
+        """Return the first training samples."""
+        return self.train.x[:size], self.train.y[:size]
+
+    def updates(self, trainer: "Trainer", step: int) -> Iterator[list[Pair]]:
+        """As for `TrainingData`."""
+        n_updates = steps_per_epoch(self.n_train, trainer.update_size)
+        while True:
+            n_passes, n_done = divmod(step, n_updates)
+            order = epoch_order(trainer.seed, n_passes + 1, self.n_train)
+            left = batches(self.train, order, trainer.batch_size, n_done * trainer.accumulate)
+            while of_update := [*islice(left, trainer.accumulate)]:
+                yield of_update
+                step += 1
+
+    def state_dict(self) -> None:
+        """Return nothing: the order of an epoch depends on the seed and the epoch only."""
+
+    def load_state_dict(self, state: None) -> None:
+        """Do nothing."""
 
 
 def to_device(splits: Splits, device: torch.device) -> TensorData:
@@ -79,3 +132,13 @@ def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iter
         x, y = split.x[orders], split.y[orders]
         return zip(x.split(batch_size, dim=1), y.split(batch_size, dim=1), strict=True)
     return ((split.x[rows], split.y[rows]) for rows in orders.split(batch_size, dim=1))
+
+
+def predict(forward: Forward, split: TensorSplit) -> Tensor:
+    """Compute the outputs (n, ...) in float32 or float64, at most 4096 samples at a time."""
+    return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
+
+
+def in_single_precision(outputs: Tensor) -> Tensor:
+    """Return the outputs in float32, or unchanged if they are float64."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -3,13 +3,14 @@
 Every function here raises ConfigError if the target cannot be loaded, does not accept its arguments, or fails.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.optimizer_node import LR_SCALE, arguments_of, groups_of
 from sweep.config.scheduler_node import interval_of
 from sweep.config.targets import allowed_targets
-from sweep.data import Samples
+from sweep.data import Datasets, Samples
 from sweep.trial.binding import bind, located, named, parameters_of
 from sweep.utils.errors import ConfigError
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 _COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # only schedulers that are stepped after each update have these
 
 
-def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Samples:
-    """Call the data target. Raise ConfigError, also if it returns anything but `Samples`.
+def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Samples | Datasets:
+    """Call the data target. Raise ConfigError, also if it returns anything but `Samples` or `Datasets`.
 
     Args:
         node: the config node.
@@ -38,16 +39,17 @@ def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = 
             key = name.replace("_", ".")
             raise ConfigError(key, f"is for tables, and {node['_target_']} takes no {name}; leave it out")
     made = bind("data", node, offered)()
-    if not isinstance(made, Samples):
-        raise ConfigError("data._target_", f"{node['_target_']} returned {type(made).__name__}, not sweep.data.Samples")
+    if not isinstance(made, Samples | Datasets):
+        problem = f"{node['_target_']} returned {type(made).__name__}, not sweep.Samples or sweep.Datasets"
+        raise ConfigError("data._target_", problem)
     return made
 
 
-def model(node: Mapping[str, Any], data: Samples, out_features: int | None = None) -> "nn.Module":
+def model(node: Mapping[str, Any], data: Samples | Datasets, out_features: int | None = None) -> "nn.Module":
     """Call the model target.
 
     The target gets what it accepts of `in_features` (the product of `in_shape`), `in_shape`, `n_tokens` (of token ids)
-    and `out_features`.
+    and `out_features`, as far as they are known.
 
     Args:
         node: the config node.
@@ -57,11 +59,10 @@ def model(node: Mapping[str, Any], data: Samples, out_features: int | None = Non
     Raises:
         ConfigError: the model cannot be built, or the target returns anything but a module.
     """
-    in_features = 1
-    for size in data.in_shape:
-        in_features *= size
-    offered = {"in_features": in_features, "in_shape": tuple(data.in_shape)}
-    offered["out_features"] = data.out_features if out_features is None else out_features
+    offered: dict[str, Any] = {"out_features": data.out_features if out_features is None else out_features}
+    if data.in_shape is not None:
+        offered |= {"in_features": math.prod(data.in_shape), "in_shape": tuple(data.in_shape)}
+    offered = {name: value for name, value in offered.items() if value is not None}
     if data.tokens:
         offered["n_tokens"] = data.n_tokens
     from torch import nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.targets import allowed_targets
 from sweep.config.task_node import task_for
-from sweep.data import Samples
+from sweep.data import Datasets, Samples
 from sweep.data.split import Splits
 from sweep.trial.binding import bind, located
 from sweep.utils.errors import ConfigError
@@ -23,7 +23,7 @@ _MEMBERS = ("loss", "outputs", "metrics")
 
 
 def build_task(
-    node: Mapping[str, Any], samples: Samples, splits: Splits, device: "torch.device"
+    node: Mapping[str, Any], samples: Samples | Datasets, splits: Splits | None, device: "torch.device"
 ) -> "TensorTask | Task":
     """Build the loss, the metrics and the task.
 
@@ -33,7 +33,8 @@ def build_task(
     Args:
         node: the config's node.
         samples: the data.
-        splits: their division, for the scale of the targets and the weights of classes.
+        splits: their division, for the scale of the targets and the weights of classes; None for torch datasets, whose
+            targets are in their own units.
         device: of the training.
 
     Raises:
@@ -45,7 +46,11 @@ def build_task(
     kind = located("task", node["_target_"], allowed_targets())
     _check_kind(node, kind, samples)
     facts: dict[str, Any] = {"n_classes": len(samples.classes), "n_labels": len(samples.classes)}
-    facts |= {name: torch.from_numpy(getattr(splits, name)).to(device) for name in ("y_mean", "y_std")}
+    if splits is not None:
+        facts |= {name: torch.from_numpy(getattr(splits, name)).to(device) for name in ("y_mean", "y_std")}
+    elif samples.out_features is not None:
+        ones = torch.ones(samples.out_features, device=device)
+        facts |= {"y_mean": torch.zeros_like(ones), "y_std": ones}
     loss = _build_loss(node.get("loss"), samples, splits, facts)
     of_torchmetrics = {"task": getattr(kind, "torchmetrics_task", None)}
     of_torchmetrics |= {"num_classes": facts["n_classes"], "num_labels": facts["n_labels"]}
@@ -60,17 +65,17 @@ def build_task(
     return task
 
 
-def _check_kind(node: Mapping[str, Any], kind: Any, samples: Samples) -> None:
+def _check_kind(node: Mapping[str, Any], kind: Any, samples: Samples | Datasets) -> None:
     """Raise ConfigError if the task cannot have targets of the kind that the data have."""
     kinds = getattr(kind, "kinds", None)
     if kinds is not None and samples.task not in kinds:
-        name = node["_target_"].rpartition(".")[2]
-        raise ConfigError("task", f"{name} needs data for {' or '.join(kinds)}, but these are for {samples.task}")
+        name, own = node["_target_"].rpartition(".")[2], samples.task or "no task; give one to Datasets"
+        raise ConfigError("task", f"{name} needs data for {' or '.join(kinds)}, but these are for {own}")
     if getattr(kind, "torchmetrics_task", None) == "binary" and len(samples.classes) != 2:
         raise ConfigError("task", f"binary needs two classes, but the data have {len(samples.classes)}")
 
 
-def _build_loss(node: Any, samples: Samples, splits: Splits, facts: Mapping[str, Any]) -> Any:
+def _build_loss(node: Any, samples: Samples | Datasets, splits: Splits | None, facts: Mapping[str, Any]) -> Any:
     """Build the loss from its node. Return None if there is none, which a task of your own may not need."""
     if not node:
         return None
@@ -82,7 +87,7 @@ def _build_loss(node: Any, samples: Samples, splits: Splits, facts: Mapping[str,
     return _callable("task.loss", own, {**facts, **given})
 
 
-def _weights(name: str, value: str | list[Any], samples: Samples, splits: Splits) -> "Tensor":
+def _weights(name: str, value: str | list[Any], samples: Samples | Datasets, splits: Splits | None) -> "Tensor":
     """Return the weights of the classes: those given, or those that balance the classes of the training split."""
     import torch
 
@@ -98,6 +103,8 @@ def _weights(name: str, value: str | list[Any], samples: Samples, splits: Splits
         return torch.tensor(value, dtype=torch.float32)
     if samples.task == "regression":
         raise ConfigError(key, f"{_BALANCED} needs classes, but the data are for regression")
+    if splits is None:
+        raise ConfigError(key, f"{_BALANCED} counts the targets of arrays; for torch datasets, give a list of numbers")
     y = torch.from_numpy(splits.train.y)
     if name == "pos_weight":
         positives = y.reshape(len(y), -1).sum(dim=0)

@@ -42,14 +42,14 @@ class BuiltInTraining:
             ConfigError: the data cannot be loaded, or do not fit the config.
         """
         self._data = load(config)
-        self.config = with_fitting_batch(config, len(self._data.splits.train.x))
+        self.config = with_fitting_batch(config, self._data.n_train)
         check_data(self._data, self.config)
         self._lowered = smaller_batch_text(config, self.config)
 
     @property
     def n_epochs(self) -> int:
         """The number of the last epoch that is reported, unless training ends early."""
-        return self.config.trainer.n_epochs(len(self._data.splits.train.x))
+        return self.config.trainer.n_epochs(self._data.epoch_size(self.config))
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         """Train the trial, from its checkpoint if it has one, and save its best weights as best.pt.
@@ -72,7 +72,7 @@ class BuiltInTraining:
                 loop.run(trial)
             finally:
                 trial.finish(loop.reached())
-            test = loop.test(self._data.samples.noise)
+            test = loop.test(self._data.facts.noise)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test)
         return test

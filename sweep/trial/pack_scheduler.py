@@ -62,7 +62,7 @@ class Group:
         self._model.eval()
         forward = self.pack.forward_of(self._model)
         with self._settings():
-            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.samples.noise)
+            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.facts.noise)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -108,10 +108,11 @@ class PackScheduler:
         n_train = len(tensors.train.x)
         with reproducible(device):
             seen_before = kind in self._groups
-            task = build_task(config.task, data.samples, data.splits, device)
+            task = build_task(config.task, data.facts, data.divided, device)
             if not isinstance(task, TensorTask):
                 raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
-            model = new_model(config, data.samples, task, tensors.train, seen_before)
+            batch = tensors.example(trainer.batch_size)
+            model = new_model(config, data.facts, task, batch, device, seen_before)
             if not seen_before:
                 check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
             schedule = new_schedule(config, n_train, model)
@@ -157,6 +158,8 @@ class PackScheduler:
         key = data_key(config, str(device))
         if key not in self._data:
             data = self._load(config)
+            if data.divided is None:
+                raise Unpackable("its data are torch datasets, which each trial loads batch by batch")
             self._data[key] = data, to_device(data.splits, device)
         return self._data[key]
 
@@ -165,7 +168,7 @@ class PackScheduler:
     ) -> Group:
         """Make a group for trials like this one, and measure its width if none is set. Raises Unpackable."""
         trainer = config.trainer
-        x, y = tensors.train.x[: trainer.batch_size], tensors.train.y[: trainer.batch_size]
+        x, y = tensors.example(trainer.batch_size)
         set_threads(trainer.threads, model, x)
         sequential_s = 0.0
         if self._width is None:

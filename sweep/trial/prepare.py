@@ -6,25 +6,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.nodes import steps_per_epoch
+from sweep.config.nodes import UNLIMITED, epoch_size, steps_per_epoch
 from sweep.config.optimizer_node import frozen_of, groups_of
 from sweep.config.overrides import sets
 from sweep.config.schema import Config
 from sweep.config.task_node import AUTO_TASK, task_for
-from sweep.data import Samples
+from sweep.data import Datasets, Samples
 from sweep.data.split import Splits, prepare
-from sweep.tracking.description import dataset
+from sweep.tracking.description import dataset, dataset_of_datasets
 from sweep.trial import build
 from sweep.trial.build_task import build_task
 from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from sweep.tasks import Task, TensorTask
+    from sweep.training.data import Batch, TrainingData
     from sweep.training.loop import TrainingLoop
     from sweep.training.schedule import Schedule
-    from sweep.training.tensors import TensorData, TensorSplit
 
 
 BATCH_SIZE = "trainer.batch_size"
@@ -32,22 +33,83 @@ BATCH_SIZE = "trainer.batch_size"
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a trial: all samples with a model's inputs, their splits, and a description as MLflow's data sets."""
+    """The data of a trial: arrays or torch datasets.
 
-    samples: Samples
-    splits: Splits
+    Attributes:
+        facts: all samples with a model's inputs, or the datasets. Both say what a model and a task need to know.
+        divided: the samples, divided; None for torch datasets, which are divided already.
+        description: as MLflow's data sets.
+    """
+
+    facts: Samples | Datasets
+    divided: Splits | None
     description: dict[str, Any]
 
+    @property
+    def samples(self) -> Samples:
+        """The samples of data that are arrays."""
+        assert isinstance(self.facts, Samples)
+        return self.facts
 
-def load_samples(config: Config) -> Samples:
+    @property
+    def splits(self) -> Splits:
+        """The splits of data that are arrays."""
+        assert self.divided is not None
+        return self.divided
+
+    @property
+    def n_train(self) -> int:
+        """The number of samples to train on; UNLIMITED if it is not known."""
+        if isinstance(self.facts, Datasets):
+            n = self.facts.size("train")
+            return UNLIMITED if n is None else n
+        return len(self.splits.train.x)
+
+    def epoch_size(self, config: Config) -> int:
+        """Return the number of samples that an epoch trains on. Raises ConfigError if that needs trainer.max_steps."""
+        return epoch_size(self.n_train, config.trainer, config.loader)
+
+    @contextmanager
+    def on_device(self, config: Config, device: "torch.device") -> "Iterator[TrainingData]":
+        """Hold the data as the training loop needs them. Worker processes are ended at the end."""
+        if isinstance(self.facts, Datasets):
+            from sweep.training.loaders import LoaderData
+
+            loaded = LoaderData(self.facts, config.loader, config.trainer, device)
+            try:
+                yield loaded
+            finally:
+                loaded.close()
+        else:
+            from sweep.training.tensors import to_device
+
+            yield to_device(self.splits, device)
+
+
+def load_samples(config: Config) -> Samples | Datasets:
     """Load the data. Raise ConfigError if they cannot be loaded."""
     return build.samples(config.data, _split_columns(config))
 
 
-def divided(samples: Samples, config: Config) -> Data:
+def divided(samples: Samples | Datasets, config: Config) -> Data:
     """Divide the data. Raise ConfigError if they cannot be divided."""
+    if isinstance(samples, Datasets):
+        from sweep.training.loaders import inspected
+
+        _refuse_to_divide(config)
+        datasets, batch = inspected(samples)
+        return Data(datasets, None, dataset_of_datasets(datasets, batch))
     inputs, splits = prepare(samples, config.split)
     return Data(inputs, splits, dataset(samples, inputs, splits))
+
+
+def _refuse_to_divide(config: Config) -> None:
+    """Raise ConfigError for a setting of the split that torch datasets cannot follow."""
+    what = "torch datasets, which are divided already; leave it out"
+    if config.split.folds is not None:
+        raise ConfigError("split.folds", f"is for arrays, but the data are {what}")
+    if config.split.kind != "random":
+        raise ConfigError("split", f"is {config.split.kind}, but the data are {what}")
 
 
 def load_data(config: Config) -> Data:
@@ -72,7 +134,7 @@ class RememberedData:
         self._key: str | None = None
         self._data: Data | None = None
         self._samples_key: str | None = None
-        self._samples: Samples | None = None
+        self._samples: Samples | Datasets | None = None
 
     def __call__(self, config: Config) -> Data:
         key = data_key(config)
@@ -80,7 +142,7 @@ class RememberedData:
             self._key, self._data = key, divided(self.samples(config), config)
         return self._data
 
-    def samples(self, config: Config) -> Samples:
+    def samples(self, config: Config) -> Samples | Datasets:
         """Return all samples. Raise ConfigError if they cannot be loaded."""
         key = json.dumps([config.data, _split_columns(config)], sort_keys=True, default=str)
         if self._samples is None or key != self._samples_key:
@@ -90,7 +152,12 @@ class RememberedData:
 
 
 def new_model(
-    config: Config, samples: Samples, task: "TensorTask | Task", train: "TensorSplit", seen_before: bool = False
+    config: Config,
+    samples: Samples | Datasets,
+    task: "TensorTask | Task",
+    batch: "Batch",
+    device: "torch.device",
+    seen_before: bool = False,
 ) -> "nn.Module":
     """Build the model with its initial weights, check its output on a batch, and freeze what the config freezes.
 
@@ -99,8 +166,9 @@ def new_model(
     Args:
         config: what to train.
         samples: the data, for the number of features.
-        task: the loss. It is moved to the device of the data and converted to the model's dtype.
-        train: the training split. The model is moved to its device.
+        task: the loss. It is moved to the device and converted to the model's dtype.
+        batch: of training samples.
+        device: where to train.
         seen_before: True skips the check: a model of the same kind has passed it. A model with lazy weights is always
             checked, since its first batch sets their shapes.
 
@@ -116,12 +184,11 @@ def new_model(
     from sweep.training.runtime import check_model, seed_generators
 
     seed_generators(config.trainer.seed, "init")
-    size = config.trainer.batch_size
-    model = build.model(config.model, samples, getattr(task, "out_features", None)).to(train.x.device)
+    model = build.model(config.model, samples, getattr(task, "out_features", None)).to(device)
     if isinstance(task, TensorTask):
-        task.to(train.x.device, next((w.dtype for w in model.parameters() if w.is_floating_point()), torch.float32))
+        task.to(device, next((w.dtype for w in model.parameters() if w.is_floating_point()), torch.float32))
     if not seen_before or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
-        check_model(model, train.x[:size], train.y[:size], task)
+        check_model(model, batch, task)
     freeze(model, frozen_of(config.optimizer))
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")
@@ -133,7 +200,7 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
 
     Args:
         config: what to train.
-        n_train: the number of training samples.
+        n_train: the number of training samples in an epoch.
         model: the model that the optimizer will train.
 
     Raises:
@@ -158,7 +225,7 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
     return schedule
 
 
-def new_loop(config: Config, task: "TensorTask | Task", tensors: "TensorData", model: "nn.Module") -> "TrainingLoop":
+def new_loop(config: Config, task: "TensorTask | Task", data: "TrainingData", model: "nn.Module") -> "TrainingLoop":
     """Build the loop that trains `model`, which has its initial weights.
 
     Seeds the global random generators for training. Raises ConfigError if the optimizer or the scheduler cannot be
@@ -168,14 +235,14 @@ def new_loop(config: Config, task: "TensorTask | Task", tensors: "TensorData", m
     from sweep.training.runtime import seed_generators
 
     trainer = config.trainer
-    schedule = new_schedule(config, len(tensors.train.x), model)
+    schedule = new_schedule(config, data.n_train, model)
     seed_generators(trainer.seed, "train")  # for dropout, and for a user's model that draws random numbers
     return TrainingLoop(
         model=model,
         optimizer=build.optimizer(config.optimizer, model),
         schedule=schedule,
         task=task,
-        data=tensors,
+        data=data,
         trainer=trainer,
         direction=config.monitor_direction,
         step_points=config.tracking.step_points,
@@ -191,34 +258,39 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     does not fit the data, or something in it cannot be built.
     """
     from sweep.tasks import TensorTask
+    from sweep.training.data import is_pair
     from sweep.training.runtime import check_last_batch, check_metrics, pick_device, reproducible, set_threads
-    from sweep.training.tensors import to_device
+    from sweep.training.tensors import TensorData
 
     trainer = config.trainer
     device = pick_device(trainer.device)
-    with reproducible(device):
-        tensors = to_device(data.splits, device)
-        task = build_task(config.task, data.samples, data.splits, device)
-        model = new_model(config, data.samples, task, tensors.train)
-        if isinstance(task, TensorTask):
-            check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
-        check_last_batch(model, tensors.train.x, trainer.batch_size)
-        set_threads(trainer.threads, model, tensors.train.x[: trainer.batch_size])
-        yield new_loop(config, task, tensors, model)
+    with reproducible(device), data.on_device(config, device) as on_device:
+        task = build_task(config.task, data.facts, data.divided, device)
+        batch = on_device.example(trainer.batch_size)
+        model = new_model(config, data.facts, task, batch, device)
+        if isinstance(task, TensorTask) and isinstance(on_device, TensorData):
+            check_metrics(task, {"val": on_device.val.y, "test": on_device.test.y})
+        check_last_batch(model, batch, on_device.n_train, trainer.batch_size)
+        set_threads(trainer.threads, model, batch[0] if is_pair(batch) else None)
+        yield new_loop(config, task, on_device, model)
 
 
 def check_data(data: Data, config: Config) -> None:
     """Raise ConfigError if the loss, the monitor or the batch size does not fit the data. This does not load torch."""
     _check_loss_name(config, data)
-    if data.splits.train.weights is not None:
+    if data.divided is not None and data.splits.train.weights is not None:
         raise ConfigError("data.weight", "no loss takes weights of samples yet; leave it out")
+    if data.divided is not None and config.loader.drop_last:
+        raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
     check_monitor(data, config)
-    check_batch_size(config, len(data.splits.train.x))
+    check_batch_size(config, data.n_train)
+    data.epoch_size(config)
 
 
 def _check_loss_name(config: Config, data: Data) -> None:
     """Raise ConfigError if `trainer.loss` of an earlier version's config names another loss than the task's."""
-    loss, own = config.trainer.loss, {"regression": "mse", "classification": "cross_entropy"}.get(data.samples.task)
+    losses: dict[str | None, str] = {"regression": "mse", "classification": "cross_entropy"}
+    loss, own = config.trainer.loss, losses.get(data.facts.task)
     if loss != "auto" and (loss != own or config.task != AUTO_TASK):
         raise ConfigError("trainer.loss", f"{loss} does not fit; leave it out, and set task/loss=... instead")
 
@@ -260,16 +332,24 @@ def smaller_batch_text(before: Config, after: Config) -> str | None:
 
 def metric_names(config: Config, data: Data) -> list[str]:
     """Return the names of the metrics that trials on such data have on the splits `val` and `test`."""
-    names = [f"{part}/{name}" for part in ("val", "test") for name in ("loss", *_metric_nodes(config, data))]
+    parts = [part for part in ("val", "test") if part == "val" or has_test(data)]
+    names = [f"{part}/{name}" for part in parts for name in ("loss", *_metric_nodes(config, data))]
     undefined = undefined_metrics(config, data)
     return [name for name in names if name not in undefined]
+
+
+def has_test(data: Data) -> bool:
+    """Return whether there is a test split. Torch datasets may lack it."""
+    return not isinstance(data.facts, Datasets) or data.facts.test is not None
 
 
 def undefined_metrics(config: Config, data: Data) -> list[str]:
     """Return the names of the metrics that have no value: r2 on a split where all targets are equal.
 
-    r2 divides by the variance of the targets.
+    r2 divides by the variance of the targets. Of torch datasets, the targets are not known.
     """
+    if data.divided is None:
+        return []
     nodes = _metric_nodes(config, data)
     named = [name for name, node in nodes.items() if node["_target_"] == "sweep.tasks.metrics.r2"]
     parts = {"val": data.splits.val.y, "test": data.splits.test.y}
@@ -279,4 +359,4 @@ def undefined_metrics(config: Config, data: Data) -> list[str]:
 
 def _metric_nodes(config: Config, data: Data) -> dict[str, Any]:
     """Return the nodes of the metrics of the task that trials on such data have, by name."""
-    return task_for(data.samples.task, config.task).get("metrics") or {}
+    return task_for(data.facts.task, config.task).get("metrics") or {}

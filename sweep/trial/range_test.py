@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.nodes import steps_per_epoch
+from sweep.config.nodes import UNLIMITED, steps_per_epoch
 from sweep.config.schema import Config
 from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_text, with_fitting_batch
 from sweep.utils import gc_control
@@ -41,12 +41,12 @@ def range_test(
         TrainingFailed: the model raises an error while it trains.
     """
     data = load(config)
-    composed, config = config, with_fitting_batch(config, len(data.splits.train.x))
+    composed, config = config, with_fitting_batch(config, data.n_train)
     check_data(data, config)
     if lowered := smaller_batch_text(composed, config):
         say(lowered)
     gc_control.resume()
-    trials = [_on_a_ramp(config, len(data.splits.train.x), i) for i in range(config.lr_range.n_seeds)]
+    trials = [_on_a_ramp(config, data, i) for i in range(config.lr_range.n_seeds)]
     if len(trials) > 1 and width != 1:
         packed = _side_by_side(trials, width, lambda _: data)
         if packed is not None:
@@ -59,7 +59,7 @@ def lr_keys(scheduler: Mapping[str, Any]) -> list[str]:
     return [f"scheduler.{name}" for name in ("base_lr", "max_lr") if name in scheduler] or ["optimizer.lr"]
 
 
-def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
+def _on_a_ramp(config: Config, data: Data, i: int) -> Config:
     """Return the config of ramp `i`: its own seed, the ramp as the schedule, and as many epochs as it needs."""
     settings, seed = config.lr_range, config.trainer.seed + i
     ramp = {
@@ -69,9 +69,10 @@ def _on_a_ramp(config: Config, n_train: int, i: int) -> Config:
         "last_lr": settings.max_lr,
         "n_updates": settings.n_updates,
     }
-    n_steps = steps_per_epoch(n_train, config.trainer.update_size)
+    n_steps = steps_per_epoch(data.epoch_size(config), config.trainer.update_size)
     n_epochs = -(-settings.n_updates // n_steps)
-    plain = {"patience": None, "compile": False, "max_steps": None, "val_interval": 1, "ema": None, "callbacks": []}
+    plain = {"patience": None, "compile": False, "val_interval": 1, "ema": None, "callbacks": []}
+    plain["max_steps"] = n_epochs * n_steps if data.n_train == UNLIMITED else None  # a stream's epochs are shares of it
     trainer = replace(config.trainer, seed=seed, epochs=n_epochs, **plain)
     tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # a point for every update
     return replace(config, seed=seed, trainer=trainer, scheduler=ramp, tracking=tracking)

@@ -293,7 +293,7 @@ def normalised(in_features: int, out_features: int) -> nn.Module:
 def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_fail(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     model = ("model=mlp", f"model._target_={own('normalised')}", *only)
-    n = len(make_fit(*DEBUG, base=()).data.train.x)
+    n = make_fit(*DEBUG, base=()).data.n_train
     sizes = [size for size in range(2, n) if n % size == 1]
     assert sizes, "the case needs a size that leaves one sample"
     told = refused(tmp_path, *model, f"trainer.batch_size={sizes[0]}")

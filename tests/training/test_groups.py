@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Heard, make_fit
-from packs import member_of, pack_of, together
+from packs import member_of, pack_of, tensor_data, together
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
@@ -70,7 +70,7 @@ def test_groups_train_as_in_a_plain_loop_and_follow_the_schedule_in_proportion(s
             {"params": [named["layers.0.weight"]], "weight_decay": 0.1, "scale": 0.1},
         ]
     )
-    train, step = fit.data.train, 0
+    train, step = tensor_data(fit).train, 0
     for epoch in range(1, 5):
         for rows in epoch_order(0, epoch, 68).split(16):
             step += 1

@@ -12,6 +12,7 @@ import torch
 from conftest import OVERSHOOTING, Heard, make_fit
 from hypothesis import given
 from hypothesis import strategies as st
+from packs import tensor_data
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
@@ -37,7 +38,7 @@ def plain_loop(
     model: nn.Module, optimizer: Optimizer, fit: TrainingLoop, clip_norm: float | None
 ) -> tuple[list[float], list[dict[str, float]]]:
     """What a user would write without sweep, for `fit`'s data and order: the losses, and the epochs' metrics."""
-    train, val = fit.data.train, fit.data.val
+    train, val = tensor_data(fit).train, tensor_data(fit).val
     scheduler = CyclicLR(optimizer, base_lr=1e-3, max_lr=3e-2, step_size_up=5, cycle_momentum=False)
     losses, epochs = [], []
     for epoch in range(1, 5):
@@ -87,7 +88,7 @@ def test_training_equals_the_plain_pytorch_loop(
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
     full, half = make_fit(*CYCLIC), make_fit(*CYCLIC, "trainer.precision=bf16")
     with torch.no_grad():
-        exact, rounded = full.forward(full.data.val.x), half.forward(half.data.val.x)
+        exact, rounded = full.forward(tensor_data(full).val.x), half.forward(tensor_data(half).val.x)
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert not torch.equal(rounded, exact)
@@ -145,7 +146,7 @@ def test_the_best_epoch_is_kept_and_its_weights_are_tested() -> None:
     reference = make_fit(*OVERSHOOTING).model
     reference.load_state_dict(weights[best])
     with torch.no_grad():
-        expected = functional.mse_loss(reference(fit.data.test.x), fit.data.test.y).item()
+        expected = functional.mse_loss(reference(tensor_data(fit).test.x), tensor_data(fit).test.y).item()
     assert fit.test(noise=0.1)["test/loss"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -179,7 +180,7 @@ def test_divergence_stops_at_its_step_and_tells_the_losses_before(
     order = epoch_order(0, 1, 68)
     while not losses or math.isfinite(losses[-1]):
         rows = order[4 * len(losses) :][:4]
-        loss = functional.mse_loss(model(fit.data.train.x[rows]), fit.data.train.y[rows])
+        loss = functional.mse_loss(model(tensor_data(fit).train.x[rows]), tensor_data(fit).train.y[rows])
         model.zero_grad()
         loss.backward()
         with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Heard, as_file, make_fit
-from packs import tensor_task
+from packs import tensor_data, tensor_task
 
 from sweep import ConfigError, compose
 from sweep.utils.errors import SweepError
@@ -84,8 +84,8 @@ def assert_trains_and_resumes(overrides: tuple[str, ...], targets: str, monkeypa
     assert fit.best.value < heard.curve("val/loss")[0]
     fit.model.load_state_dict(fit.best.weights)
     with torch.no_grad():
-        outputs = fit.forward(fit.data.val.x)
-    assert fit.best.value == pytest.approx(tensor_task(fit).loss_of(outputs, fit.data.val.y).item(), rel=1e-6)
+        outputs = fit.forward(tensor_data(fit).val.x)
+    assert fit.best.value == pytest.approx(tensor_task(fit).loss_of(outputs, tensor_data(fit).val.y).item(), rel=1e-6)
     for state in (saved[6], saved[11], saved[14]):
         resumed, again = make_fit(*overrides), Heard()
         resumed.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Heard, as_file, make_fit
-from packs import member_of, pack_of, together
+from packs import member_of, pack_of, tensor_data, together
 from processes import recorded
 from torch import nn
 from torch.nn import functional
@@ -62,7 +62,7 @@ def test_accumulated_batches_train_like_one_batch_of_their_samples(n: int) -> No
 
 def by_hand(fit: TrainingLoop, clip_value: float, decay: float) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The model, and the moving average of its weights, after a plain loop of 2 epochs."""
-    model, train = copy.deepcopy(fit.model), fit.data.train
+    model, train = copy.deepcopy(fit.model), tensor_data(fit).train
     optimizer, average = SGD(model.parameters(), 0.1), dict[str, torch.Tensor]()
     for epoch in (1, 2):
         for rows in epoch_order(0, epoch, 68).split(16):
@@ -111,8 +111,8 @@ def test_the_average_of_the_weights_is_validated_kept_and_tested() -> None:
     torch.testing.assert_close(fit.best.weights, average)
     model.load_state_dict(average)
     with torch.no_grad():
-        expected = functional.mse_loss(model(fit.data.val.x), fit.data.val.y).item()
-        tested = functional.mse_loss(model(fit.data.test.x), fit.data.test.y).item()
+        expected = functional.mse_loss(model(tensor_data(fit).val.x), tensor_data(fit).val.y).item()
+        tested = functional.mse_loss(model(tensor_data(fit).test.x), tensor_data(fit).test.y).item()
     assert heard.epochs[2]["val/loss"] == pytest.approx(expected, rel=1e-6)
     assert fit.test(0.1)["test/loss"] == pytest.approx(tested, rel=1e-6)
 

@@ -36,13 +36,13 @@ class Pair(nn.Module):
 )
 def test_a_model_that_does_not_fit_the_data_is_refused(model: nn.Module, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        check_model(model, BATCH, torch.zeros(len(BATCH), 1), TASK)
+        check_model(model, (BATCH, torch.zeros(len(BATCH), 1)), TASK)
     assert caught.value.key == "model"
 
 
 def test_a_lazy_model_gets_its_shapes() -> None:
     model = nn.LazyLinear(1)
-    check_model(model, BATCH, torch.zeros(len(BATCH), 1), TASK)
+    check_model(model, (BATCH, torch.zeros(len(BATCH), 1)), TASK)
     assert model.weight.shape == (1, 3)
 
 

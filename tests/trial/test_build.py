@@ -310,9 +310,11 @@ def test_an_own_scheduler_is_built_with_the_runs_length():
 
 @pytest.mark.usefixtures("trusted")
 def test_own_data_are_samples():
-    assert build.samples({"_target_": "mypkg.line", "n": 4}).y.tolist() == [[0], [2], [4], [6]]
+    line = build.samples({"_target_": "mypkg.line", "n": 4})
+    assert isinstance(line, Samples)
+    assert line.y.tolist() == [[0], [2], [4], [6]]
     error = refusal(lambda: build.samples({"_target_": "mypkg.arrays"}))
-    assert str(error) == "data._target_: mypkg.arrays returned tuple, not sweep.data.Samples"
+    assert str(error) == "data._target_: mypkg.arrays returned tuple, not sweep.Samples or sweep.Datasets"
 
 
 @pytest.mark.usefixtures("trusted")

@@ -14,6 +14,7 @@ import torch
 from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_fit, the_run
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from packs import tensor_data
 from torch.nn import functional
 from waiting import wait_until
 
@@ -86,7 +87,8 @@ def test_the_tested_weights_are_those_in_best_pt(small_trial: Trial) -> None:
     saved = checkpoint.load(outcome.folder / "best.pt")
     assert (saved["epoch"], saved["value"]) == (outcome.best_epoch, outcome.value)
     fit.model.load_state_dict(saved["model"])
-    test, data = fit.data.test, fit.data
+    data = tensor_data(fit)
+    test = data.test
     assert test.clean is not None
     with torch.no_grad():
         outputs = fit.model(test.x)

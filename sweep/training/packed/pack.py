@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sweep.tasks import TensorTask
 from sweep.training.checkpoint import check_kinds, kinds, random_states
-from sweep.training.evaluate import evaluate_each, in_single_precision
+from sweep.training.evaluate import evaluate_each
 from sweep.training.packed.parameters import (
     FlatParameters,
     MaskLike,
@@ -36,7 +36,7 @@ from sweep.training.packed.update import Update
 from sweep.training.runtime import in_precision, reproducible, seed_generators
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import TrainState
-from sweep.training.tensors import TensorData, TensorSplit, epoch_order, stacked_batches
+from sweep.training.tensors import TensorData, TensorSplit, epoch_order, in_single_precision, stacked_batches
 from sweep.training.trial import Trial, UnrecordedTrial
 from sweep.utils.errors import ConfigError, Diverged, one_line
 from sweep.utils.seeds import derive_seed

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import OVERSHOOTING, SMALL, Heard, make_fit
-from packs import member_of, pack_of, tensor_task, together
+from packs import member_of, pack_of, tensor_data, tensor_task, together
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
@@ -45,7 +45,7 @@ RULES = {
 def double(fit: TrainingLoop) -> TrainingLoop:
     """The same trial in float64."""
     fit.model.double()
-    fit.data = _double(fit.data)
+    fit.data = _double(tensor_data(fit))
     tensor_task(fit).to(fit.device, torch.float64)
     return fit
 
@@ -610,7 +610,7 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
     ]
     expected = [alone(make_fit(*own)) for own in overrides]
     fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
-    assert len(fits[0].data.train.x) % 4 == 1, "the case needs a last batch of one sample"
+    assert fits[0].data.n_train % 4 == 1, "the case needs a last batch of one sample"
     placed = [member_of(fit) for fit in fits]
     calls = []
     compile_it = _inductor.standalone_compile

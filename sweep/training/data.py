@@ -1,0 +1,140 @@
+"""What the training loop needs of its data, whether they are arrays on the device or loaded batch by batch."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sweep.tasks import TensorTask
+from sweep.utils.errors import one_line
+
+if TYPE_CHECKING:
+    from sweep.config.nodes import Trainer
+
+Batch: TypeAlias = Any  # any structure of tensors; of a TensorTask a pair of inputs and targets
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (exited unexpectedly|is killed by signal: [\w ]+)")
+
+
+class LoadingFailed(Exception):
+    """A batch cannot be loaded. The message says why, in one line."""
+
+
+class Split(Protocol):
+    """The samples that a model is evaluated on, always in the same order."""
+
+    def batches(self) -> Iterator[Batch]:
+        """Return all batches, on the device."""
+        ...
+
+    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+        """Compute the loss and the metrics of a task, of shape () each, over the whole split."""
+        ...
+
+
+class TrainingData(Protocol):
+    """The data of one trial.
+
+    Attributes:
+        device: of the batches.
+        n_train: the number of samples that an epoch trains on.
+        val: the validation split.
+        test: the test split; None if there is none.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def n_train(self) -> int: ...
+    @property
+    def val(self) -> Split: ...
+    @property
+    def test(self) -> Split | None: ...
+
+    def example(self, size: int) -> Batch:
+        """Return a batch of training samples, at most `size`, to see what batches are like."""
+        ...
+
+    def updates(self, trainer: "Trainer", step: int) -> Iterator[list[Batch]]:
+        """Yield the batches of each update after the update `step`, epoch after epoch without end.
+
+        `trainer` says in which order, and how many batches make an update.
+        """
+        ...
+
+    def state_dict(self) -> Any:
+        """Return what a checkpoint needs to continue, beside the number of the last update."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from what `state_dict` returned. Call it before the first update."""
+        ...
+
+
+def is_pair(batch: Batch) -> bool:
+    """Return whether a batch is inputs and targets, both tensors with an entry for each sample."""
+    is_two = isinstance(batch, tuple | list) and len(batch) == 2
+    return is_two and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
+
+
+def n_samples(batch: Batch) -> int:
+    """Return the number of samples in a batch: the length of its first tensor, or of the batch; 1 if it has none."""
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(first, Tensor):
+        first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), batch)
+    try:
+        return len(first)
+    except TypeError:
+        return 1
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with everything in it that has a method `to` on the device."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=True)
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+
+    return pytree.tree_map(moved, batch)
+
+
+def describe(batch: Batch) -> str:
+    """Return in words what a batch is like, such as "a batch of shape (64, 1)" or "a batch with x (64, 1), y (64,)"."""
+    if is_pair(batch):
+        return f"a batch of shape {tuple(batch[0].shape)}"
+    leaves = pytree.tree_leaves_with_path(batch)
+    if len(leaves) == 1 and not leaves[0][0]:
+        leaf = leaves[0][1]
+        return f"a batch of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+    shown = [
+        f"{'.'.join(str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path)} "
+        f"{tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__}"
+        for path, leaf in leaves
+    ]
+    return f"a batch with {', '.join(shown)}" if shown else f"an empty {type(batch).__name__}"
+
+
+def loading_failure(error: BaseException, connects: bool = False) -> LoadingFailed | None:
+    """Return the failure that torch's error means; None if it is no error of a worker process.
+
+    Torch also raises it from a signal handler, wherever this process is when a worker dies.
+
+    Args:
+        error: what was raised.
+        connects: True if it was raised by reading from a worker. Then a broken connection is a worker's death too.
+    """
+    found = _DIED.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is not None:
+        how = f"process {found[1]}, {found[2].replace('is killed', 'killed')}"
+    elif connects and isinstance(error, ConnectionError | EOFError):
+        how = f"its connection broke, {type(error).__name__}"
+    elif connects and isinstance(error, OSError):
+        return LoadingFailed(f"cannot load data in worker processes ({one_line(error)}); lower loader.num_workers")
+    else:
+        return None
+    advice = "if memory ran out, lower loader.num_workers, where 0 loads in the process that trains"
+    return LoadingFailed(f"a worker process that loads data died ({how}); {advice}")

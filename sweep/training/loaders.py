@@ -1,0 +1,325 @@
+"""Torch datasets as the data of a trial, loaded batch by batch with torchdata's StatefulDataLoader."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from multiprocessing.util import Finalize
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size, steps_per_epoch
+from sweep.data.datasets import Datasets, is_stream, length
+from sweep.tasks import TensorTask
+from sweep.training.checkpoint import random_states, set_random_states
+from sweep.training.data import Batch, Forward, LoadingFailed, is_pair, loading_failure, on_device
+from sweep.training.seeded_datasets import (
+    Collate,
+    Failure,
+    Rows,
+    SeededDataset,
+    SeededStream,
+    begin_worker,
+    is_stateful,
+    seed_python_and_numpy,
+)
+from sweep.training.tensors import epoch_order, in_single_precision
+from sweep.utils.errors import ConfigError
+from sweep.utils.seeds import derive_seed
+
+_END = object()
+_FIRST_PRIORITY = 100  # multiprocessing ends daemonic processes after all finalizers that have a priority
+
+
+class _Trace(Exception):
+    """The traceback of an error in a worker process, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _Order:
+    """Yields the rows of each batch of one pass over a map-style dataset: the `batch_sampler` of a loader.
+
+    Attributes:
+        number: of the pass, from 1.
+        start: the number of its first batch, from 0.
+    """
+
+    def __init__(self, part: str, n: int, seed: int, batch_size: int, drop_last: bool) -> None:
+        self.number, self.start = 1, 0
+        self._part, self._n, self._seed, self._size = part, n, seed, batch_size
+        self._n_batches = n // batch_size if drop_last else steps_per_epoch(n, batch_size)
+
+    def __iter__(self) -> Iterator[Rows]:
+        is_shuffled = self._part == "train"
+        order = epoch_order(self._seed, self.number, self._n) if is_shuffled else torch.arange(self._n)
+        for batch in range(self.start, self._n_batches):
+            seed = derive_seed(self._seed, f"data/{self._part}/{self.number}/{batch}")
+            yield Rows(seed, order[batch * self._size : (batch + 1) * self._size].tolist())
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+
+class PartLoader:
+    """Loads one of the three datasets, pass by pass, onto the device.
+
+    Torch's generator of this process keeps its state. Those of Python and numpy are seeded after each batch, for a
+    model that draws from them: saving and restoring numpy's state would take 0.1 ms.
+
+    Attributes:
+        is_stream: whether the position in a pass is known to the dataset only.
+    """
+
+    def __init__(self, datasets: Datasets, part: str, loader: Loader, trainer: Trainer, device: torch.device) -> None:
+        dataset = getattr(datasets, part)
+        self.part, self.is_stream, self._device = part, is_stream(dataset), device
+        self._seed, self._dataset, self._collate = trainer.seed, dataset, Collate(datasets.collate_fn)
+        self._batch_size, self._n_workers = trainer.batch_size, loader.num_workers
+        drop_last = loader.drop_last and part == "train"
+        settings: dict[str, Any] = {
+            "num_workers": loader.num_workers,
+            "collate_fn": self._collate,
+            "pin_memory": loader.pin_memory and device.type != "cpu",
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "worker_init_fn": begin_worker,
+            "generator": torch.Generator().manual_seed(0),  # or each pass would draw from the training's generator
+        }
+        if self.is_stream:
+            self._stream = SeededStream(dataset, part, trainer.seed, trainer.batch_size, counts=part == "train")
+            self._loader = _stateful_loader(
+                self._stream, batch_size=trainer.batch_size, drop_last=drop_last, **settings
+            )
+        else:
+            n = length(dataset)
+            assert n is not None
+            self._order = _Order(part, n, trainer.seed, trainer.batch_size, drop_last)
+            self._loader = _stateful_loader(
+                SeededDataset(dataset, part),
+                batch_sampler=self._order,
+                snapshot_every_n_steps=None,  # the position follows from the number of the update
+                **settings,
+            )
+
+    def example(self, size: int) -> Batch:
+        """Load a batch of at most `size` samples in this process. Raises LoadingFailed."""
+        seed = derive_seed(self._seed, f"data/{self.part}/0")
+        if self.is_stream:
+            kept = copy.deepcopy(self._dataset.state_dict()) if is_stateful(self._dataset) else None
+            samples: Any = [*islice(SeededStream(self._dataset, self.part, seed, size, counts=False), size)]
+            if kept is not None:
+                self._dataset.load_state_dict(kept)
+        else:
+            n = length(self._dataset) or 0
+            samples = SeededDataset(self._dataset, self.part).__getitems__(Rows(seed, [*range(min(size, n))]))
+        if samples == []:
+            raise LoadingFailed(f"Datasets.{self.part} has no samples")
+        return on_device(_checked(self._collate(samples)), self._device)
+
+    def begin(self, number: int = 1, start: int = 0, state: Any = None) -> Iterator[Batch]:
+        """Begin a pass, or continue one of an earlier process.
+
+        Args:
+            number: of the pass, from 1.
+            start: the number of the first batch, from 0.
+            state: of a stream whose first batch is not 0: what `state_dict` returned before it.
+
+        Returns:
+            The batches. They raise LoadingFailed.
+        """
+        if self.is_stream:
+            self._stream.number = number
+            if state is not None:
+                self._loader.load_state_dict(state)
+        else:
+            self._order.number, self._order.start = number, start
+        return self._batches(number, start)
+
+    def _batches(self, number: int, start: int) -> Iterator[Batch]:
+        batches, batch = None, start
+        while True:
+            kept = torch.get_rng_state() if self._n_workers == 0 else None
+            try:
+                if batches is None:
+                    batches = iter(self._loader)
+                loaded = next(batches, _END)
+            except (RuntimeError, OSError, EOFError) as error:  # the dataset's own errors come as a Failure
+                if (failure := loading_failure(error, connects=self._n_workers > 0)) is None:
+                    raise
+                raise failure from error
+            if kept is not None:
+                torch.set_rng_state(kept)
+            if loaded is _END:
+                break
+            seed_python_and_numpy(derive_seed(self._seed, f"update/{self.part}/{number}/{batch}"))
+            batch += 1
+            loaded = _checked(loaded)
+            yield loaded if self._device.type == "cpu" else on_device(loaded, self._device)
+        if batch == 0:
+            raise LoadingFailed(f"Datasets.{self.part} has no samples")
+
+    def state_dict(self) -> Any:
+        """Return the position of a stream in the pass that `begin` began."""
+        return self._loader.state_dict()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        workers = getattr(iterator, "_workers", [])
+        if workers:
+            with suppress(Exception):  # of a worker that has died
+                iterator._shutdown_workers()  # pyright: ignore
+        for worker in workers:
+            if worker.is_alive():  # still loading a batch, after seconds
+                worker.kill()
+                worker.join()
+
+
+class LoadedSplit:
+    """A split that is loaded batch by batch: `Split`."""
+
+    def __init__(self, loader: PartLoader) -> None:
+        self._loader = loader
+
+    def batches(self) -> Iterator[Batch]:
+        """As for `Split`."""
+        return self._loader.begin()
+
+    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+        """As for `Split`."""
+        return task.values_by_batch((in_single_precision(forward(x)), y) for x, y in self.batches())
+
+
+class LoaderData:
+    """Torch datasets, as the data of one trial: `TrainingData`.
+
+    A map-style dataset is trained on in the order that arrays have, a new one in each epoch. A stream is read to its
+    end, then again from its beginning, whether or not an epoch ends there.
+    """
+
+    def __init__(self, datasets: Datasets, loader: Loader, trainer: Trainer, device: torch.device) -> None:
+        """Prepare to load. No worker process is started yet.
+
+        Raises:
+            ConfigError: `trainer.max_steps` is needed and not set.
+        """
+        n = datasets.size("train")
+        self.device, self.n_train = device, epoch_size(UNLIMITED if n is None else n, trainer, loader)
+        self._n_updates = steps_per_epoch(self.n_train, trainer.update_size)
+        loaders = {
+            part: PartLoader(datasets, part, loader, trainer, device)
+            for part in ("train", "val", "test")
+            if getattr(datasets, part) is not None
+        }
+        self._train, self._loaders = loaders["train"], list(loaders.values())
+        self.val = LoadedSplit(loaders["val"])
+        self.test = LoadedSplit(loaders["test"]) if "test" in loaders else None
+        self._step = 0  # the last update whose batches were handed out
+        self._pass: Iterator[Batch] | None = None
+        self._n_passes, self._n_batches = 0, 0  # passes begun, and batches of the one in progress; of a stream
+        self._state: Any = None  # of the stream, to continue from
+        # Workers ignore SIGTERM, by which multiprocessing would end them when this process exits.
+        self._at_exit = Finalize(None, self.close, exitpriority=_FIRST_PRIORITY) if loader.num_workers else None
+
+    def example(self, size: int) -> Batch:
+        """As for `TrainingData`. Raises ConfigError if it cannot be loaded."""
+        try:
+            return self._train.example(size)
+        except LoadingFailed as error:
+            raise ConfigError("data", str(error)) from error
+
+    def updates(self, trainer: Trainer, step: int) -> Iterator[list[Batch]]:
+        """As for `TrainingData`. The pass in progress goes on with the next call."""
+        if step != self._step:
+            self._step, self._pass = step, None
+        while True:
+            if self._pass is None:
+                self._pass = self._begin(trainer)
+            of_update = [*islice(self._pass, trainer.accumulate)]
+            self._n_batches += len(of_update)
+            self._step += bool(of_update)
+            if not of_update or (not self._train.is_stream and self._step % self._n_updates == 0):
+                for _ in self._pass:  # nothing is left; this ends the workers before those of the validation start
+                    pass
+                self._pass = None
+            if of_update:
+                yield of_update
+
+    def _begin(self, trainer: Trainer) -> Iterator[Batch]:
+        if not self._train.is_stream:
+            n_passes, n_done = divmod(self._step, self._n_updates)
+            return self._train.begin(n_passes + 1, n_done * trainer.accumulate)
+        state, self._state = self._state, None
+        if state is None:
+            self._n_passes, self._n_batches = self._n_passes + 1, 0
+        return self._train.begin(self._n_passes, self._n_batches, state)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the position in a stream; None for a map-style dataset, where it follows from the update's number."""
+        if not self._train.is_stream:
+            return None
+        state = self._state if self._pass is None else self._train.state_dict()
+        return {"n_passes": self._n_passes, "n_batches": self._n_batches, "state": state}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """As for `TrainingData`."""
+        if state is not None:
+            self._n_passes, self._n_batches, self._state = state["n_passes"], state["n_batches"], state["state"]
+
+    def close(self) -> None:
+        """End the worker processes. The data cannot be used afterwards."""
+        self._pass = None
+        for loader in self._loaders:
+            loader.close()
+        if self._at_exit is not None:
+            self._at_exit.cancel()
+
+
+def inspected(datasets: Datasets) -> tuple[Datasets, Batch]:
+    """Load two training samples, to see what the datasets do not say: `in_shape` and `out_features`.
+
+    The global random generators keep their states.
+
+    Returns:
+        The datasets with both, as far as a batch shows them, and the batch.
+
+    Raises:
+        ConfigError: a sample cannot be loaded, or the targets do not fit the task.
+    """
+    states = random_states()
+    try:
+        batch = PartLoader(datasets, "train", Loader(), Trainer(), torch.device("cpu")).example(2)
+    except LoadingFailed as error:
+        raise ConfigError("data", str(error)) from error
+    finally:
+        set_random_states(states)
+    if not is_pair(batch):
+        return datasets, batch
+    inputs, targets = batch
+    n_outputs = datasets.out_features
+    if datasets.task == "regression":
+        if targets.ndim != 2:
+            problem = f"gives targets of shape {tuple(targets.shape)} for a batch of {len(targets)}"
+            raise ConfigError("data", f"Datasets.train {problem}; regression needs (B, n_targets)")
+        n_outputs = targets.shape[1]
+    return replace(datasets, in_shape=datasets.in_shape or tuple(inputs.shape[1:]), out_features=n_outputs), batch
+
+
+def _stateful_loader(*args: Any, **settings: Any) -> StatefulDataLoader[Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)  # torchdata 0.11 calls it
+        return StatefulDataLoader(*args, **settings)
+
+
+def _checked(batch: Any) -> Batch:
+    """Return the batch. Raise LoadingFailed if loading it failed."""
+    if isinstance(batch, Failure):
+        raise LoadingFailed(batch.reason) from _Trace(batch.trace)
+    return batch

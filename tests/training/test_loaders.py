@@ -1,0 +1,370 @@
+"""sweep/training/loaders.py: torch datasets train as arrays do, and can be stopped anywhere."""
+
+import copy
+import io
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Heard, as_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.data import TensorDataset
+from torch_datasets import AsDict, Curve, StatefulStream, Stream, curve
+from torchmetrics import MeanAbsoluteError
+
+from sweep import ConfigError, Datasets, Samples, compose
+from sweep.config.nodes import Loader, Trainer
+from sweep.config.schema import Config, validate
+from sweep.tasks import TensorTask
+from sweep.training.data import describe, n_samples, on_device
+from sweep.training.evaluate import evaluate
+from sweep.training.loaders import LoaderData, inspected
+from sweep.training.loop import TrainingLoop
+from sweep.trial.prepare import check_data, divided, load_data, load_samples, prepared
+from sweep.utils.errors import Interrupted, TrainingFailed
+from sweep.utils.signals import StopRequest
+
+CPU = torch.device("cpu")
+SMALL = ("model.widths=[8]", "model.dropout=0.2", "trainer.batch_size=16", "trainer.epochs=3")  # 5 updates an epoch
+WORKERS = pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.process)])
+
+
+def config_of(*overrides: str) -> Config:
+    return validate(compose([*SMALL, *overrides]))
+
+
+@contextmanager
+def loop_of(datasets: Datasets | Samples, *overrides: str) -> Iterator[TrainingLoop]:
+    config = config_of(*overrides)
+    config.tracking.step_points = 1_000_000
+    data = divided(datasets, config)
+    check_data(data, config)
+    with prepared(config, data) as loop:
+        yield loop
+
+
+def trained(datasets: Datasets | Samples, *overrides: str) -> tuple[Heard, dict[str, float]]:
+    """The curves, and the metrics on the test split."""
+    heard = Heard()
+    with loop_of(datasets, *overrides) as loop:
+        loop.run(heard)
+        return heard, loop.test(None)
+
+
+def loaded(data: LoaderData, trainer: Trainer, n: int, step: int = 0) -> list[Tensor]:
+    """The targets of the next `n` updates."""
+    updates = data.updates(trainer, step)
+    return [torch.cat([y for _, y in next(updates)]) for _ in range(n)]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("trainer.accumulate=2",), ("trainer.val_interval=3 steps",), ("trainer.ema=0.9",)]
+)
+def test_a_dataset_trains_as_the_same_samples_in_arrays_do(more: tuple[str, ...]) -> None:
+    splits = load_data(config_of("data.n=96")).splits
+    train, val, test = (
+        TensorDataset(torch.from_numpy(part.x), torch.from_numpy(part.y))
+        for part in (splits.train, splits.val, splits.test)
+    )
+    wanted, tested = trained(load_samples(config_of("data.n=96")), *more)
+    found, of_datasets = trained(Datasets(train, val, test, task="regression"), *more)
+    assert found.points == wanted.points
+    same = ("loss", "r2")  # the others are in the target's own units
+    for epoch, metrics in wanted.epochs.items():
+        names = [name for name in metrics if not name.startswith("val/") or name.endswith(same)]
+        assert [found.epochs[epoch][name] for name in names] == pytest.approx([metrics[n] for n in names], rel=1e-5)
+    assert of_datasets["test/loss"] == pytest.approx(tested["test/loss"], rel=1e-6)
+
+
+def test_a_split_is_evaluated_over_all_samples_whatever_the_batches_are() -> None:
+    def spread(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).std()  # not a mean over samples
+
+    data = LoaderData(curve(noise=0.0), Loader(), Trainer(batch_size=16), CPU)
+    task = TensorTask(nn.functional.huber_loss, {"spread": spread, "mae": MeanAbsoluteError()}, 1)
+    x, y = torch.linspace(-0.95, 1, 21)[:, None], torch.sin(3 * torch.linspace(-0.95, 1, 21))[:, None]
+    found = evaluate(lambda inputs: inputs**2, data.val, task)
+    assert [*found] == ["loss", "spread", "mae"]
+    assert found["loss"] == pytest.approx(nn.functional.huber_loss(x**2, y).item(), rel=1e-6)
+    assert found["spread"] == pytest.approx((x**2 - y).std().item(), rel=1e-6)
+    assert found["mae"] == pytest.approx((x**2 - y).abs().mean().item(), rel=1e-6)
+
+
+def test_drop_last_leaves_out_the_small_batch_of_training_only() -> None:
+    trainer = Trainer(batch_size=16)
+    data = LoaderData(curve(), Loader(drop_last=True), trainer, CPU)
+    assert data.n_train == 64
+    assert [len(y) for y in loaded(data, trainer, 5)] == [16, 16, 16, 16, 16]
+    assert sum(n_samples(batch) for batch in data.val.batches()) == 21
+
+
+def test_a_task_of_its_own_takes_batches_of_any_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    datasets = Datasets(AsDict(Curve()), AsDict(Curve(21)), out_features=1, in_shape=(1,))
+    more = ("task._target_=torch_datasets.Weighted", "+task.metrics.mae._target_=torchmetrics.MeanAbsoluteError")
+    found, tested = trained(datasets, *more, "trainer.accumulate=2", "optimizer.lr=0.03", "scheduler=constant")
+    assert found.curve("val/loss")[-1] < found.curve("val/loss")[0]
+    assert found.curve("val/mae")[-1] < found.curve("val/mae")[0]
+    assert tested == {}  # there is no test split
+
+
+# Draws
+
+
+@WORKERS
+def test_draws_depend_on_seed_epoch_and_batch_alone(n_workers: int) -> None:
+    trainer = Trainer(batch_size=16)
+    one = loaded(LoaderData(curve(), Loader(), trainer, CPU), trainer, 10)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+    data = LoaderData(curve(), Loader(num_workers=n_workers, persistent_workers=n_workers > 0), trainer, CPU)
+    try:
+        assert all(map(torch.equal, loaded(data, trainer, 10), one))
+        assert all(map(torch.equal, loaded(data, trainer, 3, step=6), one[6:9]))
+    finally:
+        data.close()
+    noise = [torch.cat(part).sort().values for part in (one[:5], one[5:])]
+    assert not torch.equal(*noise), "the second epoch has the draws of the first"
+    other = Trainer(batch_size=16, seed=1)
+    assert not torch.equal(loaded(LoaderData(curve(), Loader(), other, CPU), other, 1)[0], one[0])
+
+
+@WORKERS
+def test_a_run_draws_the_same_with_any_number_of_workers(n_workers: int) -> None:
+    """Also what a model draws: dropout from torch, and from Python and numpy for those that do."""
+
+    class Drawing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * (random.random() + np.random.random())  # noqa: NPY002
+
+    def run(*overrides: str) -> Heard:
+        heard = Heard()
+        with loop_of(curve(), *overrides) as loop:
+            loop.model = loop._module = nn.Sequential(loop.model, Drawing(1, 1, bias=False))
+            loop.run(heard)
+        return heard
+
+    torch.manual_seed(0)
+    wanted = run()
+    torch.manual_seed(0)
+    assert run(f"loader.num_workers={n_workers}").epochs == wanted.epochs
+
+
+# Stopping
+
+
+@WORKERS
+@pytest.mark.parametrize("kind", ["map", "sized", "stream", "stateful"])
+@pytest.mark.parametrize("at", [3, 5, 8])
+def test_a_run_stopped_inside_an_epoch_goes_on_bitwise(kind: str, n_workers: int, at: int) -> None:
+    if kind == "stateful" and n_workers:
+        pytest.skip("this one has no shares")
+    loader = (f"loader.num_workers={n_workers}", "trainer.max_steps=13", "trainer.accumulate=1")
+    wanted, tested = trained(curve(kind=kind), *loader)
+
+    stop, states = StopRequest(), list[Any]()
+
+    class Stopping(Heard):
+        @property
+        def should_stop(self) -> bool:  # asked after each update
+            if loop.step == at:
+                stop.signum = 2
+            return super().should_stop
+
+    first = Stopping(stop=stop, on_save=lambda state: states.append(as_file(state)))
+    with pytest.raises(Interrupted), loop_of(curve(kind=kind), *loader) as loop:
+        loop.run(first)
+    datasets = curve(kind=kind)
+    second = Heard.again(first)
+    with loop_of(datasets, *loader) as loop:
+        loop.load_state_dict(torch.load(io.BytesIO(states[-1]), weights_only=True))
+        assert loop.step == at
+        loop.run(second)
+        assert loop.test(None) == tested
+    assert second.points == wanted.points
+    assert second.epochs == wanted.epochs
+
+
+# Streams
+
+
+def test_a_stream_without_a_length_has_epochs_of_max_steps() -> None:
+    heard, _ = trained(curve(kind="stream"), "trainer.max_steps=20")  # 5 updates a pass, 7 an epoch
+    assert sorted(heard.points) == [*range(1, 21)]
+    assert [*heard.epochs] == [1, 2, 3]
+    trainer = Trainer(batch_size=16, max_steps=20, epochs=3)
+    data = LoaderData(curve(kind="stream", noise=0.0), Loader(), trainer, CPU)
+    updates = loaded(data, trainer, 10)
+    assert [len(y) for y in updates] == [16, 16, 16, 16, 4] * 2  # the passes follow each other
+    assert_close(torch.cat(updates[:5]).flatten(), torch.sin(3 * torch.linspace(-1, 1, 68)))
+
+
+def test_a_stateful_stream_is_not_read_again() -> None:
+    trainer = Trainer(batch_size=16, max_steps=20)
+    wanted = loaded(LoaderData(curve(kind="stateful"), Loader(), trainer, CPU), trainer, 9)
+    data = LoaderData(curve(kind="stateful"), Loader(), trainer, CPU)
+    loaded(data, trainer, 7)
+    state = copy.deepcopy(data.state_dict())
+    datasets = curve(kind="stateful")
+    again = LoaderData(datasets, Loader(), trainer, CPU)
+    again.load_state_dict(state)
+    assert all(map(torch.equal, loaded(again, trainer, 2, step=7), wanted[7:]))
+    assert isinstance(datasets.train, StatefulStream)
+    assert datasets.train.opened_at == 32
+
+
+def test_a_stream_is_resumed_twice() -> None:
+    trainer = Trainer(batch_size=16, max_steps=20)
+    wanted = loaded(LoaderData(curve(kind="stream"), Loader(), trainer, CPU), trainer, 9)
+    state, step = None, 0
+    for n in (2, 5, 2):
+        data = LoaderData(curve(kind="stream"), Loader(), trainer, CPU)
+        data.load_state_dict(state)
+        assert all(map(torch.equal, loaded(data, trainer, n, step), wanted[step : step + n]))
+        state, step = copy.deepcopy(data.state_dict()), step + n
+
+
+# What cannot be used
+
+
+class NoLength(Curve):
+    __len__ = None  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Datasets(Curve()), "data: Datasets has no val; give one, such as"),
+        (lambda: Datasets(Curve(), {}), "data: Datasets.val is a dict, not a torch dataset"),
+        (lambda: Datasets(Curve, Curve()), "data: Datasets.train is the class Curve, not a torch dataset"),
+        (lambda: Datasets(7, Curve()), "data: Datasets.train is a int, not a torch dataset"),
+        (lambda: Datasets(iter([1]), Curve()), "which can be read once; give a torch.utils.data.IterableDataset"),
+        (lambda: Datasets(torch.utils.data.DataLoader(Curve()), Curve()), "is a DataLoader; give its dataset"),
+        (lambda: Datasets(Curve(0), Curve()), "data: Datasets.train is empty"),
+        (lambda: Datasets(NoLength(), Curve()), "is a NoLength without __len__"),
+        (lambda: Datasets(Curve(), Curve(), None, 3), "Datasets.collate_fn is a int, not a function"),  # pyright: ignore
+        (lambda: Datasets(Curve(), Curve(), task="classification"), "needs classes=[...], or out_features=..."),
+        (lambda: Datasets(Curve(), Curve(), task="ranking"), "data.task: 'ranking' is unknown"),  # pyright: ignore
+        (
+            lambda: inspected(curve(n=2, fault="raise")),
+            "data: Datasets.train[0]: ValueError: no such point in two lines",
+        ),
+        (lambda: inspected(curve(collate=False)), "data: Datasets.collate_fn: RuntimeError: cannot stack 2 samples"),
+        (lambda: inspected(Datasets(Stream(Curve(0)), Curve())), "data: Datasets.train has no samples"),
+        (
+            lambda: inspected(Datasets([(torch.zeros(1), torch.zeros(()))] * 9, Curve(), task="regression")),
+            "gives targets of shape (2,) for a batch of 2; regression needs (B, n_targets)",
+        ),
+    ],
+)
+def test_datasets_that_cannot_be_used_are_refused_in_one_line(make: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "overrides", "says"),
+    [
+        (curve(kind="stream"), (), "trainer.max_steps: is needed, since the training dataset has no length"),
+        (curve(n=10), (), "trainer.batch_size: is 16, more than the 10 samples to train on; lower it"),
+        (curve(n=10), ("loader.drop_last=true",), "trainer.batch_size: is 16, more than the 10 samples"),
+        (curve(), ("split.folds=3",), "split.folds: is for arrays, but the data are torch datasets"),
+        (curve(), ("split=stratified",), "split: is stratified, but the data are torch datasets"),
+        (curve(task=None), (), "task: is auto, but Datasets names no task"),
+        (
+            curve(task=None),
+            ("task=regression",),
+            "task: Regression needs data for regression, but these are for no task",
+        ),
+        (curve(), ("task=classification",), "task: Classification needs data for classification"),
+        (curve(), ("trainer.monitor=val/accuracy",), "trainer.monitor: trials on this data have no 'val/accuracy'"),
+        (
+            Datasets(AsDict(Curve()), AsDict(Curve()), task="regression", out_features=1, in_shape=(1,)),
+            (),
+            "data: gives a batch with at (16, 1), height (16, 1), weight (16,), and the task Regression takes pairs",
+        ),
+        (
+            Datasets(AsDict(Curve()), AsDict(Curve()), task="regression", out_features=1),
+            (),
+            "model.in_features: MLP needs it",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_the_datasets_is_refused(
+    datasets: Datasets, overrides: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(ConfigError) as error, loop_of(datasets, *overrides):
+        pass
+    assert str(error.value).startswith(says)
+
+
+@WORKERS
+@pytest.mark.parametrize("kind", ["map", "sized"])
+def test_a_dataset_that_raises_fails_the_run_in_one_line(kind: str, n_workers: int) -> None:
+    datasets = curve(kind=kind, fault="raise")
+    with pytest.raises(TrainingFailed) as error, loop_of(datasets, f"loader.num_workers={n_workers}") as loop:
+        loop.run(Heard())
+    where = "Datasets.train[66]" if kind == "map" else "Datasets.train"
+    assert f": {where}: ValueError: no such point in two lines (HYDRA" in str(error.value)
+    assert "line" in str(error.value.__cause__.__cause__), "the traceback can be shown"  # pyright: ignore
+
+
+@pytest.mark.process
+def test_a_worker_that_dies_fails_the_run_in_one_line() -> None:
+    with pytest.raises(TrainingFailed) as error, loop_of(curve(fault="die"), "loader.num_workers=2") as loop:
+        loop.run(Heard())
+    assert "a worker process that loads data died (process " in str(error.value)
+    assert "lower loader.num_workers, where 0 loads in the process that trains" in str(error.value)
+
+
+def test_a_split_that_becomes_empty_fails_the_run() -> None:
+    datasets = Datasets(Curve(), Stream(Curve(0)), task="regression")
+    with pytest.raises(TrainingFailed, match=r"Datasets\.val has no samples"), loop_of(datasets) as loop:
+        loop.run(Heard())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_workers": -1}, "loader.num_workers: must be 0 to "),
+        ({"prefetch_factor": 0, "num_workers": 1}, "loader.prefetch_factor: must be >= 1 batch or null, got 0"),
+        ({"prefetch_factor": 2}, "loader.prefetch_factor: is for worker processes; set loader.num_workers"),
+        ({"persistent_workers": True}, "loader.persistent_workers: is for worker processes"),
+    ],
+)
+def test_loader_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Loader(**settings)
+    assert str(error.value).startswith(says)
+
+
+def test_drop_last_is_refused_for_arrays() -> None:
+    config = config_of("data.n=96", "loader.drop_last=true")
+    with pytest.raises(ConfigError, match=r"loader\.drop_last: is for torch datasets, but the data are arrays"):
+        check_data(load_data(config), config)
+
+
+# Batches
+
+
+def test_a_batch_of_any_structure_is_described_counted_and_moved() -> None:
+    x = torch.zeros(3, 2)
+    assert describe((x, x)) == "a batch of shape (3, 2)"
+    assert describe(x) == "a batch of shape (3, 2)"
+    assert describe({"a": [x, 5]}) == "a batch with a.0 (3, 2), a.1 int"
+    assert describe("text") == "a str"
+    assert [n_samples(batch) for batch in ((x, x), {"a": [5, x]}, x, [1, 2], 5)] == [3, 3, 3, 2, 1]
+    moved = on_device({"a": (x, "text")}, torch.device("meta"))
+    assert moved["a"][0].is_meta
+    assert moved["a"][1] == "text"
