@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -42,6 +42,30 @@ _OPTUNA_TARGETS = (
 )
 
 
+class Shapes(Protocol):
+    """What a model is built for: `Samples`, or what is stored of them with a trained model."""
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's input."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """The number of outputs."""
+        ...
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the inputs are token ids."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of different tokens."""
+        ...
+
+
 def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Samples:
     """Call the data target. Raise ConfigError, also if it returns anything but `Samples`.
 
@@ -60,7 +84,7 @@ def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = 
     return made
 
 
-def model(node: Mapping[str, Any], data: Samples, out_features: int | None = None) -> "nn.Module":
+def model(node: Mapping[str, Any], data: Shapes, out_features: int | None = None) -> "nn.Module":
     """Call the model target.
 
     The target gets what it accepts of `in_features` (the product of `in_shape`), `in_shape`, `n_tokens` (of token ids)
