@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sweep.training.trial import Trial as Trial
     from sweep.trial.run import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
+    from sweep.trial.stored_model import load_model as load_model
     from sweep.utils.errors import ConfigError as ConfigError
     from sweep.utils.errors import Diverged as Diverged
 
@@ -35,6 +36,7 @@ _HOMES = {
     "StopTraining": "sweep.training.callbacks",
     "Trial": "sweep.training.trial",
     "run_trial": "sweep.trial.run",
+    "load_model": "sweep.trial.stored_model",
     "run_study": "sweep.api",
     "load_study": "sweep.api",
     "run_comparison": "sweep.api",
@@ -52,6 +54,7 @@ __all__ = [
     "StopTraining",
     "Trial",
     "compose",
+    "load_model",
     "load_study",
     "run_comparison",
     "run_lr_range",

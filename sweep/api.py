@@ -35,6 +35,7 @@ from sweep.trial.lr_range import RangeResult, check_range_config, read_ramps
 from sweep.trial.range_test import range_test
 from sweep.trial.range_test_record import RangeFolder
 from sweep.trial.run import run_trial as run_trial
+from sweep.trial.stored_model import load_model as load_model
 from sweep.utils.errors import ConfigError
 from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute

@@ -215,15 +215,22 @@ class Tracking:
     """Where runs are uploaded to.
 
     `step_points` is the largest number of points that MLflow gets of one step-level curve of a trial.
-    `close_timeout_s` is how long a command waits for its upload at the end, in seconds.
+    `close_timeout_s` is how long a command waits for its upload at the end, in seconds. `model` also logs the trained
+    model as a model of MLflow's, and `register` adds it to the registry under that name.
     """
 
     mlflow: bool = True
     uri: str | None = None
+    model: bool = True
+    register: str | None = None
     step_points: int = 2000
     close_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.register is not None:
+            is_name = bool(self.register.strip()) and not set(self.register) & set("/:")
+            require(is_name, "tracking.register", f"must be a name without / and :, got '{self.register}'")
+            require(self.mlflow and self.model, "tracking.register", "needs tracking.mlflow and tracking.model")
         require(self.step_points >= 0, "tracking.step_points", f"must be >= 0, got {self.step_points}")
         require(
             0 <= self.close_timeout_s <= _LONGEST_WAIT_S,

@@ -1,14 +1,15 @@
 """New data as a model's inputs: `Splits.preprocessing`, which is plain data, applied."""
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.data.cells import date_part, dates, names
-from sweep.data.encoding import Learnt, encoded, positions_of
-from sweep.utils.errors import ConfigError
+from sweep.data.cells import DATE_PARTS, date_part, dates, names
+from sweep.data.encoding import EMPTY, Learnt, encoded, positions_of
+from sweep.utils.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> N
     Args:
         preprocessing: `Splits.preprocessing` of the training; it may have been stored and loaded.
         data: a table with the columns that the model was trained on, in any order; or an array (n, *in_shape) for
-            images and for tables that hold numbers only.
+            images, and (n, n_columns) for tables whose columns are all numbers, in the order of training.
 
     Raises:
         ConfigError: a column is missing, or a cell cannot be used; the key names the column.
@@ -40,13 +41,29 @@ def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> N
 
 
 def _array(preprocessing: Mapping[str, Any], data: NDArray) -> NDArray:
-    """Return data that are inputs already. Raises ConfigError if the model needs a table instead."""
-    columns, n_inputs = preprocessing["columns"], len(preprocessing["mean"])
-    if columns is not None and any(one["kind"] != "number" or one["fill"] is not None for one in columns):
-        raise ConfigError("data", "the model was trained on a table with texts, dates or empty cells; give a DataFrame")
-    if data.ndim < 2 or data.shape[1] != n_inputs:
-        raise ConfigError("data", f"must have a row for each sample and {n_inputs} columns, got shape {data.shape}")
-    return data
+    """Return the inputs of an array, whose columns are in the order of training.
+
+    Raises ConfigError if the model needs a table instead, or if the array cannot be used.
+    """
+    columns = preprocessing["columns"]
+    if columns is not None and any(one["kind"] != "number" for one in columns):
+        raise ConfigError("data", "the model was trained on a table with texts or dates; give a DataFrame")
+    n_columns = len(preprocessing["mean"]) if columns is None else len(columns)
+    if data.ndim < 2 or data.shape[1] != n_columns:
+        raise ConfigError("data", f"must have a row for each sample and {n_columns} columns, got shape {data.shape}")
+    try:
+        data = data if data.dtype == np.float32 else data.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("data", f"must hold numbers ({one_line(error)})") from error
+    may_be_nan = np.array([columns is not None and one["fill"] is not None for one in columns or [{}] * n_columns])
+    is_bad = ~np.isfinite(data)
+    is_bad &= ~(np.isnan(data) & may_be_nan.reshape(1, -1, *[1] * (data.ndim - 2)))
+    if is_bad.any():
+        row, column, *_ = np.argwhere(is_bad)[0]
+        raise ConfigError("data", f"holds a value that is not finite, in row {row}, column {column}")
+    if columns is None or not may_be_nan.any():
+        return data
+    return np.column_stack([encoded(data[:, i], learnt) for i, learnt in enumerate(columns)])
 
 
 def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
@@ -83,3 +100,41 @@ def _refuse(column: "pd.Series", is_bad: NDArray[np.bool_], what: str) -> None:
     if len(bad := np.flatnonzero(is_bad)):
         cell = column.iloc[int(bad[0])]
         raise ConfigError(str(column.name), f"'{cell}' in row {int(bad[0])} {what}")
+
+
+def table_of(preprocessing: Mapping[str, Any], x: NDArray) -> dict[str, list[Any]]:
+    """Return the cells of a table that has these inputs, by column: numbers, texts, and None for an empty cell.
+
+    A date without its days becomes 1970-01-01. Cells that were filled stay filled, unless an indicator shows them.
+
+    Args:
+        preprocessing: as for `apply`; its columns are known.
+        x: (n, n_inputs), in their own units.
+    """
+    cells: dict[str, list[Any]] = {}
+    place = 0
+    for one in preprocessing["columns"]:
+        name, width = one["name"], len(one["categories"]) if one["kind"] == "one_hot" else 1
+        block, place = x[:, place : place + width], place + width
+        if "categories" in one:
+            position = block.argmax(axis=1) if one["kind"] == "one_hot" else block[:, 0].astype(int)
+            if one["kind"] == "one_hot":
+                position[~block.any(axis=1)] = -1
+            values = [one["categories"][i] if i >= 0 else None for i in position]
+            cells[name] = [None if value == EMPTY else value for value in values]
+        elif one["kind"] == "number":
+            cells[name] = block[:, 0].tolist()
+        elif one["part"] == DATE_PARTS[0]:
+            cells[name] = [_date(float(days), one["format"]) for days in block[:, 0]]
+        else:
+            cells.setdefault(name, [_date(0.0, one["format"])] * len(x))
+        if one.get("indicator"):
+            is_empty, place = x[:, place] == 1, place + 1
+            cells[name] = [None if empty else cell for cell, empty in zip(cells[name], is_empty, strict=True)]
+    return cells
+
+
+def _date(days: float, form: str | None) -> str:
+    """Return a date as text, of the format that dates have in the table. days: since 1970-01-01."""
+    moment = datetime(1970, 1, 1) + timedelta(days=days)
+    return moment.isoformat(timespec="seconds") if form is None else moment.strftime(form)

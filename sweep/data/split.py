@@ -53,6 +53,7 @@ class Splits:
         y_std: (n_targets,).
         preprocessing: what `sweep.data.preprocessing.apply` needs to make a model's inputs of new data, as numbers,
             texts, lists and dicts.
+        test_rows: (n_test,), the position of each test sample among all samples, from 0.
     """
 
     train: Part
@@ -61,6 +62,7 @@ class Splits:
     y_mean: NDArray[np.float32]
     y_std: NDArray[np.float32]
     preprocessing: dict[str, Any]
+    test_rows: Rows
 
 
 @dataclass(frozen=True)
@@ -337,6 +339,7 @@ def _normalised(
         y_mean.astype(np.float32),
         y_std.astype(np.float32),
         preprocessing,
+        rows.test,
     )
 
 

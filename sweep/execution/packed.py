@@ -293,8 +293,9 @@ class PackedExecutor:
                     training.trial.finish(training.member.reached())
                     if ending is not None:
                         raise ending
-                    test = training.group.test(training.member)
-                    record_best(training.trial, training.member, training.group.n_weights, test)
+                    group = training.group
+                    test = group.test(training.member)
+                    record_best(training.trial, training.member, group.n_weights, test, group.facts)
                     training.trial.end()
                 except Exception as error:
                     training.trial.end(error)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sweep.tasks.task import Metrics, TensorFunction, TensorTask
@@ -15,10 +16,22 @@ class Classification(TensorTask):
 
     kinds: ClassVar = ("classification",)  # of data, as in `Samples.task`
     torchmetrics_task: ClassVar = "multiclass"
+    predicts_classes: ClassVar = True
 
     def __init__(self, loss: TensorFunction, metrics: Metrics, n_classes: int) -> None:
         """Make the task. See `TensorTask`."""
         super().__init__(loss, metrics, n_classes)
+
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return the indices of the most probable classes, (B, ...)."""
+        del y_mean, y_std
+        return outputs.argmax(dim=1)
+
+    @staticmethod
+    def probabilities(outputs: Tensor) -> Tensor | None:
+        """Return the probabilities of the classes, (B, n_classes, ...)."""
+        return outputs.softmax(dim=1)
 
 
 class Segmentation(Classification):
@@ -42,6 +55,18 @@ class LanguageModel(Classification):
     """
 
     kinds: ClassVar = ("language_model",)
+    predicts_classes: ClassVar = False
+
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return the most probable next token at each position, (B, length)."""
+        del y_mean, y_std
+        return outputs.argmax(dim=-1)
+
+    @staticmethod
+    def probabilities(outputs: Tensor) -> Tensor | None:
+        """Return the probabilities of the next token at each position, (B, length, n_tokens)."""
+        return outputs.softmax(dim=-1)
 
     def out_shape(self, targets: Tensor) -> tuple[int, ...]:
         """Return (B, length, n_tokens)."""
@@ -69,6 +94,17 @@ class Multilabel(TensorTask):
         """Make the task. See `TensorTask`."""
         super().__init__(loss, metrics, n_labels)
 
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return 1 for each label whose probability is above 0.5, else 0, (B, n_labels)."""
+        del y_mean, y_std
+        return (outputs > 0).long()
+
+    @staticmethod
+    def probabilities(outputs: Tensor) -> Tensor | None:
+        """Return the probability of each label, (B, n_labels)."""
+        return outputs.sigmoid()
+
     def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As for `TensorTask`."""
         return super().loss_of(outputs, targets.to(outputs.dtype))
@@ -86,10 +122,22 @@ class Binary(TensorTask):
 
     kinds: ClassVar = ("classification",)
     torchmetrics_task: ClassVar = "binary"
+    predicts_classes: ClassVar = True
 
     def __init__(self, loss: TensorFunction, metrics: Metrics) -> None:
         """Make the task. See `TensorTask`."""
         super().__init__(loss, metrics, 1)
+
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return 1 where the probability of the second class is above 0.5, else 0, (B,)."""
+        del y_mean, y_std
+        return (outputs.squeeze(1) > 0).long()
+
+    @staticmethod
+    def probabilities(outputs: Tensor) -> Tensor | None:
+        """Return the probabilities of both classes, (B, 2)."""
+        return torch.cat([-outputs, outputs], dim=1).sigmoid()
 
     def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As for `TensorTask`."""

@@ -32,6 +32,12 @@ class Regression(TensorTask):
         self._mean, self._std = y_mean.double(), y_std.double()  # in its own units, a square may overflow float32
         super().__init__(loss, metrics, len(y_mean))
 
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return the numbers in the targets' own units, (B, n_targets), or (B,) for one target, in float64."""
+        numbers = outputs * y_std.double() + y_mean.double()
+        return numbers.squeeze(1) if len(y_mean) == 1 else numbers
+
     def on_split(self, function: FunctionMetric) -> FunctionMetric:
         """As for `TensorTask`."""
         if "scale" in signature(function).parameters:
@@ -68,6 +74,16 @@ class Quantile(TensorTask):
         require(rise and len(quantiles) > 0, "task.quantiles", f"must rise, each between 0 and 1, got {[*quantiles]}")
         self._mean, self._std = y_mean.double(), y_std.double()
         super().__init__(loss, metrics, len(y_mean) * len(quantiles))
+
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return the quantiles in the targets' own units, in float64.
+
+        They are (B, n_targets, n_quantiles), or (B, n_quantiles) for one target.
+        """
+        mean, std = y_mean.double().unsqueeze(-1), y_std.double().unsqueeze(-1)
+        numbers = outputs.unflatten(1, (len(y_mean), -1)) * std + mean
+        return numbers.squeeze(1) if len(y_mean) == 1 else numbers
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return what metrics get; see the class."""

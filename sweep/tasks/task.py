@@ -1,7 +1,7 @@
 """The contract of a task, and the base class of tasks whose loss needs only outputs and targets."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,10 @@ class TensorTask:
     Attributes:
         out_features: the number of outputs that a model needs for each prediction.
         metrics: by name, in the order in which they are recorded.
+        predicts_classes: whether `predicted` returns indices of classes, which a loaded model turns into their names.
     """
+
+    predicts_classes: ClassVar[bool] = False
 
     def __init__(self, loss: TensorFunction, metrics: Metrics, out_features: int) -> None:
         """Make the task.
@@ -93,6 +96,24 @@ class TensorTask:
     def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch, of shape ()."""
         return self._loss(outputs, targets)
+
+    @staticmethod
+    def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
+        """Return what a loaded model predicts, (B, ...): by default the outputs. It needs neither loss nor metrics.
+
+        Args:
+            outputs: of the model, (B, ...).
+            y_mean: (n_targets,), what was subtracted from the targets.
+            y_std: (n_targets,), what they were divided by afterwards.
+        """
+        del y_mean, y_std
+        return outputs
+
+    @staticmethod
+    def probabilities(outputs: Tensor) -> Tensor | None:
+        """Return the probabilities of the classes or labels, (B, n_classes, ...); None if there are none."""
+        del outputs
+        return None
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets in the form that metrics get."""

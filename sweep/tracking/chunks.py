@@ -17,10 +17,13 @@ _MAX_PARAM_LENGTH = 6000  # this and the next are MLflow's limits
 _MAX_TAG_LENGTH = 8000
 _STATE = ("run_id", "offset", "attempted")  # the fields of an upload state
 
+MODEL = "model"  # among the artifacts of an `end`: a model of MLflow's, made of the run's best.pt and model.yaml
+REGISTER_TAG = "model.register"  # the name under which the model is added to the registry
+
 _FOLDERS = {"experiment": ".yaml", "plots": ".png", "artifacts": ""}  # each with the suffix of the files that are sent
 _ARTIFACTS = (
-    *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "curves.png", "uncommitted.diff"),
-    *("optimization_results.yaml", "best.yaml", "report.html", *_FOLDERS),
+    *("config.yaml", "overrides.yaml", "error.txt", "best.pt", "predictions.parquet", "curves.png", "uncommitted.diff"),
+    *("optimization_results.yaml", "best.yaml", "report.html", MODEL, *_FOLDERS),
 )
 
 Point = tuple[str, float, int, int]  # key, value, time in milliseconds, step

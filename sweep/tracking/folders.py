@@ -26,6 +26,8 @@ class RunFolder:
         self.journal = self.path / "journal.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"  # to resume from
         self.best = self.path / "best.pt"  # weights of the best epoch
+        self.signature = self.path / "model.yaml"  # what the model takes and returns; MLflow's model is made of it
+        self.predictions = self.path / "predictions.parquet"  # of the test split
         self.curves = self.path / "curves.png"
         self.diff = self.path / "uncommitted.diff"
         self.artifacts = self.path / "artifacts"  # files that a training function logs
@@ -39,7 +41,7 @@ class RunFolder:
     def written(self) -> list[Path]:
         """Every file and folder that a run writes, except locks, which have no content."""
         files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
-        return [*files, self.artifacts, self.error, self.sync_state, self.log]
+        return [*files, self.signature, self.predictions, self.artifacts, self.error, self.sync_state, self.log]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class ArtifactPlaces:
         if experiment not in self._locations:
             found = self._client.get_experiment(experiment)
             location = found.artifact_location
-            if not self._may_hold(location):  # the outputs were moved, or are somebody else's
+            if not self.may_hold(location):  # the outputs were moved, or are somebody else's
                 location = self._own_location(found.name)
             self._locations[experiment] = location
         return self._locations[experiment]
@@ -83,11 +83,11 @@ class ArtifactPlaces:
     def _check_place(self, artifact_uri: str, artifact: Path, above: str | None) -> None:
         """Raise MlflowException if a store in the outputs would put the artifact outside them, as by a link."""
         name = os.path.join(above or "", artifact.name)
-        if not self._may_hold(artifact_uri, name):
+        if not self.may_hold(artifact_uri, name):
             problem = f"the store would put {name} into {artifact_uri}, which is not below {self._artifact_root}"
             raise MlflowException(f"{problem}; send the runs to a store of your own: python -m sweep.sync --uri URI")
 
-    def _may_hold(self, uri: str, name: str = "") -> bool:
+    def may_hold(self, uri: str, name: str = "") -> bool:
         """Return whether artifacts, or the one called `name`, may be sent to that URI.
 
         A store that lies in the outputs may only name places in them.
@@ -120,7 +120,7 @@ class ArtifactPlaces:
         if self._own_database is not None:
             info = self._client.get_run(run_id).info
             uri = str(info.artifact_uri)
-            if not self._may_hold(uri):
+            if not self.may_hold(uri):
                 uri = artifact_uri_of(self.location(info.experiment_id), run_id)
                 _set_artifact_uri(self._own_database, run_id, uri)
             for artifact, above in files:

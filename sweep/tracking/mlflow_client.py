@@ -29,7 +29,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sweep.tracking import journal
-from sweep.tracking.chunks import Chunk, SyncCursor, artifact_files, artifact_names, most_sent, read_chunks
+from sweep.tracking.chunks import (
+    MODEL,
+    REGISTER_TAG,
+    Chunk,
+    SyncCursor,
+    artifact_files,
+    artifact_names,
+    most_sent,
+    read_chunks,
+)
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_artifacts import ArtifactPlaces, artifact_uri_of
 from sweep.tracking.mlflow_bulk import Changed, CompleteRun, Gone, Tables
@@ -200,7 +209,7 @@ class Uploader:
         """Return a run that can be written to the tables at once, else None.
 
         Nothing of it may have been sent. Its journal must begin with its only `start` and end with its only `end`. It
-        must list no `curves.png`, which would have to be drawn first, and no damaged artifact.
+        must list no `curves.png` and no model, which would have to be made first, and no damaged artifact.
         """
         sent = SyncCursor(folder, self._store)
         try:
@@ -212,7 +221,7 @@ class Uploader:
             return None
         chunk, (end, offset) = Chunk([record for record, _ in records]), records[-1]
         assert chunk.start is not None
-        if offset != folder.journal.stat().st_size or folder.curves.name in artifact_names(folder, end):
+        if offset != folder.journal.stat().st_size or {folder.curves.name, MODEL} & {*artifact_names(folder, end)}:
             return None
         if any(damage_of(artifact) for artifact, _ in artifact_files(folder, end)):
             return None
@@ -284,6 +293,10 @@ class Uploader:
         damage: list[Damaged] = []
         if chunk.end is not None:
             damage = self._artifacts.send(folder, run_id, chunk.end)
+            if not damage and MODEL in artifact_names(folder, chunk.end):
+                from sweep.tracking.mlflow_models import send_model  # 0.06 s, which only runs need
+
+                send_model(self._client, self._artifacts, folder, run_id, chunk.tags.get(REGISTER_TAG))
             self._client.set_terminated(run_id, chunk.end["status"], chunk.end["time"])
         elif chunk.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also after KILLED, if the run is resumed

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sweep.config.nodes import Tracking
 from sweep.config.schema import Config
 from sweep.tracking import journal as journals
-from sweep.tracking.chunks import artifact_names, forget_offsets, most_sent
+from sweep.tracking.chunks import MODEL, REGISTER_TAG, artifact_names, forget_offsets, most_sent
 from sweep.tracking.description import group_choices, hyperparameters, run_name
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import Journal
@@ -64,6 +65,7 @@ class RunRecorder:
             OSError: the journal cannot be opened.
         """
         self._run, self._member = run, member
+        self._tracking: Tracking | None = None
         is_shorter = journals.whole_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
         if is_shorter:  # only its end was lost; if epochs were missing, the checkpoint would have been refused
@@ -92,7 +94,7 @@ class RunRecorder:
         Raises:
             ConfigError: the data of a resumed run have changed.
         """
-        run, member = self._run, self._member
+        run, member, self._tracking = self._run, self._member, config.tracking
         earlier = journals.first(run.journal, "start")
         before = None if earlier is None else earlier.get("dataset")
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
@@ -165,7 +167,11 @@ class RunRecorder:
         columns = {name: [value] for name, value in (values or {}).items()}
         artifacts = [run.config.name, run.overrides.name, run.error.name]
         if member is None:  # in a study, these files stay on the disk only
-            artifacts += [run.best.name, run.curves.name, run.diff.name]
+            artifacts += [run.best.name, run.predictions.name, run.curves.name, run.diff.name]
+            if self._tracking is not None and self._tracking.model and error is None and run.signature.exists():
+                artifacts.append(MODEL)
+                if self._tracking.register is not None:
+                    tags[REGISTER_TAG] = self._tracking.register
         if run.artifacts.is_dir():
             artifacts.append(run.artifacts.name)
         self._journal.event(

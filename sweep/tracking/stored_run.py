@@ -44,10 +44,32 @@ def stored_config(run: RunFolder, own: Config) -> Config:
     tracking = plain.get("tracking")
     known = tracking if isinstance(tracking, dict) else asdict(own.tracking)
     plain["tracking"] = {**known, "uri": own.tracking.uri}
+    return _validated(run, plain, "resume")
+
+
+def config_of(run: RunFolder, key: str) -> Config:
+    """Return the config of an earlier run, finished or not.
+
+    Args:
+        run: the folder of the run.
+        key: the config key that an error names.
+
+    Raises:
+        ConfigError: the run has no config, or an invalid one.
+        Damaged: the config is damaged.
+    """
+    if not run.config.is_file():
+        raise ConfigError(key, f"'{run.path}' has no {run.config.name}")
+    plain = dict(load_checked(run.config, key, ANEW))
+    return _validated(run, plain | {"resume": None, "from_study": None}, key)
+
+
+def _validated(run: RunFolder, plain: dict[str, Any], key: str) -> Config:
+    """Return the content of a run's config.yaml as a config. Raise ConfigError or Damaged, about `key`."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(plain)))
     except OmegaConfBaseException as error:
-        raise Damaged("resume", run.config, one_line(error, 120), ANEW) from error
+        raise Damaged(key, run.config, one_line(error, 120), ANEW) from error
     assert isinstance(merged, DictConfig)
     return validate(merged)
 

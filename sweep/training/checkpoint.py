@@ -31,21 +31,28 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise
 
 
-def load(path: Path) -> dict[str, Any]:
+_RESUME = "start a new run, or remove only that file and resume: the run is trained again from its beginning"
+
+
+def load(path: Path, key: str = "resume", remedy: str = _RESUME) -> dict[str, Any]:
     """Return the saved state, on the CPU.
+
+    Args:
+        path: the file.
+        key: the config key that an error names.
+        remedy: what to do if the file is damaged.
 
     Raises:
         Damaged: the file's content is not what was saved.
         ConfigError: the file is intact, but is not a checkpoint of this format.
     """
-    remedy = "start a new run, or remove only that file and resume: the run is trained again from its beginning"
     try:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # given a foreign file, an unpickler may raise anything
-        raise Damaged("resume", path, one_line(error, 120), remedy) from error
+        raise Damaged(key, path, one_line(error, 120), remedy) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ConfigError("resume", f"'{path}' is not a checkpoint of this version of sweep; start a new run")
+        raise ConfigError(key, f"'{path}' is not a checkpoint of this version of sweep; start a new run")
     return state
 
 

@@ -5,7 +5,7 @@ Every function here raises ConfigError if the target cannot be loaded, does not 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sweep.config.optimizer_node import LR_SCALE, arguments_of, groups_of
 from sweep.config.scheduler_node import interval_of
@@ -24,6 +24,30 @@ if TYPE_CHECKING:
     SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _COUNTS_UPDATES = {"steps_per_epoch", "total_steps"}  # only schedulers that are stepped after each update have these
+
+
+class Shapes(Protocol):
+    """What a model is built for: `Samples`, `Datasets`, or what is stored of them with a trained model."""
+
+    @property
+    def in_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's input, if it is known."""
+        ...
+
+    @property
+    def out_features(self) -> int | None:
+        """The number of outputs, if it is known."""
+        ...
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the inputs are token ids."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of different tokens."""
+        ...
 
 
 def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Samples | Datasets:
@@ -45,7 +69,7 @@ def samples(node: Mapping[str, Any], columns: Mapping[str, str | None] | None = 
     return made
 
 
-def model(node: Mapping[str, Any], data: Samples | Datasets, out_features: int | None = None) -> "nn.Module":
+def model(node: Mapping[str, Any], data: Shapes, out_features: int | None = None) -> "nn.Module":
     """Call the model target.
 
     The target gets what it accepts of `in_features` (the product of `in_shape`), `in_shape`, `n_tokens` (of token ids)

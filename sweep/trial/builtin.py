@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
+from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.prepare import (
     Data,
     check_data,
@@ -17,8 +18,12 @@ from sweep.trial.prepare import (
     with_fitting_batch,
 )
 from sweep.utils import gc_control
+from sweep.utils.checked_file import write_checked
+from sweep.utils.errors import DISK_FULL, one_line
+from sweep.utils.files import to_yaml
 
 if TYPE_CHECKING:
+    from sweep.training.loop import TrainingLoop
     from sweep.training.state import TrainState
 
 log = logging.getLogger("sweep")
@@ -74,7 +79,10 @@ class BuiltInTraining:
                 trial.finish(loop.reached())
             test = loop.test(self._data.facts.noise)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
-            record_best(trial, loop, n_weights, test)
+            facts = ModelFacts.of(self.config, self._data, loop.task)
+            if trial.number is None:
+                _describe(trial, loop, facts, self._data)
+            record_best(trial, loop, n_weights, test, facts)
         return test
 
     def _warn(self, trial: Trial) -> None:
@@ -88,7 +96,36 @@ class BuiltInTraining:
             log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
 
 
-def record_best(trial: Trial, state: "TrainState", n_weights: int, test: Mapping[str, float]) -> None:
+def _describe(trial: Trial, loop: "TrainingLoop", facts: ModelFacts, data: Data) -> None:
+    """Write predictions.parquet, what the loop's model predicts for the test split, and model.yaml, what it takes.
+
+    The model has its best weights. A failure logs a warning: the results do not depend on these files. Raises OSError
+    if the disk is full.
+    """
+    from sweep.tasks import TensorTask
+    from sweep.training.evaluate import predict_split
+    from sweep.trial.predictions import write_predictions
+    from sweep.trial.predictor import Predictor
+    from sweep.trial.signature import signature_of
+
+    if not isinstance(loop.task, TensorTask) or loop.data.test is None:  # other tasks have batches of their own
+        return
+    run = RunFolder(trial.folder)
+    try:
+        predictor = Predictor(loop.model, facts, loop.device)
+        outputs, targets, inputs = predict_split(loop.forward, loop.data.test)
+        rows, truth, inputs = data.test_samples(targets.numpy(), inputs.numpy())
+        write_checked(run.signature, to_yaml(signature_of(predictor, outputs, inputs)), durable=False)
+        write_predictions(run.predictions, predictor, outputs, rows, truth)
+    except Exception as error:  # your own task may raise anything
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        log.warning("warning: %s: cannot be written (%s)", run.predictions.name, one_line(error))
+
+
+def record_best(
+    trial: Trial, state: "TrainState", n_weights: int, test: Mapping[str, float], facts: ModelFacts
+) -> None:
     """Save the best weights of a trained trial as best.pt, and record their metrics on the test split.
 
     Args:
@@ -96,6 +133,7 @@ def record_best(trial: Trial, state: "TrainState", n_weights: int, test: Mapping
         state: has the best weights, and the epoch and value at which they were reached.
         n_weights: the number of trainable weights.
         test: the metrics of the best weights on the test split, by name.
+        facts: what `sweep.load_model` needs besides the weights.
 
     Raises:
         OSError: best.pt cannot be written.
@@ -104,5 +142,5 @@ def record_best(trial: Trial, state: "TrainState", n_weights: int, test: Mapping
 
     assert state.best is not None
     best: dict[str, Any] = {"model": state.best.weights, "epoch": state.best.epoch, "value": state.best.value}
-    checkpoint.save(RunFolder(trial.folder).best, {**best, "monitor": state.trainer.monitored})
+    checkpoint.save(RunFolder(trial.folder).best, {**best, "monitor": state.trainer.monitored, FACTS: facts.stored()})
     trial.finish({"model/n_weights": n_weights, **test})

@@ -20,6 +20,7 @@ from sweep.training.runtime import check_metrics, pick_device, refuse_fp16, repr
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.build_task import build_task
+from sweep.trial.model_facts import ModelFacts
 from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
 
 # The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
@@ -34,12 +35,15 @@ _Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same r
 class Group:
     """Trials of one structure, and the pack that trains them.
 
-    `width` is the number of trials that train at once. `n_weights` counts the trainable weights of one trial.
+    `width` is the number of trials that train at once. `n_weights` counts the trainable weights of one trial. `facts`
+    is what is stored with each trial's weights.
     """
 
-    def __init__(self, pack: Pack, model: nn.Module, data: Data, threads: int | None, width: int) -> None:
+    def __init__(
+        self, pack: Pack, model: nn.Module, data: Data, threads: int | None, width: int, facts: ModelFacts
+    ) -> None:
         """Make the group. `model` is the model of any of its trials; its weights are overwritten by `test`."""
-        self.pack, self.data, self.width = pack, data, width
+        self.pack, self.data, self.width, self.facts = pack, data, width, facts
         self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._model, self._threads = model, threads
 
@@ -176,7 +180,7 @@ class PackScheduler:
             sequential_s = refuse_large(model, optimizer, task.loss_of, x, y)
         pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rule=rule)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
-        return Group(pack, model, data, trainer.threads, width)
+        return Group(pack, model, data, trainer.threads, width, ModelFacts.of(config, data, task))
 
 
 def _require_plain(config: Config) -> None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweep.config.nodes import UNLIMITED, epoch_size, steps_per_epoch
 from sweep.config.optimizer_node import frozen_of, groups_of
 from sweep.config.overrides import sets
@@ -20,6 +22,7 @@ from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from sweep.tasks import Task, TensorTask
@@ -68,6 +71,18 @@ class Data:
     def epoch_size(self, config: Config) -> int:
         """Return the number of samples that an epoch trains on. Raises ConfigError if that needs trainer.max_steps."""
         return epoch_size(self.n_train, config.trainer, config.loader)
+
+    def test_samples(self, targets: "NDArray", inputs: "NDArray") -> "tuple[NDArray, NDArray, NDArray]":
+        """Return the numbers of the test split's samples, their targets, and the first inputs, in their own units.
+
+        Args:
+            targets: as a task gets them.
+            inputs: the first ones, as a model gets them.
+        """
+        if self.divided is None:
+            return np.arange(len(targets)), targets, inputs
+        rows = self.splits.test_rows
+        return rows, self.samples.y[rows], self.samples.x[rows[: len(inputs)]]
 
     @contextmanager
     def on_device(self, config: Config, device: "torch.device") -> "Iterator[TrainingData]":

@@ -26,6 +26,7 @@ FEWER = {
         *("compare.n_seeds=3", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
     ],
     "sweep.report": [],
+    "sweep.export": [],
 }
 
 

@@ -144,7 +144,8 @@ def test_mlflow_has_the_config_the_overrides_the_best_weights_and_the_picture(de
     (logged,) = mlflow_runs(debug_run.cwd)
     folder = only_run(debug_run.cwd)
     stored = {artifact.path for artifact in client(debug_run.cwd).list_artifacts(logged.info.run_id)}
-    assert stored == {"config.yaml", "overrides.yaml", "best.pt", "curves.png"}  # a tmp_path is in no repository
+    files = {"config.yaml", "overrides.yaml", "best.pt", "predictions.parquet", "curves.png"}
+    assert stored == {*files, "model"}  # a tmp_path is in no repository
     copy = client(debug_run.cwd).download_artifacts(logged.info.run_id, "best.pt", str(debug_run.cwd / "outputs"))
     assert Path(copy).read_bytes() == folder.best.read_bytes()
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import SMALL, kill_a_trial, the_run
 from hypothesis import given
@@ -22,7 +24,7 @@ from processes import go_at_once
 from stores import Server, points, recorded, rows, run_of, runs_of
 from waiting import wait_until
 
-from sweep import ConfigError, Diverged, Outcome, compose, run_trial, sync
+from sweep import ConfigError, Diverged, Outcome, compose, load_model, run_trial, sync
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import Journal
@@ -52,7 +54,8 @@ def uploader(server: Server) -> Uploader:
 def sent(server: Server, upload_process: UploadProcess, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A small trial that went to the server while it ran."""
     outputs = tmp_path_factory.mktemp("sent")
-    overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL, "seed=5"]
+    overrides = [f"tracking.uri={server.uri}", f"output_dir={outputs}", "experiment_name=sent", *SMALL]
+    overrides += ["tracking.register=sine", "seed=5"]
     return run_trial(compose(overrides), upload_process=upload_process)
 
 
@@ -99,11 +102,33 @@ def test_a_run_tells_what_it_was_made_of(sent: Outcome, server: Server) -> None:
 def test_the_artifacts_are_the_files_of_the_run_folder(sent: Outcome, server: Server, tmp_path: Path) -> None:
     client, run = MlflowClient(server.uri), run_of(sent.folder, server.uri)
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert names - {"uncommitted.diff"} == {"config.yaml", "overrides.yaml", "best.pt", "curves.png"}
-    for name in names:
+    files = {"config.yaml", "overrides.yaml", "best.pt", "predictions.parquet", "curves.png"}
+    assert names - {"uncommitted.diff"} == {*files, "model"}
+    for name in names - {"model"}:
         copied = Path(client.download_artifacts(run.info.run_id, name, str(tmp_path)))
         assert copied.read_bytes() == (sent.folder / name).read_bytes(), name
     assert (sent.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_answers_from_its_run_and_from_the_registry(
+    sent: Outcome, server: Server, uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(sent.folder, server.uri)
+    x = np.linspace(-1, 1, 5)[:, None]
+    own = load_model(sent.folder).predict(x)
+    frame = pd.DataFrame(x, columns=["x"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    for _ in range(2):
+        for uri in (f"runs:/{run.info.run_id}/model", "models:/sine/1"):
+            np.testing.assert_array_equal(mlflow.pyfunc.load_model(uri).predict(frame), own)
+        RunFolder(sent.folder).sync_state.unlink()  # everything is sent again
+        assert uploader.push(RunFolder(sent.folder))
+    (version,) = MlflowClient(server.uri).search_model_versions("name = 'sine'")
+    assert (version.version, version.run_id) == ("1", run.info.run_id)
+    elsewhere = {"output_dir": sent.folder / "empty", "tracking_uri": server.uri}
+    np.testing.assert_array_equal(load_model(run.info.run_id, **elsewhere).predict(x), own)
+    with pytest.raises(ConfigError, match="cannot be read from"):
+        load_model("0" * 32, **elsewhere)
 
 
 def test_sending_again_changes_nothing(sent: Outcome, server: Server, uploader: Uploader) -> None:

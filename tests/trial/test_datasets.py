@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.process
 
 TESTS = Path(__file__).parents[1]
 OPTION = "_target_: torch_datasets.curve\nn: 200\nnoise: 0.1\nkind: map\nfault: ''\ntest: true\n"
-OWN = {"PYTHONPATH": str(TESTS), "SWEEP_TARGETS": "torch_datasets.*"}
+OWN: dict[str, Any] = {"PYTHONPATH": str(TESTS), "SWEEP_TARGETS": "torch_datasets.*"}
 SMALL = ("model.widths=[8]", "model.dropout=0.2", "trainer.batch_size=16", "trainer.epochs=3", "tracking=off")
 RUN = ("--config-dir", "own", "data=curve", *SMALL)  # 13 updates an epoch
 

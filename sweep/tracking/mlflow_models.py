@@ -1,0 +1,146 @@
+"""Models in an MLflow tracking store: those of runs, and the registry."""
+
+import logging
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType
+from sqlalchemy.exc import SQLAlchemyError
+
+from sweep.tracking.chunks import MODEL
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_artifacts import ArtifactPlaces
+from sweep.tracking.store import Store
+from sweep.utils.checked_file import load_checked
+from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.passwords import without_password
+
+with warnings.catch_warnings():  # of MLflow's own classes
+    warnings.simplefilter("ignore")
+    import mlflow.pyfunc
+
+_LOADER = "sweep.trial.stored_model"  # its `_load_pyfunc` loads the model
+_PACKAGES = ("hydra-sweep", "torch", "mlflow")
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+
+def send_model(
+    client: MlflowClient, places: ArtifactPlaces, folder: RunFolder, run_id: str, register: str | None
+) -> None:
+    """Log a run's model as a model of MLflow's, and add it to the registry. Both may be repeated.
+
+    A model that MLflow cannot write only logs a warning, since the run has its best.pt too.
+
+    Args:
+        client: of the store.
+        places: says where the store may keep artifacts.
+        folder: the run's folder, with best.pt and model.yaml.
+        run_id: the MLflow run id.
+        register: the name of the registered model; None registers none.
+
+    Raises:
+        MlflowException: the store fails, or would put the model outside the outputs.
+    """
+    uri = str(client.get_run(run_id).info.artifact_uri)
+    if not places.may_hold(uri, f"{MODEL}/MLmodel"):
+        raise MlflowException(f"the store would put the model into {uri}, outside the outputs")
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place) / MODEL
+        try:
+            write_model(folder, made)
+        except Exception:  # MLflow raises all kinds of errors
+            logging.getLogger(__name__).exception("cannot write the model of %s", folder.path)
+            return
+        client.log_artifacts(run_id, str(made), MODEL)
+    if register is not None:
+        _register(client, register, run_id, f"{uri}/{MODEL}")
+
+
+def write_model(folder: RunFolder, place: Path) -> None:
+    """Write a run's model as a folder of MLflow's, with a signature and an input example. This does not load torch.
+
+    Args:
+        folder: the run's folder, with best.pt and model.yaml.
+        place: the new folder.
+    """
+    described = load_checked(folder.signature, "output_dir", "put back a copy of it")
+    inputs, example = described["inputs"], described["example"]
+    with warnings.catch_warnings():  # pandas warns of MLflow's code
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            place,
+            loader_module=_LOADER,
+            data_path=str(folder.best),
+            signature=ModelSignature(_input_schema(inputs), Schema([_tensor(described["outputs"])])),
+            input_example=_example(inputs, example),
+            pip_requirements=[f"{package}=={version(package)}" for package in _PACKAGES],
+        )
+
+
+def _input_schema(inputs: Any) -> Schema:
+    if isinstance(inputs, dict):
+        return Schema([_tensor(inputs)])
+    kinds = {"double": DataType.double, "any": AnyType()}
+    return Schema([ColSpec(kinds[one["type"]], one["name"], one["required"]) for one in inputs])
+
+
+def _tensor(described: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(np.dtype(described["dtype"]), tuple(described["shape"]))
+
+
+def _example(inputs: Any, example: Any) -> Any:
+    if isinstance(inputs, dict):
+        return np.array(example, inputs["dtype"])
+    import pandas as pd
+
+    return pd.DataFrame(example, columns=[one["name"] for one in inputs])
+
+
+def _register(client: MlflowClient, name: str, run_id: str, source: str) -> None:
+    """Add a version to a registered model, which is created if it is missing, unless the run has one already."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != _EXISTS:
+            raise
+    known: list[ModelVersion] = client.search_model_versions(f"run_id = '{run_id}'")
+    if not any(one.name == name for one in known):
+        client.create_model_version(name, source, run_id)
+
+
+def download_model(store: Store, run_id: str, place: Path) -> Path:
+    """Download a run's best.pt.
+
+    Args:
+        store: the tracking store.
+        run_id: the id of the run.
+        place: the folder to download to.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigError: the store fails, has no such run, or would take the file from outside the outputs.
+    """
+    assert store.uri is not None
+    name = RunFolder(place).best.name
+    where = without_password(store.uri)
+    try:
+        client = MlflowClient(store.uri)
+        uri = str(client.get_run(run_id).info.artifact_uri)
+        if not ArtifactPlaces(client, store).may_hold(uri, name):
+            raise ConfigError("run", f"{where} keeps the files of {run_id} in {uri}, outside the outputs")
+        if name not in {file.path for file in client.list_artifacts(run_id)}:
+            raise ConfigError("run", f"{run_id} in {where} has no {name}; load it from the folder of its run or study")
+        return Path(client.download_artifacts(run_id, name, str(place)))
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError("run", f"{run_id} cannot be read from {where}: {one_line(error)}") from error

@@ -1,0 +1,73 @@
+"""sweep/tracking/mlflow_models.py: MLflow's model answers as the run's own; without a store. test_mlflow.py has one."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from numpy.testing import assert_array_equal
+from trained import held_out, passengers, table, text, trained
+
+from sweep import ConfigError, load_model
+from sweep.config.nodes import Tracking
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_models import write_model
+
+
+def of_mlflow(folder: Path) -> Any:
+    write_model(RunFolder(folder), folder / "model")
+    return mlflow.pyfunc.load_model(str(folder / "model"))
+
+
+def test_a_table_is_matched_by_the_signature(tmp_path: Path) -> None:
+    trained(tmp_path, *table(tmp_path))
+    model, own = of_mlflow(tmp_path), load_model(tmp_path)
+    frame = passengers()
+    assert_array_equal(model.predict(frame), own.predict(frame))  # with further columns and empty cells
+    columns = [(column.name, str(column.type), column.required) for column in model.metadata.get_input_schema()]
+    assert columns == [
+        ("age", "DataType.double", False),
+        ("city", "Any", False),
+        ("fare", "DataType.double", False),
+        ("day", "Any", False),
+    ]
+    example = model.input_example
+    assert list(example.columns) == ["age", "city", "fare", "day"]
+    assert set(example.city) <= {"Oslo", "Rome", "Bonn"}
+    shown = frame.iloc[pd.read_parquet(tmp_path / "predictions.parquet").row[:2]]
+    assert_array_equal(model.predict(example), own.predict(shown))
+    assert_array_equal(pd.to_datetime(example.day), shown.day)
+    with pytest.raises(MlflowException, match="double"):
+        model.predict(frame.assign(age="old"))
+
+
+@pytest.mark.parametrize("data", ["numbers", "images", "tokens"])
+def test_arrays_are_taken_as_they_are(data: str, tmp_path: Path) -> None:
+    overrides = {"numbers": ("data=diabetes",), "images": ("data=digits",), "tokens": text(tmp_path)}[data]
+    training, _ = trained(tmp_path, *overrides)
+    model, own = of_mlflow(tmp_path), load_model(tmp_path)
+    x: Any = held_out(training)[0]
+    if data == "numbers":
+        x = pd.DataFrame(x, columns=own.features)
+    assert_array_equal(model.predict(x), own.predict(x))
+    assert_array_equal(model.predict(model.input_example), own.predict(x[:2]))
+    assert {file.name for file in (tmp_path / "model").iterdir()} >= {"MLmodel", "requirements.txt", "data"}
+    required = (tmp_path / "model" / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in required} == {"hydra-sweep", "torch", "mlflow"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"register": "a/b"}, "without / and :"),
+        ({"register": " "}, "without / and :"),
+        ({"register": "a", "model": False}, "needs tracking.mlflow and tracking.model"),
+        ({"register": "a", "mlflow": False}, "needs tracking.mlflow and tracking.model"),
+    ],
+)
+def test_a_name_that_cannot_be_registered_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        Tracking(**changes)
+    assert caught.value.key == "tracking.register"

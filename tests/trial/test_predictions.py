@@ -1,0 +1,103 @@
+"""sweep/trial/predictions.py: what a run's model predicts for the test split, against the model that is loaded."""
+
+import errno
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import trained as models
+from numpy.testing import assert_allclose, assert_array_equal
+from trained import allow, held_out, own, passengers, table, text, trained
+
+from sweep import load_model
+from sweep.trial import predictions
+
+
+def predicted(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "predictions.parquet")
+
+
+def test_rows_are_numbered_in_the_order_of_the_data(tmp_path: Path) -> None:
+    trained(tmp_path, *table(tmp_path))
+    found = predicted(tmp_path)
+    frame = passengers()
+    assert list(found.columns) == ["row", "truth", "prediction", "probability_lost", "probability_saved"]
+    assert_array_equal(found.truth, frame.fate[found.row])
+    model = load_model(tmp_path)
+    assert_array_equal(found.prediction, model.predict(frame.loc[found.row]))
+    shares = found[["probability_lost", "probability_saved"]]
+    assert_allclose(shares, model.predict_proba(frame.loc[found.row]), rtol=1e-6)
+    assert len(set(found.row)) == len(found) == 18
+
+
+def test_numbers_are_in_the_targets_own_units(tmp_path: Path) -> None:
+    training, test = trained(tmp_path, "data=diabetes", "split.max_samples=200")
+    found, (x, y) = predicted(tmp_path), held_out(training)
+    assert list(found.columns) == ["row", "truth", "prediction"]
+    assert_array_equal(found.truth, y[:, 0])
+    assert_allclose(found.prediction, load_model(tmp_path).predict(x), rtol=1e-6)
+    assert np.square(found.prediction - found.truth).mean() == pytest.approx(test["test/mse"], rel=1e-5)
+
+
+def test_quantiles_labels_and_targets_have_columns_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(monkeypatch)
+    cases = {
+        "quantile": ("data=diabetes", "task=quantile"),
+        "pair": own("pair"),
+        "labels": own("labels"),
+    }
+    found = {}
+    for name, overrides in cases.items():
+        training, _ = trained(tmp_path / name, *overrides)
+        found[name], (x, y) = predicted(tmp_path / name), held_out(training)
+        columns = [column for column in found[name] if column.startswith("prediction")]
+        assert_allclose(found[name][columns], load_model(tmp_path / name).predict(x), rtol=1e-5)
+        assert_array_equal(found[name].filter(regex="^truth"), y)
+    assert list(found["quantile"].columns) == ["row", "truth", *(f"prediction_{q}" for q in (0.1, 0.5, 0.9))]
+    assert list(found["pair"].columns) == ["row", "truth_0", "truth_1", "prediction_0", "prediction_1"]
+    of_labels = [f"{what}_{i}" for what in ("truth", "prediction", "probability") for i in range(3)]
+    assert list(found["labels"].columns) == ["row", *of_labels]
+
+
+def test_tokens_and_pixels_are_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(monkeypatch)
+    pixelwise = (f"model._target_={models.__name__}.Pixelwise", "~model.widths", "~model.activation", "~model.dropout")
+    for name, overrides in {"text": text(tmp_path), "pixels": (*own("pixels"), *pixelwise)}.items():
+        training, _ = trained(tmp_path / name, *overrides)
+        found, (x, _) = predicted(tmp_path / name), held_out(training)
+        model = load_model(tmp_path / name)
+        assert list(found.columns) == ["row", "truth", "prediction"]
+        assert [
+            np.array([*row]).tolist() if name == "text" else [[*line] for line in row] for row in found.prediction
+        ] == (model.predict(x).tolist())
+
+
+def test_a_trial_of_a_study_has_none(tmp_path: Path) -> None:
+    trained(tmp_path, "data=diabetes", in_study=True)
+    assert {path.name for path in tmp_path.iterdir()} >= {"best.pt"}
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_a_failure_is_a_warning_and_a_full_disk_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a" / "predictions.parquet").mkdir(parents=True)  # a folder is in the way
+    with caplog.at_level(logging.WARNING, logger="sweep"):
+        _, test = trained(tmp_path / "a", "data=diabetes")
+    assert "test/mse" in test
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("warning: predictions.parquet: cannot be written (")
+    left = {path.name for path in (tmp_path / "a").iterdir()}
+    assert left == {"best.pt", "checkpoint.pt", "model.yaml", "predictions.parquet"}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictions, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path / "b", "data=diabetes")
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"checkpoint.pt", "model.yaml"}
