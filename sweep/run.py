@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweep.config.composition import config_error, given_overrides, task_overrides, unavailable_refused
+from sweep.config.composition import given_overrides, task_overrides, unavailable_refused
 from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
+from sweep.config.hydra_errors import config_error
 from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
 from sweep.config.overrides import sets

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = sorted(_begun(output_dir), key=lambda run: run.path)
     tracked: list[tuple[RunFolder, Store]] = []
     refused: list[ConfigError] = []
+    shown: set[str] = set()  # one line is enough for a study's journal, or an experiment, that several runs need
     for run in runs:
         try:
             _check_begun(run)
@@ -52,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tracked.append((run, store))
         except ConfigError as error:
             refused.append(error)
+            shown.add(str(error))
             complain(f"error: {error}")
         except OSError as error:
             refused.append(Damaged("output_dir", run.path, one_line(error), "put back a copy of it"))
             complain(f"error: {refused[-1]}")
-    n_sent, n_tracked = sum(_sync_all(tracked)), len(tracked) + len(refused)
+    n_sent, n_tracked = sum(_sync_all(tracked, shown)), len(tracked) + len(refused)
     say(escaped_line(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow"))
     if any(not isinstance(error, Damaged) for error in refused):
         return 2
@@ -128,10 +130,14 @@ def _refuse_places(run: RunFolder, output_dir: Path) -> None:
     refuse_links_in(run.path, "output_dir")
 
 
-def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
-    """Send each run, and yield True if its store then has the complete run. Problems are printed.
+def _sync_all(tracked: Sequence[tuple[RunFolder, Store]], shown: set[str]) -> Iterator[bool]:
+    """Send each run, and yield True if its store then has the complete run. Problems are printed, each once.
 
     If a store does not answer, its other runs are skipped.
+
+    Args:
+        tracked: the runs, each with its store.
+        shown: errors that were printed. More are added.
     """
     if not tracked:
         return
@@ -139,7 +145,6 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
 
     uploaders: dict[Store, Uploader] = {}
     down: set[Store] = set()
-    shown: set[str] = set()  # so that one line about a deleted experiment is enough for all of its runs
     for run, store in tracked:
         if store in down:
             yield False
@@ -152,7 +157,10 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]]) -> Iterator[bool]:
             journal.check(run.journal)  # also the part that was sent before, so that damage to it is reported
             yield True
         except Damaged as error:
-            complain(f"error: {error}; what can be read of the run is sent")
+            if str(error) not in shown:
+                is_own = run.path in Path(str(error.path)).parents  # else its study's, without which it is not sent
+                complain(f"error: {error}{'; what can be read of the run is sent' if is_own else ''}")
+            shown.add(str(error))
             yield False
         except Busy:
             complain(f"{run.path}: another process is sending it")

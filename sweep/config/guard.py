@@ -78,6 +78,7 @@ def guard_hydra() -> None:
         for node in (config.hydra.run, config.hydra.sweep):
             if isinstance(node, DictConfig):
                 _expand_home(node)
+        _refuse_file(config.hydra, "sweep" if kwargs.get("run_mode") == RunMode.MULTIRUN else "run")
         return config
 
     ConfigLoaderImpl._load_configuration = checked
@@ -99,6 +100,20 @@ def _expand_home(node: DictConfig) -> None:
     if folder is not None and folder.startswith("~"):
         with read_write(node):
             node.dir = os.path.expanduser(folder)
+
+
+def _refuse_file(hydra: DictConfig, name: str) -> None:
+    """Raise ConfigError if `hydra.run.dir` or `hydra.sweep.dir` names a file, or a folder below one.
+
+    Only the part before the first `${...}` is checked, since the rest may not be resolved yet.
+    """
+    node = hydra[name]
+    text = (_text(node, "dir") if isinstance(node, DictConfig) else None) or ""
+    known, interpolation, _ = text.partition("${")
+    folder = Path(os.path.abspath(os.path.dirname(known) if interpolation else known))
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise ConfigError(f"hydra.{name}.dir", f"'{there}' is a file, so it cannot hold outputs; name a folder")
 
 
 def _expand_config_dir(*, args: argparse.Namespace, **rest: Any) -> None:

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sweep.config.interpolations import resolution_problem
 from sweep.config.nodes import Compare, Loader, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
 from sweep.config.optimizer_node import check_weights
@@ -24,7 +25,7 @@ from sweep.config.options import option_names
 from sweep.config.scheduler_node import INTERVALS, check_learning_rates, counts_steps, interval_of
 from sweep.config.targets import check_targets
 from sweep.config.task_node import AUTO_TASK, curves_of, direction_of
-from sweep.utils.errors import ConfigError, one_line, one_of, require
+from sweep.utils.errors import ConfigError, one_of, require
 from sweep.utils.passwords import overrides_without_passwords
 from sweep.utils.paths import absolute, refuse_links_at
 
@@ -146,7 +147,7 @@ def validate(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "config")
         is_open = isinstance(error, MissingMandatoryValue)
-        raise ConfigError(key, f"has no value; set {key}=..." if is_open else one_line(error)) from error
+        raise ConfigError(key, f"has no value; set {key}=..." if is_open else resolution_problem(error)) from error
     return validate_plain(plain)
 
 

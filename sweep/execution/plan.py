@@ -73,7 +73,9 @@ class WorkerPlan:
         add_trial(study, trial)
         try:
             return [self.propose(study, trial, number) for number in numbers]
-        except (ValueError, NotImplementedError, RuntimeError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # of any kind, since the sampler may be the user's own
             raise ConfigError("hydra/sweeper/sampler", f"cannot search this: {one_line(error)}") from error
 
     def propose(self, study: optuna.Study, trial: FrozenTrial, number: int) -> Configuration:

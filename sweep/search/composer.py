@@ -12,7 +12,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.composition import composing, config_error, searchpath_overrides
+from sweep.config.composition import composing, searchpath_overrides
+from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import option, sets
 from sweep.config.schema import Config, origin, validate, validate_plain, with_origin
 from sweep.search.plain_config import PlainConfig

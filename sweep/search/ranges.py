@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.config.composition import config_error
+from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import spelled, value_of
 from sweep.utils.errors import ConfigError, one_line
 
@@ -22,7 +22,7 @@ Range = str | Sequence[Any] | BaseDistribution  # as a program gives it
 def parse_override(text: str, key: str) -> Override:
     """Parse an override. Raises ConfigError for `key`."""
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_overrides([text])[0]
     except Exception as error:
         refusal = config_error(error, [text])
         if refusal is None:

@@ -23,6 +23,7 @@ from sweep.utils.errors import ConfigError
 from sweep.utils.seeds import derive_seed
 
 _GRID = "optuna.samplers.GridSampler"
+_BRUTE_FORCE = "optuna.samplers.BruteForceSampler"
 _QMC = "optuna.samplers.QMCSampler"
 _TPE = "optuna.samplers.TPESampler"
 _MOST_REPEATS = 100  # attempts to find an untried point; a small space may have none left
@@ -30,7 +31,17 @@ _QMC_DIMENSIONS = 64  # fixed, since a scrambled point depends on the number of 
 
 
 def is_grid(node: Mapping[str, Any]) -> bool:
-    return node.get("_target_") == _GRID
+    """Return whether the sampler tries every configuration once."""
+    return node.get("_target_") in (_GRID, _BRUTE_FORCE)
+
+
+def is_shuffled(node: Mapping[str, Any]) -> bool:
+    """Return whether the sampler tries every configuration once, in random order.
+
+    Optuna's own BruteForceSampler is not called: it finds what is left by the parameters that each trial stores one
+    after the other, and ours are stored together.
+    """
+    return node.get("_target_") == _BRUTE_FORCE
 
 
 def is_uniform(node: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from sweep.config.composition import config_error
+from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import key_of, sets
 from sweep.config.schema import Config, is_auto, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest

@@ -11,7 +11,7 @@ from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
 from sweep.search.initial_trials import known_params
 from sweep.search.pruners import check_pruner
-from sweep.search.samplers import is_grid, is_uniform, shuffled
+from sweep.search.samplers import is_grid, is_shuffled, is_uniform, shuffled
 from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
@@ -104,7 +104,9 @@ def _order(
 
     It is for a grid, and for random search in a small space, where draws would repeat: the space is shuffled instead.
     """
-    if is_grid(settings.sampler):
+    if is_shuffled(settings.sampler):
+        order = shuffled(space, seed, known)
+    elif is_grid(settings.sampler):
         if settings.enqueue:
             raise ConfigError("hydra.sweeper.enqueue", "has no effect in a grid, which tries every configuration")
         order = list(space.everything())

@@ -24,7 +24,7 @@ from sweep.tracking.curves_plot import ensure_curves
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.store import Store
 from sweep.utils.checked_file import damage_of
-from sweep.utils.errors import Damaged
+from sweep.utils.errors import Damaged, DamagedJournal
 from sweep.utils.paths import is_inside
 
 _PATIENCE_S = 10.0
@@ -112,7 +112,7 @@ class ArtifactPlaces:
         Raises:
             MlflowException: the store fails, or would put an artifact outside the outputs.
         """
-        if folder.curves.name in artifact_names(folder, end):
+        if folder.curves.name in artifact_names(folder, end) and not _is_damaged(folder.journal):
             problem = drawing_problem(lambda: ensure_curves(folder))
             if problem is not None:
                 logging.getLogger(__name__).warning("cannot draw %s: %s", folder.curves, problem)
@@ -130,6 +130,15 @@ class ArtifactPlaces:
             if artifact not in damage:
                 self._client.log_artifact(run_id, str(artifact), above)
         return list(damage.values())
+
+
+def _is_damaged(path: Path) -> bool:
+    """Return whether a line of the journal is damaged. The caller of `send` reports it."""
+    try:
+        journal.check(path)
+    except DamagedJournal:
+        return True
+    return False
 
 
 def artifact_uri_of(location: str, run_id: str) -> str:

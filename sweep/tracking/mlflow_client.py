@@ -120,6 +120,8 @@ class Uploader:
             # The offset stays before any damage, so that everything from there on is sent again next time.
             sent.offset = sent.offset if damage or artifacts else offset
             sent.save()
+        if damage:
+            journal.check(folder.journal)  # names the first damaged line, which may be before the offset
         for problem in (*damage, *artifacts):
             raise problem
         return folder.journal.exists() and sent.offset == folder.journal.stat().st_size

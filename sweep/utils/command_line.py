@@ -35,13 +35,22 @@ def check_command_line(arguments: Sequence[str]) -> None:
     for argument in arguments:
         try:
             argument.encode()
-        except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 as lone surrogates
-            shown = argument.encode(errors="backslashreplace").decode()
-            raise ConfigError("command line", f"'{shown}' is not in UTF-8; rename it, or write it in UTF-8") from None
+        except UnicodeEncodeError:  # Python represents bytes that it cannot decode as lone surrogates
+            raise _undecoded(argument) from None
     try:
         os.getcwd()
     except OSError:
         raise ConfigError("output_dir", "the current folder does not exist any more; change to another one") from None
+
+
+def _undecoded(argument: str) -> ConfigError:
+    """Return the error for an argument with bytes that Python could not decode, as its locale says."""
+    with suppress(UnicodeError):
+        shown = os.fsencode(argument).decode()
+        problem = f"'{shown}' cannot be read in this locale, which is not UTF-8; set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+        return ConfigError("command line", problem)
+    shown = argument.encode(errors="backslashreplace").decode()
+    return ConfigError("command line", f"'{shown}' is not in UTF-8; rename it, or write it in UTF-8")
 
 
 def secure_streams() -> None:

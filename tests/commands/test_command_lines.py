@@ -30,7 +30,15 @@ ODD = {
     "a group left out": (["~scheduler"], "scheduler"),
     "a target left out": (["~optimizer._target_"], "optimizer"),
     "a cycle": (["trainer.seed=${trainer.seed}"], "trainer.seed"),
-    "a variable that is not set": (["trainer.epochs=${oc.env:NOPE}"], "trainer.epochs"),
+    "a variable that is not set": (["trainer.epochs=${oc.env:NOPE}"], "trainer.epochs: needs the environment variable"),
+    "a file for a folder": (["hydra.run.dir=/dev/null"], "hydra.run.dir: '/dev/null' is a file"),
+    "sweep: a file above a folder": (
+        ["-m", "hydra/sweeper=basic", "hydra.sweep.dir=/dev/null/${now:%Y}"],
+        "hydra.sweep.dir: '/dev/null' is a file",
+    ),
+    "a reference to nothing": (["seed=${nope}"], "seed: refers to 'nope', which is not a key"),
+    "no resolver": (["seed=${nope:1}"], "seed: has no resolver 'nope'"),
+    "a choice of nothing": (["-m", "optimizer.lr=choice()"], "optimizer.lr"),
     "nothing but a sign": (["="], "config"),
     "a long text": (["trainer.epochs=" + "x" * 5000], "trainer.epochs"),
     "a line break in a text": (['from_study="a\nerror: b"'], "from_study"),
@@ -61,7 +69,7 @@ ODD = {
 def test_an_odd_command_line_is_one_line_that_names_its_key(odd: str, tmp_path: Path):
     arguments, key = ODD[odd]
     done = quickly(tmp_path, *arguments)
-    assert error_line(done).startswith(f"error: {key}: ")
+    assert error_line(done).startswith(f"error: {key}{':' if ':' not in key else ''}")
     assert done.returncode == 2
     assert list(tmp_path.glob("outputs/*/*")) == []  # no folder either
     assert not (tmp_path / "nope").exists()
@@ -70,14 +78,17 @@ def test_an_odd_command_line_is_one_line_that_names_its_key(odd: str, tmp_path: 
 FILES = {
     "empty": (b"", "experiment: 'experiment/own.yaml' is taken for keys below experiment"),
     "one number": (b"3\n", "experiment/own.yaml': Invalid loaded object type: int"),
-    "latin-1": ("a: größe\n".encode("latin-1"), "experiment/own.yaml': 'utf-8' codec can't decode"),
+    "latin-1": ("a: größe\n".encode("latin-1"), "experiment/own.yaml': byte 6 is not UTF-8; save it in UTF-8"),
     "nested too deep": (b"a: " + b"[" * 2000 + b"]" * 2000, "experiment/own.yaml': maximum recursion depth exceeded"),
     "a number too long": (b"# @package _global_\nseed: " + b"9" * 5000, "experiment/own.yaml': Exceeds the limit"),
     "a bomb": (
         "".join(f"k{i}: &k{i} [{','.join([f'*k{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6)).encode(),
-        "config: YAML node expansion exceeds",
+        "experiment: YAML node expansion exceeds",
     ),
-    "a tag that runs code": (b"a: !!python/object/apply:os.system ['touch pwned']\n", "config: could not determine"),
+    "a tag that runs code": (
+        b"a: !!python/object/apply:os.system ['touch pwned']\n",
+        "experiment: could not determine",
+    ),
     "a key twice": (b"# @package _global_\nseed: 1\nseed: 2\n", "found duplicate key seed"),
     "defaults of two keys": (b"defaults:\n  - {a: b, c: d}\n", "config: In experiment/own: Too many keys"),
     "logging of no version": (
@@ -170,6 +181,23 @@ def test_a_folder_that_is_gone_and_bytes_that_are_no_text_are_one_line(module: s
             [*command, f"sweep.{module}", *arguments],
             cwd=gone,
             env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert says in error_line(done)
+        assert done.returncode == 2
+
+
+@pytest.mark.process
+def test_the_locale_is_blamed_for_utf_8_that_it_cannot_read(tmp_path: Path):
+    ascii_only = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    for argument, says in (("größe".encode(), "cannot be read in this locale"), (b"gr\xf6", "is not in UTF-8")):
+        done = subprocess.run(
+            [sys.executable, "-m", "sweep.report", argument],
+            cwd=tmp_path,
+            env=ascii_only,
             capture_output=True,
             text=True,
             timeout=120,

@@ -5,6 +5,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from spaces import space_of
 
@@ -12,6 +13,8 @@ from sweep.search.initial_trials import known_params
 from sweep.search.samplers import QuasiRandom, draw, make_sampler, shuffled
 from sweep.search.settings import StudySettings, sampler_node
 from sweep.search.space import Space
+from sweep.study.planning import make_plan
+from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -171,6 +174,38 @@ def stepped() -> Space:
     return space_of(
         "scheduler=constant", "optimizer.lr=range(0.1,0.8,step=0.1)", "model.dropout=range(0.0,0.5,step=0.1)"
     )
+
+
+def test_brute_force_tries_everything_once_the_enqueued_first():
+    finite = space_of("scheduler=constant", "optimizer.lr=0.1,0.2", "model.dropout=0.0,0.5", "trainer.batch_size=8")
+    node = {"_target_": "optuna.samplers.BruteForceSampler"}
+    settings = StudySettings(sampler=node, enqueue=[{"optimizer.lr": 0.2}], defaults_first=False)
+    plan = make_plan(settings, finite, finite.composer.master, "s", StudyFolder("s"), 1)
+    tried = [tuple(c.values.values()) for c in plan.rehearse(range(plan.n_trials))]
+    assert sorted(tried) == [(0.1, 0.0), (0.1, 0.5), (0.2, 0.0), (0.2, 0.5)]
+    assert tried[0][0] == 0.2
+    with pytest.raises(ConfigError, match=r"optimizer.lr.* is not a grid"):
+        make_plan(
+            StudySettings(sampler=node),
+            space_of("scheduler=constant"),
+            finite.composer.master,
+            "s",
+            StudyFolder("s"),
+            1,
+        )
+
+
+class Broken(RandomSampler):
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        raise KeyError("no such thing")
+
+
+def test_a_sampler_of_the_users_own_that_fails_is_one_line(space, monkeypatch):
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+    settings = StudySettings(sampler={"_target_": f"{__name__}.Broken"})
+    plan = make_plan(settings, space, space.composer.master, "s", StudyFolder("s"), 1)
+    with pytest.raises(ConfigError, match="hydra/sweeper/sampler: cannot search this: 'no such thing'"):
+        plan.rehearse([1])
 
 
 def test_an_enqueued_value_of_a_stepped_range_is_tried_first(stepped):

@@ -104,8 +104,28 @@ def test_a_record_that_was_sent_and_is_then_damaged_is_not_all_there(
     assert (status, said) == (1, f"0 of 4 tracked runs below {outputs} are in MLflow\n")
     for run in (first, second, third, own):
         assert complaint.count(f"'{run.journal}' is damaged") == 1
+    assert f"line 2 of '{own.journal}'" in complaint  # not the line at which MLflow's copy ends
     with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
         assert {status for (status,) in database.execute("SELECT status FROM runs")} == {"FINISHED"}
+
+
+def test_a_damaged_journal_is_one_line_though_others_need_it_and_its_curves_cannot_be_drawn(
+    study: Study, outputs: Path, synced: Callable[[], Synced]
+) -> None:
+    last = study.trial(3)
+    study.epochs(last)
+    study.end(last, artifacts=["curves.png"])
+    with_garbage(last, 3)
+    status, said, complaint = synced()
+    assert (status, said) == (1, f"4 of 5 tracked runs below {outputs} are in MLflow\n")
+    assert complaint.count("\n") == 1
+    assert complaint.endswith("; what can be read of the run is sent\n")
+    shutil.copy(empty_store(), outputs / "mlflow.db")
+    own = study.folder.run.journal
+    own.write_bytes(GARBAGE + own.read_bytes())
+    status, said, complaint = synced()
+    assert (status, said) == (1, f"0 of 5 tracked runs below {outputs} are in MLflow\n")
+    assert complaint == f"error: journal: line 1 of '{own}' is damaged (it is not JSON); put back a copy of the file\n"
 
 
 def test_a_journal_without_its_start_is_named(study: Study, outputs: Path, synced: Callable[[], Synced]) -> None:
