@@ -4,6 +4,7 @@ import os
 import re
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from types import FrameType
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -193,9 +194,9 @@ def _unknown(key: str, problem: str) -> str:
     keys = keys_of(node)
     if key.rpartition(".")[2] in keys:
         return f"is needed; leave out ~{key}"
-    similar = re.search(r"Did you mean: ('[^']+'\?)", problem)
-    hint = f", did you mean {similar[1]}" if similar else ";"
-    return f"is not a key of the config{hint} choose one of: {', '.join(keys)}" if keys else problem
+    similar = get_close_matches(key.rpartition(".")[2], keys, n=1)
+    hint = f"; did you mean '{similar[0]}'?" if similar else ""
+    return f"is not a key of the config; choose one of: {', '.join(keys)}{hint}" if keys else problem
 
 
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:

@@ -222,6 +222,8 @@ class _Uploads:
             attempt(lambda: self._uploader(store))
         if "run" in message:
             self._runs[message["run"]] = store
+            if store.uri:
+                attempt(lambda: importlib.import_module("sweep.tracking.mlflow_models"))
             drawing_problem(load_matplotlib)
         elif store.uri:
             folder = StudyFolder(message["study"])

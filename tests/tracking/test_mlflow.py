@@ -417,7 +417,7 @@ def test_a_database_holds_the_run_and_the_artifacts_stay_below_output_dir(
     assert (outcome.tracking_uri, outcome.uploaded) == (f"sqlite:///{database}", True)
     run = run_of(outcome.folder, f"sqlite:///{database}")
     assert points(run, database) == recorded(outcome.folder)
-    (copied,) = (outputs / "mlartifacts").rglob("best.pt")
+    (copied,) = (outputs / "mlartifacts").rglob("artifacts/best.pt")
     assert copied.as_uri() == f"{run.info.artifact_uri}/best.pt"
 
 
