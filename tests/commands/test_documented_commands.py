@@ -14,7 +14,7 @@ from processes import quick
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = ("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "examples"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
 ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example")  # a cluster, a package that is not here, a server
