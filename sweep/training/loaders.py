@@ -1,6 +1,7 @@
 """Torch datasets as the data of a trial, loaded batch by batch with torchdata's StatefulDataLoader."""
 
 import copy
+import multiprocessing
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,6 @@ from sweep.training.seeded_datasets import (
     SeededStream,
     begin_worker,
     is_stateful,
-    seed_python_and_numpy,
 )
 from sweep.training.tensors import epoch_order, in_single_precision
 from sweep.utils.errors import ConfigError
@@ -70,8 +70,8 @@ class _Order:
 class PartLoader:
     """Loads one of the three datasets, pass by pass, onto the device.
 
-    Torch's generator of this process keeps its state. Those of Python and numpy are seeded after each batch, for a
-    model that draws from them: saving and restoring numpy's state would take 0.1 ms.
+    Torch's generator of this process keeps its state, from which dropout draws. Those of Python and numpy do not, if
+    batches are loaded in this process: saving and restoring numpy's would take 0.1 ms a batch.
 
     Attributes:
         is_stream: whether the position in a pass is known to the dataset only.
@@ -80,7 +80,11 @@ class PartLoader:
     def __init__(self, datasets: Datasets, part: str, loader: Loader, trainer: Trainer, device: torch.device) -> None:
         dataset = getattr(datasets, part)
         self.part, self.is_stream, self._device = part, is_stream(dataset), device
-        self._seed, self._dataset, self._collate = trainer.seed, dataset, Collate(datasets.collate_fn)
+        self._seed, self._dataset, self._collate = (
+            trainer.seed,
+            dataset,
+            Collate(datasets.collate_fn, is_stream(dataset)),
+        )
         self._batch_size, self._n_workers = trainer.batch_size, loader.num_workers
         drop_last = loader.drop_last and part == "train"
         settings: dict[str, Any] = {
@@ -90,6 +94,7 @@ class PartLoader:
             "prefetch_factor": loader.prefetch_factor,
             "persistent_workers": loader.persistent_workers,
             "worker_init_fn": begin_worker,
+            "multiprocessing_context": _start_method() if loader.num_workers else None,
             "generator": torch.Generator().manual_seed(0),  # or each pass would draw from the training's generator
         }
         if self.is_stream:
@@ -140,12 +145,12 @@ class PartLoader:
                 self._loader.load_state_dict(state)
         else:
             self._order.number, self._order.start = number, start
-        return self._batches(number, start)
+        return self._batches(is_empty=start == 0)
 
-    def _batches(self, number: int, start: int) -> Iterator[Batch]:
-        batches, batch = None, start
+    def _batches(self, is_empty: bool) -> Iterator[Batch]:
+        batches = None
         while True:
-            kept = torch.get_rng_state() if self._n_workers == 0 else None
+            kept = torch.default_generator.get_state() if self._n_workers == 0 else None
             try:
                 if batches is None:
                     batches = iter(self._loader)
@@ -155,14 +160,13 @@ class PartLoader:
                     raise
                 raise failure from error
             if kept is not None:
-                torch.set_rng_state(kept)
+                torch.default_generator.set_state(kept)
             if loaded is _END:
                 break
-            seed_python_and_numpy(derive_seed(self._seed, f"update/{self.part}/{number}/{batch}"))
-            batch += 1
+            is_empty = False
             loaded = _checked(loaded)
             yield loaded if self._device.type == "cpu" else on_device(loaded, self._device)
-        if batch == 0:
+        if is_empty:
             raise LoadingFailed(f"Datasets.{self.part} has no samples")
 
     def state_dict(self) -> Any:
@@ -310,6 +314,15 @@ def inspected(datasets: Datasets) -> tuple[Datasets, Batch]:
             raise ConfigError("data", f"Datasets.train {problem}; regression needs (B, n_targets)")
         n_outputs = targets.shape[1]
     return replace(datasets, in_shape=datasets.in_shape or tuple(inputs.shape[1:]), out_features=n_outputs), batch
+
+
+def _start_method() -> str:
+    """Return how worker processes are started: as this process starts others, or as Python does on this system.
+
+    In a study's worker it is joblib's own way, which torch cannot use.
+    """
+    own, known = multiprocessing.get_start_method(), multiprocessing.get_all_start_methods()
+    return own if own in ("fork", "spawn", "forkserver") else known[0]
 
 
 def _stateful_loader(*args: Any, **settings: Any) -> StatefulDataLoader[Any]:

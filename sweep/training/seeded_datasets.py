@@ -55,18 +55,16 @@ class SeededDataset:
     def __getitems__(self, rows: Rows) -> list[Any] | Failure:
         """Return the samples of a batch. Torch's DataLoader calls this if a dataset has it."""
         seed_generators_of_data(rows.seed)
-        where = f"Datasets.{self._part}"
+        dataset, index, samples = self._dataset, None, []
         try:
-            fetch: Callable[[list[int]], list[Any]] | None = getattr(self._dataset, "__getitems__", None)
+            fetch: Callable[[list[int]], list[Any]] | None = getattr(dataset, "__getitems__", None)
             if fetch is not None:
                 return fetch(rows.indices)
-            samples = []
             for index in rows.indices:
-                where = f"Datasets.{self._part}[{index}]"
-                samples.append(self._dataset[index])
+                samples.append(dataset[index])
             return samples
         except Exception as error:  # your own dataset may raise anything
-            return Failure.of(where, error)
+            return Failure.of(f"Datasets.{self._part}" + ("" if index is None else f"[{index}]"), error)
 
 
 class SeededStream(IterableDataset):
@@ -175,17 +173,16 @@ class StreamPass(Iterator[Any]):
 class Collate:
     """Makes batches of samples. Passes on a `Failure` in place of a batch."""
 
-    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-        """Wrap the function; None is torch's `default_collate`."""
-        self._own = collate_fn
+    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None, of_stream: bool) -> None:
+        """Wrap the function; None is torch's `default_collate`. A stream's failure comes in place of a sample."""
+        self._own, self._of_stream = collate_fn, of_stream
 
     def __call__(self, samples: list[Any] | Failure) -> Any:
         """Return the batch."""
         if isinstance(samples, Failure):
             return samples
-        for sample in samples:
-            if isinstance(sample, Failure):
-                return sample
+        if self._of_stream and (failure := next((s for s in samples if isinstance(s, Failure)), None)) is not None:
+            return failure
         try:
             return (self._own or default_collate)(samples)
         except Exception as error:  # your own function may raise anything
@@ -193,13 +190,8 @@ class Collate:
 
 
 def seed_generators_of_data(seed: int) -> None:
-    """Seed the global generators of torch (on the CPU), Python and numpy."""
+    """Seed the global generators of torch (on the CPU), Python and numpy. With 32 bits, Python takes half as long."""
     torch.default_generator.manual_seed(seed)
-    seed_python_and_numpy(seed)
-
-
-def seed_python_and_numpy(seed: int) -> None:
-    """Seed the global generators of Python and numpy. With 32 bits, Python takes half as long."""
     random.seed(seed & 0xFFFFFFFF)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  # your own code may draw from it
 

@@ -138,36 +138,29 @@ def test_draws_depend_on_seed_epoch_and_batch_alone(n_workers: int) -> None:
     assert not torch.equal(loaded(LoaderData(curve(), Loader(), other, CPU), other, 1)[0], one[0])
 
 
-@WORKERS
-def test_a_run_draws_the_same_with_any_number_of_workers(n_workers: int) -> None:
-    """Also what a model draws: dropout from torch, and from Python and numpy for those that do."""
-
-    class Drawing(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) * (random.random() + np.random.random())  # noqa: NPY002
-
-    def run(*overrides: str) -> Heard:
-        heard = Heard()
-        with loop_of(curve(), *overrides) as loop:
-            loop.model = loop._module = nn.Sequential(loop.model, Drawing(1, 1, bias=False))
-            loop.run(heard)
-        return heard
-
-    torch.manual_seed(0)
-    wanted = run()
-    torch.manual_seed(0)
-    assert run(f"loader.num_workers={n_workers}").epochs == wanted.epochs
+@pytest.mark.process
+def test_a_run_comes_to_the_same_with_any_number_of_workers() -> None:
+    """Dropout in this process too draws the same."""
+    (with_workers, tested), (alone, tested_alone) = trained(curve(), "loader.num_workers=2"), trained(curve())
+    assert with_workers.points == alone.points
+    assert with_workers.epochs == alone.epochs
+    assert tested == tested_alone
 
 
 # Stopping
 
 
-@WORKERS
-@pytest.mark.parametrize("kind", ["map", "sized", "stream", "stateful"])
-@pytest.mark.parametrize("at", [3, 5, 8])
+@pytest.mark.parametrize(
+    ("kind", "n_workers", "at"),
+    [
+        *((kind, 0, at) for kind in ("map", "sized", "stream", "stateful") for at in (3, 5, 8)),
+        *(
+            pytest.param(*case, marks=pytest.mark.process)
+            for case in (("map", 2, 8), ("sized", 2, 3), ("stream", 2, 8))
+        ),
+    ],
+)
 def test_a_run_stopped_inside_an_epoch_goes_on_bitwise(kind: str, n_workers: int, at: int) -> None:
-    if kind == "stateful" and n_workers:
-        pytest.skip("this one has no shares")
     loader = (f"loader.num_workers={n_workers}", "trainer.max_steps=13", "trainer.accumulate=1")
     wanted, tested = trained(curve(kind=kind), *loader)
 
@@ -324,7 +317,7 @@ def test_a_dataset_that_raises_fails_the_run_in_one_line(kind: str, n_workers: i
 def test_a_worker_that_dies_fails_the_run_in_one_line() -> None:
     with pytest.raises(TrainingFailed) as error, loop_of(curve(fault="die"), "loader.num_workers=2") as loop:
         loop.run(Heard())
-    assert "a worker process that loads data died (process " in str(error.value)
+    assert "a worker process that loads data died (" in str(error.value)
     assert "lower loader.num_workers, where 0 loads in the process that trains" in str(error.value)
 
 

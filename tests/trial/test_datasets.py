@@ -3,7 +3,6 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.process
 
 TESTS = Path(__file__).parents[1]
 OPTION = "_target_: torch_datasets.curve\nn: 200\nnoise: 0.1\nkind: map\nfault: ''\ntest: true\n"
-OWN: dict[str, Any] = {"PYTHONPATH": str(TESTS), "SWEEP_TARGETS": "torch_datasets.*"}
+TRUSTED = "torch_datasets.*"
 SMALL = ("model.widths=[8]", "model.dropout=0.2", "trainer.batch_size=16", "trainer.epochs=3", "tracking=off")
 RUN = ("--config-dir", "own", "data=curve", *SMALL)  # 13 updates an epoch
 
@@ -29,7 +28,7 @@ RUN = ("--config-dir", "own", "data=curve", *SMALL)  # 13 updates an epoch
 @pytest.fixture(autouse=True)
 def _own_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_option(tmp_path)
-    monkeypatch.setenv("SWEEP_TARGETS", OWN["SWEEP_TARGETS"])
+    monkeypatch.setenv("SWEEP_TARGETS", TRUSTED)
 
 
 def write_option(folder: Path) -> None:
@@ -41,7 +40,7 @@ def write_option(folder: Path) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("uninterrupted")
     write_option(folder)
-    done = quick(folder, *RUN, **OWN)
+    done = quick(folder, *RUN, PYTHONPATH=str(TESTS), SWEEP_TARGETS=TRUSTED)
     assert (done.returncode, done.stderr) == (0, "")
     return only_run(folder)
 
@@ -58,12 +57,12 @@ def test_a_run_killed_inside_an_epoch_and_resumed_is_bitwise_the_uninterrupted_o
 ) -> None:
     often = ("trainer.checkpoint_interval_s=1e-6", f"data.fault=kill:{tmp_path}/seen")  # dies in the second epoch
     workers = () if n_workers == 0 else (f"loader.num_workers={n_workers}", "loader.prefetch_factor=1")
-    done = quick(tmp_path, *RUN, *often, *workers, **OWN)
+    done = quick(tmp_path, *RUN, *often, *workers, PYTHONPATH=str(TESTS), SWEEP_TARGETS=TRUSTED)
     assert done.returncode == -signal.SIGKILL
     folder = only_run(tmp_path)
     step = torch.load(folder.checkpoint, weights_only=True)["step"]
     assert 13 < step < 26
-    done = quick(tmp_path, f"resume={folder.path}", **OWN)
+    done = quick(tmp_path, f"resume={folder.path}", PYTHONPATH=str(TESTS), SWEEP_TARGETS=TRUSTED)
     assert (done.returncode, done.stderr) == (0, "")
     assert recorded(folder) == recorded(uninterrupted)
     assert final_values(folder) == final_values(uninterrupted)
@@ -73,7 +72,7 @@ def test_a_run_killed_inside_an_epoch_and_resumed_is_bitwise_the_uninterrupted_o
 def test_a_run_that_is_stopped_leaves_no_worker(signum: signal.Signals, tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to the workers too, and a batch system SIGTERM."""
     more = ("trainer.epochs=100000", "loader.num_workers=2", "loader.persistent_workers=true", "data.n=2000")
-    process = start(tmp_path, *RUN, *more, **OWN)
+    process = start(tmp_path, *RUN, *more, PYTHONPATH=str(TESTS), SWEEP_TARGETS=TRUSTED)
     with process:
         wait_for_epochs(tmp_path, 2, process)
         workers = workers_of(process.pid)
@@ -91,7 +90,9 @@ def test_a_run_that_is_stopped_leaves_no_worker(signum: signal.Signals, tmp_path
 
 
 def test_a_dataset_that_raises_in_a_worker_is_one_line(tmp_path: Path) -> None:
-    done = quick(tmp_path, *RUN, "data.fault=raise", "loader.num_workers=2", **OWN)
+    done = quick(
+        tmp_path, *RUN, "data.fault=raise", "loader.num_workers=2", PYTHONPATH=str(TESTS), SWEEP_TARGETS=TRUSTED
+    )
     assert done.returncode == 1
     line = error_line(done)
     assert line.startswith("error: training failed at step ")
