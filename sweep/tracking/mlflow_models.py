@@ -54,6 +54,8 @@ def send_model(
     Raises:
         MlflowException: the store fails, or would put the model outside the outputs.
     """
+    if any(path.is_symlink() or not path.is_file() for path in (folder.best, folder.signature)):
+        return  # a link could lead to any file of the user
     uri = str(client.get_run(run_id).info.artifact_uri)
     if not places.may_hold(uri, f"{MODEL}/MLmodel"):
         raise MlflowException(f"the store would put the model into {uri}, outside the outputs")

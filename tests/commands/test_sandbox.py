@@ -187,6 +187,8 @@ def test_no_command_leaves_the_sandbox(sandbox: Sandbox) -> None:
         (0, "sweep.run", (*study, "hydra.sweeper.study_name=served")),
         (2, "sweep.run", ("from_study=file",)),
         (2, "sweep.report", ("file",)),
+        (2, "sweep.export", ("file",)),
+        (0, "sweep.export", ("outputs/runs/leaking", "--format", "torch_export")),
         (2, "sweep.sync", ()),
     ]
     wrong = []

@@ -108,6 +108,7 @@ def test_no_command_sends_the_terminal_what_it_was_given(odd: Path) -> None:
         ("sweep.compare", ["--config-dir", "options", f"optimizer=adam,{quoted}", "compare.n_seeds=-1"]),
         ("sweep.lr_range", [ODD]),
         ("sweep.report", ["none"]),
+        ("sweep.export", [f"outputs/{ODD}"]),
         ("sweep.sync", []),
         ("sweep.sync", [f"outputs/{ODD}"]),
     ]

@@ -46,7 +46,7 @@ def test_the_wheel_has_every_module_and_option_the_command_and_the_mark_of_a_typ
     assert {name for name in names if name.endswith(".py")} == modules
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     scripts = archive.read(entry_points).decode()
-    for command in ("run", "compare", "lr_range", "report", "sync"):
+    for command in ("run", "compare", "lr_range", "report", "export", "sync"):
         assert f"sweep-{command.replace('_', '-')} = sweep.{command}:main" in scripts
 
 

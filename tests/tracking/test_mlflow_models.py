@@ -1,5 +1,6 @@
 """sweep/tracking/mlflow_models.py: MLflow's model answers as the run's own; without a store. test_mlflow.py has one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,18 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from numpy.testing import assert_array_equal
+from processes import make_store
 from trained import held_out, passengers, table, text, trained
 
 from sweep import ConfigError, load_model
 from sweep.config.nodes import Tracking
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_models import write_model
+from sweep.tracking.mlflow_artifacts import ArtifactPlaces
+from sweep.tracking.mlflow_models import send_model, write_model
+from sweep.tracking.store import Store
+from sweep.utils.files import to_yaml
 
 
 def of_mlflow(folder: Path) -> Any:
@@ -56,6 +62,27 @@ def test_arrays_are_taken_as_they_are(data: str, tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "model").iterdir()} >= {"MLmodel", "requirements.txt", "data"}
     required = (tmp_path / "model" / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in required} == {"hydra-sweep", "torch", "mlflow"}
+
+
+def test_a_link_in_somebody_elses_run_is_not_followed(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    outputs = tmp_path / "outputs"
+    store = Store(f"sqlite:///{outputs / 'mlflow.db'}", outputs / "mlartifacts")
+    client = MlflowClient(store.uri)
+    run_id = client.create_run("0").info.run_id
+    array = {"dtype": "float64", "shape": [-1, 1]}
+    secret = tmp_path / "secret"
+    secret.write_text(to_yaml({"inputs": array, "outputs": array, "example": [[1.0]]}))
+    for linked in ("best.pt", "model.yaml"):
+        folder = RunFolder(tmp_path / linked)
+        folder.create()
+        for path in (folder.best, folder.signature):
+            shutil.copy(secret, path)
+        (folder.path / linked).unlink()
+        (folder.path / linked).symlink_to(secret)
+        send_model(client, ArtifactPlaces(client, store), folder, run_id, "mine")
+    assert client.list_artifacts(run_id) == []
+    assert client.search_registered_models() == []
 
 
 @pytest.mark.parametrize(
