@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from types import FrameType
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from sweep.config.interpolations import resolution_problem
@@ -172,7 +178,9 @@ def _of_key(error: BaseException, default: str = "config") -> ConfigError:
     problem = resolution_problem(error) if isinstance(error, OmegaConfBaseException) else one_line(error)
     if problem.startswith(("Additional config directory", "Primary config")):
         return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
-    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+    if isinstance(error, MissingMandatoryValue):
+        problem = f"has no value; set {key}=..."
+    elif isinstance(error, ConfigAttributeError | ConfigKeyError):
         problem = _unknown(key, problem)
     elif problem.endswith("does not support deletion"):
         problem = f"cannot be removed; leave out ~{key}"
