@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run
 from waiting import wait_until
 
-from sweep import run_study
+from sweep import StudyResult, run_study
 from sweep.execution.queue import HEARTBEAT, OWNER
 from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
@@ -87,7 +87,10 @@ def test_a_database_that_is_away_as_workers_start_or_end_is_waited_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     begin, work = Worker.work, WorkerPool.work
-    base, study = ["experiment=debug", "tracking=off"], {"study_name": "s", "storage": postgresql}
+
+    def study_of(n_trials: int) -> StudyResult:
+        base = ["experiment=debug", "tracking=off"]
+        return run_study(base, n_trials=n_trials, study_name="s", storage=postgresql)
 
     def begin_in_an_outage(worker: Worker, index: int = 0) -> int | None:
         begin_outage(postgresql, 0.6)
@@ -100,7 +103,7 @@ def test_a_database_that_is_away_as_workers_start_or_end_is_waited_for(
 
     monkeypatch.setattr(Worker, "work", begin_in_an_outage)
     monkeypatch.setattr(WorkerPool, "work", work_before_an_outage)
-    assert [t.state for t in run_study(base, n_trials=2, **study).trials] == ["complete", "complete"]
+    assert [t.state for t in study_of(2).trials] == ["complete", "complete"]
 
     ends: list[threading.Timer] = []
 
@@ -113,7 +116,7 @@ def test_a_database_that_is_away_as_workers_start_or_end_is_waited_for(
     monkeypatch.setattr(WorkerPool, "work", work_until_an_outage)
     monkeypatch.setattr("sweep.storage.retry._PATIENCE_S", 0.5)
     with pytest.raises(ConfigError, match=r"hydra.sweeper.storage: '.*' cannot be reached .* the same command resumes"):
-        run_study(base, n_trials=3, **study)
+        study_of(3)
     ends[0].join()
     gc.collect()
 
