@@ -21,11 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_side_by_side, quick_start, run
 from waiting import wait_until
 
-from sweep import StudyResult, run_study
+from sweep import run_study
 from sweep.execution.queue import HEARTBEAT, OWNER
 from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.storage.storage import open_storage
+from sweep.study.study_result import StudyResult
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 from sweep.utils.errors import ConfigError
