@@ -8,7 +8,13 @@ from difflib import get_close_matches
 from types import FrameType
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from sweep.config.interpolations import resolution_problem
@@ -56,7 +62,8 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
             "hydra.searchpath", f"{str(error).partition('path=')[2].rstrip('.')}; name a folder with options"
         )
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _of_key(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
+        found = _of_key(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error)
+        return found if found.key != "config" else ConfigError(_suspected(overrides, found.problem), found.problem)
     return _of_hydra(error, overrides)
 
 
@@ -139,15 +146,17 @@ def _no_options(override: str) -> ConfigError | None:
     return ConfigError(group, _no_option(value, options))
 
 
-def _suspected(overrides: Sequence[str]) -> str:
+def _suspected(overrides: Sequence[str], problem: str = "") -> str:
     """Guess the key that an error is about, if Hydra does not name it.
 
-    The candidates are a group that was given a list, then a single key of Hydra's own; otherwise "config".
+    The candidates are an interpolation that the problem quotes, a group that was given a list, then a single key of
+    Hydra's own; otherwise "config".
     """
     pairs = [(key_of(o), value_of(o)) for o in overrides]
+    quoted = [key for key, value in pairs if value.startswith("${") and value in problem]
     lists = [key for key, value in pairs if value[:1] in ("[", "{") and is_group(key)]
     own = [key for key, _ in pairs if key.startswith(("hydra.", "hydra/"))]
-    return lists[0] if lists else own[0] if len(own) == 1 else "config"
+    return next(iter((*quoted, *lists)), own[0] if len(own) == 1 else "config")
 
 
 def _of_key(error: BaseException, default: str = "config") -> ConfigError:
@@ -169,7 +178,9 @@ def _of_key(error: BaseException, default: str = "config") -> ConfigError:
     problem = resolution_problem(error) if isinstance(error, OmegaConfBaseException) else one_line(error)
     if problem.startswith(("Additional config directory", "Primary config")):
         return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
-    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+    if isinstance(error, MissingMandatoryValue):
+        problem = f"has no value; set {key}=..."
+    elif isinstance(error, ConfigAttributeError | ConfigKeyError):
         problem = _unknown(key, problem)
     elif problem.endswith("does not support deletion"):
         problem = f"cannot be removed; leave out ~{key}"
@@ -223,6 +234,7 @@ def _key_in(message: str) -> str | None:
     """Return the key that a message is about: the one that OmegaConf appends, else the first that is quoted."""
     found = (
         re.search(r"full_key: (\S+)", message)
+        or re.match(r"(?:Invalid )?(hydra\.\w+) ", message)
         or re.match(r"Invalid ([\w.]+) '", message)
         or re.search(r"'\+*([\w./@]+)(?:=[^']*)?'", message)
     )

@@ -58,17 +58,18 @@ class WorkerSession:
     def __init__(self, plan: WorkerPlan, name: str, stop: StopRequest) -> None:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
         self.composer, self.splits = plan.space.composer, plan.space.splits
-        self.storage = open_storage(self.settings.storage, plan.folder)
-        self._study = optuna.load_study(
-            study_name=plan.name, storage=self.storage, pruner=build.pruner(self.settings.pruner)
+        self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
+        self._is_child = os.getppid() == plan.controller
+        self.storage = self.patiently(lambda: open_storage(self.settings.storage, plan.folder))
+        pruner = build.pruner(self.settings.pruner)
+        self._study = self.patiently(
+            lambda: optuna.load_study(study_name=plan.name, storage=self.storage, pruner=pruner)
         )
         lock = StudyLock(self.settings.storage, plan.folder)
         self.queue = TrialQueue(self.storage, plan.name, plan.folder, lock, name, max_retries=self.settings.max_retries)
-        self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
         self.load = RememberedData()
         self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
         self._has_timed_out = False
-        self._is_child = os.getppid() == plan.controller
 
     def is_over(self) -> bool:
         """Return True if no more trials should be claimed: on a stop request, a timeout or too many failures."""

@@ -2,14 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
 
-from sweep.storage.url import KEY, kind
-from sweep.utils.errors import ConfigError, one_line
+from sweep.storage.url import KEY, kind, root_cause
+from sweep.utils.errors import ConfigError, SweepError, one_line
+from sweep.utils.passwords import without_password
 
 log = logging.getLogger("sweep")
 T = TypeVar("T")
@@ -45,6 +47,19 @@ class RetryPolicy:
                 log.warning("the study's storage is unreachable (%s)", one_line(error, 120))
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    @contextmanager
+    def one_line(self) -> Iterator[None]:
+        """Turn the error of an outage inside the `with` block into a ConfigError of one line, without passwords."""
+        try:
+            yield
+        except (SweepError, OSError):  # an OSError may be about any other file
+            raise
+        except Exception as error:
+            if not self.is_outage(error):
+                raise
+            problem = f"'{without_password(str(self.storage))}' cannot be reached ({one_line(root_cause(error), 120)})"
+            raise ConfigError(KEY, f"{problem}; once it can, the same command resumes the study") from error
 
     def is_outage(self, error: Exception) -> bool:
         """Return whether the error means that the storage is unreachable."""

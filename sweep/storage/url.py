@@ -98,15 +98,20 @@ def one_line_errors(url: str | None) -> Iterator[None]:
             raise ConfigError(_STUDY, problem) from error
         if url is None:
             raise ConfigError("output_dir", f"cannot be written ({one_line(error)}); give another one") from error
-        cause: BaseException = error
-        while cause.__cause__ is not None and str(cause.__cause__):  # the driver's own message, below Optuna's
-            cause = cause.__cause__
+        cause = root_cause(error)
         problem = f"cannot be used: {one_line(cause)}"
         if isinstance(cause, TimeoutError):
             problem = f"did not answer within {PATIENCE_S} s"
         if isinstance(cause, ImportError):
             problem = f"needs a package: {one_line(cause)}; {_INSTALL[kind(url) or 'sqlite']}"
         raise ConfigError(KEY, f"'{without_password(url)}' {problem}") from error
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the driver's own error, which has the reason, below Optuna's."""
+    while error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    return error
 
 
 def recorded_url(url: str | None) -> str | None:

@@ -22,6 +22,7 @@ from sweep.config.best_config import stored_best
 from sweep.execution.attempts import failed, trials_of
 from sweep.execution.queue import MEMORY, PACKING, PROBLEM, STOPPED, is_complete
 from sweep.search.ranges import short
+from sweep.storage.retry import RetryPolicy
 from sweep.study.identity import only_one_run
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
@@ -50,7 +51,15 @@ class Watch:
     Use it in a `with` statement, or call `close` at the end.
     """
 
-    def __init__(self, study: optuna.Study, n_trials: int, recording: Recording, output: Output, live: bool) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        n_trials: int,
+        recording: Recording,
+        output: Output,
+        live: bool,
+        patiently: RetryPolicy,
+    ) -> None:
         """Prepare to follow the study; `with` starts the thread.
 
         Args:
@@ -59,7 +68,9 @@ class Watch:
             recording: gets the finished trials.
             output: how much to print.
             live: True shows a table in the terminal instead of lines.
+            patiently: repeats the last look while the storage cannot be reached.
         """
+        self._patiently = patiently
         live = live and output is not Output.NOTHING
         self._study, self._n_trials, self._recording = study, n_trials, recording
         self._lines = output is Output.ALL
@@ -88,9 +99,11 @@ class Watch:
             return
         self._over.set()
         self._thread.join()
-        self._look()
-        if self._live is not None:
-            self._live.stop()
+        try:
+            self._patiently(self._look)
+        finally:
+            if self._live is not None:
+                self._live.stop()
 
     def _follow(self) -> None:
         while not self._over.wait(_POLL_S):

@@ -26,6 +26,7 @@ from sweep.execution.worker_pool import WorkerPool
 from sweep.search.auto_bounds import tested_starts
 from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
+from sweep.storage.retry import RetryPolicy
 from sweep.storage.url import recorded_url
 from sweep.study.identity import study_name
 from sweep.study.opening import StudyEntry
@@ -82,6 +83,7 @@ class StudyRunner:
         self.spec, self._settings, self._output, self._upload_process = spec, spec.settings, output, upload_process
         self._plan: WorkerPlan | None = None
         self._stopped_by: int | None = None
+        self._patiently = RetryPolicy(spec.settings.storage, is_over=lambda: self._stopped_by is not None)
         self._lowered: dict[str, None] = {}
         space = spec.space
         self._base = space.composer.compose(space.configured_groups(), {})
@@ -111,6 +113,10 @@ class StudyRunner:
             DiskFull: a worker in this process found no room.
             Unsent: the study is complete, but MLflow cannot get all of it, because a record is damaged.
         """
+        with self._patiently.one_line():
+            return self._run()
+
+    def _run(self) -> optuna.Study | None:
         if self.space.bounds_are_auto:
             self._find_bounds()
         plan = self.check()
@@ -135,21 +141,20 @@ class StudyRunner:
         plan = replace(plan, uid=uid, first=n_before, stop_before=stop_before)
         with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
-            watch = Watch(
-                study, plan.n_trials, recording, self._output, live=sys.stderr.isatty() and not self._settings.debug
-            )
+            live = sys.stderr.isatty() and not self._settings.debug
+            watch = Watch(study, plan.n_trials, recording, self._output, live, self._patiently)
             with self._signals(plan), watch:
-                if not self._is_over(study, plan):
+                if not self._patiently(lambda: self._is_over(study, plan)):
                     signum = self._work(study, plan)
                     self._stopped_by = self._stopped_by or signum
-            trials, failure = trials_of(study), self._failure(study, plan)
-            with StudyLock(self._settings.storage, self.folder):  # another command may write them at the same time
-                write_results(study, self.folder, self.space)
+            trials = self._patiently(lambda: trials_of(study))
+            failure = self._patiently(lambda: self._failure(study, plan))
+            self._patiently(lambda: self._write_results(study))
             complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
             recording.end(ending, self._config.tracking.close_timeout_s)
         if self._output is Output.ALL:
-            print_outcome(study, self.folder, plan.n_trials, self._store.uri)
+            self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri))
         if failure is not None:
             message = failure.user_attrs.get(PROBLEM, "no reason recorded")
             raise StudyFailed(self.name, failure.number, message, self.folder.trial(failure.number).path)
@@ -302,6 +307,10 @@ class StudyRunner:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             plan.stop_request.unlink(missing_ok=True)
+
+    def _write_results(self, study: optuna.Study) -> None:
+        with StudyLock(self._settings.storage, self.folder):  # another command may write them at the same time
+            write_results(study, self.folder, self.space)
 
     def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
         """Return True if the study is complete, was stopped, is out of time or has too many failures."""

@@ -1,9 +1,11 @@
 """Short forms of the fault campaigns, and studies on a real PostgreSQL."""
 
+import gc
 import random
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 
@@ -21,9 +23,13 @@ from waiting import wait_until
 
 from sweep import run_study
 from sweep.execution.queue import HEARTBEAT, OWNER
+from sweep.execution.worker import Worker
+from sweep.execution.worker_pool import WorkerPool
 from sweep.storage.storage import open_storage
+from sweep.study.study_result import StudyResult
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
+from sweep.utils.errors import ConfigError
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
@@ -74,6 +80,54 @@ def test_a_database_that_is_away_for_a_while_costs_no_trial(workers: str, postgr
     for trial in trials:  # what could not be reported meanwhile was reported later
         losses = journal.curves(folder.trial(trial.number).journal)["val/loss"].values.tolist()
         assert trial.intermediate_values == {e: min(losses[:e]) for e in range(1, len(losses) + 1)}
+
+
+@pytest.mark.filterwarnings("ignore:.*psycopg.Connection.*was deleted while still open")  # those of Optuna's pools
+def test_a_database_that_is_away_as_workers_start_or_end_is_waited_for(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin, work = Worker.work, WorkerPool.work
+
+    def study_of(n_trials: int) -> StudyResult:
+        base = ["experiment=debug", "tracking=off"]
+        return run_study(base, n_trials=n_trials, study_name="s", storage=postgresql)
+
+    def begin_in_an_outage(worker: Worker, index: int = 0) -> int | None:
+        begin_outage(postgresql, 0.6)
+        return begin(worker, index)
+
+    def work_before_an_outage(pool: WorkerPool) -> int | None:
+        signum = work(pool)
+        begin_outage(postgresql, 0.6)
+        return signum
+
+    monkeypatch.setattr(Worker, "work", begin_in_an_outage)
+    monkeypatch.setattr(WorkerPool, "work", work_before_an_outage)
+    assert [t.state for t in study_of(2).trials] == ["complete", "complete"]
+
+    ends: list[threading.Timer] = []
+
+    def work_until_an_outage(pool: WorkerPool) -> int | None:
+        signum = work(pool)
+        ends.append(begin_outage(postgresql, 3.0))
+        return signum
+
+    monkeypatch.setattr(Worker, "work", begin)
+    monkeypatch.setattr(WorkerPool, "work", work_until_an_outage)
+    monkeypatch.setattr("sweep.storage.retry._PATIENCE_S", 0.5)
+    with pytest.raises(ConfigError, match=r"hydra.sweeper.storage: '.*' cannot be reached .* the same command resumes"):
+        study_of(3)
+    ends[0].join()
+    gc.collect()
+
+
+def begin_outage(url: str, seconds: float) -> threading.Timer:
+    with ExitStack() as stack:
+        stack.enter_context(out_of_reach(url))
+        end = threading.Timer(seconds, stack.pop_all().close)
+        end.start()
+        return end
 
 
 def trials_in(url: str) -> list[FrozenTrial]:
