@@ -150,3 +150,8 @@ def curve(
         task=task,  # pyright: ignore[reportArgumentType]
         name="curve",
     )
+
+
+def dicts() -> Datasets:
+    """The data option for `Weighted`."""
+    return Datasets(AsDict(Curve()), AsDict(Curve(21, first=-0.95)), AsDict(Curve(20, first=-0.9)))

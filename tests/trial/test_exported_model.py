@@ -167,3 +167,11 @@ def test_what_an_export_lacks_is_said_in_one_line(
     assert line == "error: --format: onnx needs onnx; pip install 'hydra-sweep[export]'"
     (tmp_path / "config.yaml").unlink()
     assert "has no config.yaml" in refused(capsys, str(tmp_path), "--format", "torch_export")
+
+
+def test_a_model_of_torch_datasets_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    run(tmp_path, "data._target_=torch_datasets.curve", "data.noise=0", "~data.domain", "~data.seed")
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    found = computed(exported(tmp_path, "torch_export"), x)
+    assert_allclose(found, load_model(tmp_path).predict(x), rtol=1e-5)

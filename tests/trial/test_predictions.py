@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import trained as models
 from numpy.testing import assert_allclose, assert_array_equal
+from torch_datasets import Curve
 from trained import allow, held_out, own, passengers, table, text, trained
 
 from sweep import load_model
 from sweep.trial import predictions
+from sweep.utils.errors import ConfigError
 
 
 def predicted(folder: Path) -> pd.DataFrame:
@@ -101,3 +103,29 @@ def test_a_failure_is_a_warning_and_a_full_disk_an_error(
     with pytest.raises(OSError, match="No space left"):
         trained(tmp_path / "b", "data=diabetes")
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"checkpoint.pt", "model.yaml"}
+
+
+def test_a_model_of_torch_datasets_predicts_and_its_samples_are_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    _, test = trained(tmp_path, "data._target_=torch_datasets.curve", "data.noise=0", "~data.domain", "~data.seed")
+    found, model = predicted(tmp_path), load_model(tmp_path)
+    points = Curve(20, first=-0.9)
+    x, y = (np.stack([points[i][part].numpy() for i in range(len(points))]) for part in (0, 1))
+    assert_array_equal(found.row, np.arange(20))
+    assert_array_equal(found.truth, y[:, 0])
+    assert_allclose(found.prediction, model.predict(x), rtol=1e-5)
+    assert np.square(found.prediction - found.truth).mean() == pytest.approx(test["test/mse"], rel=1e-5)
+
+
+def test_a_model_of_batches_of_its_own_gives_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    own_kind = ("data._target_=torch_datasets.dicts", *(f"~data.{key}" for key in ("n", "noise", "domain", "seed")))
+    linear = ("model=linear", "+model.in_features=1", "+model.out_features=1")
+    trained(tmp_path, *own_kind, *linear, "task._target_=torch_datasets.Weighted", "~task.loss")
+    assert not (tmp_path / "predictions.parquet").exists()
+    model = load_model(tmp_path)
+    with pytest.raises(ConfigError, match="takes batches of its own kind; call `module`"):
+        model.predict(np.zeros((2, 1)))
+    assert not model.module.training
