@@ -209,8 +209,8 @@ def _unknown(key: str, problem: str) -> str:
     if key.rpartition(".")[2] in keys:
         return f"is needed; leave out ~{key}"
     similar = re.search(r"Did you mean: ('[^']+'\?)", problem)
-    hint = f", did you mean {similar[1]}" if similar else ";"
-    return f"is not a key of the config{hint} choose one of: {', '.join(keys)}" if keys else problem
+    hint = f"; did you mean {similar[1]}" if similar else ""
+    return f"is not a key of the config; choose one of: {', '.join(keys)}{hint}" if keys else problem
 
 
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
