@@ -166,14 +166,14 @@ class TensorTask:
         for metric in self._collecting.values():
             metric.reset()
         for outputs, targets in batches:
-            losses.append(self.loss_of(outputs, targets).double())
+            losses.append(self.loss_of(outputs, targets))
             sizes.append(len(targets))
             for metric in self._collecting.values():
                 metric.update(*self.measured(outputs, targets))
             if self._functions:
                 kept.append((outputs, targets))
-        weights = losses[0].new_tensor(sizes) / sum(sizes)
-        found: dict[str, Tensor | None] = {"loss": torch.stack(losses) @ weights}
+        stacked = torch.stack(losses).double()
+        found: dict[str, Tensor | None] = {"loss": stacked @ stacked.new_tensor(sizes) / sum(sizes)}
         if kept:
             whole = [torch.cat(parts) for parts in zip(*kept, strict=True)]
             found |= {name: function(*whole) for name, function in self._functions.items()}

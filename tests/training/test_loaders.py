@@ -25,6 +25,7 @@ from sweep.training.data import describe, n_samples, on_device
 from sweep.training.evaluate import evaluate
 from sweep.training.loaders import LoaderData, inspected
 from sweep.training.loop import TrainingLoop
+from sweep.training.seeded_datasets import SeededStream, StreamPass
 from sweep.trial.prepare import check_data, divided, load_data, load_samples, prepared
 from sweep.utils.errors import Interrupted, TrainingFailed
 from sweep.utils.signals import StopRequest
@@ -213,6 +214,14 @@ def test_a_stateful_stream_is_not_read_again() -> None:
     assert all(map(torch.equal, loaded(again, trainer, 2, step=7), wanted[7:]))
     assert isinstance(datasets.train, StatefulStream)
     assert datasets.train.opened_at == 32
+
+
+def test_a_pass_that_had_ended_is_not_read_again() -> None:
+    streams = [SeededStream(StatefulStream(Curve(20)), "train", 0, 16, counts=True) for _ in range(2)]
+    first, again = (StreamPass(stream, 1) for stream in streams)
+    assert len([*first]) == 20
+    again.load_state_dict(first.state_dict())
+    assert [*again] == []
 
 
 def test_a_stream_is_resumed_twice() -> None:
