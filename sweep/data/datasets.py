@@ -27,6 +27,7 @@ class Datasets:
         out_features: the number of outputs that a model needs. By default one for each class, or for each column of the
             targets of the first batch.
         in_shape: the shape of one sample's input. By default that of the inputs in the first batch.
+        in_dtype: the dtype of the inputs, such as float32. By default that of the first batch.
         n_tokens: the number of different tokens, for inputs that are token ids; by default the number of classes if the
             task is language_model.
         name: of the data set; by default the name of the class of `train`.
@@ -45,6 +46,7 @@ class Datasets:
     classes: tuple[str, ...] = ()
     out_features: int | None = None
     in_shape: tuple[int, ...] | None = None
+    in_dtype: str = ""
     n_tokens: int = 0
     name: str = ""
     source: str = ""
@@ -67,6 +69,9 @@ class Datasets:
         if self.task not in (None, "regression"):
             if not self.classes and self.out_features is None:
                 raise ConfigError("data", f"Datasets for {self.task} needs classes=[...], or out_features=...")
+            if self.classes and self.out_features not in (None, len(self.classes)):
+                problem = f"names {len(self.classes)} classes, but out_features is {self.out_features}"
+                raise ConfigError("data", f"Datasets {problem}; leave one of them out")
             put(self, "classes", self.classes or tuple(map(str, range(self.out_features or 0))))
             put(self, "out_features", len(self.classes))
         if self.task == "language_model":

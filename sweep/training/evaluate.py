@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from sweep.tasks import Task, TensorTask
 from sweep.training.data import Batch, Forward, Split, TrainingData, n_samples
-from sweep.training.tensors import TensorData, TensorSplit, in_single_precision, predict
+from sweep.training.tensors import TensorData, TensorSplit, predict
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,21 +60,6 @@ def evaluate_batches(model: nn.Module, split: Split, task: Task) -> dict[str, fl
             metric.update(outputs, targets)
     found = {"loss": total / n_seen, **{name: metric.compute() for name, metric in task.metrics.items()}}
     return _read(**found)
-
-
-@torch.no_grad()
-def predict_split(forward: Forward, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs for a split whose batches are pairs, and its targets, each (n, ...), and a few of its inputs.
-
-    All are on the CPU. The inputs are those of the first batch: all of them might not fit in memory.
-    """
-    found, first = [], None
-    for x, y in split.batches():
-        first = x.cpu() if first is None else first
-        found.append((in_single_precision(forward(x)).cpu(), y.cpu()))
-    assert first is not None
-    outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return outputs, targets, first
 
 
 def targets_of(task: Task, batch: Batch) -> Any:

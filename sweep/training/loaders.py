@@ -29,7 +29,7 @@ from sweep.training.seeded_datasets import (
     is_stateful,
 )
 from sweep.training.tensors import epoch_order, in_single_precision
-from sweep.utils.errors import ConfigError
+from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
 
 _END = object()
@@ -78,7 +78,7 @@ class PartLoader:
     """
 
     def __init__(self, datasets: Datasets, part: str, loader: Loader, trainer: Trainer, device: torch.device) -> None:
-        dataset = getattr(datasets, part)
+        dataset = _own_copy(getattr(datasets, part), part)
         self.part, self.is_stream, self._device = part, is_stream(dataset), device
         self._seed, self._dataset, self._collate = (
             trainer.seed,
@@ -86,7 +86,7 @@ class PartLoader:
             Collate(datasets.collate_fn, is_stream(dataset)),
         )
         self._batch_size, self._n_workers = trainer.batch_size, loader.num_workers
-        drop_last = loader.drop_last and part == "train"
+        self._drops_last = drop_last = loader.drop_last and part == "train"
         settings: dict[str, Any] = {
             "num_workers": loader.num_workers,
             "collate_fn": self._collate,
@@ -158,6 +158,7 @@ class PartLoader:
             except (RuntimeError, OSError, EOFError) as error:  # the dataset's own errors come as a Failure
                 if (failure := loading_failure(error, connects=self._n_workers > 0)) is None:
                     raise
+                _forget_frames(error)
                 raise failure from error
             if kept is not None:
                 torch.default_generator.set_state(kept)
@@ -167,7 +168,8 @@ class PartLoader:
             loaded = _checked(loaded)
             yield loaded if self._device.type == "cpu" else on_device(loaded, self._device)
         if is_empty:
-            raise LoadingFailed(f"Datasets.{self.part} has no samples")
+            few = f" or fewer than a batch of {self._batch_size}, which loader.drop_last leaves out"
+            raise LoadingFailed(f"Datasets.{self.part} has no samples{few if self._drops_last else ''}")
 
     def state_dict(self) -> Any:
         """Return the position of a stream in the pass that `begin` began."""
@@ -287,12 +289,12 @@ class LoaderData:
 
 
 def inspected(datasets: Datasets) -> tuple[Datasets, Batch]:
-    """Load two training samples, to see what the datasets do not say: `in_shape` and `out_features`.
+    """Load two training samples, to see what the datasets do not say: `in_shape`, `in_dtype` and `out_features`.
 
     The global random generators keep their states.
 
     Returns:
-        The datasets with both, as far as a batch shows them, and the batch.
+        The datasets with these, as far as a batch shows them, and the batch.
 
     Raises:
         ConfigError: a sample cannot be loaded, or the targets do not fit the task.
@@ -313,7 +315,8 @@ def inspected(datasets: Datasets) -> tuple[Datasets, Batch]:
             problem = f"gives targets of shape {tuple(targets.shape)} for a batch of {len(targets)}"
             raise ConfigError("data", f"Datasets.train {problem}; regression needs (B, n_targets)")
         n_outputs = targets.shape[1]
-    return replace(datasets, in_shape=datasets.in_shape or tuple(inputs.shape[1:]), out_features=n_outputs), batch
+    shape, dtype = datasets.in_shape or tuple(inputs.shape[1:]), datasets.in_dtype or str(inputs.dtype).split(".")[-1]
+    return replace(datasets, in_shape=shape, in_dtype=dtype, out_features=n_outputs), batch
 
 
 def _start_method() -> str:
@@ -323,6 +326,28 @@ def _start_method() -> str:
     """
     own, known = multiprocessing.get_start_method(), multiprocessing.get_all_start_methods()
     return own if own in ("fork", "spawn", "forkserver") else known[0]
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of those behind it: torchdata's frames hold files that it opened as a test."""
+    behind: BaseException | None = error
+    while behind is not None:
+        behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__
+
+
+def _own_copy(dataset: Any, part: str) -> Any:
+    """Return a copy of a dataset that keeps its position itself, so that trials do not move each other's.
+
+    Raises ConfigError if it cannot be copied.
+    """
+    if not (is_stream(dataset) and is_stateful(dataset)):
+        return dataset
+    try:
+        return copy.deepcopy(dataset)
+    except Exception as error:  # your own dataset may raise anything
+        problem = f"Datasets.{part} has a state_dict, so each trial needs a copy, but copy.deepcopy fails"
+        raise ConfigError("data", f"{problem} ({one_line(error)}); give it a method __deepcopy__") from error
 
 
 def _stateful_loader(*args: Any, **settings: Any) -> StatefulDataLoader[Any]:

@@ -1,8 +1,8 @@
 """Torch datasets whose random draws depend on the trial's seed. This is the part of loading that runs in workers.
 
 The global generators of torch, Python and numpy are seeded before each batch, by the number of the pass over the
-dataset and that of the batch. So what a dataset draws depends neither on the number of worker processes nor on whether
-the run was resumed (docs/decisions/0041-datasets-and-loaders.md).
+dataset and that of the batch. So what a dataset draws does not depend on whether the run was resumed. If it is
+map-style, it does not depend on the number of worker processes either (docs/decisions/0041-datasets-and-loaders.md).
 """
 
 import ctypes

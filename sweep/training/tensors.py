@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[Tensor, Tensor]  # inputs and targets
 
-_EVAL_BATCH = 4096
+EVAL_BATCH = 4096  # samples at a time
 _GATHER_LIMIT_BYTES = 64 * 2**20  # up to this size, copying an epoch in its order costs less than indexing each batch
 
 
@@ -41,7 +41,7 @@ class TensorSplit:
 
     def batches(self) -> Iterator[Pair]:
         """As for `Split`."""
-        return zip(self.x.split(_EVAL_BATCH), self.y.split(_EVAL_BATCH), strict=True)
+        return zip(self.x.split(EVAL_BATCH), self.y.split(EVAL_BATCH), strict=True)
 
     def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
         """As for `Split`."""
@@ -136,7 +136,7 @@ def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iter
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:
     """Compute the outputs (n, ...) in float32 or float64, at most 4096 samples at a time."""
-    return in_single_precision(torch.cat([forward(x) for x in split.x.split(_EVAL_BATCH)]))
+    return in_single_precision(torch.cat([forward(x) for x in split.x.split(EVAL_BATCH)]))
 
 
 def in_single_precision(outputs: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ def bind(
 @lru_cache(maxsize=256)
 def located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
     """Import a target by its dotted path. The cache saves 2 ms a call: a study's trials name the same few targets."""
-    return _instantiated(key, {"_target_": target}, whitelist).func
+    found = _instantiated(key, {"_target_": target}, whitelist)
+    return found if found.keywords or found.args else found.func  # a target may be a functools.partial itself
 
 
 def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) -> partial[Any]:

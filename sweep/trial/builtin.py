@@ -80,9 +80,9 @@ class BuiltInTraining:
             test = loop.test(self._data.facts.noise)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             facts = ModelFacts.of(self.config, self._data, loop.task)
+            record_best(trial, loop, n_weights, test, facts)
             if trial.number is None:
                 _describe(trial, loop, facts, self._data)
-            record_best(trial, loop, n_weights, test, facts)
         return test
 
     def _warn(self, trial: Trial) -> None:
@@ -103,24 +103,25 @@ def _describe(trial: Trial, loop: "TrainingLoop", facts: ModelFacts, data: Data)
     if the disk is full.
     """
     from sweep.tasks import TensorTask
-    from sweep.training.evaluate import predict_split
-    from sweep.trial.predictions import write_predictions
+    from sweep.trial.predictions import predicted, write_predictions
     from sweep.trial.predictor import Predictor
     from sweep.trial.signature import signature_of
 
     if not isinstance(loop.task, TensorTask) or loop.data.test is None:  # other tasks have batches of their own
         return
     run = RunFolder(trial.folder)
+    file = run.signature
     try:
-        predictor = Predictor(loop.model, facts, loop.device)
-        outputs, targets, inputs = predict_split(loop.forward, loop.data.test)
-        rows, truth, inputs = data.test_samples(targets.numpy(), inputs.numpy())
-        write_checked(run.signature, to_yaml(signature_of(predictor, outputs, inputs)), durable=False)
-        write_predictions(run.predictions, predictor, outputs, rows, truth)
+        found = predicted(Predictor(loop.model, facts, loop.device), loop.forward, loop.data.test)
+        rows, truth, inputs = data.test_samples(found.targets, found.first_inputs)
+        write_checked(file, to_yaml(signature_of(facts, found.predictions, inputs)), durable=False)
+        file = run.predictions
+        write_predictions(file, facts, found, rows, truth)
     except Exception as error:  # your own task may raise anything
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        log.warning("warning: %s: cannot be written (%s)", run.predictions.name, one_line(error))
+        follows = "; MLflow gets no model" if file == run.signature else ""
+        log.warning("warning: %s: cannot be written (%s)%s", file.name, one_line(error), follows)
 
 
 def record_best(

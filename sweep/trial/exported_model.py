@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from sweep.data.encoding import Learnt
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import config_of
+from sweep.training.data import LoadingFailed
+from sweep.training.tensors import EVAL_BATCH
 from sweep.trial.binding import located
 from sweep.trial.prepare import Data, load_data, load_samples
 from sweep.trial.stored_model import KEY, load_file
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # of probabilities, and of numbers in standard deviations of the targets
 _NEEDS = ("onnx", "onnxscript")
-_BATCH = 4096
 _INPUT = "inputs"
 
 Run = Callable[[NDArray], NDArray]  # from inputs to outputs of a batch
@@ -85,8 +87,9 @@ class GraphModule(nn.Module):
         self._task: Any = located("task", facts.task, allowed_targets())
         shape = (1, -1, *[1] * (len(facts.in_shape or ()) - 1))
         for name in ("mean", "std"):
-            values = torch.tensor(facts.preprocessing[name], dtype=torch.float64).reshape(shape)
-            self.register_buffer(f"_x_{name}", values, persistent=False)
+            if facts.preprocessing is not None:
+                values = torch.tensor(facts.preprocessing[name], dtype=torch.float64).reshape(shape)
+                self.register_buffer(f"_x_{name}", values, persistent=False)
             of_targets = torch.tensor(getattr(facts, f"y_{name}"), dtype=torch.float64)
             self.register_buffer(f"_y_{name}", of_targets, persistent=False)
         columns = fillable(facts) or []
@@ -105,7 +108,7 @@ class GraphModule(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs in their own units to predictions or probabilities."""
-        if not self._facts.tokens:
+        if not self._facts.tokens and self._facts.preprocessing is not None:
             inputs = self._normalised(inputs)
         outputs = self.module(inputs)
         shares = self._task.probabilities(outputs)
@@ -122,7 +125,7 @@ class GraphModule(nn.Module):
 
 def fillable(facts: "ModelFacts") -> list[Learnt] | None:
     """Return what was learnt of the columns if all are numbers, so that the graph fills empty cells; else None."""
-    columns = facts.preprocessing["columns"]
+    columns = facts.preprocessing["columns"] if facts.preprocessing is not None else None
     return columns if columns and all(one["kind"] == "number" for one in columns) else None
 
 
@@ -146,24 +149,22 @@ def export_model(best: Path, kind: str, path: Path) -> ExportedModel:
     if not all(hasattr(predictor.task, name) for name in ("predicted", "probabilities")):
         raise ConfigError("task", f"{facts.task} has no methods `predicted` and `probabilities`; see sweep.tasks")
     given, prepared = _test_inputs(RunFolder(best.parent), facts)
-    graph = GraphModule(predictor.module, facts).eval()
-    with torch.no_grad():
-        outputs = torch.cat([predictor.module(part) for part in torch.from_numpy(prepared).split(_BATCH)])
-    wanted = predictor.probabilities(outputs) if graph.output == "probabilities" else predictor.decoded(outputs)
+    with _refusals(kind), torch.no_grad():
+        graph = GraphModule(predictor.module, facts).eval()
+        outputs = torch.cat([predictor.module(part) for part in torch.from_numpy(prepared).split(EVAL_BATCH)])
+        wanted = predictor.probabilities(outputs) if graph.output == "probabilities" else predictor.decoded(outputs)
     assert wanted is not None
-    tmp = path.with_name(f".{path.name}.tmp")
-    try:
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        tmp = Path(folder) / path.name
         with _refusals(kind), _silence():
             run, checked_by = _EXPORTS[kind](graph, given, tmp)
-            found = np.concatenate([run(given[i : i + _BATCH]) for i in range(0, len(given), _BATCH)])
+            found = np.concatenate([run(given[i : i + EVAL_BATCH]) for i in range(0, len(given), EVAL_BATCH)])
         scale = np.array(facts.y_std).reshape(-1) if graph.output == "prediction" else np.ones(1)
         difference = _difference(found, wanted, scale)
         if not difference <= TOLERANCE:
             problem = f"the exported model differs from the model by {difference:.2g} on the test split"
             raise ConfigError("--format", f"{problem}, more than {TOLERANCE:g}; use the other format")
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+        os.link(tmp, path)  # which refuses if something has appeared there meanwhile
     return ExportedModel(
         path, str(given.dtype), _names(facts), given.shape[1:], graph.output, len(given), difference, checked_by
     )
@@ -190,13 +191,19 @@ def _test_inputs(run: RunFolder, facts: "ModelFacts") -> tuple[NDArray, NDArray]
 def _loaded_inputs(data: Data, config: Config) -> tuple[NDArray, NDArray]:
     """Return the inputs of the test split of torch datasets, twice: they are not normalised."""
     with data.on_device(config, torch.device("cpu")) as loaded:
-        if loaded.test is None:
-            raise ConfigError("data", "has no test split; the export cannot be checked")
-        x = torch.cat([x for x, _ in loaded.test.batches()]).numpy()
+        if loaded.test is None or data.facts.in_shape is None:
+            what = "has no test split" if loaded.test is None else "gives no pairs of inputs and targets"
+            raise ConfigError("data", f"{what}; the export cannot be checked")
+        try:
+            x = torch.cat([x for x, _ in loaded.test.batches()]).numpy()
+        except LoadingFailed as error:
+            raise ConfigError("data", str(error)) from error
     return x, x
 
 
 def _names(facts: "ModelFacts") -> tuple[str, ...]:
+    if facts.preprocessing is None:
+        return ()
     columns = fillable(facts)
     return tuple(facts.preprocessing["inputs"] if columns is None else [one["name"] for one in columns])
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sweep.config.schema import Config
 from sweep.config.task_node import task_for
@@ -27,7 +28,7 @@ class ModelFacts:
         kind: of the data, as in `Samples.task`.
         data: the name of the data set.
         precision: `trainer.precision`.
-        preprocessing: `Splits.preprocessing`; for torch datasets one that changes nothing.
+        preprocessing: `Splits.preprocessing`; None for torch datasets, which prepare their samples themselves.
         classes: names of the classes; empty for regression.
         targets: names of the targets or labels; empty if they have none.
         quantiles: that the model predicts; empty for other tasks.
@@ -45,7 +46,7 @@ class ModelFacts:
     kind: str
     data: str
     precision: str
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, Any] | None
     classes: tuple[str, ...]
     targets: tuple[str, ...]
     quantiles: tuple[float, ...]
@@ -79,13 +80,21 @@ class ModelFacts:
             **of_data,
         )
 
+    @property
+    def class_names(self) -> NDArray:
+        """The names of the classes, (n_classes,): whole numbers if all names are, else texts."""
+        names = self.classes
+        if names and all(name.isascii() and name.isdecimal() and str(int(name)) == name for name in names):
+            return np.array([*map(int, names)])
+        return np.array(names, dtype=np.str_)
+
     def stored(self) -> dict[str, Any]:
         """Return the facts as `torch.load(weights_only=True)` accepts them."""
         return asdict(self)
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Self:
-        """Return the facts that `stored` returned. Raise TypeError if some are missing, as in a file of later days."""
+        """Return the facts that `stored` returned. Raise TypeError if some are missing, as in an old file."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in stored.items() if name in known})
 
@@ -103,14 +112,13 @@ def _of_arrays(config: Config, data: "Data") -> dict[str, Any]:
 
 def _of_datasets(datasets: Datasets) -> dict[str, Any]:
     """Return facts that say that nothing is normalised."""
-    n_columns, n_targets = datasets.in_shape[0] if datasets.in_shape else 0, datasets.out_features or 1
-    names = [f"x{i}" for i in range(n_columns)]
+    n_targets = datasets.out_features or 1
     return {
-        "preprocessing": {"columns": None, "inputs": names, "mean": [0.0] * n_columns, "std": [1.0] * n_columns},
+        "preprocessing": None,
         "targets": (),
         "y_mean": (0.0,) * n_targets,
         "y_std": (1.0,) * n_targets,
-        "dtype": "int64" if datasets.tokens else "float32",
+        "dtype": datasets.in_dtype,
     }
 
 

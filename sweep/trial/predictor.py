@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sweep.config.targets import allowed_targets, check_targets
 from sweep.data.preprocessing import apply
 from sweep.training.runtime import in_precision, pick_device, reproducible
-from sweep.training.tensors import in_single_precision
+from sweep.training.tensors import EVAL_BATCH, in_single_precision
 from sweep.trial import build
 from sweep.trial.binding import located
 from sweep.trial.model_facts import ModelFacts
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     NewData: TypeAlias = "pd.DataFrame | ArrayLike"
-
-_BATCH = 4096  # samples at a time, as in evaluation
 
 
 class Predictor:
@@ -45,7 +43,7 @@ class Predictor:
         self.task: Any = located("task", facts.task, allowed_targets())
         self._precision = "float32" if facts.precision == "fp16" and device.type == "cpu" else facts.precision
         self._y_mean, self._y_std = torch.tensor(facts.y_mean), torch.tensor(facts.y_std)
-        self._classes = named_classes(facts.classes)
+        self._classes = facts.class_names
 
     @property
     def classes(self) -> NDArray:
@@ -54,7 +52,9 @@ class Predictor:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of the columns that a table needs, or of the channels of images."""
+        """The names of the columns that a table needs, or of the channels of images; none for torch datasets."""
+        if self.facts.preprocessing is None:
+            return ()
         columns = self.facts.preprocessing["columns"]
         names = self.facts.preprocessing["inputs"] if columns is None else [one["name"] for one in columns]
         return tuple(dict.fromkeys(names))
@@ -99,18 +99,26 @@ class Predictor:
         return found
 
     def inputs(self, data: "NewData") -> NDArray:
-        """Return the module's inputs, (N, *in_shape): float32, or int64 for tokens. Raises ConfigError."""
+        """Return the module's inputs, (N, *in_shape): float32, int64 for tokens, or as torch datasets gave them.
+
+        Raises ConfigError if the data cannot be used.
+        """
         facts = self.facts
         if facts.in_shape is None:
             raise ConfigError("data", "the model takes batches of its own kind; call `module` on such a batch")
         if facts.tokens:
             return _tokens(np.asarray(data), facts.n_tokens)
-        is_table = hasattr(data, "columns") and facts.preprocessing["columns"] is not None
+        is_table = hasattr(data, "columns") and bool(facts.preprocessing and facts.preprocessing["columns"])
         given: Any = data if is_table else np.asarray(data)
         if not is_table and given.ndim != 1 + len(facts.in_shape):
             shape = ", ".join(["N", *map(str, facts.in_shape)])
             raise ConfigError("data", f"must have the shape ({shape}), got {given.shape}")
-        return apply(facts.preprocessing, given)
+        if facts.preprocessing is not None:
+            return apply(facts.preprocessing, given)
+        try:
+            return given.astype(facts.dtype)
+        except (TypeError, ValueError) as error:
+            raise ConfigError("data", f"must hold numbers ({one_line(error)})") from error
 
     @torch.no_grad()
     def outputs(self, data: "NewData") -> Tensor:
@@ -118,7 +126,7 @@ class Predictor:
         x = torch.from_numpy(self.inputs(data))
         try:
             found = [
-                in_precision(self._precision, self.module, part.to(self._device)).cpu() for part in x.split(_BATCH)
+                in_precision(self._precision, self.module, part.to(self._device)).cpu() for part in x.split(EVAL_BATCH)
             ]
             return in_single_precision(torch.cat(found))
         except Exception as error:  # your own model may raise anything
@@ -159,13 +167,6 @@ def restored(state: Mapping[str, Any], facts: ModelFacts, device: str) -> Predic
         problem = f"the stored weights do not fit {facts.model['_target_']} ({one_line(error, 120)}); use its old code"
         raise ConfigError("model", problem) from error
     return Predictor(module.to(place), facts, place)
-
-
-def named_classes(names: tuple[str, ...]) -> NDArray:
-    """Return the classes, (n_classes,): whole numbers if all names are, else texts."""
-    if names and all(name.isascii() and name.isdecimal() and str(int(name)) == name for name in names):
-        return np.array([*map(int, names)])
-    return np.array(names, dtype=np.str_)
 
 
 def _tokens(data: NDArray, n_tokens: int) -> NDArray[np.int64]:

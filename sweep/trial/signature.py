@@ -9,29 +9,26 @@ from numpy.typing import NDArray
 from sweep.data.preprocessing import table_of
 
 if TYPE_CHECKING:
-    import torch
-
-    from sweep.trial.predictor import Predictor
+    from sweep.trial.model_facts import ModelFacts
 
 _N_EXAMPLES = 2
 
 
-def signature_of(predictor: "Predictor", outputs: "torch.Tensor", x: NDArray) -> dict[str, Any]:
+def signature_of(facts: "ModelFacts", predictions: NDArray, x: NDArray) -> dict[str, Any]:
     """Return the inputs, the outputs and an example, for YAML.
 
     `inputs` is a list of columns, each with `name`, `type` (double or any) and `required`; or the `dtype` and the
     `shape` of an array. `example` has the values of two test samples, by column, or as nested lists.
 
     Args:
-        predictor: the model.
-        outputs: of the module for the test split.
-        x: the inputs of the same samples, in their own units.
+        facts: of the model.
+        predictions: for the test split, as `Predictor.predict` returns them.
+        x: the first inputs of the same samples, in their own units.
     """
-    facts = predictor.facts
-    found = predictor.decoded(outputs[:_N_EXAMPLES])
+    found = predictions[:_N_EXAMPLES]
     result: dict[str, Any] = {"data": facts.data, "task": facts.task}
     rows = x[:_N_EXAMPLES]
-    if facts.preprocessing["columns"] is None:
+    if facts.preprocessing is None or facts.preprocessing["columns"] is None:
         free = [-1] * rows.ndim if facts.tokens else [-1, *rows.shape[1:]]
         result |= {"inputs": {"dtype": facts.dtype, "shape": free}, "example": rows.tolist()}
     else:

@@ -202,18 +202,27 @@ def test_a_stream_without_a_length_has_epochs_of_max_steps() -> None:
     assert_close(torch.cat(updates[:5]).flatten(), torch.sin(3 * torch.linspace(-1, 1, 68)))
 
 
+def test_trials_do_not_move_each_others_position_in_a_stateful_stream() -> None:
+    datasets, trainer = curve(kind="stateful"), Trainer(batch_size=16, max_steps=20)
+    data = [LoaderData(datasets, Loader(), trainer, CPU) for _ in range(2)]
+    turns = [loaded(each, trainer, 2) for each in data] + [loaded(each, trainer, 2, step=2) for each in data]
+    alone = loaded(LoaderData(curve(kind="stateful"), Loader(), trainer, CPU), trainer, 4)
+    for i in range(2):
+        assert all(map(torch.equal, turns[i] + turns[i + 2], alone))
+
+
 def test_a_stateful_stream_is_not_read_again() -> None:
     trainer = Trainer(batch_size=16, max_steps=20)
     wanted = loaded(LoaderData(curve(kind="stateful"), Loader(), trainer, CPU), trainer, 9)
     data = LoaderData(curve(kind="stateful"), Loader(), trainer, CPU)
     loaded(data, trainer, 7)
     state = copy.deepcopy(data.state_dict())
-    datasets = curve(kind="stateful")
-    again = LoaderData(datasets, Loader(), trainer, CPU)
+    again = LoaderData(curve(kind="stateful"), Loader(), trainer, CPU)
     again.load_state_dict(state)
     assert all(map(torch.equal, loaded(again, trainer, 2, step=7), wanted[7:]))
-    assert isinstance(datasets.train, StatefulStream)
-    assert datasets.train.opened_at == 32
+    stream = again._train._dataset
+    assert isinstance(stream, StatefulStream)
+    assert stream.opened_at == 32
 
 
 def test_a_pass_that_had_ended_is_not_read_again() -> None:
@@ -255,6 +264,10 @@ class NoLength(Curve):
         (lambda: Datasets(NoLength(), Curve()), "is a NoLength without __len__"),
         (lambda: Datasets(Curve(), Curve(), None, 3), "Datasets.collate_fn is a int, not a function"),  # pyright: ignore
         (lambda: Datasets(Curve(), Curve(), task="classification"), "needs classes=[...], or out_features=..."),
+        (
+            lambda: Datasets(Curve(), Curve(), task="classification", classes=("a", "b"), out_features=3),
+            "names 2 classes, but out_features is 3",
+        ),
         (lambda: Datasets(Curve(), Curve(), task="ranking"), "data.task: 'ranking' is unknown"),  # pyright: ignore
         (
             lambda: inspected(curve(n=2, fault="raise")),

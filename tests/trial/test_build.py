@@ -242,6 +242,7 @@ def test_an_unknown_cycle_shape_is_refused_with_the_choices():
 MYPKG = """
 import numpy as np
 from torch import nn
+from functools import partial
 from torch.optim.lr_scheduler import LambdaLR
 from sweep import Samples
 
@@ -249,6 +250,8 @@ class Net(nn.Module):
     def __init__(self, in_shape, hidden: int, out_features):
         super().__init__()
         self.sizes = (in_shape, hidden, out_features)
+
+Preset = partial(Net, hidden=3)
 
 class Broken(nn.Module):
     def __init__(self):
@@ -296,6 +299,8 @@ def test_an_own_package_is_not_even_imported_before_it_is_trusted():
 def test_an_own_model_is_built_with_the_datas_sizes():
     net: Any = build.model({"_target_": "mypkg.Net", "hidden": 3}, IMAGES)
     assert net.sizes == ((2, 4, 4), 3, 1)
+    preset: Any = build.model({"_target_": "mypkg.Preset"}, IMAGES)
+    assert preset.sizes == net.sizes
     assert refusal(lambda: build.model({"_target_": "mypkg.Net"}, IMAGES)).key == "model.hidden"
     assert refusal(lambda: build.model({"_target_": "mypkg.Net", "hidden": "x"}, IMAGES)).key == "model.hidden"
 

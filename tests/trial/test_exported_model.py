@@ -101,6 +101,7 @@ def test_categories_come_as_inputs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "age is empty, city" in capsys.readouterr().out
     model = load_model(tmp_path)
     facts = model.facts.preprocessing
+    assert facts is not None
     inputs = model.inputs(passengers()).astype(np.float64) * facts["std"] + facts["mean"]
     assert_allclose(computed(path, inputs), model.predict_proba(passengers()), atol=1e-5)
 
@@ -111,7 +112,9 @@ def test_an_onnx_file_names_what_it_takes(tmp_path: Path) -> None:
     model = onnx.load(exported(tmp_path, "onnx"))
     said = {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key.startswith("sweep.")}
     assert said["sweep.classes"] == ["lost", "saved"]
-    assert said["sweep.inputs"] == load_model(tmp_path).facts.preprocessing["inputs"]
+    facts = load_model(tmp_path).facts.preprocessing
+    assert facts is not None
+    assert said["sweep.inputs"] == facts["inputs"]
     assert [one.name for one in model.graph.input] == ["inputs"]
     assert [one.name for one in model.graph.output] == ["probabilities"]
 

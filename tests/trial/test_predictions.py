@@ -102,7 +102,7 @@ def test_a_failure_is_a_warning_and_a_full_disk_an_error(
     monkeypatch.setattr(predictions, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         trained(tmp_path / "b", "data=diabetes")
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {"checkpoint.pt", "model.yaml"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"best.pt", "checkpoint.pt", "model.yaml"}
 
 
 def test_a_model_of_torch_datasets_predicts_and_its_samples_are_numbered(
@@ -129,3 +129,11 @@ def test_a_model_of_batches_of_its_own_gives_its_module(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match="takes batches of its own kind; call `module`"):
         model.predict(np.zeros((2, 1)))
     assert not model.module.training
+
+
+def test_what_is_no_class_has_no_name(tmp_path: Path) -> None:
+    """A loss may ignore some pixels, and labels may be true and false."""
+    names = predictions._names_of(np.array([[0, 1], [255, -1]]), np.array(["land", "sea"]))
+    assert names.tolist() == [["land", "sea"], [None, None]]
+    column = predictions._array(names[1])
+    assert column.to_pylist() == [None, None]

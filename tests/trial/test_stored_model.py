@@ -193,9 +193,11 @@ def test_a_table_that_does_not_fit_is_refused(of_a_table: Predictor) -> None:
 def test_an_unknown_category_counts_as_none_of_those_known(of_a_table: Predictor) -> None:
     frame = passengers(10).assign(city="Atlantis")
     inputs = of_a_table.inputs(frame)
-    is_city = [name.startswith("city") for name in of_a_table.facts.preprocessing["inputs"]]
+    facts = of_a_table.facts.preprocessing
+    assert facts is not None
+    is_city = [name.startswith("city") for name in facts["inputs"]]
     assert sum(is_city) == 1, "three cities are more than max_one_hot"
-    mean, std = (np.array(of_a_table.facts.preprocessing[name])[is_city] for name in ("mean", "std"))
+    mean, std = (np.array(facts[name])[is_city] for name in ("mean", "std"))
     assert_allclose(inputs[:, is_city] * std + mean, -1, rtol=1e-6)
 
 
