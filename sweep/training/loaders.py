@@ -329,7 +329,7 @@ def _start_method() -> str:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of those behind it: torchdata's frames hold files that it opened as a test."""
+    """Drop the tracebacks of an error and of those behind it: torchdata's frames hold files that it opened to count."""
     behind: BaseException | None = error
     while behind is not None:
         behind.__traceback__ = None

@@ -316,7 +316,7 @@ def test_the_snippet_of_the_readme_runs_as_it_is(capfd: pytest.CaptureFixture[st
 
 def test_the_functions_are_those_of_the_package() -> None:
     assert {name for name in sweep.__all__ if name.startswith(("run_", "load_", "write_"))} == {
-        *("run_study", "load_study", "run_comparison", "run_lr_range", "run_trial", "write_report")
+        *("run_study", "load_study", "run_comparison", "run_lr_range", "run_trial", "write_report", "load_model")
     }
     assert all(getattr(sweep, name) is not None for name in sweep.__all__)
     assert run_trial is sweep.run_trial
