@@ -1,6 +1,5 @@
 """trainer.monitor: the best weights, patience and plateau follow what is optimised, alone, packed and in a study."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +130,14 @@ def test_the_weights_of_a_studys_trial_are_those_that_its_value_is_of(pack: int,
     again = quick(tmp_path, "from_study=s")
     assert again.returncode == 0, again.stderr
     assert f"best val/accuracy   {found['values'][0]:.6g} (epoch " in again.stdout
-    assert not identity_has_the_key(folder), "or a study from before there was such a key could not go on"
+    assert monitor_in_identity(folder) == "null", "or a study from before there was such a key could not go on"
     other = quick(tmp_path, *BY_ACCURACY, "trainer.monitor=val/loss")
     assert other.returncode == 2
-    assert 'trainer.monitor = unset, now "val/loss"' in error_line(other)
+    assert 'trainer.monitor = null, now "val/loss"' in error_line(other)
 
 
-def identity_has_the_key(folder: StudyFolder) -> bool:
-    """Whether the study's identity knows of `trainer.monitor`."""
+def monitor_in_identity(folder: StudyFolder) -> str:
+    """What the study's identity says of `trainer.monitor`; null is what it meant before there was such a key."""
     storage: Any = JournalStorage(JournalFileBackend(str(folder.storage)))
     (study,) = storage.get_all_studies()
-    return "trainer.monitor" in json.dumps(study.user_attrs[IDENTITY])
+    return study.user_attrs[IDENTITY]["trainer.monitor"]
