@@ -11,18 +11,18 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from common import print_setting, print_verdict
+from epochs import paired_epochs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sweep import Datasets, compose, run_trial
+from sweep import Datasets, compose
 from sweep.config.schema import Config, validate
 from sweep.training.loaders import inspected
 from sweep.trial import build
@@ -111,35 +111,6 @@ def hand_written_epoch(config: Config, datasets: Datasets) -> Callable[[], None]
     return epoch
 
 
-class Pair(NamedTuple):
-    """An epoch of ours and the hand-written one after it: seconds, and those of them on a CPU in this process."""
-
-    ours_s: float
-    theirs_s: float
-    ours_cpu_s: float
-    theirs_cpu_s: float
-
-
-def measure(datasets: Datasets, overrides: list[str], epochs: int) -> list[Pair]:
-    """Return the times of the epochs, without the first tenth."""
-    theirs = hand_written_epoch(validate(compose(overrides)), datasets)
-    pairs: list[Pair] = []
-    last, last_cpu = time.perf_counter(), time.process_time()
-
-    def report(epoch: int, metrics: Mapping[str, float]) -> None:
-        nonlocal last, last_cpu
-        now, now_cpu = time.perf_counter(), time.process_time()
-        theirs()
-        end, end_cpu = time.perf_counter(), time.process_time()
-        pairs.append(Pair(now - last, end - now, now_cpu - last_cpu, end_cpu - now_cpu))
-        last, last_cpu = end, end_cpu
-
-    with tempfile.TemporaryDirectory() as output_dir:
-        cfg = compose([*overrides, f"output_dir={output_dir}", f"trainer.epochs={epochs}"])
-        run_trial(cfg, report, live=True, load=lambda config: divided(datasets, config))
-    return pairs[max(1, epochs // 10) :]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=60)
@@ -150,7 +121,10 @@ def main() -> int:
     holds = True
     for name in arguments.case or CASES:
         make, overrides = CASES[name]
-        pairs = measure(make(), overrides, arguments.epochs)
+        datasets = make()
+        theirs = hand_written_epoch(validate(compose(overrides)), datasets)
+        load = partial(divided, datasets)
+        pairs = paired_epochs(theirs, overrides, arguments.epochs, load=load)
         ours, theirs, *_ = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
         ratio = statistics.median(pair.ours_s / pair.theirs_s for pair in pairs)
         of_cpu = statistics.median(pair.ours_cpu_s / pair.theirs_cpu_s for pair in pairs)

@@ -11,15 +11,14 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from common import print_setting, print_verdict
+from epochs import paired_epochs
 from torch import nn
 
-from sweep import Samples, compose, run_trial
+from sweep import Samples, compose
 from sweep.config.schema import validate
 from sweep.data.split import divide
 from sweep.training.tensors import to_device
@@ -69,26 +68,6 @@ def train_one_epoch(
     return total
 
 
-def measure(overrides: list[str], epochs: int) -> list[tuple[float, float]]:
-    """Return the seconds of (our epoch, the hand-written epoch after it), without the first tenth of the epochs."""
-    theirs = hand_written_epoch(overrides)
-    pairs: list[tuple[float, float]] = []
-    last = time.perf_counter()
-
-    def report(epoch: int, metrics: Mapping[str, float]) -> None:
-        nonlocal last
-        ours_s = time.perf_counter() - last
-        start = time.perf_counter()
-        theirs()
-        pairs.append((ours_s, time.perf_counter() - start))
-        last = time.perf_counter()
-
-    with tempfile.TemporaryDirectory() as output_dir:
-        cfg = compose([*overrides, f"output_dir={output_dir}", f"trainer.epochs={epochs}"])
-        run_trial(cfg, report, live=True)
-    return pairs[epochs // 10 :]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=200)
@@ -98,12 +77,12 @@ def main() -> int:
     print_setting()
     holds = True
     for name in arguments.case or CASES:
-        pairs = measure(CASES[name], arguments.epochs)
-        ours, theirs = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
+        pairs = paired_epochs(hand_written_epoch(CASES[name]), CASES[name], arguments.epochs)
+        ours, theirs, *_ = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+        ratio = statistics.median(pair.ours_s / pair.theirs_s for pair in pairs)
         print(f"{name}: {ours:.2f} ms an epoch, hand-written {theirs:.2f} ms (medians of {len(pairs)})")
         holds &= print_verdict(f"{name} ours / hand-written, median of pairs", ratio, BOUND)
-        total = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+        total = sum(pair.ours_s for pair in pairs) / sum(pair.theirs_s for pair in pairs)
         print(f"{name} ours / hand-written, whole time: {total:.3f}x")
     return 0 if holds else 1
 

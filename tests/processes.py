@@ -35,7 +35,9 @@ def environment(**changes: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OWN} | changes
 
 
-def run(cwd: Path, *overrides: str, command: tuple[str, ...] = RUN, **changes: str) -> subprocess.CompletedProcess[str]:
+def run(
+    cwd: Path, *overrides: str | bytes, command: tuple[str, ...] = RUN, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """Runs to the end; `changes` are of the environment."""
     return subprocess.run(
         [*command, *overrides],

@@ -1,4 +1,4 @@
-"""Digits from a poor camera, of which few images have labels, and digits from a good one."""
+"""Many digits from a good camera, and few from a poor one."""
 
 import numpy as np
 from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Turn errors of Hydra's and OmegaConf's, often long and with many causes, into one line that names the config key."""
+"""Errors of Hydra's and OmegaConf's as one line with its config key: `config_error`."""
 
 import os
 import re

@@ -12,8 +12,6 @@ from sweep.tasks import Task, TensorTask
 from sweep.training.data import Batch, Forward, Split, TrainingData, n_samples
 from sweep.training.tensors import TensorData, TensorSplit, predict
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
-
 
 @torch.no_grad()
 def evaluate(forward: Forward, split: Split, task: TensorTask) -> dict[str, float]:

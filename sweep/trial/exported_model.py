@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sweep.config.schema import Config
-from sweep.config.targets import allowed_targets
 from sweep.data import Samples
 from sweep.data.encoding import Learnt
 from sweep.tracking import journal
@@ -30,13 +29,13 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import config_of
 from sweep.training.data import LoadingFailed
 from sweep.training.tensors import EVAL_BATCH
-from sweep.trial.binding import located
-from sweep.trial.prepare import Data, load_data, load_samples
+from sweep.trial.prepare import Data, divided, load_samples
 from sweep.trial.stored_model import KEY, load_file
 from sweep.utils.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from sweep.trial.model_facts import ModelFacts
+    from sweep.trial.predictor import Predictor
 
 TOLERANCE = 1e-5  # of probabilities, and of numbers in standard deviations of the targets
 _NEEDS = ("onnx", "onnxscript")
@@ -80,11 +79,11 @@ class GraphModule(nn.Module):
     _fill: Tensor  # of each column
     _places: Tensor  # of the model's inputs among the columns and, behind them, whether each is empty
 
-    def __init__(self, module: nn.Module, facts: "ModelFacts") -> None:
-        """Make the module of a trained one. Raises ConfigError if the task cannot be loaded."""
+    def __init__(self, predictor: "Predictor") -> None:
+        """Make the module of a trained model."""
         super().__init__()
-        self.module, self._facts = module, facts
-        self._task: Any = located("task", facts.task, allowed_targets())
+        facts = predictor.facts
+        self.module, self._facts, self._task = predictor.module, facts, predictor.task
         shape = (1, -1, *[1] * (len(facts.in_shape or ()) - 1))
         for name in ("mean", "std"):
             if facts.preprocessing is not None:
@@ -150,7 +149,7 @@ def export_model(best: Path, kind: str, path: Path) -> ExportedModel:
         raise ConfigError("task", f"{facts.task} has no methods `predicted` and `probabilities`; see sweep.tasks")
     given, prepared = _test_inputs(RunFolder(best.parent), facts)
     with _refusals(kind), torch.no_grad():
-        graph = GraphModule(predictor.module, facts).eval()
+        graph = GraphModule(predictor).eval()
         outputs = torch.cat([predictor.module(part) for part in torch.from_numpy(prepared).split(EVAL_BATCH)])
         wanted = predictor.probabilities(outputs) if graph.output == "probabilities" else predictor.decoded(outputs)
     assert wanted is not None
@@ -176,14 +175,15 @@ def _test_inputs(run: RunFolder, facts: "ModelFacts") -> tuple[NDArray, NDArray]
     Raises ConfigError if the data cannot be loaded, or have changed since the run.
     """
     config = config_of(run, KEY)
-    data = load_data(config)
+    samples = load_samples(config)
+    data = divided(samples, config)
     before = (journal.first(run.journal, "start") or {}).get("dataset") or {}
     if before.get("digest") not in (None, data.description["digest"]):
         raise ConfigError("data", f"have changed since '{run.path}' was trained; the export cannot be checked")
     if data.divided is None:
         return _loaded_inputs(data, config)
     rows = data.splits.test_rows
-    own = load_samples(config) if fillable(facts) else data.samples
+    own = samples if fillable(facts) else data.samples
     assert isinstance(own, Samples)
     return np.ascontiguousarray(own.x[rows]), data.splits.test.x
 

@@ -2,14 +2,13 @@
 
 import functools
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import environment, error_line, quick
+from processes import error_line, quick, run
 
 from sweep import report, sync
 
@@ -180,32 +179,16 @@ def test_a_folder_that_is_gone_and_bytes_that_are_no_text_are_one_line(module: s
     gone = tmp_path / "gone"
     for arguments, says in (([b"\xff"], "is not in UTF-8"), ([b"x"], "the current folder does not exist any more")):
         gone.mkdir()
-        done = subprocess.run(
-            [*command, f"sweep.{module}", *arguments],
-            cwd=gone,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run(gone, *arguments, command=(*command, f"sweep.{module}"))
         assert says in error_line(done)
         assert done.returncode == 2
 
 
 @pytest.mark.process
 def test_the_locale_is_blamed_for_utf_8_that_it_cannot_read(tmp_path: Path):
-    ascii_only = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for argument, says in (("größe".encode(), "cannot be read in this locale"), (b"gr\xf6", "is not in UTF-8")):
-        done = subprocess.run(
-            [sys.executable, "-m", "sweep.report", argument],
-            cwd=tmp_path,
-            env=ascii_only,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run(tmp_path, argument, command=(sys.executable, "-m", "sweep.report"), **ascii_only)
         assert says in error_line(done)
         assert done.returncode == 2
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sweep.training.evaluate import LossFn
+from sweep.tasks.task import TensorFunction
 from sweep.training.runtime import in_precision, reproducible
 from sweep.utils.errors import one_line
 
@@ -117,7 +117,7 @@ class MaskLike:
 
 
 def rehearsed(
-    model: nn.Module, loss_fn: LossFn, precision: str, x: Tensor, y: Tensor
+    model: nn.Module, loss_fn: TensorFunction, precision: str, x: Tensor, y: Tensor
 ) -> tuple[dict[str, MaskLike], set[str]]:
     """Train a copy of the model on one batch, to see what has to be stacked.
 

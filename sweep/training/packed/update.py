@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sweep.config.nodes import Trainer
-from sweep.training.evaluate import LossFn
+from sweep.tasks.task import TensorFunction
 from sweep.training.packed.parameters import FlatParameters
 from sweep.training.packed.rules import Rule
 from sweep.training.packed.tracing import TracedFunction
@@ -19,7 +19,9 @@ _CLIP_EPS = 1e-6  # as in torch's clip_grad_norm_
 class Update:
     """Updates n rows of weights, (n, P), in the order of a layout."""
 
-    def __init__(self, model: nn.Module, layout: FlatParameters, loss_fn: LossFn, rule: Rule, trainer: Trainer) -> None:
+    def __init__(
+        self, model: nn.Module, layout: FlatParameters, loss_fn: TensorFunction, rule: Rule, trainer: Trainer
+    ) -> None:
         """Prepare updates; nothing is traced or compiled yet.
 
         Args:
