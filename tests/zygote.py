@@ -47,8 +47,19 @@ _HEAVY = (
         "sweep.trial.summary",
         "sweep.config.best_config",
         "sweep.study.plots",
+        "sweep.models",
+        "sweep.data.preprocessing",
+        "sweep.trial.predictor",
+        "sweep.trial.signature",
+        "sweep.trial.predictions",
     ),
-    *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
+    *(
+        "torch._dynamo",
+        "torch.utils.flop_counter",
+        "matplotlib.pyplot",
+        "optuna.visualization.matplotlib",
+        "pyarrow.parquet",
+    ),
 )
 _TRACKED = (
     *(

@@ -304,13 +304,13 @@ def _is_given(path: str, given: Sequence[str]) -> bool:
 
 def _plain(node: DictConfig, key: str) -> Any:
     """Return the child node as dicts and lists, not resolved; None if it is missing."""
-    part = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+    part = None if OmegaConf.is_missing(node, key) else node._get_node(key, validate_access=False)
     return OmegaConf.to_container(part, resolve=False) if isinstance(part, DictConfig) else None
 
 
 def _text(node: DictConfig, key: str) -> str | None:
     """Return the value as it is written, not resolved; None if there is none."""
-    child = node._get_node(key)
+    child = node._get_node(key, validate_access=False)
     value = child._value() if isinstance(child, Node) else None
     return None if value is None else str(value)
 

@@ -88,6 +88,7 @@ class PackScheduler:
         """
         self._width, self._most, self._load = width, most, load
         self._data: dict[str, tuple[Data, TensorData]] = {}
+        self._tasks: dict[_Kind, TensorTask] = {}
         self._groups: dict[_Kind, dict[Rule, Group]] = {}
         self._refused: dict[tuple[_Kind, Rule], Unpackable] = {}  # what a pack gains depends on the rule too
 
@@ -112,13 +113,12 @@ class PackScheduler:
         n_train = len(tensors.train.x)
         with reproducible(device):
             seen_before = kind in self._groups
-            task = build_task(config.task, data.facts, data.divided, device)
-            if not isinstance(task, TensorTask):
-                raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
+            task = self._tasks.get(kind) or _tensor_task(config, data, device)
             batch = tensors.example(trainer.batch_size)
             model = new_model(config, data.facts, task, batch, device, seen_before)
             if not seen_before:
                 check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
+                self._tasks[kind] = task
             schedule = new_schedule(config, n_train, model)
             if len(schedule.optimizer.param_groups) > 1:
                 raise Unpackable("its weights are in several groups (optimizer.groups, optimizer.no_decay)")
@@ -181,6 +181,14 @@ class PackScheduler:
         pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rule=rule)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width, ModelFacts.of(config, data, task))
+
+
+def _tensor_task(config: Config, data: Data, device: torch.device) -> TensorTask:
+    """Build the task. Raise Unpackable if its loss cannot be computed for many trials at once."""
+    task = build_task(config.task, data.facts, data.divided, device)
+    if not isinstance(task, TensorTask):
+        raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
+    return task
 
 
 def _require_plain(config: Config) -> None:

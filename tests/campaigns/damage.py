@@ -38,7 +38,7 @@ from sweep.tracking import journal
 from sweep.tracking.mlflow_runs import UID_TAG
 
 SMALL = ("experiment=debug", "model.widths=[4]")
-_LONG = (*SMALL, "trainer.epochs=200")
+_LONG = (*SMALL, "trainer.epochs=100")
 STUDY = ("-m", *SMALL, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
 STOPPED_STUDY = (*STUDY, _LONG[-1], "hydra/sweeper/pruner=none")
 SQLITE_STUDY = (*STUDY, "hydra.sweeper.storage=sqlite:///outputs/study.db")

@@ -23,7 +23,7 @@ FEWER = {
     "sweep.run": ["trainer.epochs=2", "tracking=off"],
     "sweep.lr_range": ["lr_range.n_seeds=2"],
     "sweep.compare": [
-        *("compare.n_seeds=3", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
+        *("compare.n_seeds=2", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
     ],
     "sweep.report": [],
     "sweep.export": [],
@@ -74,8 +74,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page: str, workshop: Path) -> None:
-    ran = 0
-    for command in commands(page):
+    for command in {" ".join(shlex.split(c, comments=True)): c for c in commands(page)}.values():  # each once
         studies = workshop / "outputs" / "studies"
         made = sorted((path for path in studies.glob("*") if "+" in path.name), key=lambda path: path.stat().st_mtime)
         module, *arguments = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)
@@ -84,8 +83,6 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path) -> None:
             fewer.append("hydra.sweeper.n_trials=8")
         done = quick(workshop, *arguments, *fewer, module=module, SWEEP_TARGETS="mypkg.*", PYTHONPATH=str(workshop))
         assert done.returncode == 0, f"{command}: {done.stderr}"
-        ran += 1
-    assert ran
 
 
 def test_no_command_is_overlooked() -> None:

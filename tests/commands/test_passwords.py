@@ -84,7 +84,7 @@ def test_no_output_and_no_row_of_mlflow_holds_it(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> None:
     storage = f"postgresql+psycopg://postgres:{SECRET}@{postgresql.partition('://')[2]}"  # which is trusted without it
-    compared = ("optimizer=sgd,adam", "compare.name=c", "compare.n_seeds=2", "hydra.sweeper.n_trials=2")
+    compared = ("optimizer=sgd,adam", "compare.name=c", "compare.n_seeds=2", "hydra.sweeper.n_trials=1")
     given = (f"hydra.sweeper.storage='{storage}'", f"tracking.uri='http://me:{SECRET}@127.0.0.1:1'")
     commands = [
         ("sweep.compare", (*_SMALL, *compared, "hydra.sweeper.n_jobs=1", *given)),

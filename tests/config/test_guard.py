@@ -173,3 +173,11 @@ def test_jobs_of_a_sweep_may_share_a_log_in_its_folder(tmp_path: Path):
 def test_a_folder_may_begin_with_the_home_directory(tmp_path: Path):
     done = quick(tmp_path, "--cfg", "hydra", 'hydra.run.dir="~/x"', torch=False, HOME=str(tmp_path / "home"))
     assert f"dir: {tmp_path}/home/x" in done.stdout
+
+
+@pytest.mark.process
+def test_hydras_own_log_may_be_switched_off(tmp_path: Path):
+    done = quick(
+        tmp_path, "-m", "hydra/sweeper=basic", "hydra/hydra_logging=disabled", "trainer.epochs=-1", torch=False
+    )
+    assert error_line(done).startswith("error: trainer.epochs: ")

@@ -11,7 +11,7 @@ from campaigns.kill_study import disagreements
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import error_line, quick, recorded, run, start, wait_for_helper
+from processes import error_line, quick, quick_start, recorded, run, start, wait_for_helper
 from waiting import wait_until
 
 from sweep import compose, load_study, run_trial
@@ -207,14 +207,14 @@ def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp
     assert reached
     for number, n in reached.items():
         assert checkpoint.load(folder_of(tmp_path).trial(number).checkpoint)["epoch"] == n
-    with start(tmp_path, *LONG_STUDY) as process:
+    with quick_start(tmp_path, *LONG_STUDY, tracked=True) as process:
         wait_until(lambda: any(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert any(not t.state.is_finished() for t in trials_of(tmp_path))
     wait_for_helper(tmp_path)
-    done = run(tmp_path, *LONG_STUDY)
+    done = quick(tmp_path, *LONG_STUDY, tracked=True)
     assert done.returncode == 0, done.stderr
     trials = trials_of(tmp_path)
     assert [t.number for t in trials] == list(range(12))

@@ -84,12 +84,12 @@ class Searched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Searched:
-    """Two optimizers, eight workers, twelve trials; every other test only reads it."""
+    """Two optimizers, four workers, twelve trials; every other test only reads it."""
     cwd = tmp_path_factory.mktemp("searched")
     done = run(
         cwd,
         *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
-        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=8"),
+        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=4"),
     )
     assert done.returncode == 0, done.stderr
     return Searched(cwd, only_study(cwd), done.stdout, done.stderr)
@@ -105,7 +105,7 @@ def test_a_study_has_its_trials_each_once_and_shows_one_line_for_each(searched):
     assert searched.stderr == ""
 
 
-def test_eight_workers_never_find_the_database_locked(searched):
+def test_workers_never_find_the_database_locked(searched):
     assert "locked" not in searched.stderr + (searched.cwd / "outputs" / "mirror.log").read_text()
 
 
@@ -257,7 +257,7 @@ def test_the_same_command_resumes_and_finds_nothing_left_to_do(searched):
     done = quick(
         searched.cwd,
         *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
-        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=8"),
+        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=4"),
     )
     assert done.returncode == 0, done.stderr
     assert f"{N_TRIALS} of {N_TRIALS} trials are done" in done.stdout
@@ -649,7 +649,7 @@ def test_a_command_takes_the_record_over_from_one_that_stops(tmp_path):
 
 
 def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
-    long = ("trainer.epochs=150", "hydra/sweeper/pruner=none")  # one has not done it all before the other has begun
+    long = ("trainer.epochs=80", "hydra/sweeper/pruner=none")  # one has not done it all before the other has begun
     search = ("optimizer=sgd,adam", "hydra.sweeper.n_trials=8")
     quick_side_by_side(tmp_path, "-m", "experiment=debug", *long, *search, NAMED)
     trials = trials_of(folder_of(tmp_path))

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.process  # commands, servers, a browser
 
 
 def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
-    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0), n_trials=8, n_workers=3)
+    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0), n_trials=6, n_workers=2)
     assert killed.total() == 2
     assert problems == []
 

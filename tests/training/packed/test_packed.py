@@ -176,7 +176,12 @@ TASKS = {
     **{f"regression-{loss}": (f"task/loss={loss}", "task/metrics=[rmse,mape]") for loss in ("mse", "mae", "huber")},
     "counts": ("task/loss=poisson", "split.normalize=false"),
     "quantile": ("task=quantile",),
-    "classification": ("data=digits", "+task.loss.weight=balanced", "+task.loss.label_smoothing=0.1"),
+    "classification": (
+        "data=digits",
+        "+task.loss.weight=balanced",
+        "+task.loss.label_smoothing=0.1",
+        "split.max_samples=500",
+    ),
     "classification-metrics": ("data=digits", "task/metrics=[f1,precision,recall,mcc]", "split.max_samples=500"),
     "binary": ("data=breast_cancer", "task=binary", "task.loss.pos_weight=[0.5]", "task/metrics=[auroc,accuracy,f1]"),
     "multilabel": (f"data._target_={__name__}.labels", "+task.loss.pos_weight=balanced"),
