@@ -54,23 +54,23 @@ def quick(
     cwd: Path,
     *overrides: str,
     torch: bool = True,
-    tracked: bool = False,
+    remembers: bool = False,
     module: str = "sweep.run",
     **changes: str,
 ) -> subprocess.CompletedProcess[str]:
     """Like `run`, forked from a process that has the imports behind it; see zygote.py.
 
-    torch, tracked: whether that and MLflow are among them. A command that never needs torch is faster without.
+    torch: whether that is among them. A command that never needs torch is faster without.
     """
-    with _zygote(torch, tracked).start(cwd, overrides, environment(**changes), module) as command:
+    with _zygote(torch).start(cwd, overrides, environment(**changes), module, remembers) as command:
         out, err = command.communicate(PATIENCE_S)
     assert command.returncode is not None
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
 
 
-def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run", tracked: bool = False) -> Command:
+def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run", remembers: bool = False) -> Command:
     """Like `start`, forked in the same way."""
-    return _zygote(True, tracked).start(cwd, overrides, environment(), module)
+    return _zygote(True).start(cwd, overrides, environment(), module, remembers)
 
 
 def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -> None:
@@ -83,8 +83,8 @@ def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -
 
 
 @functools.cache
-def _zygote(torch: bool, tracked: bool = False) -> Zygote:
-    zygote = Zygote(environment(), light=not torch, tracked=tracked)
+def _zygote(torch: bool) -> Zygote:
+    zygote = Zygote(environment(), light=not torch)
     atexit.register(zygote.close)
     return zygote
 

@@ -5,8 +5,8 @@ line of sweep/run.py to the interpreter's end; only the modules below are there 
 so cost nothing. For tests of what a command does. One of how it starts, what it imports, or how it takes a signal uses
 `processes.run`.
 
-One that has MLflow among its modules forks the upload process (sweep/tracking/upload_process.py) from the command, too,
-and keeps what Hydra composes (0.25 s each, 29 times for a comparison) for the next command in the same folder.
+The upload process (sweep/tracking/upload_process.py) of such a command is forked too, since its imports take seconds.
+If asked to, a command keeps what Hydra composes (0.25 s each, 29 times in a comparison) for the next one in its folder.
 
 The file is both sides: `Zygote` for the tests, and as a program the process that forks. It reads a line of JSON for
 each command, and answers with lines: "started PID", and some time later "ended PID STATUS".
@@ -30,45 +30,17 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 _LIGHT = (
-    *(
-        "sweep.config.composition",
-        "sweep.config.schema",
-        "sweep.trial.build",
-        "sweep.tracking.folders",
-        "sweep.study.sweeper",
-    ),
-    *("sweep.study.runner", "sweep.study.dry_run"),
+    *("sweep.config.composition", "sweep.config.schema", "sweep.trial.build", "sweep.tracking.folders"),
+    *("sweep.study.sweeper", "sweep.study.runner", "sweep.study.dry_run"),
 )
 _HEAVY = (
-    *(
-        *_LIGHT,
-        "sweep.trial.run",
-        "sweep.training.loop",
-        "sweep.trial.summary",
-        "sweep.config.best_config",
-        "sweep.study.plots",
-        "sweep.models",
-        "sweep.data.preprocessing",
-        "sweep.trial.predictor",
-        "sweep.trial.signature",
-        "sweep.trial.predictions",
-    ),
-    *(
-        "torch._dynamo",
-        "torch.utils.flop_counter",
-        "matplotlib.pyplot",
-        "optuna.visualization.matplotlib",
-        "pyarrow.parquet",
-    ),
-)
-_TRACKED = (
-    *(
-        *_HEAVY,
-        "sweep.tracking.mlflow_client",
-        "mlflow.store.tracking.sqlalchemy_store",
-        "sweep.tracking.upload_process",
-    ),
+    *_LIGHT,
+    *("sweep.models", "sweep.data.preprocessing", "sweep.training.loop", "sweep.config.best_config"),
+    *("sweep.trial.run", "sweep.trial.summary", "sweep.trial.predictor", "sweep.trial.signature"),
+    *("sweep.trial.predictions", "sweep.study.plots", "sweep.tracking.mlflow_client", "sweep.tracking.upload_process"),
     *("sweep.reporting.study_page", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.plot"),
+    *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
+    *("pyarrow.parquet", "mlflow.store.tracking.sqlalchemy_store"),
 )
 _PATIENCE_S = 300.0
 
@@ -113,10 +85,10 @@ class Command:
 
 
 class Zygote:
-    """light: has no torch. tracked: has MLflow. environment: of the process that forks; each command has its own."""
+    """light: has neither torch nor MLflow. environment: of the process that forks; each command has its own."""
 
-    def __init__(self, environment: Mapping[str, str], *, light: bool = False, tracked: bool = False) -> None:
-        modules = _LIGHT if light else _TRACKED if tracked else _HEAVY
+    def __init__(self, environment: Mapping[str, str], *, light: bool = False) -> None:
+        modules = _LIGHT if light else _HEAVY
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [sys.executable, __file__, self._folder.name, *modules],
@@ -131,16 +103,24 @@ class Zygote:
         assert self._answer(_PATIENCE_S) == "ready"
 
     def start(
-        self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str], module: str = "sweep.run"
+        self,
+        cwd: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        module: str = "sweep.run",
+        remembers: bool = False,
     ) -> Command:
-        """In a process group of its own. module: what `python -m` is given."""
+        """In a process group of its own.
+
+        module: what `python -m` is given. remembers: whether compositions are kept, if no option's file changes.
+        """
         sys.audit("subprocess.Popen", module, list(arguments), str(cwd), None)  # as if it were started here
         self._n_started += 1
         out, err = (Path(self._folder.name) / f"{self._n_started}.{name}" for name in ("out", "err"))
         for file in (out, err):  # a command may be killed before it opens them
             file.touch()
         command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment), "module": module}
-        command |= {"out": str(out), "err": str(err)}
+        command |= {"out": str(out), "err": str(err), "remembers": remembers}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         self._process.stdin.flush()
@@ -308,13 +288,15 @@ def main() -> None:
     OverridesParser.create().parse_overrides(["a=[1,b]", "+c.d='e'"])  # the parser builds its tables as it goes
     assert ("torch" in sys.modules) == ("torch._dynamo" in sys.argv)
     assert ("mlflow" in sys.modules) == ("sweep.tracking.mlflow_client" in sys.argv)
-    if "mlflow" in sys.modules:
-        setattr(importlib.import_module("sweep.tracking.upload_process"), "subprocess", _Forking)  # noqa: B010
-        _remember_compositions(Path(sys.argv[1]))
     gc.freeze()
     command = _serve()
     if command is not None:
         _become(command, import_path)
+        # MLflow has read how often to ask a server again, so a command that sets this starts a new process.
+        if "mlflow" in sys.modules and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in command["environment"]:
+            setattr(importlib.import_module("sweep.tracking.upload_process"), "subprocess", _Forking)  # noqa: B010
+        if command["remembers"]:
+            _remember_compositions(Path(sys.argv[1]))
         runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
 
 

@@ -88,7 +88,7 @@ def _make_runs(cwd: Path) -> None:
 
 def _stopped(cwd: Path, run: Path, *arguments: str) -> None:
     """Starts a command, and stops it while it trains that run."""
-    with quick_start(cwd, *arguments, tracked=True) as command:
+    with quick_start(cwd, *arguments, remembers=True) as command:
         wait_until(lambda: "val/loss" in journal.curves(run / "journal.jsonl"), command)
         command.send_signal(signal.SIGTERM)
     assert journal.status(run / "journal.jsonl") == "KILLED"
@@ -116,7 +116,7 @@ def _make_lr_range(cwd: Path) -> None:
 
 
 def _done(cwd: Path, *arguments: str, module: str = "sweep.run") -> None:
-    done = quick(cwd, *arguments, module=module, tracked=True)
+    done = quick(cwd, *arguments, module=module, remembers=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -271,7 +271,7 @@ class Campaign:
             if content is not None:
                 (outputs / file).write_bytes(content)
         before = {path: path.read_bytes() for path in _durable(outputs)}
-        done = quick(self._cwd, *command.arguments, module=command.module, tracked=True)
+        done = quick(self._cwd, *command.arguments, module=command.module, remembers=True)
         written = {path: path.read_bytes() for path in _durable(outputs)}
         files = {str(p.relative_to(outputs)): _content(p) for p, data in written.items() if data != before.get(p)}
         return Result(done.returncode, _said(done), done.stderr, files, _store(outputs))

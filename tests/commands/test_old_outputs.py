@@ -65,7 +65,7 @@ def unpack(kind: str, place: Path) -> Path:
 
 def done(cwd: Path, *overrides: str, module: str = "sweep.run") -> str:
     """What a command shows that ends well."""
-    ended = quick(cwd, *overrides, module=module, tracked=True)
+    ended = quick(cwd, *overrides, module=module, remembers=True)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     return ended.stdout
 

@@ -93,8 +93,7 @@ def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> N
     ]
     told = ""
     for module, arguments in commands:
-        tracked = module != "sweep.compare"  # a helper forked with MLflow in it would try again for minutes
-        done = quick(tmp_path, *arguments, module=module, tracked=tracked, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        done = quick(tmp_path, *arguments, module=module, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         assert done.returncode == 0, done.stderr
         told += done.stdout + done.stderr
     assert SECRET not in told

@@ -207,14 +207,14 @@ def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp
     assert reached
     for number, n in reached.items():
         assert checkpoint.load(folder_of(tmp_path).trial(number).checkpoint)["epoch"] == n
-    with quick_start(tmp_path, *LONG_STUDY, tracked=True) as process:
+    with quick_start(tmp_path, *LONG_STUDY) as process:
         wait_until(lambda: any(epochs_of(tmp_path, number) > n for number, n in reached.items()), process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert any(not t.state.is_finished() for t in trials_of(tmp_path))
     wait_for_helper(tmp_path)
-    done = quick(tmp_path, *LONG_STUDY, tracked=True)
+    done = quick(tmp_path, *LONG_STUDY)
     assert done.returncode == 0, done.stderr
     trials = trials_of(tmp_path)
     assert [t.number for t in trials] == list(range(12))
