@@ -22,11 +22,6 @@ class GroupedRules:
     names: tuple[tuple[str, ...], ...]
 
     @property
-    def order(self) -> list[str]:
-        """The names of all weights, in the order in which the optimizer's state numbers them."""
-        return [name for of_group in self.names for name in of_group]
-
-    @property
     def state(self) -> tuple[str, ...]:
         """Names of the stacked tensors that any of the rules keeps."""
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.state))
@@ -37,7 +32,7 @@ class GroupedRules:
         return [dict(rule.scalars) for rule in self.rules]
 
     def loaded(self, kept: Mapping[int, Mapping[str, Any]]) -> list[dict[str, float]]:
-        """Read the `scalars` from torch's state of the weights, by their number in `order`."""
+        """Read the `scalars` from torch's state of the weights, by their number: they are numbered as in `names`."""
         found, first = self.scalars, 0
         for group, (rule, names) in enumerate(zip(self.rules, self.names, strict=True)):
             of_one = next((kept[place] for place in range(first, first + len(names)) if place in kept), None)

@@ -22,7 +22,7 @@ def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
     """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample."""
     fit = make_fit("model.widths=[8]")
     rules = rules_of(fit)
-    layout = FlatParameters(fit.model, {*rules.order}, rules.names)
+    layout = FlatParameters(fit.model, {*dict(fit.model.named_parameters())}, rules.names)
     update = Update(fit.model, layout, tensor_task(fit).loss_of, rules.rules, fit.trainer)
     traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
