@@ -31,11 +31,13 @@ from sweep import compose
 from sweep.config.schema import Config, validate
 from sweep.tasks import TensorTask
 from sweep.training.loop import TrainingLoop
-from sweep.training.packed.pack import Pack, PackMember
-from sweep.training.packed.rules import rule_of
+from sweep.training.packed.grouped_rules import grouped_rules
+from sweep.training.packed.member import PackMember
+from sweep.training.packed.pack import Pack
 from sweep.training.runtime import keep_freed_memory
 from sweep.training.tensors import TensorData
 from sweep.training.trial import UnrecordedTrial
+from sweep.trial.build import group_names
 from sweep.trial.prepare import Data, load_data, new_model, new_schedule, prepared
 
 RIVALS = Path(__file__).parent / "rivals"
@@ -128,10 +130,10 @@ def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: 
     config.trainer.compile = compiled
     assert isinstance(loop.task, TensorTask)
     assert isinstance(loop.data, TensorData)
-    rule = rule_of(loop.schedule.optimizer)
-    assert rule is not None
+    rules = grouped_rules(loop.schedule.optimizer, group_names(config.optimizer, loop.model))
+    assert rules is not None
     model = copy.deepcopy(loop.model)
-    pack = Pack(model=model, task=loop.task, data=loop.data, trainer=config.trainer, rule=rule)
+    pack = Pack(model=model, task=loop.task, data=loop.data, trainer=config.trainer, rules=rules)
     n_train, batch = loop.data.n_train, loop.data.example(config.trainer.batch_size)
     for seed in range(width):
         own = copy.deepcopy(config)
@@ -139,7 +141,7 @@ def _pack(config: Config, loop: TrainingLoop, data: Data, width: int, compiled: 
         own.scheduler["max_lr"] = 1e-3 * 10 ** (seed / width)
         weights = new_model(own, data.samples, loop.task, batch, loop.device, seen_before=seed > 0).state_dict()
         schedule = new_schedule(own, n_train, model)
-        member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rule=rule)
+        member = PackMember(schedule=schedule, trainer=own.trainer, n_train=n_train, weights=weights, rules=rules)
         pack.admit(member)
     return pack
 

@@ -28,6 +28,14 @@ def pixels() -> Samples:
     return Samples(name="pixels", task="segmentation", x=x, y=x.argmax(axis=1), classes=("land", "sea"))
 
 
+def counts() -> Samples:
+    """Events of a rate from 1 to 150 that the inputs determine."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 1, size=(240, 2))
+    y = rng.poisson(np.exp(3 + (x[:, :1] - 3) + 0.5 * (x[:, 1:] - 3))).astype(float)
+    return Samples(name="counts", task="regression", x=x, y=y)
+
+
 def pair() -> Samples:
     x = np.random.default_rng(0).normal(size=(96, 3))
     return Samples(name="pair", task="regression", x=x, y=np.stack([100 + 20 * x[:, 0], x[:, 1] - x[:, 2]], axis=1))

@@ -157,7 +157,8 @@ class Comparison:
         """Return minimize or maximize for the compared metric. Raise ConfigError if runs do not have it."""
         metric = self._plan.compare.metric
         try:
-            (direction,) = directions_of([metric], self._plan.config.task)
+            config = self._plan.config
+            (direction,) = directions_of([metric], config.task, config.trainer.callbacks)
             for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # the first tuning of each task
                 config = tuning.default_config
                 check_objectives([metric], config, tuning.space.splits.load(config))

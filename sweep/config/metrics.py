@@ -2,14 +2,35 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
+
+from sweep.utils.errors import ConfigError
 
 KINDS = ("regression", "classification", "multilabel", "segmentation", "language_model")  # of data; each is a task too
 DIRECTIONS = ("minimize", "maximize")
+_ONCE = ("test", "time", "model")  # what comes before the slash in the name of a metric of a whole run
 
 
 def is_curve(metric: str) -> bool:
-    """Return whether a metric is recorded after each epoch."""
-    return metric.startswith("val/") or metric == "train/loss"
+    """Return whether a metric is recorded after each epoch. The others are recorded once, at the end of a run."""
+    return metric.partition("/")[0] not in _ONCE
+
+
+def checked_goal(key: str, goal: Any, remedy: str) -> str:
+    """Return the goal of a metric.
+
+    Args:
+        key: the config key of the goal, for an error.
+        goal: what is declared; None if nothing is.
+        remedy: what the user can add or write, for an error.
+
+    Raises:
+        ConfigError: the goal is neither minimize nor maximize.
+    """
+    if goal not in DIRECTIONS:
+        problem = "is not known; add" if goal is None else f"is '{goal}'; write"
+        raise ConfigError(key, f"{problem} {remedy}")
+    return goal
 
 
 def sign_of(direction: str) -> float:

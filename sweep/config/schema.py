@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sweep.config.callback_node import check_callback
 from sweep.config.interpolations import resolution_problem
 from sweep.config.nodes import Compare, Loader, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
@@ -24,7 +25,7 @@ from sweep.config.optimizer_node import check_weights
 from sweep.config.options import option_names
 from sweep.config.scheduler_node import INTERVALS, check_learning_rates, counts_steps, interval_of
 from sweep.config.targets import check_targets
-from sweep.config.task_node import AUTO_TASK, curves_of, direction_of
+from sweep.config.task_node import AUTO_TASK, check_monitor, direction_of
 from sweep.utils.errors import ConfigError, one_of, require
 from sweep.utils.passwords import overrides_without_passwords
 from sweep.utils.paths import absolute, refuse_links_at
@@ -71,7 +72,7 @@ class Config:
     @property
     def monitor_direction(self) -> str:
         """Whether to minimize or maximize the curve that the trial monitors. Raises ConfigError if it is not known."""
-        return direction_of(self.trainer.monitored, self.task)
+        return direction_of(self.trainer.monitored, self.task, self.trainer.callbacks)
 
 
 def register_schema() -> None:
@@ -167,14 +168,11 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
     is_auto(config.bounds)
     for key in (*COMPONENTS, "task"):
         _check_component(key, getattr(config, key))
+    for place, callback in enumerate(config.trainer.callbacks):
+        check_callback(place, callback)
     if config.trainer.monitor is not None:
-        one_of("trainer.monitor", config.trainer.monitor, curves_of(config.task))
-    direction_of(config.trainer.monitored, config.task)
-    for i, node in enumerate(config.trainer.callbacks):
-        key = f"trainer.callbacks.{i}"
-        message = "needs a _target_, such as {_target_: mypkg.Images}"
-        require(isinstance(node, dict) and isinstance(node.get("_target_"), str), key, message)
-        check_targets(key, node)
+        check_monitor(config.trainer.monitor, config.task, config.trainer.callbacks)
+    direction_of(config.trainer.monitored, config.task, config.trainer.callbacks)
     check_weights(config.optimizer)
     check_learning_rates(config.optimizer, config.scheduler)
     one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)

@@ -1,19 +1,24 @@
-"""The node `task` of a config: which metrics a task has, and whether lower or higher is better."""
+"""The node `task` of a config: which metrics a task has, and whether lower or higher is better.
+
+Trials also have the metrics that callbacks declare (`sweep.config.callback_node`).
+"""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from sweep.config.metrics import DIRECTIONS, KINDS
+from sweep.config.callback_node import declared
+from sweep.config.metrics import DIRECTIONS, KINDS, checked_goal, is_curve
 from sweep.config.options import CONF_DIR
 from sweep.config.targets import check_targets
 from sweep.utils.errors import ConfigError, require
 
 AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data state
 AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml
+_SPLITS = ("val", "test")  # on which a task's metrics are measured
 
 
 def task_for(kind: str | None, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,26 +45,36 @@ def metrics_of(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: node for kind in kinds for name, node in (task_for(kind, task).get("metrics") or {}).items()}
 
 
-def direction_of(metric: str, task: Mapping[str, Any]) -> str:
+def direction_of(metric: str, task: Mapping[str, Any], callbacks: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return "minimize" or "maximize".
 
     Args:
         metric: a recorded name, such as val/accuracy.
         task: the config's node.
+        callbacks: the nodes of `trainer.callbacks`. They are loaded only if the task does not have the metric.
 
     Raises:
-        ConfigError: the task's metric of that name does not say which.
+        ConfigError: the task's metric of that name, or a callback, does not say which.
     """
-    name = metric.partition("/")[2]
+    split, _, name = metric.partition("/")
     if name == "loss":  # of most trials; the options of the metrics need not be read
         return "minimize"
-    node = metrics_of(task).get(name)
-    return "minimize" if node is None else _goal(name, node)
+    node = metrics_of(task).get(name) if split in _SPLITS else None
+    return declared(callbacks).get(metric, "minimize") if node is None else _goal(name, node)
 
 
-def curves_of(task: Mapping[str, Any]) -> list[str]:
-    """Return the names of the curves by epoch that trials of the task may have."""
-    return ["train/loss", "val/loss", *(f"val/{name}" for name in metrics_of(task))]
+def names_of(task: Mapping[str, Any]) -> list[str]:
+    """Return the names under which the metrics of the task may be recorded, such as val/loss and test/accuracy."""
+    return [f"{split}/{name}" for split in _SPLITS for name in ("loss", *metrics_of(task))]
+
+
+def check_monitor(monitor: str, task: Mapping[str, Any], callbacks: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError for a monitor that is no curve by epoch of the task or of a callback."""
+    known = ["train/loss", *filter(is_curve, names_of(task))]
+    if monitor not in known and monitor not in (own := [*filter(is_curve, declared(callbacks))]):
+        message = f"'{monitor}' is unknown; choose one of {', '.join([*known, *own])}"
+        more = "; a callback declares its own: metrics = {name: goal} (docs/recipe.md)" if callbacks else ""
+        raise ConfigError("trainer.monitor", message + more)
 
 
 @functools.cache
@@ -98,7 +113,4 @@ def _goal(name: str, node: Any) -> str:
             goal = _goal_of_target(node["_target_"])
         except Exception as error:  # importing a module may raise anything
             raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {error}") from error
-    if goal not in DIRECTIONS:
-        problem = "is not known; add" if goal is None else f"is '{goal}'; write"
-        raise ConfigError(f"{key}.goal", f"{problem} +{key}.goal=minimize or +{key}.goal=maximize")
-    return goal
+    return checked_goal(f"{key}.goal", goal, f"+{key}.goal=minimize or +{key}.goal=maximize")

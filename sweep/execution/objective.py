@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from sweep.config.callback_node import declared
 from sweep.config.metrics import best_of
 from sweep.config.schema import Config
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
-from sweep.trial.prepare import Data, metric_names
+from sweep.trial.checks import metric_names
+from sweep.trial.prepare import Data
 from sweep.utils.errors import ConfigError
 
 
@@ -17,6 +19,8 @@ def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> N
     known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
     if data.facts.noise is not None:
         known += ["test/noise_ratio", "test/excess"]
+    if not {*objectives} <= {*known}:
+        known += declared(config.trainer.callbacks)
     for name in objectives:
         if name not in known:
             raise ConfigError(

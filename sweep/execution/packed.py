@@ -24,7 +24,7 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership, locked
 from sweep.tracking.store import recorded_uri, tracking_store
 from sweep.tracking.stored_run import stored_config
-from sweep.training.packed.pack import PackMember
+from sweep.training.packed.member import PackMember
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.runtime import is_out_of_memory, keep_freed_memory
 from sweep.trial.builtin import record_best

@@ -10,7 +10,8 @@ from sweep.config.schema import Config
 from sweep.data import Datasets
 from sweep.data.split import assign
 from sweep.search.ranges import range_text
-from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
+from sweep.trial.checks import check_batch_size
+from sweep.trial.prepare import BATCH_SIZE, RememberedData, data_key, with_fitting_batch
 from sweep.utils.errors import ConfigError
 
 

@@ -10,10 +10,11 @@ import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.config.callback_node import declared
 from sweep.config.metrics import DIRECTIONS, is_curve
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
-from sweep.config.task_node import direction_of, metrics_of
+from sweep.config.task_node import direction_of, names_of
 from sweep.utils.errors import ConfigError, one_line
 
 _OF_ANY_TASK = ("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights")
@@ -158,26 +159,33 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         sampler = {"consider_pruned_trials": True, **sampler}
     node["objective"] = _texts("objective", node["objective"])
     if node["direction"] is None:
-        node["direction"] = directions_of(node["objective"], OmegaConf.to_container(config.task, resolve=True))
+        task, callbacks = (
+            OmegaConf.to_container(part, resolve=True) for part in (config.task, config.trainer.callbacks)
+        )
+        node["direction"] = directions_of(node["objective"], task, callbacks)
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
 
 
-def directions_of(objective: Sequence[str], task: Any) -> list[str]:
+def directions_of(objective: Sequence[str], task: Any, callbacks: Any = ()) -> list[str]:
     """Return minimize or maximize for each objective.
 
     Args:
         objective: names of metrics.
         task: the config's node.
+        callbacks: the nodes of `trainer.callbacks`. They are loaded only if the task lacks an objective.
 
     Raises:
-        ConfigError: the task does not have an objective, or does not say which direction is better.
+        ConfigError: neither the task nor a callback has an objective, or says which direction is better.
     """
-    measured = [f"{split}/{name}" for split in ("val", "test") for name in ("loss", *metrics_of(task))]
-    known = (*measured, *_OF_ANY_TASK)
+    known = [*names_of(task), *_OF_ANY_TASK]
+    if not {*objective} <= {*known}:
+        known += declared(callbacks)
     for name in objective:
-        message = f"'{name}' is unknown; choose one of: {', '.join(known)}; task/metrics=[...] adds others"
-        _require(name in known, "objective", message)
-    return [direction_of(name, task) for name in objective]
+        others = "task/metrics=[...] adds others" + (
+            ", and so does a callback's attribute `metrics`" if callbacks else ""
+        )
+        _require(name in known, "objective", f"'{name}' is unknown; choose one of: {', '.join(known)}; {others}")
+    return [direction_of(name, task, callbacks) for name in objective]
 
 
 def spelled_settings(changes: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,8 @@ from sweep.execution.plan import WorkerPlan
 from sweep.search.ranges import range_text, short
 from sweep.search.space import Configuration, Space
 from sweep.training.trial import UnrecordedTrial
-from sweep.trial.prepare import check_data, prepared
+from sweep.trial.checks import check_data
+from sweep.trial.prepare import prepared
 from sweep.utils.console import Console
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
 from sweep.trial.build import check_model_target
-from sweep.trial.prepare import check_data, check_monitor
+from sweep.trial.checks import check_data, check_monitor
 from sweep.utils.errors import ConfigError
 
 _MOST_CHECKED = 2  # the first configurations are composed by Hydra too, which takes 65 ms each

@@ -1,7 +1,9 @@
 """Metrics as functions of the outputs and targets of a whole split. `torch.vmap` can map each over several models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,7 +11,34 @@ from torch.nn import functional
 
 from sweep.tasks import losses
 
+F = TypeVar("F", bound=Callable[..., Any])
+Count = Callable[[Tensor], int | Tensor]  # of targets
 
+_IGNORED = -100  # torch's cross-entropy leaves out targets of this value
+
+
+def mean_over(count: Count) -> Callable[[F], F]:
+    """Mark a metric as a mean. If the outputs of a split are large, it is computed batch by batch.
+
+    count: of the targets that the metric gets: the number of values that the mean is over.
+    """
+
+    def marked(function: F) -> F:
+        with_count: Any = function
+        with_count.mean_over = count
+        return function
+
+    return marked
+
+
+def count_of(metric: Any) -> Count | None:
+    """Return what `mean_over` has marked a metric with; None if it is not marked."""
+    while isinstance(metric, partial):
+        metric = metric.func
+    return getattr(metric, "mean_over", None)
+
+
+@mean_over(torch.Tensor.numel)
 def mse(outputs: Tensor, targets: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """Return the mean squared error over samples and targets.
 
@@ -26,6 +55,7 @@ def rmse(outputs: Tensor, targets: Tensor, scale: Tensor | float = 1.0) -> Tenso
     return mse(outputs, targets, scale).sqrt()
 
 
+@mean_over(torch.Tensor.numel)
 def mae(outputs: Tensor, targets: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """Return the mean absolute error. Arguments are as for `mse`."""
     return ((outputs - targets) * scale).abs().mean()
@@ -46,6 +76,7 @@ def _squared(outputs: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
     return ((outputs - targets) * scale).square().mean(dim=0)
 
 
+@mean_over(torch.Tensor.numel)
 def pinball(outputs: Tensor, targets: Tensor, quantiles: Sequence[float]) -> Tensor:
     """Return the mean pinball loss; see `sweep.tasks.Pinball`.
 
@@ -66,6 +97,7 @@ def coverage_error(outputs: Tensor, targets: Tensor, quantiles: Sequence[float])
     return (shares - outputs.new_tensor(quantiles)).abs().mean()
 
 
+@mean_over(torch.Tensor.numel)
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the share of correct predictions.
 
@@ -77,6 +109,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (predicted == targets).float().mean()
 
 
+@mean_over(lambda targets: (targets != _IGNORED).sum())
 def bits_per_token(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy in bits.
 

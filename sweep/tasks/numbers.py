@@ -16,6 +16,9 @@ class Regression(TensorTask):
 
     A metric gets both in the targets' own units. A function that takes `scale` gets them normalised instead, and the
     targets' standard deviations as `scale`, so that differences keep their precision.
+
+    If the loss has an attribute `log_input` that is true, as `torch.nn.PoissonNLLLoss` has, the outputs are logarithms.
+    Metrics and predictions are of the numbers themselves then.
     """
 
     kinds: ClassVar = ("regression",)  # of data, as in `Samples.task`
@@ -30,6 +33,7 @@ class Regression(TensorTask):
             y_std: (n_targets,), what they were divided by afterwards.
         """
         self._mean, self._std = y_mean.double(), y_std.double()  # in its own units, a square may overflow float32
+        self.outputs_are_logs = bool(getattr(loss, "log_input", False))
         super().__init__(loss, metrics, len(y_mean))
 
     @staticmethod
@@ -42,12 +46,12 @@ class Regression(TensorTask):
         """As for `TensorTask`."""
         if "scale" in signature(function).parameters:
             scaled: Any = partial(function, **{"scale": self._std})
-            return scaled
+            return scaled if not self.outputs_are_logs else lambda outputs, y: scaled(self.on_target_scale(outputs), y)
         return super().on_split(function)
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets in the targets' own units, in float64."""
-        return outputs * self._std + self._mean, targets * self._std + self._mean
+        return self.on_target_scale(outputs) * self._std + self._mean, targets * self._std + self._mean
 
 
 class Quantile(TensorTask):

@@ -1,10 +1,12 @@
 """The contract of a task, and the base class of tasks whose loss needs only outputs and targets."""
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from sweep.tasks.metrics import count_of
 
 TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
 FunctionMetric: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]  # likewise; None if it has no value
@@ -55,10 +57,12 @@ class TensorTask:
     Attributes:
         out_features: the number of outputs that a model needs for each prediction.
         metrics: by name, in the order in which they are recorded.
+        outputs_are_logs: whether the model's outputs are the logarithms of what it predicts.
         predicts_classes: whether `predicted` returns indices of classes, which a loaded model turns into their names.
     """
 
     predicts_classes: ClassVar[bool] = False
+    outputs_are_logs: bool = False
 
     def __init__(self, loss: TensorFunction, metrics: Metrics, out_features: int) -> None:
         """Make the task.
@@ -71,6 +75,8 @@ class TensorTask:
         self._loss, self.metrics, self.out_features = loss, metrics, out_features
         self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
         self._collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+        counts = {name: count_of(metrics[name]) for name in self._functions}
+        self._counts = {name: count for name, count in counts.items() if count is not None}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the loss and the metrics to a device, and the loss's tensors, such as class weights, to a dtype."""
@@ -115,6 +121,10 @@ class TensorTask:
         del outputs
         return None
 
+    def on_target_scale(self, outputs: Tensor) -> Tensor:
+        """Return the outputs, or the numbers whose logarithms they are."""
+        return outputs.exp() if self.outputs_are_logs else outputs
+
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets in the form that metrics get."""
         return outputs, targets
@@ -153,34 +163,51 @@ class TensorTask:
         found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
         return {name: found[name] for name in self.order(found)}
 
-    def values_by_batch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def values_by_batch(
+        self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Compute the loss and all metrics, of shape () each, over batches that are had one after another.
 
-        The loss is the mean over the samples: each batch counts by its size. A `Metric` is updated batch by batch. For
-        metrics that are functions, the outputs and targets of all batches are kept.
+        The loss is the mean over the samples: each batch counts by its size. A `Metric` is updated batch by batch, and
+        a function that is marked as a mean is averaged. For other functions (`whole`), the outputs and targets of all
+        batches are kept.
 
         Args:
             batches: outputs and targets of each, at least one.
+            names: of the metrics to compute; by default all.
         """
-        losses, sizes, kept = [], [], []
-        for metric in self._collecting.values():
+        names = self.metrics if names is None else names
+        means = {name: _Mean() for name in ("loss", *self._counts) if name == "loss" or name in names}
+        collecting = {name: metric for name, metric in self._collecting.items() if name in names}
+        whole, kept = [name for name in self.whole if name in names], []
+        for metric in collecting.values():
             metric.reset()
         for outputs, targets in batches:
-            losses.append(self.loss_of(outputs, targets))
-            sizes.append(len(targets))
-            for metric in self._collecting.values():
-                metric.update(*self.measured(outputs, targets))
-            if self._functions:
+            measured = self.measured(outputs, targets)
+            means["loss"].add(self.loss_of(outputs, targets), len(targets))
+            for name in means.keys() - {"loss"}:
+                means[name].add(self._functions[name](outputs, targets), self._counts[name](measured[1]))
+            for metric in collecting.values():
+                metric.update(*measured)
+            if whole:
                 kept.append((outputs, targets))
-        stacked = torch.stack(losses).double()
-        found: dict[str, Tensor | None] = {"loss": stacked @ stacked.new_tensor(sizes) / sum(sizes)}
-        if kept:
-            whole = [torch.cat(parts) for parts in zip(*kept, strict=True)]
-            found |= {name: function(*whole) for name, function in self._functions.items()}
-        for name, metric in self._collecting.items():
+        found: dict[str, Tensor | None] = {name: mean.value for name, mean in means.items()}
+        joined = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+        found |= {name: self._functions[name](*joined) for name in whole}
+        for name, metric in collecting.items():
             found[name] = metric.compute()
             metric.reset()
         return {name: value for name in self.order(found) if (value := found[name]) is not None}
+
+    @property
+    def means(self) -> Collection[str]:
+        """The names of the metrics that are functions and marked as means, see `sweep.tasks.metrics.mean_over`."""
+        return self._counts.keys()
+
+    @property
+    def whole(self) -> list[str]:
+        """The names of the metrics that need the outputs of a whole split at once: functions that are no means."""
+        return [name for name in self._functions if name not in self._counts]
 
     def value(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Compute one metric; None if it has no value."""
@@ -196,3 +223,19 @@ class TensorTask:
     def order(self, names: Container[str]) -> list[str]:
         """Return the names of those values in the order in which they are recorded."""
         return [name for name in ("loss", *self.metrics) if name in names]
+
+
+class _Mean:
+    """The mean of values that count by their weights."""
+
+    def __init__(self) -> None:
+        self._total, self._weight = torch.zeros(()), 0.0
+
+    def add(self, value: Tensor | None, weight: int | Tensor) -> None:
+        assert value is not None, "a mean has a value"
+        term = torch.where(torch.as_tensor(weight > 0), value.double() * weight, 0.0)  # the mean of nothing is NaN
+        self._total, self._weight = self._total.to(term) + term, self._weight + weight
+
+    @property
+    def value(self) -> Tensor:
+        return self._total / self._weight

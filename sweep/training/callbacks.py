@@ -1,11 +1,13 @@
 """Callbacks: your own code, called while a trial trains (`trainer.callbacks`, docs/recipe.md)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
+from sweep.config.metrics import is_curve
 from sweep.training.checkpoint import random_states, set_random_states
 from sweep.training.trial import Trial
 from sweep.utils.errors import SweepError, TrainingFailed, one_line
@@ -15,6 +17,11 @@ HOOKS = ("on_train_start", "on_epoch_end", "on_train_end")
 
 class StopTraining(Exception):
     """Raise it in `on_epoch_end` to end the training after this epoch. The trial then completes as usual."""
+
+    def __init__(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Stop. metrics: further metrics of the epoch, as `on_epoch_end` would return them."""
+        super().__init__()
+        self.metrics = metrics
 
 
 class Callback:
@@ -26,7 +33,14 @@ class Callback:
 
     A callback with state that a resumed trial needs has two more methods, as optimizers have: `state_dict()`, which
     returns a mapping that `torch.load(weights_only=True)` can read, and `load_state_dict(state)`.
+
+    Attributes:
+        metrics: of the class: the goal, `minimize` or `maximize`, of metrics that the callback always adds, by name.
+            `trainer.monitor`, objectives and `compare.metric` may name these. A name that begins with `test/` is
+            returned by `on_train_end`, any other by each `on_epoch_end`.
     """
+
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     def on_train_start(self, trial: Trial, model: nn.Module) -> None:
         """Run before the first update, and before the first update after each resume."""
@@ -42,24 +56,36 @@ class Callback:
             metrics: those of the epoch, by name, such as `val/loss`; also those of callbacks before this one.
 
         Returns:
-            Further metrics, by names that the epoch does not have yet. They become curves.
+            Further metrics, by names that the epoch does not have yet. They become curves. Those that the class
+            declares must be among them, and finite.
 
         Raises:
             StopTraining: to end the training after this epoch.
         """
 
-    def on_train_end(self, trial: Trial, model: nn.Module) -> None:
+    def on_train_end(self, trial: Trial, model: nn.Module) -> Mapping[str, float] | None:
         """Run when the training is over, before the test. The model has the best weights, in evaluation mode.
 
         It does not run if the trial is pruned, interrupted or fails.
+
+        Returns:
+            The declared metrics whose names begin with `test/`. They are recorded beside those of the test split.
         """
 
 
 class Callbacks:
     """Calls the callbacks of one trial, in their order."""
 
-    def __init__(self, callbacks: Sequence[Any] = ()) -> None:
+    def __init__(self, callbacks: Sequence[Any] = (), declared: Sequence[Collection[str]] | None = None) -> None:
+        """Hold the callbacks.
+
+        Args:
+            callbacks: the objects.
+            declared: the names of the metrics that each declares; by default none.
+        """
         self._callbacks = callbacks
+        names = [()] * len(callbacks) if declared is None else declared
+        self._declared = {id(callback): [*own] for callback, own in zip(callbacks, names, strict=True)}
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
@@ -81,24 +107,48 @@ class Callbacks:
 
         Raises:
             Stopped: a callback asks to stop. It has the metrics of all callbacks.
-            TrainingFailed: a callback raised, or returned something else than new numbers.
+            TrainingFailed: a callback raised, returned something else than new numbers, or did not return what it
+                declares.
         """
         known, stops = dict(metrics), False
-        for callback, call in self._having("on_epoch_end"):
-            try:
-                with _guarded(callback, step):
-                    known |= _further(call(trial, model, dict(known)), known)
-            except StopTraining:
-                stops = True
+        for callback in self._callbacks:
+            call = getattr(callback, "on_epoch_end", None)
+            with _guarded(callback, step):
+                try:
+                    returned = None if call is None else call(trial, model, dict(known))
+                except StopTraining as stop:
+                    returned, stops = stop.metrics, True
+                found = _further(returned, known)
+                self._check(callback, found, "on_epoch_end", is_curve)
+                known |= found
         if stops:
             raise Stopped(known)
         return known
 
-    def end(self, trial: Trial, model: nn.Module, step: int) -> None:
-        """Call `on_train_end`."""
-        for callback, call in self._having("on_train_end"):
+    def end(self, trial: Trial, model: nn.Module, step: int) -> dict[str, float]:
+        """Call `on_train_end`. Return the metrics that callbacks declare for the best weights.
+
+        Raises TrainingFailed as `end_epoch` does.
+        """
+        known: dict[str, float] = {}
+        for callback in self._callbacks:
+            call = getattr(callback, "on_train_end", None)
             with _guarded(callback, step):
-                call(trial, model)
+                found = _further(None if call is None else call(trial, model), known)
+                for name in found:
+                    if is_curve(name) or name not in self._declared[id(callback)]:
+                        raise ValueError(f"on_train_end returned '{name}', but may return what it declares as test/...")
+                self._check(callback, found, "on_train_end", lambda name: not is_curve(name))
+                known |= found
+        return known
+
+    def _check(self, callback: Any, found: Mapping[str, float], hook: str, is_due: Callable[[str], bool]) -> None:
+        """Raise ValueError unless the callback has returned what it declares, and these are finite numbers."""
+        for name in filter(is_due, self._declared[id(callback)]):
+            if name not in found:
+                raise ValueError(f"it declares the metric '{name}', but {hook} did not return it")
+            if not math.isfinite(found[name]):
+                raise ValueError(f"its metric '{name}' is {found[name]}, not a finite number")
 
     def state_dict(self) -> list[Any]:
         """Return the state of each callback; None for one without."""
@@ -126,11 +176,17 @@ class Stopped(Exception):
 
 def _further(returned: Any, known: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics that a callback adds. Raise ValueError unless they are numbers with new names."""
+    returned = {} if returned is None else returned
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"it returned a {type(returned).__name__}, not a mapping of names to numbers")
     found: dict[str, float] = {}
-    for name, value in (returned or {}).items():
+    for name, value in returned.items():
         if name in known:
             raise ValueError(f"it returned '{name}', which the epoch has already; choose another name")
-        found[name] = float(value)
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with several elements
+            raise ValueError(f"its metric '{name}' is a {type(value).__name__}, not a number") from error
     return found
 
 

@@ -82,7 +82,7 @@ def test(forward: Forward, data: TrainingData, task: TensorTask, noise: float | 
         outputs = predict(forward, data.test)
         found = task.values(outputs, data.test.y)
         if data.test.clean is not None and outputs.shape == data.test.clean.shape:
-            found |= noise_floor(outputs, data.test, data, noise)
+            found |= noise_floor(task.on_target_scale(outputs), data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}
 
 
@@ -93,7 +93,7 @@ def noise_floor(outputs: Tensor, split: TensorSplit, data: TensorData, noise: fl
     mean squared error against the noisy targets, over sigma^2; the best possible is about 1.
 
     Args:
-        outputs: (n, n_targets), normalised.
+        outputs: (n, n_targets), normalised; no logarithms.
         split: the samples that the outputs belong to, with `clean`.
         data: gives the scale of the targets, `y_std`.
         noise: sigma, in the target's own units.

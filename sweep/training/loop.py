@@ -1,6 +1,6 @@
 """The training loop of one trial: read `TrainingLoop.run` from top to bottom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class TrainingLoop(TrainState):
         trainer: "Trainer",
         direction: str = "minimize",
         step_points: int | None = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Make the loop of a model that has its initial weights.
 
@@ -58,7 +58,8 @@ class TrainingLoop(TrainState):
         refuse_fp16(trainer.precision, self.device)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=trainer.precision == "fp16")
         self._average = None if trainer.ema is None else self._averaged(trainer.ema)
-        self._callbacks = Callbacks(callbacks)
+        self._callbacks = callbacks or Callbacks()
+        self._of_callbacks: dict[str, float] = {}  # metrics of the best weights
 
     def run(self, trial: Trial) -> Best:
         """Train for `trainer.epochs` epochs, or until patience ends or a callback stops, and return the best epoch.
@@ -86,17 +87,19 @@ class TrainingLoop(TrainState):
             finally:
                 self.log_steps(trial)
             with self._as_training_failed():
-                metrics = self.finish_epoch(self.evaluate("val"), lambda: copied(self._judged.state_dict()))
+                metrics = self.epoch_metrics(self.evaluate("val"))
             try:
                 metrics = self._callbacks.end_epoch(trial, self._judged, metrics, self.step)
             except Stopped as stopped:
                 self.is_stopped, metrics = True, stopped.metrics
+            with self._as_training_failed():
+                self.finish_epoch(metrics, lambda: copied(self._judged.state_dict()))
             trial.report(self.epoch, metrics)
             if trial.should_save and not (trial.should_stop and self.is_over):
                 trial.save(self.epoch, self.state_dict())
         if self._callbacks:
             self._load_best()
-            self._callbacks.end(trial, self.model, self.step)
+            self._of_callbacks = self._callbacks.end(trial, self.model, self.step)
 
     @contextmanager
     def _as_training_failed(self) -> Iterator[None]:
@@ -222,7 +225,9 @@ class TrainingLoop(TrainState):
             getattr(self.optimizer, mode)()
 
     def test(self, noise: float | None) -> dict[str, float]:
-        """Load the best weights into the model and return their metrics on the test split, if there is one.
+        """Load the best weights into the model and return their metrics.
+
+        These are the metrics on the test split, if there is one, and those that callbacks declare for these weights.
 
         noise: as in `Samples`.
 
@@ -231,12 +236,15 @@ class TrainingLoop(TrainState):
         """
         self._load_best()
         with self._as_training_failed():
-            if isinstance(self.task, TensorTask):
-                return evaluate.test(self.forward, self.data, self.task, noise)
-            if self.data.test is None:
-                return {}
-            with autocast(self.trainer.precision, self.device):
-                found = evaluate.evaluate_batches(self._module, self.data.test, self.task)
+            return self._tested(noise) | self._of_callbacks
+
+    def _tested(self, noise: float | None) -> dict[str, float]:
+        if isinstance(self.task, TensorTask):
+            return evaluate.test(self.forward, self.data, self.task, noise)
+        if self.data.test is None:
+            return {}
+        with autocast(self.trainer.precision, self.device):
+            found = evaluate.evaluate_batches(self._module, self.data.test, self.task)
         return {f"test/{name}": value for name, value in found.items()}
 
     def _load_best(self) -> None:

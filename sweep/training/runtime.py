@@ -1,13 +1,10 @@
 """Process-wide settings for training: they are set for a trial and restored afterwards."""
 
-import copy
 import ctypes
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,9 +12,7 @@ import torch
 from greenlet import greenlet
 from torch import Tensor, nn
 
-from sweep.tasks import Task, TensorTask
 from sweep.training.checkpoint import random_states, set_random_states
-from sweep.training.data import Batch, describe, is_pair
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
 
@@ -45,115 +40,6 @@ def pick_device(name: str) -> torch.device:
             "trainer.device", f"'{name}' cannot be used here ({one_line(error)}); try auto or cpu"
         ) from error
     return device
-
-
-@torch.no_grad()
-def check_model(model: nn.Module, batch: Batch, task: TensorTask | Task) -> None:
-    """Run the model on one batch, which also gives lazy layers their shapes, and compute the loss.
-
-    Args:
-        model: its weights stay as they are.
-        batch: of training samples.
-        task: says which shape the outputs must have, if it is a `TensorTask`.
-
-    Raises:
-        ConfigError: the model or the loss fails, or returns something of another shape; or a `TensorTask` gets other
-            batches than inputs and targets.
-    """
-    model.eval()
-    if not isinstance(task, TensorTask):
-        _check_loss(lambda: task.loss(model, batch), describe(batch))
-        return
-    if not is_pair(batch):
-        problem = f"gives {describe(batch)}, and the task {type(task).__name__} takes pairs of inputs and targets"
-        raise ConfigError("data", f"{problem}; write a task of your own (docs/tasks.md)")
-    x, y = batch
-    try:
-        outputs = model(x)
-    except Exception as error:  # your own model may raise anything
-        raise ConfigError("model", f"cannot take {describe(batch)}: {one_line(error)}") from error
-    shape, wanted = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__, task.out_shape(y)
-    if shape != wanted:
-        raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {wanted}")
-    _check_loss(lambda: task.loss_of(outputs, y), f"outputs of shape {shape} and targets of shape {tuple(y.shape)}")
-
-
-def _check_loss(loss_of: Callable[[], Any], batch: str) -> None:
-    """Raise ConfigError if the loss fails on the batch, or is not one number."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of shapes that cannot be broadcast, which is an error too
-            loss = loss_of()
-    except Exception as error:  # your own loss may raise anything
-        raise ConfigError("task.loss", f"cannot take {batch}: {one_line(error)}") from error
-    shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-    if shape != ():
-        raise ConfigError("task.loss", f"returned {shape} for {batch}, not a single number; set reduction=mean")
-
-
-def check_metrics(task: TensorTask, splits: Mapping[str, Tensor]) -> None:
-    """Compute every metric once, for drawn outputs, to see whether the data allow it.
-
-    Args:
-        task: the metrics.
-        splits: the targets of a split, by its name.
-
-    Raises:
-        ConfigError: a metric fails, is not finite, or warns that it has no meaning. Ranking metrics do if a class is
-            missing.
-    """
-    drawn = torch.Generator().manual_seed(0)
-    for split, targets in splits.items():
-        outputs = torch.randn(task.out_shape(targets), generator=drawn).to(targets.device)
-        for name in task.metrics:
-            problem = _problem_of(partial(task.value, name, outputs, targets))
-            if problem is not None:
-                message = f"cannot be computed on the {split} split: {problem}"
-                raise ConfigError(f"task.metrics.{name}", f"{message}; leave it out, or raise split.{split}")
-
-
-def _problem_of(compute: Callable[[], Tensor | None]) -> str | None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            value = compute()
-        except Exception as error:  # your own metric may raise anything
-            return one_line(error)
-    if value is not None and (value.shape != () or not value.isfinite()):
-        return f"it is {value.tolist()}, not one finite number"
-    return str(caught[0].message) if caught else None
-
-
-def check_last_batch(model: nn.Module, batch: Batch, n: int, batch_size: int) -> None:
-    """If an epoch ends with a batch of one sample, try a copy of the model on it in training mode.
-
-    Batch normalisation, for example, cannot normalise one sample. Draws from the global random generators.
-
-    Args:
-        model: its weights stay as they are.
-        batch: of training samples. One that is not inputs and targets is not tried.
-        n: the number of samples in an epoch.
-        batch_size: samples in each batch but the last.
-
-    Raises:
-        ConfigError: batch normalisation refuses the batch. Any other error is left to training.
-    """
-    if (n % batch_size != 1 and batch_size > 1) or not is_pair(batch):
-        return
-    try:
-        copy.deepcopy(model).train()(batch[0][:1])
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            return  # training raises it again
-        sizes = [size for size in range(2, n + 1) if n % size != 1]
-        nearest = sorted(sorted(sizes, key=lambda size: abs(size - batch_size))[:3])
-        raise ConfigError(
-            "trainer.batch_size",
-            f"is {batch_size}, so that the last batch of the {n} training samples has one, which batch normalisation "
-            f"cannot take; choose another, such as {', '.join(map(str, nearest))}",
-        ) from error
-    except Exception:  # the model cannot be copied, or fails in another way: training raises it again
-        return
 
 
 def set_threads(threads: int | None, model: nn.Module, x: Tensor | None) -> None:

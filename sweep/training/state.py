@@ -100,12 +100,8 @@ class TrainState:
         monitored = self.trainer.monitored.replace("/", "_")
         return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
-    def finish_epoch(self, val: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """Finish the epoch in progress after its validation, and return its metrics.
-
-        Args:
-            val: metrics on the validation split.
-            weights: returns a copy of the weights. It is called only if they are the best so far.
+    def epoch_metrics(self, val: dict[str, float]) -> dict[str, float]:
+        """Return the metrics of the epoch in progress. val: those on the validation split.
 
         Raises:
             Diverged: a metric is not finite.
@@ -114,7 +110,15 @@ class TrainState:
         if not is_finite(val):
             name = next(name for name, value in val.items() if not math.isfinite(value))
             raise Diverged(name, val[name], self.step, lr, self._advice())
-        metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
+        return {"train/loss": self._mean_loss(), **val, "lr": lr}
+
+    def finish_epoch(self, metrics: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Finish the epoch in progress after its validation.
+
+        Args:
+            metrics: as `epoch_metrics` returns them, with those of callbacks.
+            weights: returns a copy of the weights. It is called only if they are the best so far.
+        """
         value = metrics[self.trainer.monitored]
         self.schedule.end_epoch(value, ends=self.step % self.n_updates == 0)
         self.epoch = -(-self.step // self.trainer.epoch_steps(self._n_train))
@@ -123,7 +127,6 @@ class TrainState:
             self.best = Best(self.epoch, value, weights())
         if self._sign * value < self._milestone[1] - self.trainer.min_delta:
             self._milestone = (self.epoch, self._sign * value)
-        return metrics
 
     def course_state(self) -> dict[str, Any]:
         """Return what a checkpoint needs of this state."""

@@ -1,5 +1,6 @@
 """Splits as tensors on the training device, and the order in which a trial trains on them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Pair = tuple[Tensor, Tensor]  # inputs and targets
 
 EVAL_BATCH = 4096  # samples at a time
+MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
 _GATHER_LIMIT_BYTES = 64 * 2**20  # up to this size, copying an epoch in its order costs less than indexing each batch
 
 
@@ -44,8 +46,12 @@ class TensorSplit:
         return zip(self.x.split(EVAL_BATCH), self.y.split(EVAL_BATCH), strict=True)
 
     def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
-        """As for `Split`."""
-        return task.values(predict(forward, self), self.y)
+        """As for `Split`. Batch by batch if the outputs are more than MOST_OUTPUTS."""
+        if n_outputs(task, self.y) <= MOST_OUTPUTS:
+            return task.values(predict(forward, self), self.y)
+        size = min(EVAL_BATCH, largest_batch(task, self.y))
+        pairs = zip(self.x.split(size), self.y.split(size), strict=True)
+        return task.values_by_batch((in_single_precision(forward(x)), y) for x, y in pairs)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,16 @@ def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iter
         x, y = split.x[orders], split.y[orders]
         return zip(x.split(batch_size, dim=1), y.split(batch_size, dim=1), strict=True)
     return ((split.x[rows], split.y[rows]) for rows in orders.split(batch_size, dim=1))
+
+
+def n_outputs(task: TensorTask, targets: Tensor) -> int:
+    """Return how many numbers a model returns for the samples that have these targets."""
+    return math.prod(task.out_shape(targets))
+
+
+def largest_batch(task: TensorTask, targets: Tensor) -> int:
+    """Return for how many of these samples a model returns at most MOST_OUTPUTS numbers; at least 1."""
+    return max(1, MOST_OUTPUTS * len(targets) // n_outputs(task, targets))
 
 
 def predict(forward: Forward, split: TensorSplit) -> Tensor:

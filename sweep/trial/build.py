@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sweep.config.callback_node import arguments_of as arguments_of_callback
+from sweep.config.callback_node import key_of_callback
 from sweep.config.optimizer_node import LR_SCALE, arguments_of, groups_of
 from sweep.config.scheduler_node import interval_of
 from sweep.config.targets import allowed_targets
@@ -153,10 +155,10 @@ def optimizer(node: Mapping[str, Any], model: "nn.Module", shadow: bool = False)
         ConfigError: also if a pattern of groups matches no weight, if the target returns anything but an optimizer, or
             one whose `step` needs a closure, such as LBFGS.
     """
-    from sweep.training.groups import grouped, parameter_groups, stand_in, stand_ins
+    from sweep.training.groups import grouped, stand_in, stand_ins
 
     weights = stand_ins(model) if shadow else dict(model.named_parameters())
-    groups = parameter_groups(model, groups_of(node), node.get("no_decay") is not None)
+    groups = _groups(node, model)
     names = named(located("optimizer", node["_target_"], allowed_targets()))
     offered: dict[str, Any] = {}
     if "named_parameters" in names:
@@ -169,6 +171,28 @@ def optimizer(node: Mapping[str, Any], model: "nn.Module", shadow: bool = False)
             _check_group(arguments, group, list(grouped([group], weights)[0]["params"]), offered)
     given = grouped(groups, weights) if any(group.values for group in groups) else [*weights.values()]
     return _checked_optimizer("optimizer", arguments, given, offered)
+
+
+def group_names(node: Mapping[str, Any], model: "nn.Module") -> list[tuple[str, ...]]:
+    """Return the names of the weights in each of the groups that `optimizer` gives to the target, in its order.
+
+    Args:
+        node: the config node.
+        model: the model.
+
+    Raises:
+        ConfigError: a pattern matches no weight.
+    """
+    groups = _groups(node, model)
+    if any(group.values for group in groups):
+        return [group.names for group in groups]
+    return [tuple(name for name, _ in model.named_parameters())]
+
+
+def _groups(node: Mapping[str, Any], model: "nn.Module") -> "list[ParameterGroup]":
+    from sweep.training.groups import parameter_groups
+
+    return parameter_groups(model, groups_of(node), node.get("no_decay") is not None)
 
 
 def _checked_optimizer(
@@ -300,8 +324,8 @@ def callbacks(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
 
     made = []
     for i, node in enumerate(nodes):
-        key = f"trainer.callbacks.{i}"
-        made.append(bind(key, node, offered={})())
+        key = key_of_callback(i)
+        made.append(bind(key, arguments_of_callback(node), offered={})())
         if not any(callable(getattr(made[-1], hook, None)) for hook in HOOKS):
             message = f"{node['_target_']} returned {type(made[-1]).__name__}, which has none of {', '.join(HOOKS)}"
             raise ConfigError(f"{key}._target_", message)

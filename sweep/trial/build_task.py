@@ -52,6 +52,9 @@ def build_task(
         ones = torch.ones(samples.out_features, device=device)
         facts |= {"y_mean": torch.zeros_like(ones), "y_std": ones}
     loss = _build_loss(node.get("loss"), samples, splits, facts)
+    if splits is not None and getattr(loss, "log_input", False) and splits.y_mean.any():
+        message = "takes logarithms of the targets' scale, so these must not be normalised; set split.normalize=false"
+        raise ConfigError("task.loss", message)
     of_torchmetrics = {"task": getattr(kind, "torchmetrics_task", None)}
     of_torchmetrics |= {"num_classes": facts["n_classes"], "num_labels": facts["n_labels"]}
     metrics = {

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
+from sweep.trial.checks import check_data, undefined_metrics
 from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.prepare import (
     Data,
-    check_data,
     load_data,
     prepared,
     smaller_batch_text,
-    undefined_metrics,
     with_fitting_batch,
 )
 from sweep.utils import gc_control
@@ -71,6 +70,8 @@ class BuiltInTraining:
             if (state := trial.restore()) is not None:
                 loop.load_state_dict(state)
             self._warn(trial)
+            if trial.number is None:
+                _warn_of_size(loop)
             trial.describe(dataset=self._data.description, device=loop.device.type)
             gc_control.resume()
             try:
@@ -94,6 +95,21 @@ class BuiltInTraining:
         if names := undefined_metrics(self.config, self._data):
             why = "the targets do not vary there"
             log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
+
+
+def _warn_of_size(loop: "TrainingLoop") -> None:
+    """Warn of metrics that need more outputs at once than sweep would keep."""
+    from sweep.tasks import TensorTask
+    from sweep.training.tensors import MOST_OUTPUTS, TensorData, n_outputs
+
+    if not (isinstance(loop.task, TensorTask) and isinstance(loop.data, TensorData) and loop.task.whole):
+        return
+    sizes = {part: n_outputs(loop.task, getattr(loop.data, part).y) for part in ("val", "test")}
+    part = max(sizes, key=sizes.__getitem__)
+    if sizes[part] > MOST_OUTPUTS:
+        names, size = ", ".join(f"task.metrics.{name}" for name in loop.task.whole), sizes[part] * 4 / 2**30
+        why = f"takes the outputs of the whole {part} split at once, {size:.1f} GiB; a class with update, compute and"
+        log.warning("warning: %s: %s reset takes them batch by batch (docs/tasks.md)", names, why)
 
 
 def _describe(trial: Trial, loop: "TrainingLoop", facts: ModelFacts, data: Data) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sweep.trial.model_facts import ModelFacts
     from sweep.trial.predictor import Predictor
 
-TOLERANCE = 1e-5  # of probabilities, and of numbers in standard deviations of the targets
+TOLERANCE = 1e-5  # of probabilities, of numbers in standard deviations of the targets, and of rates above 1 as a share
 _NEEDS = ("onnx", "onnxscript")
 _INPUT = "inputs"
 
@@ -111,7 +111,9 @@ class GraphModule(nn.Module):
             inputs = self._normalised(inputs)
         outputs = self.module(inputs)
         shares = self._task.probabilities(outputs)
-        return self._task.predicted(outputs, self._y_mean, self._y_std) if shares is None else shares
+        if shares is not None:
+            return shares
+        return self._task.predicted(self._facts.on_target_scale(outputs), self._y_mean, self._y_std)
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         inputs = inputs.double()
@@ -159,7 +161,7 @@ def export_model(best: Path, kind: str, path: Path) -> ExportedModel:
             run, checked_by = _EXPORTS[kind](graph, given, tmp)
             found = np.concatenate([run(given[i : i + EVAL_BATCH]) for i in range(0, len(given), EVAL_BATCH)])
         scale = np.array(facts.y_std).reshape(-1) if graph.output == "prediction" else np.ones(1)
-        difference = _difference(found, wanted, scale)
+        difference = _difference(found, wanted, scale, facts.log_outputs)
         if not difference <= TOLERANCE:
             problem = f"the exported model differs from the model by {difference:.2g} on the test split"
             raise ConfigError("--format", f"{problem}, more than {TOLERANCE:g}; use the other format")
@@ -208,11 +210,14 @@ def _names(facts: "ModelFacts") -> tuple[str, ...]:
     return tuple(facts.preprocessing["inputs"] if columns is None else [one["name"] for one in columns])
 
 
-def _difference(found: NDArray, wanted: NDArray, scale: NDArray) -> float:
-    """Return the largest difference, in units of `scale`, (n_targets,); NaN if one is NaN or the shapes differ."""
+def _difference(found: NDArray, wanted: NDArray, scale: NDArray, are_rates: bool = False) -> float:
+    """Return the largest difference, in units of `scale`, (n_targets,); NaN if one is NaN or the shapes differ.
+
+    are_rates: True divides by numbers above 1, since a rounding error of a logarithm is a share of the number.
+    """
     if found.shape != wanted.shape:
         return float("nan")
-    apart = np.abs(found.astype(np.float64) - wanted)
+    apart = np.abs(found.astype(np.float64) - wanted) / (np.maximum(1, np.abs(wanted)) if are_rates else 1)
     if len(scale) > 1:
         scale = scale.reshape(1, -1, *[1] * (apart.ndim - 2))
     return float((apart / scale).max(initial=0))

@@ -12,6 +12,8 @@ from sweep.config.task_node import task_for
 from sweep.data import Datasets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sweep.tasks import Task, TensorTask
     from sweep.trial.prepare import Data
 
@@ -39,6 +41,7 @@ class ModelFacts:
         out_features: the number of outputs; None if it is not known.
         tokens: whether the inputs are token ids.
         n_tokens: the number of different tokens; 0 without tokens.
+        log_outputs: whether the outputs are logarithms of what the task predicts. Earlier versions did not ask.
     """
 
     model: dict[str, Any]
@@ -57,6 +60,7 @@ class ModelFacts:
     out_features: int | None
     tokens: bool
     n_tokens: int
+    log_outputs: bool = False
 
     @classmethod
     def of(cls, config: Config, data: "Data", task: "TensorTask | Task") -> Self:
@@ -77,8 +81,13 @@ class ModelFacts:
             out_features=None if n_outputs is None else int(n_outputs),
             tokens=facts.tokens,
             n_tokens=facts.n_tokens if facts.tokens else 0,
+            log_outputs=getattr(task, "outputs_are_logs", False),
             **of_data,
         )
+
+    def on_target_scale(self, outputs: "Tensor") -> "Tensor":
+        """Return the outputs as the task's `predicted` takes them: themselves, or the numbers whose logs they are."""
+        return outputs.double().exp() if self.log_outputs else outputs
 
     @property
     def class_names(self) -> NDArray:

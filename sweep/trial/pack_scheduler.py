@@ -12,16 +12,20 @@ from sweep.config.optimizer_node import frozen_of
 from sweep.config.schema import Config
 from sweep.tasks import TensorTask
 from sweep.training import evaluate
-from sweep.training.packed.pack import Pack, PackMember
+from sweep.training.checks import check_metrics
+from sweep.training.packed.grouped_rules import GroupedRules, grouped_rules
+from sweep.training.packed.member import PackMember
+from sweep.training.packed.pack import Pack
 from sweep.training.packed.parameters import Unpackable
-from sweep.training.packed.rules import Rule, rule_of
 from sweep.training.packed.width import best_width, refuse_large
-from sweep.training.runtime import check_metrics, pick_device, refuse_fp16, reproducible, set_threads
+from sweep.training.runtime import pick_device, refuse_fp16, reproducible, set_threads
+from sweep.training.schedule import Schedule
 from sweep.training.tensors import TensorData, to_device
 from sweep.trial import build
 from sweep.trial.build_task import build_task
+from sweep.trial.checks import check_data
 from sweep.trial.model_facts import ModelFacts
-from sweep.trial.prepare import Data, check_data, data_key, new_model, new_schedule
+from sweep.trial.prepare import Data, data_key, new_model, new_schedule
 
 # The trainer's settings that all trials of a pack share. The others are numbers that may differ from trial to trial.
 _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")
@@ -29,7 +33,7 @@ _STRUCTURE = ("batch_size", "loss", "precision", "device", "compile", "threads")
 # Settings under which a pack would not train as a single trial does, with the value that they must have.
 _ALONE = {"accumulate": 1, "max_steps": None, "val_interval": 1, "ema": None, "callbacks": []}
 
-_Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same rule updates them
+_Kind = tuple[Any, ...]  # equal for trials that may share a pack, if the same rules update them
 
 
 class Group:
@@ -89,8 +93,8 @@ class PackScheduler:
         self._width, self._most, self._load = width, most, load
         self._data: dict[str, tuple[Data, TensorData]] = {}
         self._tasks: dict[_Kind, TensorTask] = {}
-        self._groups: dict[_Kind, dict[Rule, Group]] = {}
-        self._refused: dict[tuple[_Kind, Rule], Unpackable] = {}  # what a pack gains depends on the rule too
+        self._groups: dict[_Kind, dict[GroupedRules, Group]] = {}
+        self._refused: dict[tuple[_Kind, GroupedRules], Unpackable] = {}  # what a pack gains depends on the rules too
 
     @property
     def groups(self) -> list[Group]:
@@ -120,43 +124,39 @@ class PackScheduler:
                 check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
                 self._tasks[kind] = task
             schedule = new_schedule(config, n_train, model)
-            if len(schedule.optimizer.param_groups) > 1:
-                raise Unpackable("its weights are in several groups (optimizer.groups, optimizer.no_decay)")
-            rule = rule_of(schedule.optimizer, schedule.changing)
-            if rule is None:
-                raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
-            if (kind, rule) in self._refused:
-                raise self._refused[kind, rule]
+            rules = _rules(config, schedule, model)
+            if (kind, rules) in self._refused:
+                raise self._refused[kind, rules]
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             member = PackMember(
                 schedule=schedule,
                 trainer=trainer,
                 n_train=n_train,
                 weights=weights,
-                rule=rule,
+                rules=rules,
                 direction=config.monitor_direction,
                 step_points=config.tracking.step_points,
             )
             of_kind = self._groups.setdefault(kind, {})
-            if rule not in of_kind:
+            if rules not in of_kind:
                 try:
-                    of_kind[rule] = self._group(config, data, tensors, task, model, rule)
+                    of_kind[rules] = self._group(config, data, tensors, task, model, rules)
                 except Unpackable as why:
-                    self._refused[kind, rule] = why
+                    self._refused[kind, rules] = why
                     raise
-        return of_kind[rule], member
+        return of_kind[rules], member
 
     def forget(self, group: Group) -> None:
         """Drop the group, so that its memory can be freed. The next trial of its kind makes a new one."""
         for of_kind in self._groups.values():
-            for rule in [rule for rule, known in of_kind.items() if known is group]:
-                del of_kind[rule]
+            for rules in [rules for rules, known in of_kind.items() if known is group]:
+                del of_kind[rules]
 
     def refuse(self, group: Group, why: Unpackable) -> None:
         """Raise `why` for further trials that fit this group, so that they train sequentially."""
         for kind, of_kind in self._groups.items():
-            for rule in [rule for rule, known in of_kind.items() if known is group]:
-                self._refused[kind, rule] = why
+            for rules in [rules for rules, known in of_kind.items() if known is group]:
+                self._refused[kind, rules] = why
 
     def _loaded(self, config: Config, device: torch.device) -> tuple[Data, TensorData]:
         key = data_key(config, str(device))
@@ -168,7 +168,7 @@ class PackScheduler:
         return self._data[key]
 
     def _group(
-        self, config: Config, data: Data, tensors: TensorData, task: TensorTask, model: nn.Module, rule: Rule
+        self, config: Config, data: Data, tensors: TensorData, task: TensorTask, model: nn.Module, rules: GroupedRules
     ) -> Group:
         """Make a group for trials like this one, and measure its width if none is set. Raises Unpackable."""
         trainer = config.trainer
@@ -178,7 +178,7 @@ class PackScheduler:
         if self._width is None:
             optimizer = build.optimizer(config.optimizer, model)
             sequential_s = refuse_large(model, optimizer, task.loss_of, x, y)
-        pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rule=rule)
+        pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rules=rules)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width, ModelFacts.of(config, data, task))
 
@@ -191,6 +191,17 @@ def _tensor_task(config: Config, data: Data, device: torch.device) -> TensorTask
     return task
 
 
+def _rules(config: Config, schedule: Schedule, model: nn.Module) -> GroupedRules:
+    """Return the rules of the trial's optimizer. Raise Unpackable if there are none."""
+    names, made = build.group_names(config.optimizer, model), schedule.optimizer.param_groups
+    if [*map(len, names)] != [len(group["params"]) for group in made]:
+        raise Unpackable(f"{config.optimizer['_target_']} divides the weights into groups itself")
+    rules = grouped_rules(schedule.optimizer, names, schedule.changing)
+    if rules is None:
+        raise Unpackable(f"there is no rule for {config.optimizer['_target_']} with such arguments")
+    return rules
+
+
 def _require_plain(config: Config) -> None:
     """Raise Unpackable for a setting that a pack does not have."""
     for name, plain in _ALONE.items():
@@ -201,7 +212,7 @@ def _require_plain(config: Config) -> None:
 
 
 def _kind(config: Config) -> _Kind:
-    """Return what trials of one pack have in common, besides the rule that updates them.
+    """Return what trials of one pack have in common, besides the rules that update them.
 
     Clipping belongs to it only as on or off: the norm or value at which to clip may differ from trial to trial.
     """

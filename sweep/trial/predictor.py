@@ -135,6 +135,7 @@ class Predictor:
 
     def decoded(self, outputs: Tensor) -> NDArray:
         """Return the predictions that the module's outputs mean, as `predict` does."""
+        outputs = self.facts.on_target_scale(outputs)
         if not hasattr(self.task, "predicted"):
             return outputs.numpy()
         found = self.task.predicted(outputs, self._y_mean, self._y_std).numpy()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sweep.config.nodes import UNLIMITED, epoch_size, steps_per_epoch
+from sweep.config.callback_node import declared_by
+from sweep.config.nodes import UNLIMITED, Split, epoch_size, steps_per_epoch
 from sweep.config.optimizer_node import frozen_of, groups_of
-from sweep.config.overrides import sets
+from sweep.config.overrides import sets, setting
 from sweep.config.schema import Config
-from sweep.config.task_node import AUTO_TASK, task_for
 from sweep.data import Datasets, Samples
 from sweep.data.split import Splits, prepare
 from sweep.tracking.description import dataset, dataset_of_datasets
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 
 BATCH_SIZE = "trainer.batch_size"
+_DEFAULT_SPLIT = Split()
+_OF_DATASETS = {  # what to do instead of setting these keys
+    "val": "divide them in the data's target",
+    "test": "divide them in the data's target",
+    "seed": "divide them in the data's target",
+    "normalize": "they are never normalised; do it in the dataset",
+    "max_samples": "give smaller ones, such as torch.utils.data.Subset",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,11 @@ def _refuse_to_divide(config: Config) -> None:
         raise ConfigError("split.folds", f"is for arrays, but the data are {what}")
     if config.split.kind != "random":
         raise ConfigError("split", f"is {config.split.kind}, but the data are {what}")
+    for name, remedy in _OF_DATASETS.items():
+        value, default = getattr(config.split, name), getattr(_DEFAULT_SPLIT, name)
+        if value != default:
+            message = f"is {value}, but it is for arrays, and the data are torch datasets; {remedy}"
+            raise ConfigError(f"split.{name}", f"{message}, and set {setting(f'split.{name}', default)}")
 
 
 def load_data(config: Config) -> Data:
@@ -195,8 +208,9 @@ def new_model(
     from torch.nn.parameter import UninitializedParameter
 
     from sweep.tasks import TensorTask
+    from sweep.training.checks import check_model
     from sweep.training.groups import freeze
-    from sweep.training.runtime import check_model, seed_generators
+    from sweep.training.runtime import seed_generators
 
     seed_generators(config.trainer.seed, "init")
     model = build.model(config.model, samples, getattr(task, "out_features", None)).to(device)
@@ -246,10 +260,12 @@ def new_loop(config: Config, task: "TensorTask | Task", data: "TrainingData", mo
     Seeds the global random generators for training. Raises ConfigError if the optimizer or the scheduler cannot be
     built.
     """
+    from sweep.training.callbacks import Callbacks
     from sweep.training.loop import TrainingLoop
     from sweep.training.runtime import seed_generators
 
     trainer = config.trainer
+    declared_names = [declared_by(place, callback) for place, callback in enumerate(trainer.callbacks)]
     schedule = new_schedule(config, data.n_train, model)
     seed_generators(trainer.seed, "train")  # for dropout, and for a user's model that draws random numbers
     return TrainingLoop(
@@ -261,7 +277,7 @@ def new_loop(config: Config, task: "TensorTask | Task", data: "TrainingData", mo
         trainer=trainer,
         direction=config.monitor_direction,
         step_points=config.tracking.step_points,
-        callbacks=build.callbacks(trainer.callbacks),
+        callbacks=Callbacks(build.callbacks(trainer.callbacks), declared_names),
     )
 
 
@@ -273,8 +289,9 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     does not fit the data, or something in it cannot be built.
     """
     from sweep.tasks import TensorTask
+    from sweep.training.checks import check_last_batch, check_metrics
     from sweep.training.data import is_pair
-    from sweep.training.runtime import check_last_batch, check_metrics, pick_device, reproducible, set_threads
+    from sweep.training.runtime import pick_device, reproducible, set_threads
     from sweep.training.tensors import TensorData
 
     trainer = config.trainer
@@ -288,43 +305,6 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
         check_last_batch(model, batch, on_device.n_train, trainer.batch_size)
         set_threads(trainer.threads, model, batch[0] if is_pair(batch) else None)
         yield new_loop(config, task, on_device, model)
-
-
-def check_data(data: Data, config: Config) -> None:
-    """Raise ConfigError if the loss, the monitor or the batch size does not fit the data. This does not load torch."""
-    _check_loss_name(config, data)
-    if data.divided is not None and data.splits.train.weights is not None:
-        raise ConfigError("data.weight", "no loss takes weights of samples yet; leave it out")
-    if data.divided is not None and config.loader.drop_last:
-        raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
-    check_monitor(data, config)
-    check_batch_size(config, data.n_train)
-    data.epoch_size(config)
-
-
-def _check_loss_name(config: Config, data: Data) -> None:
-    """Raise ConfigError if `trainer.loss` of an earlier version's config names another loss than the task's."""
-    losses: dict[str | None, str] = {"regression": "mse", "classification": "cross_entropy"}
-    loss, own = config.trainer.loss, losses.get(data.facts.task)
-    if loss != "auto" and (loss != own or config.task != AUTO_TASK):
-        raise ConfigError("trainer.loss", f"{loss} does not fit; leave it out, and set task/loss=... instead")
-
-
-def check_batch_size(config: Config, n_train: int) -> None:
-    """Raise ConfigError for a batch size larger than the training split."""
-    if config.trainer.batch_size > n_train:
-        raise ConfigError(
-            BATCH_SIZE, f"is {config.trainer.batch_size}, more than the {n_train} samples to train on; lower it"
-        )
-
-
-def check_monitor(data: Data, config: Config) -> None:
-    """Raise ConfigError if trials on such data have no curve with the name of the monitor."""
-    monitor = config.trainer.monitored
-    known = ["train/loss", *(name for name in metric_names(config, data) if name.startswith("val/"))]
-    if monitor not in known:
-        message = f"trials on this data have no '{monitor}'; choose one of: {', '.join(known)}"
-        raise ConfigError("trainer.monitor", message)
 
 
 def with_fitting_batch(config: Config, n_train: int) -> Config:
@@ -343,35 +323,3 @@ def smaller_batch_text(before: Config, after: Config) -> str | None:
     """Return a line that says that the default batch size was lowered; None if it was not."""
     was, now = before.trainer.batch_size, after.trainer.batch_size
     return None if was == now else f"{BATCH_SIZE}: {now} instead of {was}; there are {now} samples to train on"
-
-
-def metric_names(config: Config, data: Data) -> list[str]:
-    """Return the names of the metrics that trials on such data have on the splits `val` and `test`."""
-    parts = [part for part in ("val", "test") if part == "val" or has_test(data)]
-    names = [f"{part}/{name}" for part in parts for name in ("loss", *_metric_nodes(config, data))]
-    undefined = undefined_metrics(config, data)
-    return [name for name in names if name not in undefined]
-
-
-def has_test(data: Data) -> bool:
-    """Return whether there is a test split. Torch datasets may lack it."""
-    return not isinstance(data.facts, Datasets) or data.facts.test is not None
-
-
-def undefined_metrics(config: Config, data: Data) -> list[str]:
-    """Return the names of the metrics that have no value: r2 on a split where all targets are equal.
-
-    r2 divides by the variance of the targets. Of torch datasets, the targets are not known.
-    """
-    if data.divided is None:
-        return []
-    nodes = _metric_nodes(config, data)
-    named = [name for name, node in nodes.items() if node["_target_"] == "sweep.tasks.metrics.r2"]
-    parts = {"val": data.splits.val.y, "test": data.splits.test.y}
-    constant = [part for part, y in parts.items() if named and (y.max(axis=0) == y.min(axis=0)).all()]
-    return [f"{part}/{name}" for part in constant for name in named]
-
-
-def _metric_nodes(config: Config, data: Data) -> dict[str, Any]:
-    """Return the nodes of the metrics of the task that trials on such data have, by name."""
-    return task_for(data.facts.task, config.task).get("metrics") or {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.nodes import UNLIMITED, steps_per_epoch
 from sweep.config.schema import Config
-from sweep.trial.prepare import Data, check_data, load_data, prepared, smaller_batch_text, with_fitting_batch
+from sweep.trial.checks import check_data
+from sweep.trial.prepare import Data, load_data, prepared, smaller_batch_text, with_fitting_batch
 from sweep.utils import gc_control
 from sweep.utils.errors import Diverged, SweepError
 
@@ -71,7 +72,7 @@ def _on_a_ramp(config: Config, data: Data, i: int) -> Config:
     }
     n_steps = steps_per_epoch(data.epoch_size(config), config.trainer.update_size)
     n_epochs = -(-settings.n_updates // n_steps)
-    plain = {"patience": None, "compile": False, "val_interval": 1, "ema": None, "callbacks": []}
+    plain = {"patience": None, "compile": False, "val_interval": 1, "ema": None, "callbacks": [], "monitor": None}
     plain["max_steps"] = n_epochs * n_steps if data.n_train == UNLIMITED else None  # a stream's epochs are shares of it
     trainer = replace(config.trainer, seed=seed, epochs=n_epochs, **plain)
     tracking = replace(config.tracking, step_points=n_epochs * n_steps)  # a point for every update

@@ -29,7 +29,7 @@ from sweep.comparison.runs import Entry, Run, choose
 from sweep.config.nodes import MOST_SEEDS
 from sweep.config.schema import Config, validate
 from sweep.study.trial_result import TrialResult
-from sweep.training.packed.pack import PackMember
+from sweep.training.packed.member import PackMember
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.prepare import RememberedData

@@ -7,7 +7,7 @@ import pytest
 from sweep import ConfigError, compose
 from sweep.config.metrics import KINDS
 from sweep.config.schema import validate
-from sweep.config.task_node import AUTO_TASK, curves_of, direction_of, metrics_of, task_for
+from sweep.config.task_node import AUTO_TASK, direction_of, metrics_of, names_of, task_for
 
 
 def node_of(*overrides: str) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def test_auto_takes_another_loss_arguments_for_its_own_and_further_metrics() -> 
 
 def test_a_named_task_has_the_metrics_that_are_listed() -> None:
     assert list(metrics_of(node_of("task=regression", "task/metrics=[mae]"))) == ["mae"]
-    assert curves_of(node_of("task=binary", "task/metrics=[auroc]")) == ["train/loss", "val/loss", "val/auroc"]
+    names = names_of(node_of("task=binary", "task/metrics=[auroc]"))
+    assert names == ["val/loss", "val/auroc", "test/loss", "test/auroc"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """sweep/tasks: each task's loss and metrics against formulas, scikit-learn and torchmetrics computed alone."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,49 @@ def test_classes_are_weighted_as_scikit_learn_balances_them(rng: np.random.Gener
     assert balanced_weights(torch.bincount(torch.from_numpy(y), minlength=4)).tolist() == pytest.approx(expected)
     assert balanced_weights(torch.tensor([4, 0])).tolist() == [0.5, 0.0]
     assert balanced_pos_weights(torch.tensor([20, 50, 0]), 100).tolist() == [4.0, 1.0, 1.0]
+
+
+def by_batch(task: Any, *batches: tuple[Tensor, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in task.values_by_batch(batches).items()}
+
+
+def test_means_need_no_outputs_but_those_of_a_batch(rng: np.random.Generator) -> None:
+    """Of batches of other sizes and lengths, with positions that the loss leaves out."""
+    metrics = {"accuracy": functions.accuracy, "bits_per_token": functions.bits_per_token}
+    task = LanguageModel(nn.CrossEntropyLoss(), metrics, 5)
+    assert (set(task.means), task.whole) == ({"accuracy", "bits_per_token"}, [])
+    outputs, targets = drawn(rng, 9, 7, 5), torch.from_numpy(rng.integers(0, 5, (9, 7)))
+    targets[4:, 3:] = -100
+    found = by_batch(task, (outputs[:4], targets[:4]), (outputs[4:8], targets[4:8]), (outputs[8:], targets[8:]))
+    whole = numbers(task, outputs, targets)
+    assert found["accuracy"] == pytest.approx(whole["accuracy"], rel=1e-6)
+    assert found["bits_per_token"] == pytest.approx(whole["bits_per_token"], rel=1e-12)
+    ragged = by_batch(task, (outputs[:4], targets[:4]), (outputs[4:, :3], targets[4:, :3]))
+    assert ragged["bits_per_token"] == pytest.approx(whole["bits_per_token"], rel=1e-12)
+    empty = (outputs[8:, 3:], targets[8:, 3:])  # no token counts
+    assert by_batch(task, (outputs, targets), empty)["bits_per_token"] == found["bits_per_token"]
+
+
+def test_what_is_no_mean_gets_the_whole_split(rng: np.random.Generator) -> None:
+    r2, mse = functions.r2, partial(functions.mse)
+    task = Regression(nn.MSELoss(), {"r2": r2, "mse": mse}, torch.zeros(1), torch.full((1,), 3.0))
+    assert (set(task.means), task.whole) == ({"mse"}, ["r2"])
+    outputs, targets = drawn(rng, 10, 1), drawn(rng, 10, 1)
+    found = by_batch(task, (outputs[:7], targets[:7]), (outputs[7:], targets[7:]))
+    assert found == pytest.approx(numbers(task, outputs, targets), rel=1e-12)
+    assert list(found) == ["loss", "r2", "mse"]
+    chosen = task.values_by_batch([(outputs, targets)], ["r2"])
+    assert list(chosen) == ["loss", "r2"]
+
+
+def test_logarithms_are_measured_as_the_numbers_that_they_mean(rng: np.random.Generator) -> None:
+    outputs, targets = drawn(rng, N, 1), torch.from_numpy(rng.poisson(2.0, (N, 1))).double()
+    metrics = {"mse": functions.mse, "mape": torchmetrics.MeanAbsolutePercentageError()}
+    scale = (torch.full((1,), 5.0), torch.full((1,), 2.0))
+    task = Regression(nn.PoissonNLLLoss(), metrics, *scale)
+    found = numbers(task, outputs, targets)
+    rates = numbers(Regression(nn.PoissonNLLLoss(log_input=False), metrics, *scale), outputs.exp(), targets)
+    assert found == pytest.approx(rates, rel=1e-6)
 
 
 def test_metrics_of_several_models_at_once_equal_those_of_each_alone(rng: np.random.Generator) -> None:

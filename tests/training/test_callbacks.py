@@ -1,10 +1,11 @@
 """sweep/training/callbacks.py: your own code while a trial trains."""
 
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -95,6 +96,30 @@ class Image:
         trial.log_artifact(path)
 
 
+class Turning:
+    """Declares a metric that rises until its epoch, and then falls; what `goes` says, it does at that epoch."""
+
+    metrics: ClassVar = {"turn": "maximize", "test/turn": "minimize"}
+
+    def __init__(self, at: int = 2, goes: str = "well") -> None:
+        self.at, self.goes, self.seen = at, goes, 0
+
+    def on_epoch_end(self, trial: Trial, model: nn.Module, metrics: Mapping[str, float]) -> Any:
+        self.seen += 1
+        if self.seen == self.at:
+            values = {"absent": {}, "nan": {"turn": math.nan}, "text": {"turn": "up"}, "number": 3.0}
+            if self.goes in values:
+                return values[self.goes]
+            if self.goes == "stops":
+                raise StopTraining({"turn": 100.0})
+            if self.goes == "just stops":
+                raise StopTraining
+        return {"turn": 10.0 - abs(self.seen - self.at)}
+
+    def on_train_end(self, trial: Trial, model: nn.Module) -> Any:
+        return {"absent at the end": {}, "more": {"test/turn": 1, "more": 1}}.get(self.goes, {"test/turn": 7})
+
+
 class Nothing:
     pass
 
@@ -174,6 +199,70 @@ def test_a_callback_that_fails_fails_the_trial_in_one_line(name: str, says: str)
     with pytest.raises(TrainingFailed) as caught:
         trained(with_callbacks(node(name)))
     assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+
+
+TURN = "trainer.monitor=turn"
+
+
+def test_best_weights_patience_and_plateau_follow_a_declared_metric() -> None:
+    fit, heard = trained(with_callbacks(node("Turning")), TURN, "trainer.epochs=9", "trainer.patience=3")
+    assert heard.curve("turn") == [9, 10, 9, 8, 7]
+    assert fit.best is not None
+    assert (fit.best.epoch, fit.best.value) == (2, 10)
+    assert fit.reached() == {"best/epoch": 2, "best/turn": 10}
+    other = trained(with_callbacks(node("Turning", at=4)), TURN)[0]
+    assert other.best is not None
+    assert other.best.epoch == 4
+    same = trained("trainer.epochs=2", "scheduler=constant")[0]
+    assert same.best is not None
+    fit, _ = trained(with_callbacks(node("Turning")), TURN, "scheduler=constant")
+    assert fit.best is not None
+    for name, weight in same.model.state_dict().items():  # those after epoch 2
+        assert torch.equal(fit.best.weights[name], weight)
+    plateau = ("scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "trainer.epochs=5")
+    rates = trained(with_callbacks(node("Turning")), TURN, *plateau)[1].curve("lr")
+    assert rates == [rates[0] * share for share in (1, 1, 1, 0.5, 0.25)]
+
+
+def test_what_a_callback_declares_for_the_end_stands_beside_the_tests_metrics() -> None:
+    fit, heard = trained(with_callbacks(node("Norm"), node("Turning")))
+    assert {"turn", "norm"} <= heard.epochs[1].keys()
+    assert "test/turn" not in heard.epochs[4]
+    plain, _ = trained()
+    assert fit.test(None) == {**plain.test(None), "test/turn": 7.0}
+
+
+def test_a_callback_that_stops_may_give_its_metrics() -> None:
+    fit, heard = trained(with_callbacks(node("Turning", at=3, goes="stops"), node("Norm")), TURN)
+    assert heard.curve("turn") == [8, 9, 100]
+    assert fit.best is not None
+    assert fit.best.epoch == 3
+    assert "norm" in heard.epochs[3]
+
+
+@pytest.mark.parametrize(
+    ("goes", "says"),
+    [
+        ("absent", "step 10: in callback Turning: ValueError: it declares the metric 'turn', but on_epoch_end did not"),
+        ("just stops", "step 10: in callback Turning: ValueError: it declares the metric 'turn', but on_epoch_end did"),
+        ("nan", "step 10: in callback Turning: ValueError: its metric 'turn' is nan, not a finite number"),
+        ("text", "step 10: in callback Turning: ValueError: its metric 'turn' is a str, not a number"),
+        ("number", "step 10: in callback Turning: ValueError: it returned a float, not a mapping of names to numbers"),
+        (
+            "absent at the end",
+            "step 20: in callback Turning: ValueError: it declares the metric 'test/turn', but on_tra",
+        ),
+        (
+            "more",
+            "step 20: in callback Turning: ValueError: on_train_end returned 'more', but may return what it decla",
+        ),
+    ],
+)
+def test_a_declared_metric_that_does_not_come_fails_the_trial_in_one_line(goes: str, says: str) -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        trained(with_callbacks(node("Turning", goes=f"'{goes}'")))
+    assert str(caught.value).startswith(f"training failed at {says}")
     assert "\n" not in str(caught.value)
 
 

@@ -1,8 +1,11 @@
 """sweep/training/evaluate.py: metrics against numpy and scikit-learn."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score
 from torch import Tensor, nn
 
@@ -10,10 +13,13 @@ from sweep.config.nodes import Split
 from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
-from sweep.tasks import Classification, Regression, metrics
+from sweep.tasks import Classification, LanguageModel, Regression, metrics
+from sweep.training import tensors
+from sweep.training.checks import check_metrics
 from sweep.training.evaluate import evaluate, is_finite, noise_floor, predict
 from sweep.training.evaluate import test as measured
 from sweep.training.tensors import TensorData, TensorSplit, to_device
+from sweep.utils.errors import ConfigError
 
 
 def regression(y_std: Tensor, y_mean: Tensor | None = None) -> Regression:
@@ -113,6 +119,53 @@ def test_predicting_in_parts_equals_predicting_at_once(of_model: torch.dtype, of
     assert len(sizes) > 1
     assert outputs.dtype == of_outputs
     assert torch.equal(outputs, (split.x.to(of_model) * 3 + 1).to(of_outputs))
+
+
+def test_outputs_that_are_too_many_are_measured_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not kept, unless a metric needs them."""
+    rng = np.random.default_rng(0)
+    logits, y = torch.from_numpy(rng.normal(size=(50, 6, 4))), torch.from_numpy(rng.integers(0, 4, size=(50, 6)))
+    split = TensorSplit(logits, y, None)
+    f1 = torchmetrics.F1Score(task="multiclass", num_classes=4, average="macro")
+    means = {"accuracy": metrics.accuracy, "bits_per_token": metrics.bits_per_token, "f1": f1}
+
+    def largest(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.max()
+
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def forward(x: Tensor) -> Tensor:
+        nonlocal most
+        outputs = x * 1.0
+        alive.append(weakref.ref(outputs))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return outputs
+
+    for own, kept in ((means, 2), ({**means, "largest": largest}, 10)):
+        task = LanguageModel(nn.CrossEntropyLoss(), own, 4)
+        expected = evaluate(lambda x: x, split, task)
+        with monkeypatch.context() as patched:
+            patched.setattr(tensors, "MOST_OUTPUTS", 5 * 6 * 4)
+            alive.clear()
+            most = 0
+            found = evaluate(forward, split, task)
+            check_metrics(task, {"val": split.y})
+        assert list(found) == list(expected)
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert len(alive) == 10
+        assert most <= kept
+        assert (most == 10) == (kept == 10)
+
+
+def test_a_metric_that_a_large_split_does_not_allow_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.zeros(50, dtype=torch.int64)
+    auroc = torchmetrics.AUROC(task="multiclass", num_classes=3)
+    task = Classification(nn.CrossEntropyLoss(), {"accuracy": metrics.accuracy, "auroc": auroc}, 3)
+    for most in (2**25, 30):
+        monkeypatch.setattr(tensors, "MOST_OUTPUTS", most)
+        with pytest.raises(ConfigError, match=r"^task\.metrics\.auroc: cannot be computed on the val split"):
+            check_metrics(task, {"val": y})
 
 
 def test_evaluating_leaves_no_gradients_behind() -> None:

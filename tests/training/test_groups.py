@@ -271,17 +271,27 @@ def test_groups_resume_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(fit).items())
 
 
-def packed(*overrides: str) -> PackScheduler:
-    config = validate(compose(["experiment=debug", "tracking=off", *overrides]))
+def of_halves(params: Any, lr: float) -> Optimizer:
+    """Divides the weights itself."""
+    weights = [*params]
+    return SGD([{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.1}], lr)
+
+
+def test_trials_with_groups_share_a_pack_unless_the_optimizer_divides_the_weights_itself() -> None:
     scheduler = PackScheduler(2, 2, load_data)
-    scheduler.member(config)
-    return scheduler
 
+    def member(*overrides: str) -> Any:
+        return scheduler.member(validate(compose(["experiment=debug", "tracking=off", *overrides])))[0]
 
-@pytest.mark.parametrize("override", [GROUPS, "optimizer.no_decay=norm_and_bias"])
-def test_groups_train_sequentially(override: str) -> None:
-    with pytest.raises(Unpackable, match=r"several groups \(optimizer\.groups, optimizer\.no_decay\)"):
-        packed("optimizer=adamw", override)
+    one, other = (member("optimizer=adamw", GROUPS, f"seed={seed}") for seed in (0, 1))
+    plain = member("optimizer=adamw")
+    spared = member("optimizer=adamw", "optimizer.no_decay=norm_and_bias")
+    assert one is other
+    assert len({id(group) for group in (one, plain, spared)}) == 3
+    keys = compose(["optimizer=sgd"]).optimizer
+    only = [f"~optimizer.{key}" for key in keys if key not in ("_target_", "lr", "groups", "freeze", "no_decay")]
+    with pytest.raises(Unpackable, match=r"\.of_halves divides the weights into groups itself$"):
+        member("optimizer=sgd", f"optimizer._target_={__name__}.of_halves", *only)
 
 
 def test_one_group_of_all_weights_and_frozen_weights_are_packed() -> None:

@@ -26,7 +26,8 @@ from sweep.training.evaluate import evaluate
 from sweep.training.loaders import LoaderData, inspected
 from sweep.training.loop import TrainingLoop
 from sweep.training.seeded_datasets import SeededStream, StreamPass
-from sweep.trial.prepare import check_data, divided, load_data, load_samples, prepared
+from sweep.trial.checks import check_data
+from sweep.trial.prepare import divided, load_data, load_samples, prepared
 from sweep.utils.errors import Interrupted, TrainingFailed
 from sweep.utils.signals import StopRequest
 
@@ -296,6 +297,25 @@ def test_datasets_that_cannot_be_used_are_refused_in_one_line(make: Any, says: s
         (curve(n=10), ("loader.drop_last=true",), "trainer.batch_size: is 16, more than the 10 samples"),
         (curve(), ("split.folds=3",), "split.folds: is for arrays, but the data are torch datasets"),
         (curve(), ("split=stratified",), "split: is stratified, but the data are torch datasets"),
+        (
+            curve(),
+            ("split.val=0.2",),
+            "split.val: is 0.2, but it is for arrays, and the data are torch datasets; divide them in the data's "
+            "target, and set split.val=0.15",
+        ),
+        (curve(), ("split.test=0.2",), "split.test: is 0.2, but it is for arrays"),
+        (curve(), ("split.seed=3",), "split.seed: is 3, but it is for arrays"),
+        (
+            curve(),
+            ("split.normalize=false",),
+            "split.normalize: is False, but it is for arrays, and the data are torch",
+        ),
+        (
+            curve(),
+            ("experiment=debug",),
+            "split.max_samples: is 64, but it is for arrays, and the data are torch datasets; give smaller ones, such "
+            "as torch.utils.data.Subset, and set split.max_samples=null",
+        ),
         (curve(task=None), (), "task: is auto, but Datasets names no task"),
         (
             curve(task=None),

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from sweep.models import MLP
-from sweep.tasks import Regression
-from sweep.training.runtime import check_model, pick_device, reproducible, set_threads
+from sweep.tasks import LanguageModel, Regression
+from sweep.training.checks import check_model
+from sweep.training.runtime import pick_device, reproducible, set_threads
 from sweep.utils.errors import ConfigError
 
 TASK = Regression(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
@@ -38,6 +39,19 @@ def test_a_model_that_does_not_fit_the_data_is_refused(model: nn.Module, says: s
     with pytest.raises(ConfigError, match=says) as caught:
         check_model(model, (BATCH, torch.zeros(len(BATCH), 1)), TASK)
     assert caught.value.key == "model"
+
+
+def test_tokens_for_a_model_without_an_embedding_are_refused_in_plain_words() -> None:
+    task = LanguageModel(nn.CrossEntropyLoss(), {}, 7)
+    batch = torch.zeros(16, 5, dtype=torch.int64), torch.zeros(16, 5, dtype=torch.int64)
+    with pytest.raises(ConfigError) as caught:
+        check_model(MLP(5, 7), batch, task)
+    assert str(caught.value) == (
+        "model: cannot take whole numbers (a batch of shape (16, 5)) and has no embedding; for tokens, choose "
+        "model=transformer; for other data, make them floating-point numbers"
+    )
+    with pytest.raises(ConfigError, match=r"index out of range"):  # a model for tokens keeps torch's words
+        check_model(nn.Embedding(3, 7), (batch[0] + 5, batch[1]), task)
 
 
 def test_a_lazy_model_gets_its_shapes() -> None:

@@ -87,6 +87,7 @@ def test_positives_are_weighted_by_the_training_split() -> None:
             "task.loss.weight",
             "must be balanced, null or a l",
         ),
+        (NUMBERS, ("task/loss=poisson",), "task.loss", "must not be normalised; set split.normalize=false"),
         (CLASSES, ("+task.loss.smoothing=0.1",), "task.loss.smoothing", "CrossEntropyLoss takes no such argument"),
         (
             CLASSES,

@@ -12,7 +12,7 @@ import torch
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from trained import held_out, passengers, table, text, trained
+from trained import allow, held_out, own, passengers, table, text, trained
 
 import sweep.export
 from sweep import load_model
@@ -70,6 +70,16 @@ def test_numbers_are_in_the_targets_own_units(kind: str, tmp_path: Path, capsys:
     before = path.read_bytes()
     assert "exists; remove it, or name another file" in refused(capsys, str(tmp_path), "--format", kind)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_with_the_poisson_loss_numbers_are_rates(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(monkeypatch)
+    poisson = (*own("counts"), "task/loss=poisson", "split.normalize=false", "trainer.epochs=30")
+    x, y = held_out(run(tmp_path, *poisson))
+    found = computed(exported(tmp_path, kind), x)
+    assert_allclose(found, load_model(tmp_path).predict(x), rtol=1e-5)
+    assert found.mean() == pytest.approx(y.mean(), rel=0.3)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -4,7 +4,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -162,6 +162,22 @@ def test_seeds_side_by_side_say_what_they_say_one_by_one(optimizer: str) -> None
 
 
 @pytest.mark.process
+class Norm:
+    """A callback whose metric the trials follow, not the ramps."""
+
+    metrics: ClassVar = {"norm": "minimize"}
+
+    def on_epoch_end(self, trial: Any, model: Any, metrics: Any) -> dict[str, float]:
+        raise AssertionError("a ramp has no callbacks")
+
+
+def test_ramps_follow_no_callbacks_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+    own = (f"trainer.callbacks=[{{_target_: {__name__}.Norm}}]", "trainer.monitor=norm")
+    found, plain = range_test(config_of(*QUICK, *own)), range_test(config_of(*QUICK))
+    assert [ramp.losses for ramp in found] == [ramp.losses for ramp in plain]
+
+
 def test_it_suggests_draws_and_prints_a_command_that_works(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "optimizer=sgd")
     assert (done.returncode, done.stderr) == (0, "")

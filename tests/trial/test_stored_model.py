@@ -54,6 +54,28 @@ def test_several_targets_have_a_column_each(tmp_path: Path, monkeypatch: pytest.
     assert np.square(found - y).mean() == pytest.approx(test["test/mse"], rel=1e-5)
 
 
+def test_with_the_poisson_loss_predictions_and_metrics_are_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(monkeypatch)
+    poisson = (*own("counts"), "task/loss=poisson", "task/metrics=[mae,mape]", "split.normalize=false")
+    training, test = trained(tmp_path, *poisson, "trainer.epochs=40")
+    x, y = held_out(training)
+    model = load_model(tmp_path)
+    found = model.predict(x)
+    with torch.no_grad():
+        outputs = model.module(torch.from_numpy(model.inputs(x))).double().numpy()[:, 0]
+    assert_allclose(found, np.exp(outputs), rtol=1e-6)
+    for name, value in {
+        "mse": np.square(found - y[:, 0]).mean(),
+        "mae": np.abs(found - y[:, 0]).mean(),
+        "r2": 1 - np.square(found - y[:, 0]).mean() / y.var(),
+    }.items():
+        assert test[f"test/{name}"] == pytest.approx(value, rel=1e-4)
+    assert test["test/r2"] > 0.5, "the case needs a model that has learnt the rates"
+    assert_allclose(pd.read_parquet(tmp_path / "predictions.parquet").prediction, found, rtol=1e-6)
+
+
 def test_classes_come_by_their_names(tmp_path: Path) -> None:
     training, test = trained(tmp_path, *table(tmp_path))
     frame = passengers().iloc[load_data(training.config).splits.test_rows]

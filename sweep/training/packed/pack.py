@@ -8,7 +8,7 @@ optimizer's state are (n, P), with spare rows at the end.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,8 +20,10 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sweep.tasks import TensorTask
-from sweep.training.checkpoint import check_kinds, kinds, random_states
-from sweep.training.evaluate import evaluate_each
+from sweep.training.checkpoint import check_kinds, kinds
+from sweep.training.evaluate import evaluate, evaluate_each
+from sweep.training.packed.grouped_rules import GroupedRules
+from sweep.training.packed.member import PackMember
 from sweep.training.packed.parameters import (
     FlatParameters,
     MaskLike,
@@ -31,15 +33,18 @@ from sweep.training.packed.parameters import (
     rehearsed,
     with_masks,
 )
-from sweep.training.packed.rules import Rule
 from sweep.training.packed.update import Update
-from sweep.training.runtime import in_precision, reproducible, seed_generators
-from sweep.training.schedule import Row, Schedule
-from sweep.training.state import TrainState
-from sweep.training.tensors import TensorData, TensorSplit, epoch_order, in_single_precision, stacked_batches
-from sweep.training.trial import Trial, UnrecordedTrial
+from sweep.training.runtime import in_precision
+from sweep.training.schedule import Row
+from sweep.training.tensors import (
+    TensorData,
+    TensorSplit,
+    epoch_order,
+    in_single_precision,
+    largest_batch,
+    stacked_batches,
+)
 from sweep.utils.errors import ConfigError, Diverged, one_line
-from sweep.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
@@ -56,82 +61,6 @@ _attention_that_stacks = partial(sdpa_kernel, SDPBackend.MATH)
 T = TypeVar("T")
 
 
-class PackMember(TrainState):
-    """One trial in a pack, or about to join one.
-
-    Before it has a row, its tensors are in `weights` and `moments`. `Pack.admit` copies them to the row.
-    """
-
-    def __init__(
-        self,
-        *,
-        schedule: Schedule,
-        trainer: "Trainer",
-        n_train: int,
-        weights: Mapping[str, Tensor],
-        rule: Rule,
-        direction: str = "minimize",
-        step_points: int | None = None,
-    ) -> None:
-        """Start a trial from its initial weights.
-
-        Args:
-            schedule: gives the hyperparameters of each update.
-            trainer: the settings of the training.
-            n_train: training samples in an epoch.
-            weights: the initial weights, as the model's `state_dict`.
-            rule: the optimizer's rule.
-            direction: as in `TrainState`.
-            step_points: as in `TrainState`.
-        """
-        super().__init__(schedule, trainer, n_train, direction, step_points)
-        self.weights = weights  # empty once it has a row
-        self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise; by name, then by the parameter's index
-        self.scalars = dict(rule.scalars)
-        self.table: dict[str, np.ndarray] = {}  # the rule's coefficients for the epoch, (n_updates,) each
-        device = next(iter(weights.values())).device
-        draws_on = device if device.type == "cuda" else "cpu"  # where torch's own dropout draws
-        # Draws the dropout masks. The seed is that of the global generator when the trial trains sequentially.
-        self.random = torch.Generator(draws_on).manual_seed(derive_seed(trainer.seed, "train"))
-        self.trial: Trial = UnrecordedTrial()
-
-    def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
-        """Load a checkpoint into a member that has no row yet."""
-        self.schedule.load_state_dict(state["schedule"])
-        self.load_course_state(state)
-        self._load_random(state["random"])
-        self.weights = state["model"]
-        kept = state["optimizer"]["state"]  # by the parameter's index; Adagrad has state for untrained weights too
-        if kept:
-            self.moments = {
-                name: {place: of_one[name] for place, of_one in kept.items() if of_one.get(name) is not None}
-                for name in rule.state
-            }
-            self.scalars = rule.loaded(next(iter(kept.values())))
-
-    def _load_random(self, states: Mapping[str, Any]) -> None:
-        if self.random.device.type != "cuda":
-            self.random.set_state(states["torch"])
-        elif "cuda" in states:  # missing if the checkpoint was saved without a GPU
-            self.random.set_state(states["cuda"][self.random.device.index])
-
-    def random_states(self) -> dict[str, Any]:
-        """Return the states of all generators, as the checkpoint of a sequential trial has them."""
-        with reproducible(self.random.device):
-            seed_generators(self.trainer.seed, "train")
-            states = random_states()
-        if self.random.device.type == "cuda":
-            states["cuda"][self.random.device.index] = self.random.get_state()
-        else:
-            states["torch"] = self.random.get_state()
-        return states
-
-    @property
-    def group(self) -> dict[str, Any]:
-        """The hyperparameters, and those parts of the optimizer's state that are plain numbers."""
-        return {**self.schedule.optimizer.param_groups[0], **self.scalars}
-
-
 class Pack:
     """Trials of one structure that train side by side."""
 
@@ -142,7 +71,7 @@ class Pack:
         task: TensorTask,
         data: TensorData,
         trainer: "Trainer",
-        rule: Rule,
+        rules: GroupedRules,
     ) -> None:
         """Make an empty pack.
 
@@ -151,12 +80,12 @@ class Pack:
             task: the loss and the metrics.
             data: the splits, which all trials share.
             trainer: the settings of any of the trials; only those that they share matter.
-            rule: the optimizer's rule, which all trials share.
+            rules: of the optimizer, which all trials share.
 
         Raises:
             Unpackable: the model cannot be stacked.
         """
-        self.task, self.data, self.rule = task, data, rule
+        self.task, self.data, self.rules = task, data, rules
         self.device, self._trainer = data.train.x.device, trainer
         self.members: list[PackMember] = []  # in the order of the rows
         self._model = model
@@ -167,14 +96,15 @@ class Pack:
         for size in {batch_size, n_train % batch_size or batch_size}:
             x, y = data.train.x[:size], data.train.y[:size]
             self._masks[size], used = rehearsed(model, task.loss_of, trainer.precision, x, y)
-        self._layout = FlatParameters(model, used)
+        self._layout = FlatParameters(model, used, rules.names)
         self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
         self._most_rows = 0  # so far; a pack that was empty in between is made this large again
         self._weights = torch.empty(0, size, dtype=self._layout.dtype, device=self.device)
-        self._state = {name: torch.empty_like(self._weights) for name in rule.state}
+        self._state = {name: torch.empty_like(self._weights) for name in rules.state}
         self._fixed = {name: fixed.new_empty(0, *fixed.shape) for name, fixed in self._layout.fixed.items()}
-        self._update = Update(self._masked, self._layout, task.loss_of, rule, trainer)
+        in_use = [rules.rules[number] for number in self._layout.groups]
+        self._update = Update(self._masked, self._layout, task.loss_of, in_use, trainer)
         self._refuse_unstackable()
 
     def admit(self, member: PackMember) -> None:
@@ -189,10 +119,14 @@ class Pack:
         for name, fixed in self._fixed.items():
             fixed[row] = weights[name]
         for name, stacked in self._state.items():
-            if member.moments.get(name):
-                stacked[row] = torch.cat([member.moments[name][place].flatten() for place in self._layout.places])
-            else:
-                stacked[row] = self.rule.initial(name, member.group)
+            moments = member.moments.get(name, {})
+            for i, part in enumerate(self._layout.by_group(stacked[row : row + 1])):
+                places = self._layout.places_of(i)
+                if moments.keys() >= {*places}:
+                    part[0] = torch.cat([moments[place].flatten() for place in places])
+                else:  # it has not begun, or the rule of this group does not have it
+                    rule = self.rules.rules[self._layout.groups[i]]
+                    part[0] = rule.initial(name, member.schedule.optimizer.defaults)  # torch ignores a group's own
         member.moments = {}
 
     def release(self, member: PackMember) -> None:
@@ -234,7 +168,7 @@ class Pack:
                     ended[member] = None
                 else:
                     member.start_epoch()
-                    member.table = self._table_of(member)
+                    member.tables = self._tables_of(member)
             except Exception as error:  # a scheduler may raise anything
                 ended[member] = error
             if member in ended:
@@ -251,7 +185,8 @@ class Pack:
             if member in ended:
                 continue
             try:
-                metrics = member.finish_epoch(val, lambda row=row: self.weights(row))
+                metrics = member.epoch_metrics(val)
+                member.finish_epoch(metrics, lambda row=row: self.weights(row))
                 member.trial.report(member.epoch, metrics)
             except Exception as error:
                 ended[member] = error
@@ -295,48 +230,65 @@ class Pack:
                     torch.cat(trained[name], dim=1, out=stacked)
         return torch.stack(losses, dim=1)[: len(members)].tolist()
 
-    def _table_of(self, member: PackMember) -> dict[str, np.ndarray]:
-        """Return the rule's coefficients for each update of the member's epoch, (n_updates,) each.
+    def _tables_of(self, member: PackMember) -> list[dict[str, np.ndarray]]:
+        """Return the coefficients for each update of the member's epoch, (n_updates,) each, of each group in use.
 
         This also moves the member's `scalars` to the end of the epoch.
         """
         steps = np.arange(member.step + 1, member.step + member.n_updates + 1, dtype=np.float64)
-        table = self.rule.table(
-            member.group, _columns([member.schedule.scaled(row) for row in member.schedule.rows]), steps
-        )
+        rows = [member.schedule.scaled(row) for row in member.schedule.rows]
+        tables = [
+            self.rules.rules[number].table(member.group(number), _columns(rows, number), steps)
+            for number in self._layout.groups
+        ]
         for name in self._clips:
-            table[name] = np.full(len(steps), getattr(member.trainer, name))
-        for name in member.scalars:
-            member.scalars[name] = float(table[name][-1])
-        return table
+            tables[0][name] = np.full(len(steps), getattr(member.trainer, name))
+        for number, table in zip(self._layout.groups, tables, strict=True):
+            member.scalars[number] = {name: float(table[name][-1]) for name in member.scalars[number]}
+        return tables
 
-    def _table(self, members: Sequence[PackMember], width: int) -> list[dict[str, Tensor]]:
-        """Return one dict of the rule's coefficients for each update, (width, 1) each, on the device."""
-        tables = [member.table for member in members]
-        names = list(tables[0])
+    def _table(self, members: Sequence[PackMember], width: int) -> list[list[dict[str, Tensor]]]:
+        """Return the coefficients of each update: a dict for each group in use, (width, 1) each, on the device."""
+        tables = [member.tables for member in members]
+        names = [(i, name) for i, table in enumerate(tables[0]) for name in table]
         stacked = np.stack(
-            [[table[name] for name in names] for table in _filled(tables, width)]
+            [[of_groups[i][name] for i, name in names] for of_groups in _filled(tables, width)]
         )  # (width, names, n_updates)
         on_device = torch.from_numpy(stacked).to(self.device, self._layout.dtype).permute(2, 1, 0).unsqueeze(-1)
-        return [dict(zip(names, columns.contiguous(), strict=True)) for columns in on_device]
+        return [_grouped(names, columns.contiguous()) for columns in on_device]
 
     @torch.no_grad()
     @_attention_that_stacks()
     def evaluate(self, split: str) -> list[dict[str, float]]:
         """Return loss and metrics of each member, named as by `TrainingLoop.evaluate`."""
-        n = len(self.members)
         part: TensorSplit = getattr(self.data, split)
-        weights = self._layout.views(self._weights[:n])
-        fixed = {name: stacked[:n] for name, stacked in self._fixed.items()}
+        size, n = largest_batch(self.task, part.y) // len(part.y), len(self.members)  # rows whose outputs are kept
         self._masked.eval()
+        if size == 0:
+            metrics = [evaluate(self._forward(row), part, self.task) for row in range(n)]
+        else:
+            blocks = [range(n)[first : first + size] for first in range(0, n, size)]
+            metrics = [of_row for rows in blocks for of_row in self._evaluate_rows(rows, part)]
+        return [{f"{split}/{name}": value for name, value in of_member.items()} for of_member in metrics]
+
+    def _forward(self, row: int) -> Callable[[Tensor], Tensor]:
+        """Return the function that applies the model of one row."""
+        tensors = {name: stacked[row] for name, stacked in self._layout.views(self._weights).items()}
+        tensors |= {name: stacked[row] for name, stacked in self._fixed.items()}
+        return lambda x: self._update.outputs(tensors, x)
+
+    def _evaluate_rows(self, rows: range, part: TensorSplit) -> list[dict[str, float]]:
+        """Return loss and metrics of the members in these rows."""
+        n, places = len(rows), slice(rows.start, rows.stop)
+        weights = self._layout.views(self._weights[places])
+        fixed = {name: stacked[places] for name, stacked in self._fixed.items()}
 
         def outputs(weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor) -> Tensor:
             return self._update.outputs(weights | fixed, x)
 
         chunks = part.x.split(max(1, _EVAL_SAMPLES.get(self.device.type, _EVAL_SAMPLES_DEFAULT) // n))
         found = torch.cat([vmap(outputs, in_dims=(0, 0, None))(weights, fixed, x) for x in chunks], dim=1)
-        metrics = evaluate_each(in_single_precision(found), part, self.task)
-        return [{f"{split}/{name}": value for name, value in of_member.items()} for of_member in metrics]
+        return evaluate_each(in_single_precision(found), part, self.task)
 
     def forward_of(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Return the function that applies one (unstacked) model in the trials' precision."""
@@ -363,7 +315,7 @@ class Pack:
             changed = next(name for name in own | saved if own.get(name) != saved.get(name))
             problem = f"{changed} has the shape {saved.get(changed)}, not {own.get(changed)}"
             raise ConfigError("resume", f"the checkpoint has another model than the config ({problem})")
-        member.load_state_dict(state, self.rule)
+        member.load_state_dict(state, self.rules)
 
     def _kinds(self, member: PackMember) -> dict[str, str]:
         return kinds(self._model, member.schedule.optimizer, member.schedule.scheduler)
@@ -373,14 +325,14 @@ class Pack:
         row = self.members.index(member)
         moments = {name: self._layout.split(stacked[row].clone()) for name, stacked in self._state.items()}
         optimizer = member.schedule.optimizer.state_dict()
-        scalars, names = self.rule.kept(member.scalars)
-        scalars = {"step": float(member.step), **scalars}
+        kept = [self.rules.rules[number].kept(member.scalars[number]) for number in self._layout.groups]
         optimizer["state"] = {
             place: {
-                **{name: torch.tensor(value) for name, value in scalars.items()},
-                **{name: moments[name][i] for name in names},
+                "step": torch.tensor(float(member.step)),
+                **{name: torch.tensor(value) for name, value in kept[group][0].items()},
+                **{name: moments[name][i] for name in kept[group][1]},
             }
-            for i, place in enumerate(self._layout.places)
+            for i, (place, group) in enumerate(zip(self._layout.places, self._layout.group_of, strict=True))
             if member.step
         }
         return {
@@ -409,14 +361,15 @@ class Pack:
         for name, like in self._masks[len(x)].items():
             extra[f"{name}.mask"] = torch.ones(width, *like.shape, dtype=self._layout.dtype, device=self.device)
         x, y = (part.expand(width, *part.shape) for part in (x, y))
-        w, state = row.repeat(width, 1), {name: row.new_ones(width, len(row)) for name in self.rule.state}
-        columns = defaultdict(lambda: row.new_ones(width, 1))
+        w = row.repeat(width, 1)
+        trained = {"": [w], **{name: [row.new_ones(width, len(row))] for name in self.rules.state}}
+        columns = [defaultdict(lambda: row.new_ones(width, 1))] * len(self._layout.groups)
         self._masked.train()
 
         def update() -> None:
             with torch.no_grad():
                 g, _ = self._update.gradients(w, extra, x, y)
-                self.rule.update(w, g, state, columns)
+                self._update.step(trained, g, columns)
 
         with _attention_that_stacks():
             yield update
@@ -435,11 +388,19 @@ def _filled(items: list[T], n: int) -> list[T]:
     return items + items[:1] * (n - len(items))
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Return the values that the scheduler sets, (n_updates,) each, for the only parameter group."""
-    first = rows[0][0]
-    columns = {name: np.array([float(row[0][name]) for row in rows]) for name in first if name != "betas"}
+def _grouped(names: Sequence[tuple[int, str]], columns: Tensor) -> list[dict[str, Tensor]]:
+    """Return a dict for each group. names: the index of the group, from 0 on, and the name of each column."""
+    found: list[dict[str, Tensor]] = [{} for _ in range(names[-1][0] + 1)]
+    for (i, name), column in zip(names, columns, strict=True):
+        found[i][name] = column
+    return found
+
+
+def _columns(rows: Sequence[Row], group: int) -> dict[str, np.ndarray]:
+    """Return the values that the scheduler sets, (n_updates,) each, for one parameter group."""
+    first = rows[0][group]
+    columns = {name: np.array([float(row[group][name]) for row in rows]) for name in first if name != "betas"}
     if "betas" in first:  # of the optimizers that have a rule, no other value is a tuple
         for i, name in enumerate(("beta1", "beta2")):
-            columns[name] = np.array([float(row[0]["betas"][i]) for row in rows])
+            columns[name] = np.array([float(row[group]["betas"][i]) for row in rows])
     return columns

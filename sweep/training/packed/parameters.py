@@ -1,11 +1,11 @@
 """Stacking models: weights become rows of a matrix, and dropout masks become inputs.
 
 Shapes: n is the number of rows, P the number of trained weights of one model. The order of the weights in a row is that
-of the model's parameters, each flattened.
+of the optimizer, each flattened: the weights of a parameter group lie side by side.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,30 +28,45 @@ class FlatParameters:
     Attributes:
         names: of the trained parameters, in the order of the row.
         places: their indices among all parameters, as in an optimizer's state.
+        groups: the numbers of the optimizer's parameter groups that have trained parameters.
+        group_of: for each of `names`, the index of its group in `groups`.
         fixed: all other tensors of the `state_dict`, by name.
         size: P, the length of a row.
     """
 
-    def __init__(self, model: nn.Module, used: set[str]) -> None:
+    def __init__(self, model: nn.Module, used: set[str], groups: Sequence[Sequence[str]]) -> None:
         """Lay out the trained parameters. Raises Unpackable if they have several dtypes.
 
-        used: names of the parameters that the output depends on.
+        Args:
+            model: the model.
+            used: names of the parameters that the output depends on.
+            groups: names of all parameters, in the optimizer's groups and in its order.
         """
         parameters = dict(model.named_parameters())
-        trained = {name: weight for name, weight in parameters.items() if weight.requires_grad and name in used}
+        order = [name for names in groups for name in names]
+        trained = {name: w for name in order if (w := parameters[name]).requires_grad and name in used}
         canonical = {id(weight): name for name, weight in parameters.items()}
         stored = model.state_dict(keep_vars=True)
         self._stored_as = {name: canonical.get(id(tensor), name) for name, tensor in stored.items()}  # tied weights
         self.names = list(trained)
-        self.places = [list(parameters).index(name) for name in self.names]
+        self.places = [order.index(name) for name in self.names]
+        numbers = {name: number for number, names in enumerate(groups) for name in names}
+        self.groups = sorted({numbers[name] for name in self.names})
+        self.group_of = [self.groups.index(numbers[name]) for name in self.names]
         self.fixed = {name: tensor.detach() for name, tensor in stored.items() if self._stored_as[name] not in trained}
         self._shapes = [weight.shape for weight in trained.values()]
         self._sizes = [weight.numel() for weight in trained.values()]
         self.size = sum(self._sizes)
+        sized = [*zip(self.group_of, self._sizes, strict=True)]
+        self._group_sizes = [sum(n for of, n in sized if of == i) for i in range(len(self.groups))]
         dtypes = {weight.dtype for weight in trained.values()}
         if len(dtypes) != 1:
             raise Unpackable(f"the model's weights are of several types ({', '.join(sorted(map(str, dtypes)))})")
         self.dtype = dtypes.pop()
+
+    def places_of(self, group: int) -> list[int]:
+        """Return those of `places` whose parameters are in a group. group: an index in `groups`."""
+        return [place for place, of in zip(self.places, self.group_of, strict=True) if of == group]
 
     def row(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Flatten a `state_dict` into one row, (P,)."""
@@ -64,6 +79,10 @@ class FlatParameters:
     def parts(self, stacked: Tensor) -> list[Tensor]:
         """Split rows (n, P) into one contiguous tensor (n, size) for each parameter."""
         return [part.contiguous() for part in stacked.split(self._sizes, dim=1)]
+
+    def by_group(self, stacked: Tensor) -> list[Tensor]:
+        """View rows (n, P) as the tensors (n, size) of the optimizer's `groups`, without a copy."""
+        return [stacked] if len(self.groups) == 1 else [*stacked.split(self._group_sizes, dim=1)]
 
     def shaped(self, parts: Iterable[Tensor]) -> dict[str, Tensor]:
         """Reshape the parameters (n, size) to stacked tensors (n, *shape), by name."""

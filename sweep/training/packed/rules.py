@@ -394,11 +394,23 @@ def rule_of(optimizer: Optimizer, changing: Collection[str] = ()) -> Rule | None
 
     changing: the hyperparameters that the trial's schedule may set.
     """
-    if len(optimizer.param_groups) != 1 or optimizer.param_groups[0].get("differentiable"):
+    return rule_of_group(optimizer, 0, changing) if len(optimizer.param_groups) == 1 else None
+
+
+def rule_of_group(optimizer: Optimizer, group: int, changing: Collection[str] = ()) -> Rule | None:
+    """Return the rule with this optimizer's update of one parameter group, as `rule_of` does.
+
+    Args:
+        optimizer: the optimizer.
+        group: the number of the parameter group, from 0.
+        changing: the hyperparameters that the trial's schedule may set.
+    """
+    values = optimizer.param_groups[group]
+    if values.get("differentiable"):
         return None
     for rule in _RULES:
         if type(optimizer) in rule.made_by:
-            return rule(optimizer.param_groups[0], changing)
+            return rule(values, changing)
     return None
 
 

@@ -1,5 +1,7 @@
 """One update of every trial in a pack: gradients by vmap, then the optimizer's rule. It can be compiled."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -11,6 +13,7 @@ from sweep.training.packed.rules import Rule
 from sweep.training.packed.tracing import TracedFunction
 from sweep.training.runtime import in_precision
 
+Coefficients = Sequence[Mapping[str, Tensor]]  # of the rule of each group in a layout, by name: (n, 1) each
 Parts = dict[str, list[Tensor]]  # what an update changes, in parts (n, size): the weights under "", and the state
 _WORTH_A_TRACE = 20_000  # updates, over all rows: about a second, which is what a trace takes
 _CLIP_EPS = 1e-6  # as in torch's clip_grad_norm_
@@ -20,7 +23,12 @@ class Update:
     """Updates n rows of weights, (n, P), in the order of a layout."""
 
     def __init__(
-        self, model: nn.Module, layout: FlatParameters, loss_fn: TensorFunction, rule: Rule, trainer: Trainer
+        self,
+        model: nn.Module,
+        layout: FlatParameters,
+        loss_fn: TensorFunction,
+        rules: Sequence[Rule],
+        trainer: Trainer,
     ) -> None:
         """Prepare updates; nothing is traced or compiled yet.
 
@@ -28,10 +36,10 @@ class Update:
             model: takes its dropout masks as buffers.
             layout: where the weights lie in a row.
             loss_fn: the mean loss over a batch.
-            rule: the optimizer's rule.
+            rules: of each group in the layout.
             trainer: the settings of any of the trials; its numbers do not matter.
         """
-        self._model, self._layout, self._loss_fn, self._rule = model, layout, loss_fn, rule
+        self._model, self._layout, self._loss_fn, self._rules = model, layout, loss_fn, rules
         self._clips_norm, self._clips_value = trainer.clip_norm is not None, trainer.clip_value is not None
         self._precision = trainer.precision
         self.is_compiled = trainer.compile
@@ -39,7 +47,7 @@ class Update:
         self._compiled = TracedFunction(self._out_of_place, is_compiled=True) if trainer.compile else None
 
     def __call__(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
+        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
     ) -> tuple[Tensor, Parts]:
         """Update all rows once. Return the losses, (n,), and the new value of `trained`.
 
@@ -48,7 +56,7 @@ class Update:
             extra: stacked tensors that are not trained, and dropout masks, by name.
             x: inputs, (n, B, *in_shape).
             y: targets, (n, B, ...).
-            c: the rule's coefficients, (n, 1) each.
+            c: the coefficients of the rules. Those for clipping are in the first group's.
         """
         if self._compiled is None:
             return self._in_place(trained, extra, x, y, c)
@@ -84,15 +92,22 @@ class Update:
         return [grads[name].reshape(n, -1) for name in self._layout.names], losses
 
     def _in_place(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
+        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
     ) -> tuple[Tensor, Parts]:
         (w,) = trained[""]
         grads, losses = self._traced(x.shape[:2], w, extra, x, y)
-        self._apply(trained, [grads], c)
+        self._apply(self._by_group(trained), self._clipped(self._layout.by_group(grads), c), c)
         return losses, trained
 
+    def step(self, trained: Parts, grads: Tensor, c: Coefficients) -> None:
+        """Change complete rows in place by their gradients (n, P), without clipping."""
+        self._apply(self._by_group(trained), self._layout.by_group(grads), c)
+
+    def _by_group(self, trained: Parts) -> Parts:
+        return {name: self._layout.by_group(rows) for name, (rows,) in trained.items()}
+
     def _out_of_place(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: dict[str, Tensor]
+        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
     ) -> tuple[Tensor, Parts]:
         """Update copies and return them.
 
@@ -101,16 +116,24 @@ class Update:
         """
         trained = {name: [part.clone() for part in parts] for name, parts in trained.items()}
         grads, losses = self._gradients_by_parameter(self._layout.shaped(trained[""]), extra, x, y)
-        self._apply(trained, grads, c)
+        self._apply(trained, self._clipped(grads, c), c, self._layout.group_of)
         return losses, trained
 
-    def _apply(self, trained: Parts, grads: list[Tensor], c: dict[str, Tensor]) -> None:
-        """Change the weights and the state in place by the gradients, part by part."""
+    def _clipped(self, grads: list[Tensor], c: Coefficients) -> list[Tensor]:
+        """Return the gradients, clipped as the trials ask for."""
         if self._clips_value:
-            grads = [g.clamp(-c["clip_value"], c["clip_value"]) for g in grads]
+            grads = [g.clamp(-c[0]["clip_value"], c[0]["clip_value"]) for g in grads]
         if self._clips_norm:  # scale each row to g * min(1, clip_norm / |g|), as torch's clip_grad_norm_ does
             norms = torch.stack([torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in grads])
-            scale = (c["clip_norm"] / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPS)).clamp(max=1.0)
+            scale = (c[0]["clip_norm"] / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPS)).clamp(max=1.0)
             grads = [g * scale for g in grads]
-        for i, (w, g) in enumerate(zip(trained[""], grads, strict=True)):
-            self._rule.update(w, g, {name: parts[i] for name, parts in trained.items()}, c)
+        return grads
+
+    def _apply(self, trained: Parts, grads: list[Tensor], c: Coefficients, groups: Iterable[int] | None = None) -> None:
+        """Change the weights and the state in place by the gradients, part by part.
+
+        groups: the group of each part; by default, each part is a group.
+        """
+        of_parts = zip(range(len(grads)) if groups is None else groups, trained[""], grads, strict=True)
+        for i, (group, w, g) in enumerate(of_parts):
+            self._rules[group].update(w, g, {name: parts[i] for name, parts in trained.items()}, c[group])

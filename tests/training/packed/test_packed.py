@@ -3,7 +3,6 @@
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,30 @@ import numpy as np
 import pytest
 import torch
 from conftest import OVERSHOOTING, SMALL, Heard, make_fit
-from packs import member_of, pack_of, tensor_data, tensor_task, together
+from packs import (
+    CYCLIC,
+    Odd,
+    Stop,
+    alone,
+    assert_close,
+    both_ways,
+    cycling_momentum,
+    in_float64,
+    member_of,
+    pack_of,
+    seeded,
+    stop_after_2,
+    together,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
 from sweep import Samples, compose
-from sweep.training import checkpoint
+from sweep.training import checkpoint, tensors
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed import pack
-from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.parameters import Unpackable
-from sweep.training.tensors import TensorData, TensorSplit
 from sweep.utils.errors import ConfigError, Diverged, Pruned
 
 pytestmark = pytest.mark.slow
@@ -42,50 +53,12 @@ RULES = {
 }
 
 
-def double(fit: TrainingLoop) -> TrainingLoop:
-    """The same trial in float64."""
-    fit.model.double()
-    fit.data = _double(tensor_data(fit))
-    tensor_task(fit).to(fit.device, torch.float64)
-    return fit
-
-
-def _double(data: TensorData) -> TensorData:
-    def part(split: TensorSplit) -> TensorSplit:
-        return replace(split, x=_doubled(split.x), y=_doubled(split.y))
-
-    return replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
-
-
-def _doubled(values: Tensor) -> Tensor:
-    return values.double() if values.is_floating_point() else values
-
-
-def alone(fit: TrainingLoop) -> Heard:
-    heard = Heard()
-    fit.run(heard)
-    return heard
-
-
-def assert_close(heard: Heard, expected: Heard, rtol: float) -> None:
-    assert list(heard.points) == list(expected.points)
-    assert list(heard.epochs) == list(expected.epochs)
-    for step, (loss, lr) in heard.points.items():
-        assert loss == pytest.approx(expected.points[step][0], rel=rtol), f"step {step}"
-        assert lr == expected.points[step][1]
-    for epoch, metrics in heard.epochs.items():
-        assert metrics == pytest.approx(expected.epochs[epoch], rel=rtol, abs=rtol / 10), f"epoch {epoch}"
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Torch keeps some of an optimizer's state in the default type."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-4")
 
 
 @pytest.mark.usefixtures("float64")
@@ -96,50 +69,13 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
         (*RULES[rule], *CYCLIC, "trainer.epochs=40", f"seed={seed}", f"scheduler.max_lr={lr}", *more)
         for seed, (lr, *more) in enumerate(differing)
     ]
-    expected = [alone(double(make_fit(*o))) for o in overrides]
-    fits = [double(make_fit(*o)) for o in overrides]
+    expected = [alone(in_float64(*o)) for o in overrides]
+    fits = [in_float64(*o) for o in overrides]
     members = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [member for member, _ in members], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
     for (_, heard), one in zip(members, expected, strict=True):
         assert_close(heard, one, rtol=1e-9)
-
-
-def both_ways(
-    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_fit, rtol: float, width: int = 8
-) -> tuple[Pack, list[PackMember], list[Heard]]:
-    """Trains each trial alone and all in a pack, of `width` at a time, and compares what is heard and the best weights.
-
-    Returns the pack, its members, and what was heard of the trials alone.
-    """
-    expected, best = [], []
-    for own in overrides:
-        fit = make(*own)
-        expected.append(alone(fit))
-        best.append(fit.best)
-    fits = [make(*own) for own in overrides]
-    placed = [member_of(fit) for fit in fits]
-    members, pack = [member for member, _ in placed], pack_of(fits[0])
-    ended = together(pack, members, width)
-    assert ended == dict.fromkeys(members)
-    for (member, heard), one, kept in zip(placed, expected, best, strict=True):
-        assert_close(heard, one, rtol)
-        assert member.best is not None
-        assert kept is not None
-        assert member.best.epoch == kept.epoch
-        assert list(member.best.weights) == list(kept.weights)
-        for name, weight in kept.weights.items():
-            torch.testing.assert_close(member.best.weights[name], weight, rtol=100 * rtol, atol=10 * rtol)
-    return pack, members, expected
-
-
-def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
-    return double(make_fit(*overrides, **different))
-
-
-def seeded(*overrides: str, lrs: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[tuple[str, ...]]:
-    """Trials with a seed and a learning rate each."""
-    return [("scheduler=constant", f"optimizer.lr={lr}", f"seed={seed}", *overrides) for seed, lr in enumerate(lrs)]
 
 
 def labels() -> Samples:
@@ -365,18 +301,6 @@ def test_each_trial_has_a_schedule_of_its_own(optimizer: tuple[str, ...], schedu
         assert len(shapes) == 3, "the case needs trials whose rates fall at different epochs"
 
 
-def cycling_momentum(optimizer: str, step_size: int, *rest: str) -> tuple[str, ...]:
-    """With a momentum that torch's own scheduler cycles between 0.9 and exactly 0."""
-    cyclic = {"base_lr": 1e-3, "max_lr": 0.02, "step_size_up": step_size, "base_momentum": 0.0, "max_momentum": 0.9}
-    scheduler = (
-        "scheduler=constant",
-        "scheduler._target_=torch.optim.lr_scheduler.CyclicLR",
-        "scheduler.interval=step",
-    )
-    arguments = [f"+scheduler.{name}={value}" for name, value in cyclic.items()]
-    return (f"optimizer={optimizer}", *scheduler, *arguments, f"seed={step_size}", "trainer.epochs=6", *rest)
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "rmsprop"])
 def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(optimizer: str) -> None:
@@ -424,28 +348,6 @@ def test_whatever_a_scheduler_of_ones_own_sets_reaches_the_trial_alone_and_in_a_
     assert changed[0] == 9, "the case needs an update that differs: the eighth"
 
 
-class Odd(nn.Module):
-    """A frozen layer, a buffer, tied weights, weights that are not used, and a weight without dimensions."""
-
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.again, self.frozen = nn.Linear(1, 6), nn.Linear(6, 6), nn.Linear(6, 6)
-        self.tied = nn.Linear(6, 6)
-        self.tied.weight = self.again.weight
-        self.unused = nn.Linear(3, 3)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-        self.last = nn.Linear(6, 1)
-        self.frozen.requires_grad_(False)
-        self.register_buffer("scale", torch.rand(6) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.first(x)) * self.scale
-        x = torch.tanh(self.again(x)) + torch.tanh(self.frozen(x))
-        return self.last(torch.tanh(self.tied(x)) * self.gain)
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "adagrad"])
 def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str) -> None:
@@ -467,6 +369,18 @@ def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     heard = members[0].trial
     assert isinstance(heard, Heard)
     assert heard.points[1][0] != exact.points[1][0], "the case needs rounding that shows"
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("most", [100, 10])  # the validation split has 14 outputs
+def test_a_pack_keeps_only_so_many_outputs_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [alone(in_float64(*own)) for own in seeded(lrs=[1e-3] * 8)]
+    monkeypatch.setattr(tensors, "MOST_OUTPUTS", most)
+    fits = [in_float64(*own) for own in seeded(lrs=[1e-3] * 8)]
+    placed = [member_of(fit) for fit in fits]
+    together(pack_of(fits[0]), [member for member, _ in placed])
+    for (_, heard), one in zip(placed, expected, strict=True):
+        assert_close(heard, one, rtol=1e-9)
 
 
 def normed() -> nn.Module:
@@ -542,15 +456,6 @@ RESUMED = [
     (("optimizer=adagrad", "scheduler=constant"), Odd),
     (("optimizer=rmsprop", "optimizer.momentum=0.5", "+optimizer.centered=true"), Odd),
 ]
-
-
-class Stop(Exception):
-    """Raised by a report at the end of an epoch, to stop there."""
-
-
-def stop_after_2(epoch: int) -> None:
-    if epoch == 2:
-        raise Stop
 
 
 @pytest.mark.usefixtures("float64")

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from conftest import make_fit
-from packs import tensor_task
+from packs import rules_of, tensor_task
 from torch import Tensor
 from torch.func import vmap
 
 from sweep.training.packed.parameters import FlatParameters
-from sweep.training.packed.rules import rule_of
 from sweep.training.packed.tracing import TracedFunction
 from sweep.training.packed.update import Update
 
@@ -22,10 +21,9 @@ def drawn(layout: FlatParameters, n_rows: int, n_samples: int) -> tuple[Tensor, 
 def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
     """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample."""
     fit = make_fit("model.widths=[8]")
-    layout = FlatParameters(fit.model, {name for name, _ in fit.model.named_parameters()})
-    rule = rule_of(fit.optimizer)
-    assert rule is not None
-    update = Update(fit.model, layout, tensor_task(fit).loss_of, rule, fit.trainer)
+    rules = rules_of(fit)
+    layout = FlatParameters(fit.model, {*dict(fit.model.named_parameters())}, rules.names)
+    update = Update(fit.model, layout, tensor_task(fit).loss_of, rules.rules, fit.trainer)
     traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
         arguments = drawn(layout, n_rows, n_samples)
