@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from conftest import Heard
 
 from sweep.tasks import TensorTask
 from sweep.training.loop import TrainingLoop
 from sweep.training.packed.pack import Pack, PackMember
 from sweep.training.packed.rules import rule_of
-from sweep.training.tensors import TensorData
+from sweep.training.tensors import TensorData, TensorSplit
 
 
 def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
@@ -37,6 +39,18 @@ def tensor_data(fit: TrainingLoop) -> TensorData:
 def tensor_task(fit: TrainingLoop) -> TensorTask:
     assert isinstance(fit.task, TensorTask)
     return fit.task
+
+
+def weighted(fit: TrainingLoop) -> TrainingLoop:
+    """The same trial on samples with weights, some of which are 0."""
+
+    def part(split: TensorSplit) -> TensorSplit:
+        drawn = torch.randint(4, (len(split.x),), generator=torch.Generator().manual_seed(0))
+        return replace(split, weights=0.7 * drawn.to(split.x.device))
+
+    data = tensor_data(fit)
+    fit.data = replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
+    return fit
 
 
 def pack_of(fit: TrainingLoop) -> Pack:

@@ -10,7 +10,8 @@ from sweep.config.schema import Config
 from sweep.data import Datasets
 from sweep.data.split import assign
 from sweep.search.ranges import range_text
-from sweep.trial.prepare import BATCH_SIZE, RememberedData, check_batch_size, data_key, with_fitting_batch
+from sweep.trial.prepare import BATCH_SIZE, check_batch_size, data_key, with_fitting_batch
+from sweep.trial.remembered import RememberedData
 from sweep.utils.errors import ConfigError
 
 
@@ -22,9 +23,6 @@ class TrainingSplits:
         self.load = RememberedData()
         self._n_folds = n_folds
         self._sizes: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"load": RememberedData(), "_n_folds": self._n_folds, "_sizes": self._sizes}
 
     def size(self, config: Config) -> int:
         """Return the number of samples to train on: the smallest of all folds, unless the config names its fold.

@@ -6,7 +6,10 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sweep.tasks.weighting import unreduced, weighted_mean
+
 TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
+BatchLoss: TypeAlias = Callable[..., Tensor]  # of outputs, targets and, if samples have weights, these
 FunctionMetric: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]  # likewise; None if it has no value
 
 
@@ -69,6 +72,7 @@ class TensorTask:
             out_features: see the class.
         """
         self._loss, self.metrics, self.out_features = loss, metrics, out_features
+        self._loss_of_each: nn.Module | None = None  # made when it is needed
         self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
         self._collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
 
@@ -93,9 +97,27 @@ class TensorTask:
         """Return the shape that the model's outputs must have for these targets, (B, out_features) by default."""
         return (len(targets), self.out_features)
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over a batch, of shape ()."""
-        return self._loss(outputs, targets)
+    def loss_of(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the mean loss over a batch, of shape ().
+
+        Args:
+            outputs: of the model, (B, ...).
+            targets: (B, ...).
+            weights: (B,), how much each sample counts; None if all count the same. See `weighted_mean`.
+
+        Raises:
+            ConfigError: there are weights, and the loss cannot weight samples.
+        """
+        outputs, targets = self.for_loss(outputs, targets)
+        if weights is None:
+            return self._loss(outputs, targets)
+        if self._loss_of_each is None:
+            self._loss_of_each = unreduced(self._loss)
+        return weighted_mean(self._loss_of_each, outputs, targets, weights)
+
+    def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets in the form that the loss gets."""
+        return outputs, targets
 
     @staticmethod
     def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
@@ -123,13 +145,14 @@ class TensorTask:
         """Return a metric as a function of the model's outputs and the split's targets."""
         return lambda outputs, targets: function(*self.measured(outputs, targets))
 
-    def function_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def function_values(self, outputs: Tensor, targets: Tensor, *weights: Tensor) -> dict[str, Tensor]:
         """Compute the loss, and the metrics that are functions, of shape () each. A metric without a value is left out.
 
         `torch.vmap` can map it over the outputs of several models, if it can map each function.
         """
+        loss = self.loss_of(outputs, targets, *weights)
         found = {name: function(outputs, targets) for name, function in self._functions.items()}
-        return {"loss": self.loss_of(outputs, targets)} | {n: value for n, value in found.items() if value is not None}
+        return {"loss": loss} | {name: value for name, value in found.items() if value is not None}
 
     def collected_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the metrics that are `Metric`s, of shape () each."""
@@ -143,14 +166,15 @@ class TensorTask:
         metric.reset()
         return value
 
-    def values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def values(self, outputs: Tensor, targets: Tensor, *weights: Tensor) -> dict[str, Tensor]:
         """Compute the loss in the units of training, and all metrics, of shape () each.
 
         Args:
             outputs: of the model, for a whole split.
             targets: of the same samples.
+            weights: of the same samples, if they have some. They weight the loss; metrics count all samples alike.
         """
-        found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
+        found = self.function_values(outputs, targets, *weights) | self.collected_values(outputs, targets)
         return {name: found[name] for name in self.order(found)}
 
     def values_by_batch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -100,12 +100,18 @@ class TrainState:
         monitored = self.trainer.monitored.replace("/", "_")
         return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
-    def finish_epoch(self, val: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+    def finish_epoch(
+        self,
+        val: dict[str, float],
+        weights: Callable[[], dict[str, Tensor]],
+        update_weights: Sequence[float] | None = None,
+    ) -> dict[str, float]:
         """Finish the epoch in progress after its validation, and return its metrics.
 
         Args:
             val: metrics on the validation split.
             weights: returns a copy of the weights. It is called only if they are the best so far.
+            update_weights: the sum of the samples' weights in each update; None if all samples count the same.
 
         Raises:
             Diverged: a metric is not finite.
@@ -114,7 +120,7 @@ class TrainState:
         if not is_finite(val):
             name = next(name for name, value in val.items() if not math.isfinite(value))
             raise Diverged(name, val[name], self.step, lr, self._advice())
-        metrics = {"train/loss": self._mean_loss(), **val, "lr": lr}
+        metrics = {"train/loss": self._mean_loss(update_weights), **val, "lr": lr}
         value = metrics[self.trainer.monitored]
         self.schedule.end_epoch(value, ends=self.step % self.n_updates == 0)
         self.epoch = -(-self.step // self.trainer.epoch_steps(self._n_train))
@@ -154,8 +160,11 @@ class TrainState:
         """Return the first parameter group's learning rate at each update in `losses`."""
         return [row[0]["lr"] for row in self.schedule.rows[: len(self.losses)]]
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, update_weights: Sequence[float] | None) -> float:
         """Return the mean loss over samples since the last report: each update's is weighted by its samples."""
+        if update_weights is not None:
+            products = [loss * weight for loss, weight in zip(self.losses, update_weights, strict=True)]
+            return sum(products) / (sum(update_weights) or 1.0)  # 0 if all weights are 0
         size, first = self.trainer.update_size, self.step - len(self.losses) + 1
         last = self._n_train - size * (self.n_updates - 1)  # the last update of an epoch may have fewer
         numbered = [*enumerate(self.losses, first)]
