@@ -175,7 +175,7 @@ def test_arrays_for_splits_and_weights_are_checked(changes: dict[str, Any], key:
 
 
 @pytest.mark.parametrize("fold", [{}, {"folds": 3, "fold": 1}], ids=["split", "fold"])
-def test_weights_go_with_their_samples(fold: dict[str, int]) -> None:
+def test_weights_go_with_their_samples(fold: dict[str, Any]) -> None:
     splits = divide(made(weights=np.arange(N) + 1), Split(normalize=False, **fold))
     for part in (splits.train, splits.val, splits.test):
         assert part.weights is not None

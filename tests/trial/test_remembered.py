@@ -113,7 +113,9 @@ def test_two_workers_load_the_data_once_and_train_as_one_does(tmp_path: Path) ->
         own = ("hydra.sweeper.study_name=s", f"hydra.sweeper.n_jobs={n_jobs}", f"output_dir={tmp_path}/{n_jobs}")
         done = quick(
             *(tmp_path, *study, *search, *own),
-            **{"PYTHONPATH": str(tmp_path), "SWEEP_TARGETS": "mine.*", "TMPDIR": str(temporary)},
+            PYTHONPATH=str(tmp_path),
+            SWEEP_TARGETS="mine.*",
+            TMPDIR=str(temporary),
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert (tmp_path / "log").read_text() == "made\n"
