@@ -52,6 +52,18 @@ def tensor_task(fit: TrainingLoop) -> TensorTask:
     return fit.task
 
 
+def weighted(fit: TrainingLoop) -> TrainingLoop:
+    """The same trial on samples with weights, some of which are 0."""
+
+    def part(split: TensorSplit) -> TensorSplit:
+        drawn = torch.randint(4, (len(split.x),), generator=torch.Generator().manual_seed(0))
+        return replace(split, weights=0.7 * drawn.to(split.x.device))
+
+    data = tensor_data(fit)
+    fit.data = replace(data, train=part(data.train), val=part(data.val), test=part(data.test))
+    return fit
+
+
 def pack_of(fit: TrainingLoop) -> Pack:
     return Pack(model=fit.model, task=tensor_task(fit), data=tensor_data(fit), trainer=fit.trainer, rules=rules_of(fit))
 

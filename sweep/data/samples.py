@@ -36,7 +36,7 @@ class Samples:
         source: where the data come from, such as a path.
         groups: (N,) numbers, dates or texts, such as the patient of each sample. With split=grouped, samples with equal
             values stay together. With split=ordered and split.by, samples are ordered by these values.
-        weights: (N,) numbers >= 0, how much each sample counts; not all are 0.
+        weights: (N,) numbers >= 0, how much each sample counts in the loss; not all are 0.
         split: (N,) words "train", "val" or "test", for split=given.
         encoding: for a table whose columns are not all inputs yet, what they are. Its x may then hold NaN.
 
@@ -159,10 +159,15 @@ def _one_each(name: str, values: ArrayLike, n: int) -> NDArray:
 
 
 def _weights(values: NDArray) -> NDArray[np.float32]:
-    """Return the weights of the samples in float32. Raises ConfigError if one is negative, or if all are 0."""
+    """Return the weights of the samples in float32.
+
+    Raises ConfigError if one is negative, if all are 0, or if float32 cannot hold their sum.
+    """
     array = _real("data.weight", values).astype(np.float32)
     if array.min(initial=0) < 0 or not array.any():
         raise ConfigError("data.weight", "holds a negative weight" if array.any() else "holds no weight above 0")
+    if array.sum(dtype=np.float64) > np.finfo(np.float32).max:
+        raise ConfigError("data.weight", "holds weights whose sum is not finite in float32; divide them by a constant")
     return array
 
 

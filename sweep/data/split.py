@@ -96,9 +96,12 @@ def prepare(samples: Samples, split: Split) -> tuple[Samples, Splits]:
 
     Raises:
         ConfigError: the samples cannot be divided in this way, a split would be too small (fewer than 2, 1 and 1
-            samples), a column cannot be encoded, or a feature or a target that is to be normalised is constant.
+            samples), a column cannot be encoded, or a feature or a target that is to be normalised is constant; or
+            all samples of a split have the weight 0.
     """
     rows = assign(samples, split)
+    if samples.weights is not None:
+        _refuse_weightless(samples.weights, rows)
     if split.kind == "given" and samples.groups is not None and split.fold == 0:  # once for all folds
         _warn_of_leakage(samples.groups, split.by, rows)
     if samples.encoding is None:
@@ -378,6 +381,12 @@ def _statistics(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDAr
     mean, std = exact.mean(axes, keepdims=True), exact.std(axes, keepdims=True)
     std[std <= 16 * np.finfo(values.dtype).eps * np.abs(mean)] = 0  # only rounding
     return mean, std
+
+
+def _refuse_weightless(weights: NDArray[np.float32], rows: Assignment) -> None:
+    for part in PARTS:
+        if not weights[getattr(rows, part)].any():
+            raise ConfigError("data.weight", f"holds no weight above 0 for the {part} split")
 
 
 def _refuse_constant(samples: Samples, std: NDArray[np.float64]) -> None:

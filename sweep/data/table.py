@@ -87,6 +87,8 @@ def table(
     left_out = [*dropped, *(name for name in apart.values() if name is not None and name not in as_text)]
     inputs = rows.features(targets, left_out) if features is None else list(features)
     _check_inputs(rows.frame, inputs, targets)
+    if weight in inputs:
+        raise ConfigError("data.weight", f"'{shown(weight)}' is a feature too; name it in data.weight only")
     if both := [name for name in inputs if name in dropped]:
         raise ConfigError("data.drop", f"'{shown(both[0])}' is in data.features too; leave it out of one of them")
     for key, names in (("data.categorical", named), ("data.dates", list(formats))):

@@ -31,7 +31,6 @@ from sweep.storage.url import storage_place
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
-from sweep.trial.prepare import RememberedData
 from sweep.trial.run import record_refused
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import (
@@ -67,7 +66,7 @@ class WorkerSession:
         )
         lock = StudyLock(self.settings.storage, plan.folder)
         self.queue = TrialQueue(self.storage, plan.name, plan.folder, lock, name, max_retries=self.settings.max_retries)
-        self.load = RememberedData()
+        self.load = plan.space.splits.load
         self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
         self._has_timed_out = False
 

@@ -17,8 +17,8 @@ from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import StudyFolder
 from sweep.training.range_test import Suggestion, suggest
-from sweep.trial.prepare import RememberedData
 from sweep.trial.range_test import lr_keys, range_test
+from sweep.trial.remembered import RememberedData
 from sweep.utils.errors import ConfigError, SweepError
 
 STARTS = "bounds"  # user attribute of the study in which the suggestions are stored

@@ -11,7 +11,8 @@ from sweep.data import Datasets
 from sweep.data.split import assign
 from sweep.search.ranges import range_text
 from sweep.trial.checks import check_batch_size
-from sweep.trial.prepare import BATCH_SIZE, RememberedData, data_key, with_fitting_batch
+from sweep.trial.prepare import BATCH_SIZE, data_key, with_fitting_batch
+from sweep.trial.remembered import RememberedData
 from sweep.utils.errors import ConfigError
 
 
@@ -23,9 +24,6 @@ class TrainingSplits:
         self.load = RememberedData()
         self._n_folds = n_folds
         self._sizes: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"load": RememberedData(), "_n_folds": self._n_folds, "_sizes": self._sizes}
 
     def size(self, config: Config) -> int:
         """Return the number of samples to train on: the smallest of all folds, unless the config names its fold.

@@ -272,7 +272,8 @@ class StudyRunner:
         if self._settings.debug:
             return Worker(replace(plan, n_shares=1)).work()
         launcher = self.spec.launching.launcher(Worker(plan), self.folder.path)
-        return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan)).work()
+        with plan.space.splits.load.shared() if plan.n_shares > 1 else contextlib.nullcontext():
+            return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan)).work()
 
     @contextlib.contextmanager
     def _signals(self, plan: WorkerPlan) -> Iterator[None]:

@@ -72,9 +72,9 @@ class LanguageModel(Classification):
         """Return (B, length, n_tokens)."""
         return (*targets.shape, self.out_features)
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """As for `TensorTask`."""
-        return super().loss_of(*self.measured(outputs, targets))
+    def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each position as a sample of its own."""
+        return self.measured(outputs, targets)
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return each position as a sample of its own."""
@@ -105,9 +105,9 @@ class Multilabel(TensorTask):
         """Return the probability of each label, (B, n_labels)."""
         return outputs.sigmoid()
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """As for `TensorTask`."""
-        return super().loss_of(outputs, targets.to(outputs.dtype))
+    def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets of the same dtype."""
+        return outputs, targets.to(outputs.dtype)
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and targets."""
@@ -139,9 +139,9 @@ class Binary(TensorTask):
         """Return the probabilities of both classes, (B, 2)."""
         return torch.cat([-outputs, outputs], dim=1).sigmoid()
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """As for `TensorTask`."""
-        return super().loss_of(outputs.squeeze(1), targets.to(outputs.dtype))
+    def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both as (B,), of the same dtype."""
+        return outputs.squeeze(1), targets.to(outputs.dtype)
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and targets."""

@@ -85,7 +85,7 @@ def pinball(outputs: Tensor, targets: Tensor, quantiles: Sequence[float]) -> Ten
         targets: (N, n_targets, 1).
         quantiles: (n_quantiles,).
     """
-    return losses.pinball(outputs, targets, outputs.new_tensor(quantiles))
+    return losses.pinball(outputs, targets, outputs.new_tensor(quantiles)).mean()
 
 
 def coverage_error(outputs: Tensor, targets: Tensor, quantiles: Sequence[float]) -> Tensor:

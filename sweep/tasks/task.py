@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sweep.tasks.metrics import count_of
+from sweep.tasks.weighting import unreduced, weighted_mean
 
 TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
+BatchLoss: TypeAlias = Callable[..., Tensor]  # of outputs, targets and, if samples have weights, these
 FunctionMetric: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]  # likewise; None if it has no value
 
 
@@ -73,6 +75,7 @@ class TensorTask:
             out_features: see the class.
         """
         self._loss, self.metrics, self.out_features = loss, metrics, out_features
+        self._loss_of_each: nn.Module | None = None  # made when it is needed
         self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
         self._collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
         counts = {name: count_of(metrics[name]) for name in self._functions}
@@ -99,9 +102,27 @@ class TensorTask:
         """Return the shape that the model's outputs must have for these targets, (B, out_features) by default."""
         return (len(targets), self.out_features)
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over a batch, of shape ()."""
-        return self._loss(outputs, targets)
+    def loss_of(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the mean loss over a batch, of shape ().
+
+        Args:
+            outputs: of the model, (B, ...).
+            targets: (B, ...).
+            weights: (B,), how much each sample counts; None if all count the same. See `weighted_mean`.
+
+        Raises:
+            ConfigError: there are weights, and the loss cannot weight samples.
+        """
+        outputs, targets = self.for_loss(outputs, targets)
+        if weights is None:
+            return self._loss(outputs, targets)
+        if self._loss_of_each is None:
+            self._loss_of_each = unreduced(self._loss)
+        return weighted_mean(self._loss_of_each, outputs, targets, weights)
+
+    def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets in the form that the loss gets."""
+        return outputs, targets
 
     @staticmethod
     def predicted(outputs: Tensor, y_mean: Tensor, y_std: Tensor) -> Tensor:
@@ -133,13 +154,14 @@ class TensorTask:
         """Return a metric as a function of the model's outputs and the split's targets."""
         return lambda outputs, targets: function(*self.measured(outputs, targets))
 
-    def function_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def function_values(self, outputs: Tensor, targets: Tensor, *weights: Tensor) -> dict[str, Tensor]:
         """Compute the loss, and the metrics that are functions, of shape () each. A metric without a value is left out.
 
         `torch.vmap` can map it over the outputs of several models, if it can map each function.
         """
+        loss = self.loss_of(outputs, targets, *weights)
         found = {name: function(outputs, targets) for name, function in self._functions.items()}
-        return {"loss": self.loss_of(outputs, targets)} | {n: value for n, value in found.items() if value is not None}
+        return {"loss": loss} | {name: value for name, value in found.items() if value is not None}
 
     def collected_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the metrics that are `Metric`s, of shape () each."""
@@ -153,27 +175,28 @@ class TensorTask:
         metric.reset()
         return value
 
-    def values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def values(self, outputs: Tensor, targets: Tensor, *weights: Tensor) -> dict[str, Tensor]:
         """Compute the loss in the units of training, and all metrics, of shape () each.
 
         Args:
             outputs: of the model, for a whole split.
             targets: of the same samples.
+            weights: of the same samples, if they have some. They weight the loss; metrics count all samples alike.
         """
-        found = self.function_values(outputs, targets) | self.collected_values(outputs, targets)
+        found = self.function_values(outputs, targets, *weights) | self.collected_values(outputs, targets)
         return {name: found[name] for name in self.order(found)}
 
     def values_by_batch(
-        self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str] | None = None
+        self, batches: Iterable[tuple[Tensor, ...]], names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Compute the loss and all metrics, of shape () each, over batches that are had one after another.
 
-        The loss is the mean over the samples: each batch counts by its size. A `Metric` is updated batch by batch, and
-        a function that is marked as a mean is averaged. For other functions (`whole`), the outputs and targets of all
-        batches are kept.
+        The loss is the mean over the samples: each batch counts by its size, or by the sum of its weights. A `Metric`
+        is updated batch by batch, and a function that is marked as a mean is averaged. For other functions (`whole`),
+        the outputs and targets of all batches are kept.
 
         Args:
-            batches: outputs and targets of each, at least one.
+            batches: outputs, targets and, if samples have some, weights of each, at least one.
             names: of the metrics to compute; by default all.
         """
         names = self.metrics if names is None else names
@@ -182,9 +205,9 @@ class TensorTask:
         whole, kept = [name for name in self.whole if name in names], []
         for metric in collecting.values():
             metric.reset()
-        for outputs, targets in batches:
+        for outputs, targets, *weights in batches:
             measured = self.measured(outputs, targets)
-            means["loss"].add(self.loss_of(outputs, targets), len(targets))
+            means["loss"].add(self.loss_of(outputs, targets, *weights), weights[0].sum() if weights else len(targets))
             for name in means.keys() - {"loss"}:
                 means[name].add(self._functions[name](outputs, targets), self._counts[name](measured[1]))
             for metric in collecting.values():

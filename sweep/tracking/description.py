@@ -126,11 +126,13 @@ def dataset_of_datasets(datasets: Datasets, batch: "Batch") -> dict[str, Any]:
 
 
 def _digest(samples: Samples) -> str:
-    """Return a digest of inputs and targets, taken in blocks of rows to save memory."""
+    """Return a digest of inputs, targets and weights, taken in blocks of rows to save memory."""
     digest = hashlib.sha256()
     for values in (samples.x, samples.y):
         for start in range(0, len(values), _BLOCK_ROWS):
             digest.update(values[start : start + _BLOCK_ROWS].tobytes())
+    if samples.weights is not None:
+        digest.update(samples.weights.tobytes())
     if samples.encoding is not None:  # x holds categories as indices of their names
         digest.update(repr([column.values for column in samples.encoding.columns]).encode())
     return digest.hexdigest()[:16]

@@ -10,26 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from sweep.tasks import Task, TensorTask
+from sweep.tasks.weighting import check_weighting
 from sweep.training.data import Batch, describe, is_pair
 from sweep.training.tensors import largest_batch
 from sweep.utils.errors import ConfigError, one_line
 
 
 @torch.no_grad()
-def check_model(model: nn.Module, batch: Batch, task: TensorTask | Task) -> None:
+def check_model(model: nn.Module, batch: Batch, task: TensorTask | Task, is_weighted: bool = False) -> None:
     """Run the model on one batch, which also gives lazy layers their shapes, and compute the loss.
 
     Args:
         model: its weights stay as they are.
         batch: of training samples.
         task: says which shape the outputs must have, if it is a `TensorTask`.
+        is_weighted: whether the samples have weights.
 
     Raises:
         ConfigError: the model or the loss fails, or returns something of another shape; or a `TensorTask` gets other
-            batches than inputs and targets.
+            batches than inputs and targets; or the samples have weights, which the loss cannot take.
     """
     model.eval()
     if not isinstance(task, TensorTask):
+        if is_weighted:
+            problem = f"the task {type(task).__name__} is no sweep.tasks.TensorTask, so it cannot weight samples"
+            raise ConfigError("data.weight", f"{problem}; leave it out")
         _check_loss(lambda: task.loss(model, batch), describe(batch))
         return
     if not is_pair(batch):
@@ -44,6 +49,8 @@ def check_model(model: nn.Module, batch: Batch, task: TensorTask | Task) -> None
     if shape != wanted:
         raise ConfigError("model", f"returned {shape} for a batch of {len(x)}; the data need {wanted}")
     _check_loss(lambda: task.loss_of(outputs, y), f"outputs of shape {shape} and targets of shape {tuple(y.shape)}")
+    if is_weighted:
+        check_weighting(task, outputs, y)
 
 
 def _why_not(model: nn.Module, batch: Batch, error: Exception) -> str:

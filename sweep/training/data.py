@@ -65,6 +65,13 @@ class TrainingData(Protocol):
         """
         ...
 
+    def update_weights(self, trainer: "Trainer", step: int, n: int) -> list[float] | None:
+        """Return the sum of the samples' weights in each of the `n` updates after the update `step`.
+
+        None if all samples count the same.
+        """
+        ...
+
     def state_dict(self) -> Any:
         """Return what a checkpoint needs to continue, beside the number of the last update."""
         ...
@@ -89,6 +96,22 @@ def n_samples(batch: Batch) -> int:
         return len(first)
     except TypeError:
         return 1
+
+
+def shares(of_update: list[Batch], may_weigh: bool) -> list[Any]:
+    """Return how much each batch of an update counts: its share of the samples, or of their weights.
+
+    Args:
+        of_update: the batches.
+        may_weigh: whether a third part of a batch is the weights of its samples.
+    """
+    if len(of_update) == 1:
+        return [1]
+    if may_weigh and len(of_update[0]) > 2:
+        sums = torch.stack([weights.sum() for _, _, weights in of_update])
+        return [*(sums / torch.where(sums.sum() > 0, sums.sum(), 1.0))]
+    sizes = [n_samples(batch) for batch in of_update]
+    return [size / sum(sizes) for size in sizes]
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -31,9 +31,9 @@ def evaluate_each(outputs: Tensor, split: TensorSplit, task: TensorTask) -> list
         task: the loss and the metrics.
     """
     try:
-        stacked = vmap(lambda of_one: task.function_values(of_one, split.y))(outputs)
+        stacked = vmap(lambda of_one: task.function_values(of_one, *split.labels))(outputs)
     except Exception:  # vmap, or your own function, may raise anything; model by model shows the actual error
-        return [_read(**task.values(of_one, split.y)) for of_one in outputs]
+        return [_read(**task.values(of_one, *split.labels)) for of_one in outputs]
     names = list(stacked)
     rows = torch.stack([values.double() for values in stacked.values()], dim=1).tolist()
     found = [dict(zip(names, row, strict=True)) for row in rows]
@@ -80,7 +80,7 @@ def test(forward: Forward, data: TrainingData, task: TensorTask, noise: float | 
         found = data.test.values(forward, task)
     else:
         outputs = predict(forward, data.test)
-        found = task.values(outputs, data.test.y)
+        found = task.values(outputs, *data.test.labels)
         if data.test.clean is not None and outputs.shape == data.test.clean.shape:
             found |= noise_floor(task.on_target_scale(outputs), data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}

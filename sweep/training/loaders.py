@@ -258,6 +258,9 @@ class LoaderData:
             if of_update:
                 yield of_update
 
+    def update_weights(self, trainer: Trainer, step: int, n: int) -> None:
+        """Return nothing: a task of your own weights the samples of a torch dataset."""
+
     def _begin(self, trainer: Trainer) -> Iterator[Batch]:
         if not self._train.is_stream:
             n_passes, n_done = divmod(self._step, self._n_updates)

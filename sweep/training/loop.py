@@ -13,7 +13,7 @@ from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
 from sweep.training.callbacks import Callbacks, Stopped
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
-from sweep.training.data import Batch, LoadingFailed, Split, TrainingData, loading_failure, n_samples
+from sweep.training.data import Batch, LoadingFailed, Split, TrainingData, loading_failure, shares
 from sweep.training.runtime import autocast, in_precision, refuse_fp16
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
@@ -87,7 +87,8 @@ class TrainingLoop(TrainState):
             finally:
                 self.log_steps(trial)
             with self._as_training_failed():
-                metrics = self.epoch_metrics(self.evaluate("val"))
+                weights = self.data.update_weights(self.trainer, self.step - len(self.losses), len(self.losses))
+                metrics = self.epoch_metrics(self.evaluate("val"), weights)
             try:
                 metrics = self._callbacks.end_epoch(trial, self._judged, metrics, self.step)
             except Stopped as stopped:
@@ -160,12 +161,11 @@ class TrainingLoop(TrainState):
 
     def _gradients(self, of_update: list[Batch]) -> Tensor:
         """Add the gradient of the mean loss over the samples of all batches. Return that loss, detached."""
-        sizes = [n_samples(batch) for batch in of_update] if len(of_update) > 1 else [1]
         losses = []
-        for batch, size in zip(of_update, sizes, strict=True):
+        for batch, share in zip(of_update, shares(of_update, isinstance(self.task, TensorTask)), strict=True):
             loss = self._loss(batch)
-            if len(of_update) > 1:  # each batch counts by its samples
-                loss = loss * (size / sum(sizes))
+            if len(of_update) > 1:
+                loss = loss * share
             self._scaler.scale(loss).backward()
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -173,8 +173,8 @@ class TrainingLoop(TrainState):
     def _loss(self, batch: Batch) -> Tensor:
         """Return the mean loss over a batch, of shape ()."""
         if isinstance(self.task, TensorTask):
-            x, y = batch
-            return self.task.loss_of(self.forward(x), y)
+            x, *labels = batch
+            return self.task.loss_of(self.forward(x), *labels)
         with autocast(self.trainer.precision, self.device):
             return self.task.loss(self._module, batch)
 

@@ -100,8 +100,12 @@ class TrainState:
         monitored = self.trainer.monitored.replace("/", "_")
         return {} if self.best is None else {"best/epoch": self.best.epoch, f"best/{monitored}": self.best.value}
 
-    def epoch_metrics(self, val: dict[str, float]) -> dict[str, float]:
-        """Return the metrics of the epoch in progress. val: those on the validation split.
+    def epoch_metrics(self, val: dict[str, float], update_weights: Sequence[float] | None = None) -> dict[str, float]:
+        """Return the metrics of the epoch in progress.
+
+        Args:
+            val: those on the validation split.
+            update_weights: the sum of the samples' weights in each update; None if all samples count the same.
 
         Raises:
             Diverged: a metric is not finite.
@@ -110,7 +114,7 @@ class TrainState:
         if not is_finite(val):
             name = next(name for name, value in val.items() if not math.isfinite(value))
             raise Diverged(name, val[name], self.step, lr, self._advice())
-        return {"train/loss": self._mean_loss(), **val, "lr": lr}
+        return {"train/loss": self._mean_loss(update_weights), **val, "lr": lr}
 
     def finish_epoch(self, metrics: dict[str, float], weights: Callable[[], dict[str, Tensor]]) -> None:
         """Finish the epoch in progress after its validation.
@@ -157,8 +161,11 @@ class TrainState:
         """Return the first parameter group's learning rate at each update in `losses`."""
         return [row[0]["lr"] for row in self.schedule.rows[: len(self.losses)]]
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, update_weights: Sequence[float] | None) -> float:
         """Return the mean loss over samples since the last report: each update's is weighted by its samples."""
+        if update_weights is not None:
+            products = [loss * weight for loss, weight in zip(self.losses, update_weights, strict=True)]
+            return sum(products) / (sum(update_weights) or 1.0)  # 0 if all weights are 0
         size, first = self.trainer.update_size, self.step - len(self.losses) + 1
         last = self._n_train - size * (self.n_updates - 1)  # the last update of an epoch may have fewer
         numbered = [*enumerate(self.losses, first)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
 
 Pair = tuple[Tensor, Tensor]  # inputs and targets
+Tensors = tuple[Tensor, ...]  # inputs, targets and, if samples have weights, these
 
 EVAL_BATCH = 4096  # samples at a time
 MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
@@ -41,6 +42,20 @@ class TensorSplit:
     clean: Tensor | None
     weights: Tensor | None = None
 
+    @property
+    def labels(self) -> Tensors:
+        """What the loss gets beside outputs: the targets and, if there are some, the weights."""
+        return (self.y,) if self.weights is None else (self.y, self.weights)
+
+    @property
+    def tensors(self) -> Tensors:
+        """The inputs and the labels."""
+        return (self.x, *self.labels)
+
+    def first(self, size: int) -> Tensors:
+        """Return the first samples, at most `size`."""
+        return tuple(values[:size] for values in self.tensors)
+
     def batches(self) -> Iterator[Pair]:
         """As for `Split`."""
         return zip(self.x.split(EVAL_BATCH), self.y.split(EVAL_BATCH), strict=True)
@@ -48,10 +63,10 @@ class TensorSplit:
     def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
         """As for `Split`. Batch by batch if the outputs are more than MOST_OUTPUTS."""
         if n_outputs(task, self.y) <= MOST_OUTPUTS:
-            return task.values(predict(forward, self), self.y)
+            return task.values(predict(forward, self), *self.labels)
         size = min(EVAL_BATCH, largest_batch(task, self.y))
-        pairs = zip(self.x.split(size), self.y.split(size), strict=True)
-        return task.values_by_batch((in_single_precision(forward(x)), y) for x, y in pairs)
+        parts = zip(*(values.split(size) for values in self.tensors), strict=True)
+        return task.values_by_batch((in_single_precision(forward(x)), *labels) for x, *labels in parts)
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class TensorData:
         """Return the first training samples."""
         return self.train.x[:size], self.train.y[:size]
 
-    def updates(self, trainer: "Trainer", step: int) -> Iterator[list[Pair]]:
+    def updates(self, trainer: "Trainer", step: int) -> Iterator[list[Tensors]]:
         """As for `TrainingData`."""
         n_updates = steps_per_epoch(self.n_train, trainer.update_size)
         while True:
@@ -90,6 +105,17 @@ class TensorData:
             while of_update := [*islice(left, trainer.accumulate)]:
                 yield of_update
                 step += 1
+
+    def update_weights(self, trainer: "Trainer", step: int, n: int) -> list[float] | None:
+        """As for `TrainingData`."""
+        if self.train.weights is None:
+            return None
+        weights, size = self.train.weights.double().cpu(), trainer.update_size
+        n_updates = steps_per_epoch(self.n_train, size)
+        passes = range(step // n_updates, -(-(step + n) // n_updates))
+        orders = [epoch_order(trainer.seed, n_passes + 1, self.n_train) for n_passes in passes]
+        sums = [of_update.sum().item() for order in orders for of_update in weights[order].split(size)]
+        return sums[step % n_updates :][:n]
 
     def state_dict(self) -> None:
         """Return nothing: the order of an epoch depends on the seed and the epoch only."""
@@ -119,25 +145,24 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(seed, f"order/{epoch}")))
 
 
-def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: TensorSplit, order: Tensor, batch_size: int, start: int = 0) -> Iterator[Tensors]:
     """Yield the batches of `order`, from batch number `start` (from 0) on. The last batch may be smaller."""
     order = order[start * batch_size :].to(split.x.device)
     if len(order) == 0:  # splitting an empty tensor would give one empty batch
         return iter(())
     if split.x.nbytes <= _GATHER_LIMIT_BYTES:
-        return zip(split.x[order].split(batch_size), split.y[order].split(batch_size), strict=True)
-    return ((split.x[rows], split.y[rows]) for rows in order.split(batch_size))
+        return zip(*(values[order].split(batch_size) for values in split.tensors), strict=True)
+    return (tuple(values[rows] for values in split.tensors) for rows in order.split(batch_size))
 
 
-def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def stacked_batches(split: TensorSplit, orders: Tensor, batch_size: int) -> Iterator[Tensors]:
     """Yield the batches of K trials, each in its own order.
 
     orders: (K, n). A batch's tensors are (K, batch_size, ...); the last one may be smaller.
     """
     if split.x.nbytes * len(orders) <= _GATHER_LIMIT_BYTES:
-        x, y = split.x[orders], split.y[orders]
-        return zip(x.split(batch_size, dim=1), y.split(batch_size, dim=1), strict=True)
-    return ((split.x[rows], split.y[rows]) for rows in orders.split(batch_size, dim=1))
+        return zip(*(values[orders].split(batch_size, dim=1) for values in split.tensors), strict=True)
+    return (tuple(values[rows] for values in split.tensors) for rows in orders.split(batch_size, dim=1))
 
 
 def n_outputs(task: TensorTask, targets: Tensor) -> int:

@@ -17,8 +17,6 @@ def check_data(data: Data, config: Config) -> None:
     This does not load torch, unless a callback's module does.
     """
     _check_loss_name(config, data)
-    if data.divided is not None and data.splits.train.weights is not None:
-        raise ConfigError("data.weight", "no loss takes weights of samples yet; leave it out")
     if data.divided is not None and config.loader.drop_last:
         raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
     check_monitor(data, config)

@@ -172,12 +172,12 @@ class PackScheduler:
     ) -> Group:
         """Make a group for trials like this one, and measure its width if none is set. Raises Unpackable."""
         trainer = config.trainer
-        x, y = tensors.example(trainer.batch_size)
-        set_threads(trainer.threads, model, x)
+        batch = tensors.train.first(trainer.batch_size)
+        set_threads(trainer.threads, model, batch[0])
         sequential_s = 0.0
         if self._width is None:
             optimizer = build.optimizer(config.optimizer, model)
-            sequential_s = refuse_large(model, optimizer, task.loss_of, x, y)
+            sequential_s = refuse_large(model, optimizer, task.loss_of, batch)
         pack = Pack(model=model, task=task, data=tensors, trainer=trainer, rules=rules)
         width = best_width(pack, sequential_s, self._most) if self._width is None else self._width
         return Group(pack, model, data, trainer.threads, width, ModelFacts.of(config, data, task))

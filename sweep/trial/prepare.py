@@ -111,7 +111,7 @@ class Data:
 
 def load_samples(config: Config) -> Samples | Datasets:
     """Load the data. Raise ConfigError if they cannot be loaded."""
-    return build.samples(config.data, _split_columns(config))
+    return build.samples(config.data, split_columns(config))
 
 
 def divided(samples: Samples | Datasets, config: Config) -> Data:
@@ -150,33 +150,9 @@ def data_key(config: Config, *more: Any) -> str:
     return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
 
 
-def _split_columns(config: Config) -> dict[str, str | None]:
+def split_columns(config: Config) -> dict[str, str | None]:
     """Return the columns that the split needs, as arguments of a data target."""
     return {"split_by": config.split.by, "split_column": config.split.column}
-
-
-class RememberedData:
-    """A `load_data` that remembers the last data it loaded, also for another split: folds differ in that only."""
-
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._data: Data | None = None
-        self._samples_key: str | None = None
-        self._samples: Samples | Datasets | None = None
-
-    def __call__(self, config: Config) -> Data:
-        key = data_key(config)
-        if self._data is None or key != self._key:
-            self._key, self._data = key, divided(self.samples(config), config)
-        return self._data
-
-    def samples(self, config: Config) -> Samples | Datasets:
-        """Return all samples. Raise ConfigError if they cannot be loaded."""
-        key = json.dumps([config.data, _split_columns(config)], sort_keys=True, default=str)
-        if self._samples is None or key != self._samples_key:
-            self._data = self._samples = None  # before the others are loaded, which may need their memory
-            self._samples_key, self._samples = key, load_samples(config)
-        return self._samples
 
 
 def new_model(
@@ -217,7 +193,7 @@ def new_model(
     if isinstance(task, TensorTask):
         task.to(device, next((w.dtype for w in model.parameters() if w.is_floating_point()), torch.float32))
     if not seen_before or any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
-        check_model(model, batch, task)
+        check_model(model, batch, task, isinstance(samples, Samples) and samples.weights is not None)
     freeze(model, frozen_of(config.optimizer))
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError("model._target_", f"{config.model['_target_']} has no weights to train")

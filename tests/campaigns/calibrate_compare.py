@@ -32,7 +32,7 @@ from sweep.study.trial_result import TrialResult
 from sweep.training.packed.member import PackMember
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.pack_scheduler import PackScheduler
-from sweep.trial.prepare import RememberedData
+from sweep.trial.remembered import RememberedData
 
 LEVEL = 0.05
 EPOCHS, HANDICAP = 12, 6

@@ -16,7 +16,8 @@ from sweep.config.nodes import Split
 from sweep.config.schema import validate
 from sweep.data.split import Assignment, assign, divide
 from sweep.data.table import table
-from sweep.trial.prepare import RememberedData, load_data
+from sweep.trial.prepare import load_data
+from sweep.trial.remembered import RememberedData
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -163,6 +164,7 @@ def test_data_that_cannot_be_divided_so_are_refused(
         ({"weights": np.ones((N, 1))}, "data", "needs weights of shape (200,)"),
         ({"weights": np.full(N, -1.0)}, "data.weight", "a negative weight"),
         ({"weights": np.zeros(N)}, "data.weight", "no weight above 0"),
+        ({"weights": np.full(N, np.nan)}, "data.weight", "not finite, in row 0"),
         ({"split": ["train"] * (N - 1) + ["holdout"]}, "split.column", "row 199 of Samples.split has 'holdout'"),
     ],
 )
@@ -172,8 +174,9 @@ def test_arrays_for_splits_and_weights_are_checked(changes: dict[str, Any], key:
     assert says in error.problem
 
 
-def test_weights_go_with_their_samples() -> None:
-    splits = divide(made(weights=np.arange(N) + 1), Split(normalize=False))
+@pytest.mark.parametrize("fold", [{}, {"folds": 3, "fold": 1}], ids=["split", "fold"])
+def test_weights_go_with_their_samples(fold: dict[str, Any]) -> None:
+    splits = divide(made(weights=np.arange(N) + 1), Split(normalize=False, **fold))
     for part in (splits.train, splits.val, splits.test):
         assert part.weights is not None
         assert part.weights.dtype == np.float32

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Heard, as_file, make_fit
-from packs import member_of, pack_of, tensor_data, together
+from packs import member_of, pack_of, tensor_data, together, weighted
 from processes import recorded
 from torch import nn
 from torch.nn import functional
@@ -30,9 +31,10 @@ PLAIN = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.1")
 CYCLIC = ("optimizer=adam", "scheduler=cyclic", "scheduler.cycle_epochs=2")
 
 
-def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
+def trained(*overrides: str, has_weights: bool = False) -> tuple[TrainingLoop, Heard]:
     """4 epochs of 68 samples, in batches of 16, unless the overrides say otherwise."""
     fit, heard = make_fit(*overrides), Heard()
+    fit = weighted(fit) if has_weights else fit
     fit.run(heard)
     return fit, heard
 
@@ -48,16 +50,47 @@ def lrs(heard: Heard) -> list[float]:
 # Updates
 
 
+@pytest.mark.parametrize("has_weights", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("n", [2, 3, 5, 9])
-def test_accumulated_batches_train_like_one_batch_of_their_samples(n: int) -> None:
+def test_accumulated_batches_train_like_one_batch_of_their_samples(n: int, has_weights: bool) -> None:
     """Also where the last group is incomplete, and its last batch smaller."""
-    fit, heard = trained(*CYCLIC, f"trainer.accumulate={n}")
-    large, expected = trained(*CYCLIC, f"trainer.batch_size={min(68, 16 * n)}")
+    fit, heard = trained(*CYCLIC, f"trainer.accumulate={n}", has_weights=has_weights)
+    large, expected = trained(*CYCLIC, f"trainer.batch_size={min(68, 16 * n)}", has_weights=has_weights)
     assert fit.step == large.step == 4 * -(-68 // (16 * n))
     assert lrs(heard) == lrs(expected)
     assert losses(heard) == pytest.approx(losses(expected), rel=1e-5)
     for epoch, metrics in expected.epochs.items():
         assert heard.epochs[epoch] == pytest.approx(metrics, rel=1e-5)
+
+
+def test_weighted_samples_train_as_in_a_plain_loop() -> None:
+    """Though all samples of the second update have the weight 0, and a validation is in the middle of an epoch."""
+    fit, heard = weighted(make_fit(*PLAIN, "trainer.val_interval=7 steps", "trainer.epochs=3")), Heard()
+    train, val = tensor_data(fit).train, tensor_data(fit).val
+    assert train.weights is not None
+    train.weights[epoch_order(0, 1, 68)[16:32]] = 0
+    model = copy.deepcopy(fit.model)
+    optimizer = SGD(model.parameters(), 0.1)
+    expected, sums, validations = list[float](), list[float](), list[float]()
+    for epoch in (1, 2, 3):
+        for rows in epoch_order(0, epoch, 68).split(16):
+            weights = train.weights[rows]
+            optimizer.zero_grad()
+            loss = (weights[:, None] * (model(train.x[rows]) - train.y[rows]).square()).sum() / (weights.sum() or 1)
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.item())
+            sums.append(weights.sum().item())
+            if len(expected) in (7, 14, 15):
+                with torch.no_grad():
+                    squares = (model(val.x) - val.y).square().squeeze(1)
+                validations.append(float(np.average(squares, weights=val.weights)))
+    fit.run(heard)
+    assert losses(heard) == pytest.approx(expected, rel=1e-5)
+    assert losses(heard)[1] == 0
+    assert heard.curve("val/loss") == pytest.approx(validations, rel=1e-5)
+    means = [np.average(expected[part], weights=sums[part]) for part in (slice(7), slice(7, 14), slice(14, 15))]
+    assert heard.curve("train/loss") == pytest.approx(means, rel=1e-5)
 
 
 def by_hand(fit: TrainingLoop, clip_value: float, decay: float) -> tuple[nn.Module, dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from sweep import compose
 from sweep.config.schema import Config, validate
 from sweep.training.packed.parameters import Unpackable
 from sweep.trial.pack_scheduler import PackScheduler
-from sweep.trial.prepare import RememberedData
+from sweep.trial.remembered import RememberedData
 
 SMALL = ("experiment=debug", "model.widths=[4]", "scheduler=constant")
 

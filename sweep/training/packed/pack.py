@@ -94,8 +94,7 @@ class Pack:
         self._masks: dict[int, dict[str, MaskLike]] = {}  # by batch size, including that of a smaller last batch
         used: set[str] = set()
         for size in {batch_size, n_train % batch_size or batch_size}:
-            x, y = data.train.x[:size], data.train.y[:size]
-            self._masks[size], used = rehearsed(model, task.loss_of, trainer.precision, x, y)
+            self._masks[size], used = rehearsed(model, task.loss_of, trainer.precision, data.train.first(size))
         self._layout = FlatParameters(model, used, rules.names)
         self._masked = with_masks(model, self._masks[batch_size])
         size = self._layout.size
@@ -185,7 +184,9 @@ class Pack:
             if member in ended:
                 continue
             try:
-                metrics = member.epoch_metrics(val)
+                n = len(member.losses)
+                counts = self.data.update_weights(member.trainer, member.step - n, n)
+                metrics = member.epoch_metrics(val, counts)
                 member.finish_epoch(metrics, lambda row=row: self.weights(row))
                 member.trial.report(member.epoch, metrics)
             except Exception as error:
@@ -221,9 +222,9 @@ class Pack:
         losses = []
         with torch.no_grad():
             batches = stacked_batches(self.data.train, order, self._trainer.batch_size)
-            for columns, (x, y) in zip(self._table(members, width), batches, strict=True):
-                masks = self._draw_masks(members, x.shape[1], width)
-                of_rows, trained = self._update(trained, fixed | masks, x, y, columns)
+            for columns, batch in zip(self._table(members, width), batches, strict=True):
+                masks = self._draw_masks(members, batch[0].shape[1], width)
+                of_rows, trained = self._update(trained, fixed | masks, batch, columns)
                 losses.append(of_rows)
             if self._update.is_compiled:
                 for name, stacked in kept.items():
@@ -355,12 +356,12 @@ class Pack:
     @contextmanager
     def rehearsal(self, width: int) -> Iterator[Callable[[], None]]:
         """Hold the memory of `width` copies of the model, and yield a function that updates them once, for timing."""
-        x, y = (part[: self._trainer.batch_size] for part in (self.data.train.x, self.data.train.y))
+        batch = self.data.train.first(self._trainer.batch_size)
         row = self._layout.row({name: tensor.detach() for name, tensor in self._model.state_dict().items()})
         extra = {name: fixed.expand(width, *fixed.shape) for name, fixed in self._layout.fixed.items()}
-        for name, like in self._masks[len(x)].items():
+        for name, like in self._masks[len(batch[0])].items():
             extra[f"{name}.mask"] = torch.ones(width, *like.shape, dtype=self._layout.dtype, device=self.device)
-        x, y = (part.expand(width, *part.shape) for part in (x, y))
+        batch = tuple(part.expand(width, *part.shape) for part in batch)
         w = row.repeat(width, 1)
         trained = {"": [w], **{name: [row.new_ones(width, len(row))] for name in self.rules.state}}
         columns = [defaultdict(lambda: row.new_ones(width, 1))] * len(self._layout.groups)
@@ -368,7 +369,7 @@ class Pack:
 
         def update() -> None:
             with torch.no_grad():
-                g, _ = self._update.gradients(w, extra, x, y)
+                g, _ = self._update.gradients(w, extra, *batch)
                 self._update.step(trained, g, columns)
 
         with _attention_that_stacks():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sweep.tasks.task import TensorFunction
+from sweep.tasks.task import BatchLoss
 from sweep.training.runtime import in_precision, reproducible
 from sweep.utils.errors import one_line
 
@@ -136,9 +136,9 @@ class MaskLike:
 
 
 def rehearsed(
-    model: nn.Module, loss_fn: TensorFunction, precision: str, x: Tensor, y: Tensor
+    model: nn.Module, loss_fn: BatchLoss, precision: str, batch: tuple[Tensor, ...]
 ) -> tuple[dict[str, MaskLike], set[str]]:
-    """Train a copy of the model on one batch, to see what has to be stacked.
+    """Train a copy of the model on one batch, inputs and labels, to see what has to be stacked.
 
     Return the inputs of its dropout layers, by name in the order of drawing, and the names of the parameters that get a
     gradient. Raises Unpackable if the model changes a buffer, calls a dropout layer twice, or fails.
@@ -151,10 +151,11 @@ def rehearsed(
     for name, module in model.named_modules():
         if type(module) is nn.Dropout and module.p > 0:
             module.register_forward_pre_hook(partial(_note, calls, name))
+    x, *labels = batch
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with reproducible(x.device), torch.enable_grad():
-            loss_fn(in_precision(precision, model, x), y).backward()
+            loss_fn(in_precision(precision, model, x), *labels).backward()
     except Exception as error:  # the model may raise anything; trained sequentially, it fails at the right step
         raise Unpackable(f"the model raises in training ({one_line(error, 160)})") from error
     if any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from sweep.config.nodes import Trainer
-from sweep.tasks.task import TensorFunction
+from sweep.tasks.task import BatchLoss
 from sweep.training.packed.parameters import FlatParameters
 from sweep.training.packed.rules import Rule
 from sweep.training.packed.tracing import TracedFunction
@@ -26,7 +26,7 @@ class Update:
         self,
         model: nn.Module,
         layout: FlatParameters,
-        loss_fn: TensorFunction,
+        loss_fn: BatchLoss,
         rules: Sequence[Rule],
         trainer: Trainer,
     ) -> None:
@@ -47,20 +47,19 @@ class Update:
         self._compiled = TracedFunction(self._out_of_place, is_compiled=True) if trainer.compile else None
 
     def __call__(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
+        self, trained: Parts, extra: dict[str, Tensor], batch: tuple[Tensor, ...], c: Coefficients
     ) -> tuple[Tensor, Parts]:
         """Update all rows once. Return the losses, (n,), and the new value of `trained`.
 
         Args:
             trained: weights and state. They may be modified in place; do not use them afterwards.
             extra: stacked tensors that are not trained, and dropout masks, by name.
-            x: inputs, (n, B, *in_shape).
-            y: targets, (n, B, ...).
+            batch: inputs, (n, B, *in_shape); targets, (n, B, ...); and weights, (n, B), if samples have some.
             c: the coefficients of the rules. Those for clipping are in the first group's.
         """
         if self._compiled is None:
-            return self._in_place(trained, extra, x, y, c)
-        return self._compiled(x.shape[:2], trained, extra, x, y, c)
+            return self._in_place(trained, extra, batch, c)
+        return self._compiled(batch[0].shape[:2], trained, extra, batch, c)
 
     def parts(self, stacked: Tensor) -> list[Tensor]:
         """Divide rows (n, P) into the parts that an update takes.
@@ -74,28 +73,28 @@ class Update:
         """Return the outputs (B, out_features) of one trial's model with these tensors."""
         return in_precision(self._precision, lambda x: functional_call(self._model, tensors, (x,)), x)
 
-    def gradients(self, w: Tensor, extra: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, w: Tensor, extra: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients (n, P) and losses (n,) of weights (n, P)."""
-        grads, losses = self._gradients_by_parameter(self._layout.views(w), extra, x, y)
+        grads, losses = self._gradients_by_parameter(self._layout.views(w), extra, batch)
         return torch.cat(grads, dim=1), losses
 
     def _gradients_by_parameter(
-        self, weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor
+        self, weights: dict[str, Tensor], extra: dict[str, Tensor], batch: tuple[Tensor, ...]
     ) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of stacked parameters, (n, size) each in the layout's order, and the losses (n,)."""
 
-        def loss(weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self._loss_fn(self.outputs({**weights, **extra}, x), y)
+        def loss(weights: dict[str, Tensor], extra: dict[str, Tensor], x: Tensor, *labels: Tensor) -> Tensor:
+            return self._loss_fn(self.outputs({**weights, **extra}, x), *labels)
 
-        grads, losses = vmap(grad_and_value(loss))(weights, extra, x, y)
+        grads, losses = vmap(grad_and_value(loss))(weights, extra, *batch)
         n = losses.shape[0]  # not `len`, which a trace takes for a constant
         return [grads[name].reshape(n, -1) for name in self._layout.names], losses
 
     def _in_place(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
+        self, trained: Parts, extra: dict[str, Tensor], batch: tuple[Tensor, ...], c: Coefficients
     ) -> tuple[Tensor, Parts]:
         (w,) = trained[""]
-        grads, losses = self._traced(x.shape[:2], w, extra, x, y)
+        grads, losses = self._traced(batch[0].shape[:2], w, extra, *batch)
         self._apply(self._by_group(trained), self._clipped(self._layout.by_group(grads), c), c)
         return losses, trained
 
@@ -107,7 +106,7 @@ class Update:
         return {name: self._layout.by_group(rows) for name, (rows,) in trained.items()}
 
     def _out_of_place(
-        self, trained: Parts, extra: dict[str, Tensor], x: Tensor, y: Tensor, c: Coefficients
+        self, trained: Parts, extra: dict[str, Tensor], batch: tuple[Tensor, ...], c: Coefficients
     ) -> tuple[Tensor, Parts]:
         """Update copies and return them.
 
@@ -115,7 +114,7 @@ class Update:
         which takes a sixth of an update.
         """
         trained = {name: [part.clone() for part in parts] for name, parts in trained.items()}
-        grads, losses = self._gradients_by_parameter(self._layout.shaped(trained[""]), extra, x, y)
+        grads, losses = self._gradients_by_parameter(self._layout.shaped(trained[""]), extra, batch)
         self._apply(trained, self._clipped(grads, c), c, self._layout.group_of)
         return losses, trained
 

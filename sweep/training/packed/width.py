@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sweep.tasks.task import TensorFunction
+from sweep.tasks.task import BatchLoss
 from sweep.training.packed.pack import Pack
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.runtime import is_out_of_memory
@@ -21,7 +21,7 @@ _MEMORY_TO_SPARE = 6  # the next width, four times as large, is tried if this on
 _N_TIMED = 3
 
 
-def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: TensorFunction, x: Tensor, y: Tensor) -> float:
+def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: BatchLoss, batch: tuple[Tensor, ...]) -> float:
     """Measure how many seconds an update takes a sequential trial. Raises Unpackable if a pack would gain nothing.
 
     This changes the model's weights.
@@ -30,13 +30,13 @@ def refuse_large(model: nn.Module, optimizer: Optimizer, loss_fn: TensorFunction
         model: one of the trials' models.
         optimizer: of its parameters.
         loss_fn: the mean loss over a batch.
-        x: inputs of one batch.
-        y: targets of one batch.
+        batch: inputs, targets and, if samples have weights, these.
     """
+    x, *labels = batch
 
     def update() -> None:
         optimizer.zero_grad()
-        loss_fn(model(x), y).backward()
+        loss_fn(model(x), *labels).backward()
         optimizer.step()
 
     model.train()

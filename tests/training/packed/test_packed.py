@@ -25,6 +25,7 @@ from packs import (
     seeded,
     stop_after_2,
     together,
+    weighted,
 )
 from torch import Tensor, nn
 from torch.nn import functional
@@ -127,15 +128,21 @@ TASKS = {
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("has_weights", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_and_loss_packs(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_task_and_loss_packs(task: str, has_weights: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
     overrides = TASKS[task]
     if overrides[0].startswith("data._target_"):
         overrides = (*overrides, *(f"~data.{key}" for key in compose([]).data if key != "_target_"))
     model = {"segmentation": Pixelwise, "language_model": tokenwise}.get(task)
     base = ("data.n=96", *SMALL[1:]) if "data" not in overrides[0] else SMALL[1:]
-    made = partial(in_float64, base=base, make_model=model)
+
+    def made(*own: str) -> TrainingLoop:
+        few = ("split.max_samples=300",) if has_weights else ()
+        fit = in_float64(*own, *few, base=base, make_model=model)
+        return weighted(fit) if has_weights else fit
+
     both_ways(*seeded(*overrides, "trainer.epochs=3"), make=made, rtol=1e-9)
 
 

@@ -1,5 +1,7 @@
 """A function as the plain operations that it consists of."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_fit
@@ -12,25 +14,31 @@ from sweep.training.packed.tracing import TracedFunction
 from sweep.training.packed.update import Update
 
 
-def drawn(layout: FlatParameters, n_rows: int, n_samples: int) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+def drawn(layout: FlatParameters, n_rows: int, n_samples: int, has_weights: bool) -> tuple[Any, ...]:
     """Weights, nothing that is not trained, and a batch for each row."""
     weights = torch.randn(n_rows, layout.size)
-    return weights, {}, torch.randn(n_rows, n_samples, 1), torch.randn(n_rows, n_samples, 1)
+    of_samples = (torch.rand(n_rows, n_samples),) if has_weights else ()
+    return weights, {}, torch.randn(n_rows, n_samples, 1), torch.randn(n_rows, n_samples, 1), *of_samples
 
 
-def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples() -> None:
-    """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample."""
+@pytest.mark.parametrize("has_weights", [False, True], ids=["plain", "weighted"])
+def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples(has_weights: bool) -> None:
+    """Also where they were equal to each other, and to the width of a layer, as it was made; but for one sample.
+
+    With weights of samples, torch traces a squared error for the numbers that it sees.
+    """
     fit = make_fit("model.widths=[8]")
     rules = rules_of(fit)
     layout = FlatParameters(fit.model, {*dict(fit.model.named_parameters())}, rules.names)
     update = Update(fit.model, layout, tensor_task(fit).loss_of, rules.rules, fit.trainer)
     traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
-        arguments = drawn(layout, n_rows, n_samples)
+        arguments = drawn(layout, n_rows, n_samples, has_weights)
         for _ in range(2):  # the second time by the trace alone
             for one, other in zip(traced((n_rows, n_samples), *arguments), update.gradients(*arguments), strict=True):
                 torch.testing.assert_close(one, other)
-        assert traced.serves((n_rows, n_samples), *arguments) == (n_samples > 1)
+        is_served = n_rows == n_samples == 8 if has_weights else n_samples > 1
+        assert traced.serves((n_rows, n_samples), *arguments) == is_served
     assert traced.problem is None
 
 
