@@ -13,7 +13,7 @@ from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
 from sweep.training.callbacks import Callbacks, Stopped
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
-from sweep.training.data import Batch, LoadingFailed, Split, TrainingData, loading_failure, n_samples
+from sweep.training.data import Batch, LoadingFailed, See, Split, TrainingData, loading_failure, n_samples
 from sweep.training.runtime import autocast, in_precision, refuse_fp16
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
@@ -221,10 +221,12 @@ class TrainingLoop(TrainState):
         if self._has_modes:
             getattr(self.optimizer, mode)()
 
-    def test(self, noise: float | None) -> dict[str, float]:
+    def test(self, noise: float | None, see: See | None = None) -> dict[str, float]:
         """Load the best weights into the model and return their metrics on the test split, if there is one.
 
-        noise: as in `Samples`.
+        Args:
+            noise: as in `Samples`.
+            see: called with each batch of the split and its outputs, if the task is a `TensorTask`.
 
         Raises:
             TrainingFailed: the model, the loss or a metric raised an error, or a batch cannot be loaded.
@@ -232,7 +234,7 @@ class TrainingLoop(TrainState):
         self._load_best()
         with self._as_training_failed():
             if isinstance(self.task, TensorTask):
-                return evaluate.test(self.forward, self.data, self.task, noise)
+                return evaluate.test(self.forward, self.data, self.task, noise, see)
             if self.data.test is None:
                 return {}
             with autocast(self.trainer.precision, self.device):

@@ -11,7 +11,7 @@ from torch import Tensor
 from sweep.config.nodes import steps_per_epoch
 from sweep.data.split import Part, Splits
 from sweep.tasks import TensorTask
-from sweep.training.data import Forward
+from sweep.training.data import Forward, See
 from sweep.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -43,9 +43,18 @@ class TensorSplit:
         """As for `Split`."""
         return zip(self.x.split(EVAL_BATCH), self.y.split(EVAL_BATCH), strict=True)
 
-    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+    def values(self, forward: Forward, task: TensorTask, see: See | None = None) -> dict[str, Tensor]:
         """As for `Split`."""
-        return task.values(predict(forward, self), self.y)
+        outputs = predict(forward, self)
+        found = task.values(outputs, self.y)
+        self.show(outputs, see)
+        return found
+
+    def show(self, outputs: Tensor, see: See | None) -> None:
+        """Call `see`, if there is one, with each batch and its part of the outputs, (n, ...)."""
+        if see is not None:  # after the metrics, whose memory is free again by now
+            for (x, y), of_batch in zip(self.batches(), outputs.split(EVAL_BATCH), strict=True):
+                see(x, of_batch, y)
 
 
 @dataclass(frozen=True)

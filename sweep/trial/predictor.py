@@ -125,13 +125,14 @@ class Predictor:
         """Return the module's outputs for new data, (N, ...), on the CPU. Raises ConfigError."""
         x = torch.from_numpy(self.inputs(data))
         try:
-            found = [
-                in_precision(self._precision, self.module, part.to(self._device)).cpu() for part in x.split(EVAL_BATCH)
-            ]
-            return in_single_precision(torch.cat(found))
+            return torch.cat([self.forward(part.to(self._device)).cpu() for part in x.split(EVAL_BATCH)])
         except Exception as error:  # your own model may raise anything
             problem = f"the model cannot take inputs of shape {tuple(x.shape)}: {one_line(error)}"
             raise ConfigError("data", problem) from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a batch of the module's inputs, on its device, to outputs in float32 or float64, as training does."""
+        return in_single_precision(in_precision(self._precision, self.module, x))
 
     def decoded(self, outputs: Tensor) -> NDArray:
         """Return the predictions that the module's outputs mean, as `predict` does."""

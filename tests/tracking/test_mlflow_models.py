@@ -1,13 +1,16 @@
 """sweep/tracking/mlflow_models.py: MLflow's model answers as the run's own; without a store. test_mlflow.py has one."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import invocations
 from mlflow.tracking import MlflowClient
 from numpy.testing import assert_array_equal
 from processes import make_store
@@ -27,6 +30,14 @@ def of_mlflow(folder: Path) -> Any:
     return mlflow.pyfunc.load_model(str(folder / "model"))
 
 
+def served(model: Any, folder: Path) -> list[Any]:
+    """What `mlflow models serve` answers to the example of the model."""
+    request = (folder / "model" / "serving_input_example.json").read_text()
+    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200
+    return json.loads(answer.response)["predictions"]
+
+
 def test_a_table_is_matched_by_the_signature(tmp_path: Path) -> None:
     trained(tmp_path, *table(tmp_path))
     model, own = of_mlflow(tmp_path), load_model(tmp_path)
@@ -44,6 +55,7 @@ def test_a_table_is_matched_by_the_signature(tmp_path: Path) -> None:
     assert set(example.city) <= {"Oslo", "Rome", "Bonn"}
     shown = frame.iloc[pd.read_parquet(tmp_path / "predictions.parquet").row[:2]]
     assert_array_equal(model.predict(example), own.predict(shown))
+    assert_array_equal(served(model, tmp_path), own.predict(shown))
     assert_array_equal(pd.to_datetime(example.day), shown.day)
     with pytest.raises(MlflowException, match="double"):
         model.predict(frame.assign(age="old"))
@@ -59,6 +71,7 @@ def test_arrays_are_taken_as_they_are(data: str, tmp_path: Path) -> None:
         x = pd.DataFrame(x, columns=own.features)
     assert_array_equal(model.predict(x), own.predict(x))
     assert_array_equal(model.predict(model.input_example), own.predict(x[:2]))
+    assert_array_equal(np.array(served(model, tmp_path), own.predict(x).dtype), own.predict(x[:2]))
     assert {file.name for file in (tmp_path / "model").iterdir()} >= {"MLmodel", "requirements.txt", "data"}
     required = (tmp_path / "model" / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in required} == {"hydra-sweep", "torch", "mlflow"}
