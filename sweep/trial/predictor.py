@@ -1,5 +1,6 @@
 """A trained model that takes data in their own units: `Predictor`, which `sweep.load_model` returns."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     NewData: TypeAlias = "pd.DataFrame | ArrayLike"
+
+log = logging.getLogger("sweep")
 
 
 class Predictor:
@@ -114,7 +117,7 @@ class Predictor:
             shape = ", ".join(["N", *map(str, facts.in_shape)])
             raise ConfigError("data", f"must have the shape ({shape}), got {given.shape}")
         if facts.preprocessing is not None:
-            return apply(facts.preprocessing, given)
+            return apply(facts.preprocessing, given, lambda line: log.warning("warning: %s", line))
         try:
             return given.astype(facts.dtype)
         except (TypeError, ValueError) as error:

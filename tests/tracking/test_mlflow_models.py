@@ -16,12 +16,14 @@ from numpy.testing import assert_array_equal
 from processes import make_store
 from trained import held_out, passengers, table, text, trained
 
-from sweep import ConfigError, load_model
+from sweep import ConfigError, compose, load_model
 from sweep.config.nodes import Tracking
+from sweep.config.schema import validate
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.mlflow_artifacts import ArtifactPlaces
 from sweep.tracking.mlflow_models import send_model, write_model
 from sweep.tracking.store import Store
+from sweep.trial.prepare import load_data
 from sweep.utils.files import to_yaml
 
 
@@ -59,6 +61,16 @@ def test_a_table_is_matched_by_the_signature(tmp_path: Path) -> None:
     assert_array_equal(pd.to_datetime(example.day), shown.day)
     with pytest.raises(MlflowException, match="double"):
         model.predict(frame.assign(age="old"))
+
+
+def test_an_example_may_have_a_name_that_the_training_split_did_not_have(tmp_path: Path) -> None:
+    overrides = (*table(tmp_path), "data.max_one_hot=200")
+    frame, rows = passengers(), load_data(validate(compose([*overrides]))).splits.test_rows
+    frame.loc[rows, "city"] = [f"Village {row}" for row in rows]
+    frame.to_csv(tmp_path / "passengers.csv", index=False)
+    trained(tmp_path, *overrides)
+    model, own = of_mlflow(tmp_path), load_model(tmp_path)
+    assert_array_equal(model.predict(model.input_example), own.predict(frame.loc[rows[:2]]))
 
 
 @pytest.mark.parametrize("data", ["numbers", "images", "tokens"])
