@@ -8,11 +8,12 @@ from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
 from sweep.trial.model_facts import FACTS, ModelFacts
-from sweep.trial.model_files import has_predictions, write_model_files
+from sweep.trial.model_files import has_files, shown_batches, write_model_files
 from sweep.trial.predictions import Collector
 from sweep.trial.prepare import (
     Data,
     check_data,
+    has_test,
     load_data,
     prepared,
     smaller_batch_text,
@@ -82,6 +83,8 @@ class BuiltInTraining:
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test, facts)
             if collector is not None:
+                if not has_test(self._data):
+                    collector.fill(loop.forward, shown_batches(loop.data))
                 self._write_files(trial, collector, facts)
         return test
 
@@ -90,7 +93,7 @@ class BuiltInTraining:
 
         A study makes the files of its best trial at its end.
         """
-        if trial.number is not None or not has_predictions(loop.task, loop.data):
+        if trial.number is not None or not has_files(loop.task):
             return None
         return Collector(loop.model, facts, loop.device)
 

@@ -3,7 +3,8 @@
 A run writes them while it tests its best weights. Those of a study's best trial are made of its best.pt at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.schema import Config
@@ -11,7 +12,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import config_of
 from sweep.trial.predictions import Collector, write_predictions
-from sweep.trial.prepare import Data
+from sweep.trial.prepare import Data, has_test
 from sweep.trial.signature import signature_of
 from sweep.trial.stored_model import KEY, load_file
 from sweep.utils.checked_file import write_checked
@@ -20,25 +21,34 @@ from sweep.utils.files import to_yaml
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from sweep.training.data import TrainingData
     from sweep.trial.model_facts import ModelFacts
 
 
-def has_predictions(task: Any, data: "TrainingData") -> bool:
-    """Return whether models of the task predict for a test split. Other tasks have batches of their own."""
+def has_files(task: Any) -> bool:
+    """Return whether models of the task get these files. The batches of other tasks are of their own kind."""
     from sweep.tasks import TensorTask
 
-    return isinstance(task, TensorTask) and data.test is not None
+    return isinstance(task, TensorTask)
+
+
+def shown_batches(data: "TrainingData") -> "Iterator[tuple[Tensor, Tensor]]":
+    """Return the batches to predict: those of the test split, or if there is none, the first to validate on.
+
+    That one only serves as an example of what MLflow's model takes and returns.
+    """
+    return islice(data.val.batches(), 1) if data.test is None else data.test.batches()
 
 
 def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector, data: Data) -> str | None:
-    """Write model.yaml and predictions.parquet.
+    """Write model.yaml and, if there is a test split, predictions.parquet.
 
     Args:
         run: the folder of the run.
         facts: of its model.
-        collector: has what the model predicts for the test split.
+        collector: has what the model predicts for `shown_batches`.
         data: of the run.
 
     Returns:
@@ -52,8 +62,9 @@ def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector,
         found = collector.joined()
         rows, truth, inputs = data.test_samples(found.targets, found.first_inputs)
         write_checked(file, to_yaml(signature_of(facts, found.predictions, inputs)), durable=False)
-        file = run.predictions
-        write_predictions(file, facts, found, rows, truth)
+        if has_test(data):
+            file = run.predictions
+            write_predictions(file, facts, found, rows, truth)
     except Exception as error:  # your own task may raise anything
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
@@ -64,8 +75,6 @@ def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector,
 
 def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | None:
     """Make the files of a run that has ended, by its best.pt. Nothing is trained: this is one pass over the test split.
-
-    A task without predictions, or data without a test split, gets no files.
 
     Args:
         run: the folder of the run.
@@ -78,8 +87,6 @@ def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | No
         ConfigError: the model or its data cannot be loaded, or the data have changed since.
         Exception: what your own model or data raise, and OSError if the disk is full.
     """
-    import torch
-
     from sweep.training.runtime import reproducible
     from sweep.trial.build_task import build_task
 
@@ -87,14 +94,12 @@ def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | No
     data = load(config)
     refuse_changed_data(run, data, "its test split cannot be predicted")
     device = _device(config.trainer.device)
-    with torch.no_grad(), reproducible(device), data.on_device(config, device) as on_device:
-        if not has_predictions(build_task(config.task, data.facts, data.divided, device), on_device):
+    with reproducible(device), data.on_device(config, device) as on_device:
+        if not has_files(build_task(config.task, data.facts, data.divided, device)):
             return None
-        assert on_device.test is not None
         predictor = load_file(run.best, str(device))
         collector = Collector(predictor.module, predictor.facts, device)
-        for x, y in on_device.test.batches():
-            collector.add(x, predictor.forward(x), y)
+        collector.fill(predictor.forward, shown_batches(on_device))
         return write_model_files(run, predictor.facts, collector, data)
 
 

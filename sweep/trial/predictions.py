@@ -1,7 +1,7 @@
 """predictions.parquet: what a model predicts for each sample of the test split."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from sweep.training.data import Forward
     from sweep.trial.model_facts import ModelFacts
 
 Columns = Iterator[tuple[str, Any]]
@@ -57,12 +58,26 @@ class Collector:
         if self._error is not None:
             return
         try:
-            self._add(x, outputs.cpu(), y)
+            self._add(x, outputs, y)
         except Exception as error:  # your own task may raise anything
             self._error = error
             self._found, self._probabilities, self._targets = [], [], []
 
+    def fill(self, forward: "Forward", batches: "Iterable[tuple[Tensor, Tensor]]") -> None:
+        """Compute the outputs of batches, and add them. Errors wait for `joined`, those of loading too."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                for x, y in batches:
+                    self.add(x, forward(x), y)
+        except Exception as error:  # your own model and data may raise anything
+            self._error = error
+
     def _add(self, x: "Tensor", outputs: "Tensor", y: "Tensor") -> None:
+        from sweep.training.tensors import in_single_precision
+
+        outputs = in_single_precision(outputs.cpu())
         if self._predictor is None:
             from sweep.trial.predictor import Predictor
 

@@ -108,7 +108,7 @@ class Store:
 
     def versions(self, name: str = "sugar") -> dict[str, str]:
         """The runs of a registered model, by version."""
-        return {str(one.version): one.run_id for one in self.client.search_model_versions(f"name = '{name}'")}
+        return {str(one.version): str(one.run_id) for one in self.client.search_model_versions(f"name = '{name}'")}
 
     def run_id(self, folder: RunFolder) -> str:
         return run_of(folder.path, self.uri).info.run_id
