@@ -64,7 +64,7 @@ def test_a_table_is_matched_by_the_signature(tmp_path: Path) -> None:
 
 
 def test_an_example_may_have_a_name_that_the_training_split_did_not_have(tmp_path: Path) -> None:
-    overrides = (*table(tmp_path), "data.max_one_hot=200")
+    overrides = (*table(tmp_path), "data.max_one_hot=200", "data.missing=error", "data.drop=[id,age]")
     frame, rows = passengers(), load_data(validate(compose([*overrides]))).splits.test_rows
     frame.loc[rows, "city"] = [f"Village {row}" for row in rows]
     frame.to_csv(tmp_path / "passengers.csv", index=False)

@@ -3,7 +3,7 @@
 import errno
 import logging
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlflow.pyfunc
 import numpy as np
@@ -181,7 +181,7 @@ def test_data_without_a_test_split_have_a_model_for_mlflow_all_the_same(
     assert caplog.messages == []
     assert not (tmp_path / "predictions.parquet").exists()
     write_model(RunFolder(tmp_path), tmp_path / "model")
-    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    served: Any = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
     assert_array_equal(served.predict(x), load_model(tmp_path).predict(x))
     assert served.input_example.shape == (2, 1)
