@@ -215,8 +215,8 @@ class Tracking:
     """Where runs are uploaded to.
 
     `step_points` is the largest number of points that MLflow gets of one step-level curve of a trial.
-    `close_timeout_s` is how long a command waits for its upload at the end, in seconds. `model` also logs the trained
-    model as a model of MLflow's, and `register` adds it to the registry under that name.
+    `close_timeout_s` is how long a command waits for its upload at the end, in seconds. `model` also logs the model of
+    a run, or of a study's best trial, as a model of MLflow's, and `register` adds it to the registry under that name.
     """
 
     mlflow: bool = True

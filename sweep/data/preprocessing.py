@@ -1,6 +1,6 @@
 """New data as a model's inputs: `Splits.preprocessing`, which is plain data, applied."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _IS_EMPTY = "is empty; the model was trained without empty cells"
+_COUNTS = "they count as none of its categories"
+_UNKNOWN = "(a name that the training split did not have)"
 
 
-def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> NDArray[np.float32]:
+def apply(
+    preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray", warn: Callable[[str], None] | None = None
+) -> NDArray[np.float32]:
     """Return the inputs, (n, *in_shape), of data in their own units, as in training.
 
     A category that the training split did not have is 0 in all its inputs, or the code -1.
@@ -26,6 +30,7 @@ def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> N
         preprocessing: `Splits.preprocessing` of the training; it may have been stored and loaded.
         data: a table with the columns that the model was trained on, in any order; or an array (n, *in_shape) for
             images, and (n, n_columns) for tables whose columns are all numbers, in the order of training.
+        warn: called with one line for each column that has categories which the training split did not have.
 
     Raises:
         ConfigError: a column is missing, or a cell cannot be used; the key names the column.
@@ -34,7 +39,7 @@ def apply(preprocessing: Mapping[str, Any], data: "pd.DataFrame | NDArray") -> N
     if columns is None or isinstance(data, np.ndarray):
         x = _array(preprocessing, np.asarray(data))
     else:
-        x = np.column_stack([encoded(_cells(data, learnt), learnt) for learnt in columns])
+        x = np.column_stack([encoded(_cells(data, learnt, warn), learnt) for learnt in columns])
     shape = (1, -1, *[1] * (x.ndim - 2))
     mean, std = (np.array(preprocessing[name]).reshape(shape) for name in ("mean", "std"))
     return ((x - mean) / std).astype(np.float32)
@@ -66,7 +71,7 @@ def _array(preprocessing: Mapping[str, Any], data: NDArray) -> NDArray:
     return np.column_stack([encoded(data[:, i], learnt) for i, learnt in enumerate(columns)])
 
 
-def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
+def _cells(frame: "pd.DataFrame", learnt: Learnt, warn: Callable[[str], None] | None) -> NDArray:
     """Return a column as `encoded` takes it. Raises ConfigError if it is missing, or a cell cannot be used."""
     import pandas as pd
 
@@ -82,7 +87,11 @@ def _cells(frame: "pd.DataFrame", learnt: Learnt) -> NDArray:
                 np.array([text is None for text in found], bool),
                 _IS_EMPTY,
             )
-        return np.array([positions.get(learnt["fill"] if text is None else text, -1) for text in found], np.int64)
+        cells = np.array([positions.get(learnt["fill"] if text is None else text, -1) for text in found], np.int64)
+        if warn is not None and len(unknown := np.flatnonzero(cells < 0)):
+            which = f"'{column.iloc[int(unknown[0])]}' in row {int(unknown[0])}"
+            warn(f"{name}: {len(unknown)} of {len(cells)} cells are unknown to the model, such as {which}; {_COUNTS}")
+        return cells
     is_empty = column.isna().to_numpy()
     if learnt["kind"] == "date":
         parsed = dates(column, learnt["format"])
@@ -120,7 +129,7 @@ def table_of(preprocessing: Mapping[str, Any], x: NDArray) -> dict[str, list[Any
             position = block.argmax(axis=1) if one["kind"] == "one_hot" else block[:, 0].astype(int)
             if one["kind"] == "one_hot":
                 position[~block.any(axis=1)] = -1
-            values = [one["categories"][i] if i >= 0 else None for i in position]
+            values = [one["categories"][i] if i >= 0 else _UNKNOWN for i in position]
             cells[name] = [None if value == EMPTY else value for value in values]
         elif one["kind"] == "number":
             cells[name] = block[:, 0].tolist()

@@ -63,6 +63,11 @@ class Recording:
         self._upload_process: UploadProcess | None = None
         self.damage: Unsent | None = None
 
+    @property
+    def is_kept(self) -> bool:
+        """True if this command keeps the record."""
+        return self._record is not None
+
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Record the finished trials, if this command keeps the record or can take it over."""
         if self._record is None:

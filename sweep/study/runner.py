@@ -28,6 +28,7 @@ from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.url import recorded_url
+from sweep.study.best_model import keep_best_model
 from sweep.study.identity import study_name
 from sweep.study.opening import StudyEntry
 from sweep.study.planning import check_plan, check_settings, make_plan
@@ -152,6 +153,8 @@ class StudyRunner:
             self._patiently(lambda: self._write_results(study))
             complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
+            if recording.is_kept and self._stopped_by is None and self._upload_process is None:
+                self._keep_model()
             recording.end(ending, self._config.tracking.close_timeout_s)
         if self._output is Output.ALL:
             self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri))
@@ -312,6 +315,12 @@ class StudyRunner:
     def _write_results(self, study: optuna.Study) -> None:
         with StudyLock(self._settings.storage, self.folder):  # another command may write them at the same time
             write_results(study, self.folder, self.space)
+
+    def _keep_model(self) -> None:
+        """Make what the best trial leaves besides its weights. A comparison, which has many studies, leaves it out."""
+        problem = keep_best_model(self.folder, self._config.tracking, self.space.splits.load)
+        if problem is not None:
+            say(f"warning: {problem}", err=True)
 
     def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
         """Return True if the study is complete, was stopped, is out of time or has too many failures."""

@@ -103,6 +103,13 @@ class StudyFolder:
         begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]
         return [RunFolder(journal.parent) for journal in begun]
 
+    def with_model(self) -> list[RunFolder]:
+        """Return every child run that has a model.yaml: those of trials that were the best when a command ended."""
+        name = self.run.signature.name
+        return [
+            RunFolder(file.parent) for pattern in ("*", "*/seed-*") for file in self.trials.glob(f"{pattern}/{name}")
+        ]
+
     def lock(self) -> AbstractContextManager[None]:
         """Return the lock to hold while claiming trials or beginning the study. Entering it waits without a limit."""
         self.path.mkdir(parents=True, exist_ok=True)

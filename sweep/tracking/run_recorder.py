@@ -4,7 +4,7 @@ import os
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -222,8 +222,45 @@ def add_artifacts(run: RunFolder, names: Sequence[str]) -> None:
 
     Raises:
         Busy: the run is still running.
+        DamagedJournal: the journal has a damaged line.
         OSError: the journal cannot be written.
     """
+    _repeat_end(run, lambda before: [*before, *names], {})
+
+
+def add_model(run: RunFolder, tracking: Tracking) -> None:
+    """Append another `end` event that lists what a run outside a study does: the model and its predictions.
+
+    Do nothing if the last end lists them already. A model that is listed now is sent, and registered, once.
+
+    Args:
+        run: the folder of a run that has ended, with best.pt.
+        tracking: says whether MLflow gets a model of its own, and its name in the registry.
+
+    Raises:
+        Busy, DamagedJournal, OSError: as for `add_artifacts`.
+    """
+    files = [file.name for file in (run.best, run.predictions) if file.exists()]
+    tags = {}
+    if tracking.model and run.signature.exists():
+        files.append(MODEL)
+        tags = {} if tracking.register is None else {REGISTER_TAG: tracking.register}
+    ended = journals.last_end(run.journal) or {}
+    if not {*files} <= {*artifact_names(run, ended)} or not tags.items() <= ended.get("tags", {}).items():
+        _repeat_end(run, lambda before: [*before, *files], tags)
+
+
+def remove_model(run: RunFolder) -> None:
+    """Append another `end` event that does not list the model, so that no further store gets it. Files stay.
+
+    Do nothing if the last end lists none. Raise as `add_artifacts` does.
+    """
+    if MODEL in artifact_names(run, journals.last_end(run.journal) or {}):
+        _repeat_end(run, lambda before: [name for name in before if name != MODEL], {})
+
+
+def _repeat_end(run: RunFolder, artifacts: Callable[[list[str]], list[str]], tags: Mapping[str, str]) -> None:
+    """Append the last `end` event again, with other artifacts and further tags. See `add_artifacts`."""
     with run.lock(), Journal(run.journal) as journal:
         ended = journals.last_end(run.journal)
         before = [] if ended is None else artifact_names(run, ended)
@@ -233,7 +270,7 @@ def add_artifacts(run: RunFolder, names: Sequence[str]) -> None:
             status="KILLED" if ended is None else ended["status"],
             steps=[],
             values={},
-            tags={},
-            artifacts=list(dict.fromkeys([*before, *names])),
+            tags={**({} if ended is None else ended["tags"]), **tags},
+            artifacts=list(dict.fromkeys(artifacts(before))),
         )
         journal.sync()

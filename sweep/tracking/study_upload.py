@@ -77,10 +77,7 @@ class _Tracked:
 
     def look(self) -> None:
         """Update `size` and `status` from the journal. A run that has just ended is due at once."""
-        try:
-            self.size = self.run.journal.stat().st_size
-        except FileNotFoundError:  # it has not begun, or was deleted
-            self.size = 0
+        self.size = _size(self.run)
         before = self.status
         if self.size > self._n_read:
             attempt(self._read, known=self.problem)  # a damaged journal is reported when it is pushed
@@ -133,6 +130,14 @@ class _Tracked:
         return problem
 
 
+def _size(run: RunFolder) -> int:
+    """Return the size of the run's journal in bytes; 0 if it has not begun, or was deleted."""
+    try:
+        return run.journal.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class StudyUpload:
     """Uploads a study's parent run and the runs of its trials, which other processes train."""
 
@@ -140,7 +145,7 @@ class StudyUpload:
         self._folder, self._uploader = folder, uploader
         self._own = _Tracked(folder.run, due=0.0)
         self._trials: dict[str, _Tracked] = {}  # by folder, like the next two
-        self._settled: set[str] = set()  # runs that need no further look
+        self._settled: dict[str, int] = {}  # sizes of the journals of runs that need no further look until the end
         self._listed: dict[str, int] = {}  # modification times of trials whose runs have all begun
         self._down: str | None = None  # why the store did not answer, if it did not
         self._next_try = 0.0
@@ -168,7 +173,7 @@ class StudyUpload:
                 if problem not in (None, _BUSY) and self._is_down():
                     return
             if path and tracked.is_settled():
-                self._settled.add(path)
+                self._settled[path] = tracked.n_sent
                 del self._trials[path]
 
     def finish(self, progress: Callable[[int], None]) -> str | None:
@@ -197,7 +202,9 @@ class StudyUpload:
     def _finish(self, progress: Callable[[int], None]) -> str | None:
         begun = {str(run.path): run for run in self._folder.runs()}
         trials = [
-            self._trials.get(path, _Tracked(run, 0.0)) for path, run in begun.items() if path not in self._settled
+            self._trials.get(path, _Tracked(run, 0.0))
+            for path, run in begun.items()
+            if self._settled.get(path) != _size(run)  # the model of the best trial is added late
         ]
         for tracked in trials:
             tracked.look()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = Any  # any structure of tensors; of a TensorTask a pair of inputs and targets
 Forward: TypeAlias = Callable[[Tensor], Tensor]
+See: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]  # of inputs, a model's outputs and targets
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (exited unexpectedly|is killed by signal: [\w ]+)")
 
 
@@ -30,8 +31,14 @@ class Split(Protocol):
         """Return all batches, on the device."""
         ...
 
-    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
-        """Compute the loss and the metrics of a task, of shape () each, over the whole split."""
+    def values(self, forward: Forward, task: TensorTask, see: See | None = None) -> dict[str, Tensor]:
+        """Compute the loss and the metrics of a task, of shape () each, over the whole split.
+
+        Args:
+            forward: computes the outputs.
+            task: the loss and the metrics.
+            see: called with each batch, in order, and its outputs in float32 or float64.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from sweep.tasks import Task, TensorTask
-from sweep.training.data import Batch, Forward, Split, TrainingData, n_samples
+from sweep.training.data import Batch, Forward, See, Split, TrainingData, n_samples
 from sweep.training.tensors import TensorData, TensorSplit, predict
 
 
@@ -69,18 +69,26 @@ def targets_of(task: Task, batch: Batch) -> Any:
 
 
 @torch.no_grad()
-def test(forward: Forward, data: TrainingData, task: TensorTask, noise: float | None) -> dict[str, float]:
+def test(
+    forward: Forward, data: TrainingData, task: TensorTask, noise: float | None, see: See | None
+) -> dict[str, float]:
     """Return a model's loss and metrics on the test split, as `test/loss` and so on; nothing if there is none.
 
-    noise: as in `Samples`; if it is known, `noise_floor` is included.
+    Args:
+        forward: computes the outputs.
+        data: has the test split.
+        task: the loss and the metrics.
+        noise: as in `Samples`; if it is known, `noise_floor` is included.
+        see: called with each batch and its outputs, as in `Split.values`.
     """
     if data.test is None:
         return {}
     if noise is None or not isinstance(data, TensorData):
-        found = data.test.values(forward, task)
+        found = data.test.values(forward, task, see)
     else:
         outputs = predict(forward, data.test)
         found = task.values(outputs, *data.test.labels)
+        data.test.show(outputs, see)
         if data.test.clean is not None and outputs.shape == data.test.clean.shape:
             found |= noise_floor(task.on_target_scale(outputs), data.test, data, noise)
     return {f"test/{name}": value for name, value in _read(**found).items()}

@@ -18,7 +18,7 @@ from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size, steps_per
 from sweep.data.datasets import Datasets, is_stream, length
 from sweep.tasks import TensorTask
 from sweep.training.checkpoint import random_states, set_random_states
-from sweep.training.data import Batch, Forward, LoadingFailed, is_pair, loading_failure, on_device
+from sweep.training.data import Batch, Forward, LoadingFailed, See, is_pair, loading_failure, on_device
 from sweep.training.seeded_datasets import (
     Collate,
     Failure,
@@ -198,9 +198,17 @@ class LoadedSplit:
         """As for `Split`."""
         return self._loader.begin()
 
-    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+    def values(self, forward: Forward, task: TensorTask, see: See | None = None) -> dict[str, Tensor]:
         """As for `Split`."""
-        return task.values_by_batch((in_single_precision(forward(x)), y) for x, y in self.batches())
+        return task.values_by_batch(self._outputs(forward, see))
+
+    def _outputs(self, forward: Forward, see: See | None) -> Iterator[Batch]:
+        """Yield the outputs and the targets of each batch."""
+        for x, y in self.batches():
+            outputs = in_single_precision(forward(x))
+            if see is not None:
+                see(x, outputs, y)
+            yield outputs, y
 
 
 class LoaderData:

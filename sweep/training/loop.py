@@ -13,7 +13,7 @@ from sweep.tasks import Task, TensorTask
 from sweep.training import evaluate
 from sweep.training.callbacks import Callbacks, Stopped
 from sweep.training.checkpoint import check_kinds, kinds, random_states, set_random_states
-from sweep.training.data import Batch, LoadingFailed, Split, TrainingData, loading_failure, shares
+from sweep.training.data import Batch, LoadingFailed, See, Split, TrainingData, loading_failure, shares
 from sweep.training.runtime import autocast, in_precision, refuse_fp16
 from sweep.training.schedule import Row, Schedule
 from sweep.training.state import Best, TrainState
@@ -224,23 +224,25 @@ class TrainingLoop(TrainState):
         if self._has_modes:
             getattr(self.optimizer, mode)()
 
-    def test(self, noise: float | None) -> dict[str, float]:
+    def test(self, noise: float | None, see: See | None = None) -> dict[str, float]:
         """Load the best weights into the model and return their metrics.
 
         These are the metrics on the test split, if there is one, and those that callbacks declare for these weights.
 
-        noise: as in `Samples`.
+        Args:
+            noise: as in `Samples`.
+            see: called with each batch of the split and its outputs, if the task is a `TensorTask`.
 
         Raises:
             TrainingFailed: the model, the loss or a metric raised an error, or a batch cannot be loaded.
         """
         self._load_best()
         with self._as_training_failed():
-            return self._tested(noise) | self._of_callbacks
+            return self._tested(noise, see) | self._of_callbacks
 
-    def _tested(self, noise: float | None) -> dict[str, float]:
+    def _tested(self, noise: float | None, see: See | None) -> dict[str, float]:
         if isinstance(self.task, TensorTask):
-            return evaluate.test(self.forward, self.data, self.task, noise)
+            return evaluate.test(self.forward, self.data, self.task, noise, see)
         if self.data.test is None:
             return {}
         with autocast(self.trainer.precision, self.device):

@@ -12,7 +12,7 @@ from torch import Tensor
 from sweep.config.nodes import steps_per_epoch
 from sweep.data.split import Part, Splits
 from sweep.tasks import TensorTask
-from sweep.training.data import Forward
+from sweep.training.data import Forward, See
 from sweep.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -60,13 +60,29 @@ class TensorSplit:
         """As for `Split`."""
         return zip(self.x.split(EVAL_BATCH), self.y.split(EVAL_BATCH), strict=True)
 
-    def values(self, forward: Forward, task: TensorTask) -> dict[str, Tensor]:
+    def values(self, forward: Forward, task: TensorTask, see: See | None = None) -> dict[str, Tensor]:
         """As for `Split`. Batch by batch if the outputs are more than MOST_OUTPUTS."""
-        if n_outputs(task, self.y) <= MOST_OUTPUTS:
-            return task.values(predict(forward, self), *self.labels)
-        size = min(EVAL_BATCH, largest_batch(task, self.y))
-        parts = zip(*(values.split(size) for values in self.tensors), strict=True)
-        return task.values_by_batch((in_single_precision(forward(x)), *labels) for x, *labels in parts)
+        if n_outputs(task, self.y) > MOST_OUTPUTS:
+            size = min(EVAL_BATCH, largest_batch(task, self.y))
+            return task.values_by_batch(self._by_batch(forward, size, see))
+        outputs = predict(forward, self)
+        found = task.values(outputs, *self.labels)
+        self.show(outputs, see)
+        return found
+
+    def _by_batch(self, forward: Forward, size: int, see: See | None) -> Iterator[Tensors]:
+        """Yield the outputs and the labels of each batch of `size` samples, after calling `see` with them."""
+        for x, *labels in zip(*(values.split(size) for values in self.tensors), strict=True):
+            outputs = in_single_precision(forward(x))
+            if see is not None:
+                see(x, outputs, labels[0])
+            yield outputs, *labels
+
+    def show(self, outputs: Tensor, see: See | None) -> None:
+        """Call `see`, if there is one, with each batch and its part of the outputs, (n, ...)."""
+        if see is not None:  # after the metrics, whose memory is free again by now
+            for (x, y), of_batch in zip(self.batches(), outputs.split(EVAL_BATCH), strict=True):
+                see(x, of_batch, y)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
-from sweep.trial.checks import check_data, undefined_metrics
+from sweep.trial.checks import check_data, has_test, undefined_metrics
 from sweep.trial.model_facts import FACTS, ModelFacts
+from sweep.trial.model_files import has_files, shown_batches, write_model_files
+from sweep.trial.predictions import Collector
 from sweep.trial.prepare import (
     Data,
     load_data,
@@ -17,9 +19,6 @@ from sweep.trial.prepare import (
     with_fitting_batch,
 )
 from sweep.utils import gc_control
-from sweep.utils.checked_file import write_checked
-from sweep.utils.errors import DISK_FULL, one_line
-from sweep.utils.files import to_yaml
 
 if TYPE_CHECKING:
     from sweep.training.loop import TrainingLoop
@@ -78,13 +77,33 @@ class BuiltInTraining:
                 loop.run(trial)
             finally:
                 trial.finish(loop.reached())
-            test = loop.test(self._data.facts.noise)
-            n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             facts = ModelFacts.of(self.config, self._data, loop.task)
+            collector = self._collector(trial, loop, facts)
+            test = loop.test(self._data.facts.noise, None if collector is None else collector.add)
+            n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test, facts)
-            if trial.number is None:
-                _describe(trial, loop, facts, self._data)
+            if collector is not None:
+                if not has_test(self._data):
+                    collector.fill(loop.forward, shown_batches(loop.data))
+                self._write_files(trial, collector, facts)
         return test
+
+    def _collector(self, trial: Trial, loop: "TrainingLoop", facts: ModelFacts) -> Collector | None:
+        """Return what collects the predictions for the test split; None if the trial leaves none.
+
+        A study makes the files of its best trial at its end.
+        """
+        if trial.number is not None or not has_files(loop.task):
+            return None
+        return Collector(loop.model, facts, loop.device)
+
+    def _write_files(self, trial: Trial, collector: Collector, facts: ModelFacts) -> None:
+        """Write predictions.parquet and model.yaml. If that fails, warn: the results do not depend on these files.
+
+        Raises OSError if the disk is full.
+        """
+        if problem := write_model_files(RunFolder(trial.folder), facts, collector, self._data):
+            log.warning("warning: %s", problem)
 
     def _warn(self, trial: Trial) -> None:
         """Warn of a lowered batch size and of undefined metrics. In a study, the study itself warns, once."""
@@ -110,34 +129,6 @@ def _warn_of_size(loop: "TrainingLoop") -> None:
         names, size = ", ".join(f"task.metrics.{name}" for name in loop.task.whole), sizes[part] * 4 / 2**30
         why = f"takes the outputs of the whole {part} split at once, {size:.1f} GiB; a class with update, compute and"
         log.warning("warning: %s: %s reset takes them batch by batch (docs/tasks.md)", names, why)
-
-
-def _describe(trial: Trial, loop: "TrainingLoop", facts: ModelFacts, data: Data) -> None:
-    """Write predictions.parquet, what the loop's model predicts for the test split, and model.yaml, what it takes.
-
-    The model has its best weights. A failure logs a warning: the results do not depend on these files. Raises OSError
-    if the disk is full.
-    """
-    from sweep.tasks import TensorTask
-    from sweep.trial.predictions import predicted, write_predictions
-    from sweep.trial.predictor import Predictor
-    from sweep.trial.signature import signature_of
-
-    if not isinstance(loop.task, TensorTask) or loop.data.test is None:  # other tasks have batches of their own
-        return
-    run = RunFolder(trial.folder)
-    file = run.signature
-    try:
-        found = predicted(Predictor(loop.model, facts, loop.device), loop.forward, loop.data.test)
-        rows, truth, inputs = data.test_samples(found.targets, found.first_inputs)
-        write_checked(file, to_yaml(signature_of(facts, found.predictions, inputs)), durable=False)
-        file = run.predictions
-        write_predictions(file, facts, found, rows, truth)
-    except Exception as error:  # your own task may raise anything
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        follows = "; MLflow gets no model" if file == run.signature else ""
-        log.warning("warning: %s: cannot be written (%s)%s", file.name, one_line(error), follows)
 
 
 def record_best(

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from sweep.config.schema import Config
 from sweep.data import Samples
 from sweep.data.encoding import Learnt
-from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import config_of
 from sweep.training.data import LoadingFailed
 from sweep.training.tensors import EVAL_BATCH
+from sweep.trial.model_files import refuse_changed_data
 from sweep.trial.prepare import Data, divided, load_samples
 from sweep.trial.stored_model import KEY, load_file
 from sweep.utils.errors import ConfigError, one_line
@@ -179,9 +179,7 @@ def _test_inputs(run: RunFolder, facts: "ModelFacts") -> tuple[NDArray, NDArray]
     config = config_of(run, KEY)
     samples = load_samples(config)
     data = divided(samples, config)
-    before = (journal.first(run.journal, "start") or {}).get("dataset") or {}
-    if before.get("digest") not in (None, data.description["digest"]):
-        raise ConfigError("data", f"have changed since '{run.path}' was trained; the export cannot be checked")
+    refuse_changed_data(run, data, "the export cannot be checked")
     if data.divided is None:
         return _loaded_inputs(data, config)
     rows = data.splits.test_rows

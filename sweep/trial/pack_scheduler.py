@@ -70,7 +70,7 @@ class Group:
         self._model.eval()
         forward = self.pack.forward_of(self._model)
         with self._settings():
-            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.facts.noise)
+            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.facts.noise, see=None)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""predictions.parquet: what a run's model predicts for each sample of the test split."""
+"""predictions.parquet: what a model predicts for each sample of the test split."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,10 +12,11 @@ from sweep.utils.fsync import fsync
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
+    from torch import Tensor, nn
 
-    from sweep.training.data import Forward, Split
+    from sweep.training.data import Forward
     from sweep.trial.model_facts import ModelFacts
-    from sweep.trial.predictor import Predictor
 
 Columns = Iterator[tuple[str, Any]]
 
@@ -36,30 +37,73 @@ class Predicted(NamedTuple):
     first_inputs: NDArray
 
 
-def predicted(predictor: "Predictor", forward: "Forward", split: "Split") -> Predicted:
-    """Predict for a split whose batches are pairs, batch by batch.
+class Collector:
+    """Collects what a model predicts for a split, batch by batch, while the split is evaluated.
 
-    Args:
-        predictor: says what the outputs mean.
-        forward: computes the outputs, as in the evaluation of the split.
-        split: the samples.
+    Only predictions are kept, not the outputs: those of a language model are larger by the number of its tokens.
     """
-    import torch
 
-    from sweep.training.tensors import in_single_precision
+    def __init__(self, module: "nn.Module", facts: "ModelFacts", device: "torch.device") -> None:
+        """Start without batches. `module`, `facts` and `device` are as for `Predictor`."""
+        self._of = module, facts, device
+        self._predictor: Any = None
+        self._found: list[NDArray] = []
+        self._probabilities: list[NDArray] = []
+        self._targets: list[NDArray] = []
+        self._first: NDArray | None = None
+        self._error: Exception | None = None
 
-    found, probabilities, targets, first = [], [], [], None
-    with torch.no_grad():
-        for x, y in split.batches():
-            first = x.cpu().numpy() if first is None else first
-            outputs = in_single_precision(forward(x)).cpu()
-            found.append(predictor.decoded(outputs))
-            if outputs.ndim == 2 and (of_batch := predictor.probabilities(outputs)) is not None:
-                probabilities.append(of_batch)
-            targets.append(y.cpu().numpy())
-    assert first is not None
-    joined = np.concatenate(probabilities) if probabilities else None
-    return Predicted(np.concatenate(found), joined, np.concatenate(targets), first)
+    def add(self, x: "Tensor", outputs: "Tensor", y: "Tensor") -> None:
+        """Add a batch, as `Split.values` shows it. An error waits for `joined`, since metrics do not depend on it."""
+        if self._error is not None:
+            return
+        try:
+            self._add(x, outputs, y)
+        except Exception as error:  # your own task may raise anything
+            self._error = error
+            self._found, self._probabilities, self._targets = [], [], []
+
+    def fill(self, forward: "Forward", batches: "Iterable[tuple[Tensor, Tensor]]") -> None:
+        """Compute the outputs of batches, and add them. Errors wait for `joined`, those of loading too."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                for x, y in batches:
+                    self.add(x, forward(x), y)
+        except Exception as error:  # your own model and data may raise anything
+            self._error = error
+
+    def _add(self, x: "Tensor", outputs: "Tensor", y: "Tensor") -> None:
+        from sweep.training.tensors import in_single_precision
+
+        outputs = in_single_precision(outputs.cpu())
+        if self._predictor is None:
+            from sweep.trial.predictor import Predictor
+
+            self._predictor, self._first = Predictor(*self._of), x.cpu().numpy()
+        self._found.append(self._predictor.decoded(outputs))
+        if outputs.ndim == 2 and (of_batch := self._predictor.probabilities(outputs)) is not None:
+            self._probabilities.append(of_batch)
+        self._targets.append(y.cpu().numpy())
+
+    def joined(self) -> Predicted:
+        """Return what was collected. Call it once: the batches are given up to save memory.
+
+        Raises Exception if a batch could not be predicted.
+        """
+        if self._error is not None:
+            raise self._error
+        assert self._first is not None
+        probabilities = _joined(self._probabilities) if self._probabilities else None
+        return Predicted(_joined(self._found), probabilities, _joined(self._targets), self._first)
+
+
+def _joined(parts: list[NDArray]) -> NDArray:
+    """Concatenate the parts, and clear their list."""
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    parts.clear()
+    return whole
 
 
 def write_predictions(path: Path, facts: "ModelFacts", found: Predicted, rows: NDArray, truth: NDArray) -> None:

@@ -1,5 +1,6 @@
 """A trained model that takes data in their own units: `Predictor`, which `sweep.load_model` returns."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     NewData: TypeAlias = "pd.DataFrame | ArrayLike"
+
+log = logging.getLogger("sweep")
 
 
 class Predictor:
@@ -114,7 +117,7 @@ class Predictor:
             shape = ", ".join(["N", *map(str, facts.in_shape)])
             raise ConfigError("data", f"must have the shape ({shape}), got {given.shape}")
         if facts.preprocessing is not None:
-            return apply(facts.preprocessing, given)
+            return apply(facts.preprocessing, given, lambda line: log.warning("warning: %s", line))
         try:
             return given.astype(facts.dtype)
         except (TypeError, ValueError) as error:
@@ -125,13 +128,14 @@ class Predictor:
         """Return the module's outputs for new data, (N, ...), on the CPU. Raises ConfigError."""
         x = torch.from_numpy(self.inputs(data))
         try:
-            found = [
-                in_precision(self._precision, self.module, part.to(self._device)).cpu() for part in x.split(EVAL_BATCH)
-            ]
-            return in_single_precision(torch.cat(found))
+            return torch.cat([self.forward(part.to(self._device)).cpu() for part in x.split(EVAL_BATCH)])
         except Exception as error:  # your own model may raise anything
             problem = f"the model cannot take inputs of shape {tuple(x.shape)}: {one_line(error)}"
             raise ConfigError("data", problem) from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a batch of the module's inputs, on its device, to outputs in float32 or float64, as training does."""
+        return in_single_precision(in_precision(self._precision, self.module, x))
 
     def decoded(self, outputs: Tensor) -> NDArray:
         """Return the predictions that the module's outputs mean, as `predict` does."""

@@ -106,16 +106,7 @@ def _model_in(folder: Path) -> Path:
     """Return the best.pt in the folder of a run, or of the best trial of a study. Raise ConfigError without one."""
     study = StudyFolder(folder)
     if study.best.exists():
-        refuse_links_in(folder, KEY)
-        number = stored_best(study.best, KEY).get("trial")
-        if not isinstance(number, int):
-            raise Damaged(KEY, study.best, "it names no trial", "run the study's command again, which writes it anew")
-        runs = [study.trial(number), study.trial(number, 0)]
-        found = next((run.best for run in runs if run.best.exists()), None)
-        if found is None:
-            message = f"its best trial is {number}, whose files are not in '{runs[0].path}'; they may be elsewhere"
-            raise ConfigError(KEY, f"'{folder.name}': {message}")
-        return found
+        return best_run(study).best
     run = RunFolder(folder)
     if run.best.exists():
         return run.best
@@ -123,6 +114,30 @@ def _model_in(folder: Path) -> Path:
         raise ConfigError(KEY, f"the study in '{folder}' has no complete trial yet")
     what = "has no best.pt: the run has not finished" if run.journal.exists() else "is not the folder of a run"
     raise ConfigError(KEY, f"'{folder}' {what}")
+
+
+def best_run(study: StudyFolder) -> RunFolder:
+    """Return the run whose model is that of a study: the first of its best trial.
+
+    With several seeds or folds it is not the run with the best value, which may only have been lucky.
+
+    Args:
+        study: the study's folder, with best.yaml.
+
+    Raises:
+        ConfigError: the run's files are not there, or the study's folder has links.
+        Damaged: best.yaml cannot be read.
+    """
+    refuse_links_in(study.path, KEY)
+    number = stored_best(study.best, KEY).get("trial")
+    if not isinstance(number, int):
+        raise Damaged(KEY, study.best, "it names no trial", "run the study's command again, which writes it anew")
+    runs = [study.trial(number), study.trial(number, 0)]
+    found = next((run for run in runs if run.best.exists()), None)
+    if found is None:
+        message = f"its best trial is {number}, whose files are not in '{runs[0].path}'; they may be elsewhere"
+        raise ConfigError(KEY, f"'{study.path.name}': {message}")
+    return found
 
 
 def _folder_of_id(outputs: Path, run_id: str) -> Path | None:

@@ -281,7 +281,8 @@ def test_a_width_that_is_none_is_refused_in_one_line(pack: str, tmp_path: Path) 
 _HUNGRY = """
 import resource
 from pathlib import Path
-import matplotlib.backends.backend_agg  # which the study's plots need, before memory is short
+import matplotlib.backends.backend_agg  # this and the next: which the study's end needs, before memory is short
+import pyarrow.parquet
 from torch import nn
 
 room = {room} * 2**20
@@ -304,6 +305,7 @@ def test_a_pack_that_is_short_of_memory_goes_on_at_half_the_width(tmp_path: Path
         "hydra.sweeper.pack=16",
         PYTHONPATH=str(tmp_path),
         SWEEP_TARGETS="hungry.*",
+        ARROW_DEFAULT_MEMORY_POOL="system",  # Arrow's own reserves more than it uses
     )
     widths = [int(n) for n in re.findall(r"trial \d+ out of memory.*?,? (\d+)(?: in a pack)? from now on", shown)]
     assert widths, "the case needs a memory that 16 do not fit into"

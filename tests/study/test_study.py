@@ -729,6 +729,7 @@ def test_workers_side_by_side_have_a_gpu_each_and_share_the_cores(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     seen = [path.read_text().split() for path in tmp_path.glob("**/seen-*")]
+    seen.remove(next(one for one in seen if one[0] == "3,5"))  # the command itself loads the best model at the end
     assert sorted(device for device, _ in seen) == ["3", "5"]
     assert all(int(n_threads) <= max(1, len(os.sched_getaffinity(0)) // 2) for _, n_threads in seen)
 

@@ -16,6 +16,8 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
+from sweep.tracking.run_recorder import add_artifacts
+from sweep.tracking.study_upload import StudyUpload
 
 pytestmark = pytest.mark.slow  # MLflow, or many compositions
 
@@ -144,6 +146,23 @@ def test_the_artifacts_are_those_that_the_end_names(
         uploader.push(trial)
         run_id = run_of(trial.path, f"sqlite:///{database}").info.run_id
         assert {file.path for file in client.list_artifacts(run_id)} == expected
+
+
+def test_what_is_added_to_a_settled_trial_arrives_at_the_end(study: Study, uploader: Uploader, database: Path) -> None:
+    trial, other = study.whole_trial(0), study.whole_trial(1)
+    upload = StudyUpload(study.folder, lambda: uploader)
+    upload.push_news(lambda: False)
+    upload.push_news(lambda: False)
+    assert uploader.has_all(trial)
+    trial.predictions.write_bytes(b"table")
+    add_artifacts(trial, [trial.predictions.name])
+    study.end(study.folder.run)
+    assert upload.finish(lambda n_left: None) is None
+    uri = f"sqlite:///{database}"
+    for run, names in ((trial, [trial.predictions.name]), (other, [])):
+        artifacts = MlflowClient(uri).list_artifacts(run_of(run.path, uri).info.run_id)
+        assert [file.path for file in artifacts] == names
+    assert_uploaded(study, database)
 
 
 def test_a_picture_from_before_a_resume_is_drawn_again(study: Study, uploader: Uploader) -> None:

@@ -168,6 +168,29 @@ def test_a_metric_that_a_large_split_does_not_allow_is_refused_too(monkeypatch: 
             check_metrics(task, {"val": y})
 
 
+@pytest.mark.parametrize("noise", [None, 1.0])
+def test_what_is_measured_is_shown_batch_by_batch(noise: float | None) -> None:
+    n = 10_001
+    split = TensorSplit(torch.randn(n, 1), torch.randn(n, 1), torch.zeros(n, 1))
+    data, task = TensorData(split, split, split, torch.ones(1)), regression(torch.ones(1))
+    shown: list[tuple[Tensor, Tensor, Tensor]] = []
+    n_computed = 0
+
+    def forward(x: Tensor) -> Tensor:
+        nonlocal n_computed
+        n_computed += len(x)
+        return x * 3 + 1
+
+    found = measured(forward, data, task, noise, lambda *batch: shown.append(batch))
+    assert n_computed == n
+    assert found == measured(forward, data, task, noise, None)
+    assert len(shown) > 1
+    x, outputs, y = map(torch.cat, zip(*shown, strict=True))
+    assert torch.equal(x, split.x)
+    assert torch.equal(outputs, x * 3 + 1)
+    assert torch.equal(y, split.y)
+
+
 def test_evaluating_leaves_no_gradients_behind() -> None:
     weight = torch.ones(1, requires_grad=True)
     split = TensorSplit(torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1))
@@ -179,7 +202,7 @@ def test_evaluating_leaves_no_gradients_behind() -> None:
 
     task = regression(torch.ones(1))
     evaluate(forward, split, task)
-    measured(forward, TensorData(split, split, split, torch.ones(1)), task, 1.0)
+    measured(forward, TensorData(split, split, split, torch.ones(1)), task, 1.0, None)
     assert len(seen) == 2
     assert not any(outputs.requires_grad for outputs in seen)
 

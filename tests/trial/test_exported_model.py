@@ -20,6 +20,7 @@ from sweep.tracking.run_recorder import stored_text
 from sweep.trial import exported_model
 from sweep.trial.builtin import BuiltInTraining
 from sweep.utils.checked_file import write_checked
+from sweep.utils.files import to_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -180,6 +181,20 @@ def test_what_an_export_lacks_is_said_in_one_line(
     assert line == "error: --format: onnx needs onnx; pip install 'hydra-sweep[export]'"
     (tmp_path / "config.yaml").unlink()
     assert "has no config.yaml" in refused(capsys, str(tmp_path), "--format", "torch_export")
+
+
+def test_the_best_trial_of_a_study_is_exported_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "outputs" / "studies" / "s"
+    x, _ = held_out(run(study / "trials" / "2" / "seed-0", "data=diabetes", "split.max_samples=200"))
+    write_checked(study / "best.yaml", to_yaml({"trial": 2, "values": [0.5], "overrides": []}))
+    monkeypatch.chdir(tmp_path)
+    path = exported(Path("s"), "torch_export", "-o", "best.pt2")
+    assert not path.exists()
+    assert_allclose(computed(tmp_path / "best.pt2", x), load_model("s").predict(x), rtol=1e-5)
+    assert sweep.export.main(["s", "--format", "torch_export", "--output-dir", str(tmp_path / "outputs")]) == 0
+    assert f"Wrote {study}/trials/2/seed-0/model.pt2\n" in capsys.readouterr().out
 
 
 def test_a_model_of_torch_datasets_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,23 @@
 import errno
 import logging
 from pathlib import Path
+from typing import Any, ClassVar
 
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
 import trained as models
 from numpy.testing import assert_allclose, assert_array_equal
+from torch import Tensor, nn
 from torch_datasets import Curve
 from trained import allow, held_out, own, passengers, table, text, trained
 
 from sweep import load_model
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_models import write_model
 from sweep.trial import predictions
+from sweep.trial.predictor import Predictor
 from sweep.utils.errors import ConfigError
 
 
@@ -105,6 +111,52 @@ def test_a_failure_is_a_warning_and_a_full_disk_an_error(
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"best.pt", "checkpoint.pt", "model.yaml"}
 
 
+class Counting(nn.Module):
+    """Notes how many samples it gets while it is evaluated."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.sizes.append(len(x))
+        return self.layer(x)
+
+
+COUNTING = (f"model._target_={__name__}.Counting", "~model.widths", "~model.activation", "~model.dropout")
+
+
+@pytest.mark.parametrize("of_datasets", [False, True])
+def test_the_test_split_is_computed_once(of_datasets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*,torch_datasets.*")
+    curve = ("data._target_=torch_datasets.curve", "data.noise=0", "~data.domain", "~data.seed")
+    data = curve if of_datasets else ("data=diabetes", "split.test=0.2")
+    n_test = 20 if of_datasets else 88
+    Counting.sizes.clear()
+    trained(tmp_path, *data, *COUNTING, "trainer.batch_size=256" if not of_datasets else "trainer.batch_size=68")
+    assert len(predicted(tmp_path)) == n_test
+    assert Counting.sizes.count(n_test) == 1
+
+
+def test_an_error_of_a_task_in_predicting_leaves_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: Predictor, outputs: Tensor) -> None:
+        raise ValueError("no such class")
+
+    _, expected = trained(tmp_path / "a", "data=diabetes")
+    monkeypatch.setattr(Predictor, "decoded", fails)
+    with caplog.at_level(logging.WARNING, logger="sweep"):
+        _, test = trained(tmp_path / "b", "data=diabetes")
+    assert test == expected
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "warning: model.yaml: cannot be written (no such class); MLflow gets no model"
+    assert not (tmp_path / "b" / "predictions.parquet").exists()
+
+
 def test_a_model_of_torch_datasets_predicts_and_its_samples_are_numbered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +169,22 @@ def test_a_model_of_torch_datasets_predicts_and_its_samples_are_numbered(
     assert_array_equal(found.truth, y[:, 0])
     assert_allclose(found.prediction, model.predict(x), rtol=1e-5)
     assert np.square(found.prediction - found.truth).mean() == pytest.approx(test["test/mse"], rel=1e-5)
+
+
+def test_data_without_a_test_split_have_a_model_for_mlflow_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    data = ("data._target_=torch_datasets.curve", "data.noise=0", "+data.test=false", "~data.domain", "~data.seed")
+    _, test = trained(tmp_path, *data)
+    assert test == {}
+    assert caplog.messages == []
+    assert not (tmp_path / "predictions.parquet").exists()
+    write_model(RunFolder(tmp_path), tmp_path / "model")
+    served: Any = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    assert_array_equal(served.predict(x), load_model(tmp_path).predict(x))
+    assert served.input_example.shape == (2, 1)
 
 
 def test_a_model_of_batches_of_its_own_gives_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

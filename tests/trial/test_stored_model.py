@@ -212,9 +212,15 @@ def test_a_table_that_does_not_fit_is_refused(of_a_table: Predictor) -> None:
     assert "give a DataFrame" in str(refusal(lambda: of_a_table.predict(frame.to_numpy())))
 
 
-def test_an_unknown_category_counts_as_none_of_those_known(of_a_table: Predictor) -> None:
-    frame = passengers(10).assign(city="Atlantis")
-    inputs = of_a_table.inputs(frame)
+def test_an_unknown_category_counts_as_none_of_those_known(
+    of_a_table: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_a_table.inputs(passengers(10))
+    assert caplog.messages == []
+    frame = passengers(10).assign(city=["Rome", *["Atlantis"] * 9])
+    inputs = of_a_table.inputs(frame)[1:]
+    (line,) = caplog.messages
+    assert line.startswith("warning: city: 9 of 10 cells are unknown to the model, such as 'Atlantis' in row 1; they")
     facts = of_a_table.facts.preprocessing
     assert facts is not None
     is_city = [name.startswith("city") for name in facts["inputs"]]
