@@ -8,7 +8,7 @@ from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.run_recorder import add_model, remove_model
 from sweep.trial.model_files import make_model_files
 from sweep.trial.prepare import Data
-from sweep.trial.stored_model import best_run
+from sweep.trial.stored_model import OfAnotherVersion, best_run
 from sweep.utils.errors import ConfigError, one_line
 
 
@@ -32,12 +32,14 @@ def keep_best_model(folder: StudyFolder, tracking: Tracking, load: Callable[[Con
         problem = _make_and_list(folder, best_run(folder), tracking, load)
     except Busy:
         problem = "another process holds its record"
+    except OfAnotherVersion:  # whose studies had no such files
+        return None
     except ConfigError as error:
         problem = error.problem
     except Exception as error:  # your own model, task or data may raise anything
         problem = one_line(error)
     lacks = "the best trial lacks predictions.parquet or its model in MLflow"
-    return problem and f"{lacks} ({problem}); run the same command again"
+    return problem and f"{lacks} ({problem}); the same command tries again"
 
 
 def _make_and_list(

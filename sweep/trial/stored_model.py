@@ -49,6 +49,10 @@ def load_model(
         return load_file(path, device)
 
 
+class OfAnotherVersion(ConfigError):
+    """A best.pt lacks facts that this version of sweep needs."""
+
+
 def load_file(path: Path, device: str = "cpu") -> "Predictor":
     """Load the model in a best.pt. Raise as `load_model` does."""
     from sweep.training import checkpoint
@@ -61,11 +65,11 @@ def load_file(path: Path, device: str = "cpu") -> "Predictor":
         raise ConfigError(KEY, f"'{path}' holds no trained model")
     if stored is None:
         problem = "holds only weights: an earlier version wrote it, without preprocessing, classes and the scale of "
-        raise ConfigError(KEY, f"'{path}' {problem}targets; train the model again")
+        raise OfAnotherVersion(KEY, f"'{path}' {problem}targets; train the model again")
     try:
         facts = ModelFacts.from_stored(stored)
     except TypeError as error:
-        raise ConfigError(KEY, f"'{path}' is of another version of sweep; train the model again") from error
+        raise OfAnotherVersion(KEY, f"'{path}' is of another version of sweep; train the model again") from error
     return restored(state, facts, device)
 
 
