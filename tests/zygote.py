@@ -278,6 +278,7 @@ class _Forking:
 def main() -> None:
     import gc
 
+    kept = Path(sys.argv[1])  # what Hydra composed
     import_path = [path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     for module in sys.argv[2:]:
         importlib.import_module(module)
@@ -296,7 +297,7 @@ def main() -> None:
         if "mlflow" in sys.modules and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in command["environment"]:
             setattr(importlib.import_module("sweep.tracking.upload_process"), "subprocess", _Forking)  # noqa: B010
         if command["remembers"]:
-            _remember_compositions(Path(sys.argv[1]))
+            _remember_compositions(kept)
         runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
 
 

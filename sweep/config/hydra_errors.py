@@ -33,6 +33,7 @@ _SYNTAX = re.compile(
     r"(?:no viable alternative at|mismatched|extraneous|missing \S+ at)(?: input)? ('.*?')(?: expecting .*)?"
 )
 _EVALUATION = re.compile(r"\w+ while evaluating '.*?': (.*)")
+NO_KEY = "an override has no key; write key=value"
 _LONGEST_PARSED = 2000  # characters of a message of Hydra's that are read
 _GRAMMAR = "write a list as [a,b], a dict as {a:1}, and any other special text in quotes, as 'key=\"text\"'"
 
@@ -214,6 +215,8 @@ def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:
     """Return the error for `optimizer=null` or `optimizer=3`. Hydra's own message does not name the group."""
     for override in overrides:
         group, option = key_of(override), value_of(override)
+        if not group:
+            return ConfigError("config", NO_KEY)
         options = option_names(group)
         if option not in options and options:
             hint = "" if group in COMPONENTS else f"; to leave the group out, write ~{group}"

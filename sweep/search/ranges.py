@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.config.hydra_errors import config_error
+from sweep.config.hydra_errors import NO_KEY, config_error
 from sweep.config.overrides import spelled, value_of
-from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.errors import ConfigError, one_line, require
 
 Range = str | Sequence[Any] | BaseDistribution  # as a program gives it
 
@@ -22,12 +22,14 @@ Range = str | Sequence[Any] | BaseDistribution  # as a program gives it
 def parse_override(text: str, key: str) -> Override:
     """Parse an override. Raises ConfigError for `key`."""
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
+        override = OverridesParser.create().parse_overrides([text])[0]
     except Exception as error:
         refusal = config_error(error, [text])
         if refusal is None:
             raise
         raise ConfigError(key, refusal.problem) from error
+    require(bool(override.key_or_group), "config", NO_KEY)
+    return override
 
 
 def short(value: object) -> str:
