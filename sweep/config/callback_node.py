@@ -7,12 +7,11 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sweep.config.metrics import checked_goal
+from sweep.config.metrics import OWN, checked_goal
 from sweep.config.targets import check_targets
 from sweep.utils.errors import ConfigError, one_line, require
 
 METRICS = "metrics"  # in a node, and of a class
-_TAKEN = ("step", "best", "time", "model")  # what comes before the slash in names that sweep itself records
 _GOALS = "minimize or maximize, in the class or in the config"
 
 
@@ -48,8 +47,8 @@ def declared(callbacks: Sequence[Mapping[str, Any]], taken: Collection[str] = ()
         own = declared_by(place, callback)
         for name in own:
             key = f"{key_of_callback(place)}.{METRICS}"
-            is_free = name not in taken and name.partition("/")[0] not in _TAKEN
-            require(is_free, key, f"'{name}' is taken: sweep or the task records it; choose another name")
+            is_free = name not in taken and name.partition("/")[0] not in OWN
+            require(is_free, key, f"'{name}' is taken: sweep or one of its tasks records it; choose another name")
             require(name not in found, key, f"'{name}' is declared by two callbacks; choose another name for one")
         found |= own
     return found

@@ -8,6 +8,8 @@ from sweep.utils.errors import ConfigError
 
 KINDS = ("regression", "classification", "multilabel", "segmentation", "language_model")  # of data; each is a task too
 DIRECTIONS = ("minimize", "maximize")
+OF_NOISE = ("test/noise_ratio", "test/excess")  # of data whose noise is known
+OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
 _ONCE = ("test", "time", "model")  # what comes before the slash in the name of a metric of a whole run
 
 

@@ -57,7 +57,7 @@ def direction_of(metric: str, task: Mapping[str, Any], callbacks: Sequence[Mappi
         ConfigError: the task's metric of that name, or a callback, does not say which.
     """
     split, _, name = metric.partition("/")
-    if name == "loss":  # of most trials; the options of the metrics need not be read
+    if name == "loss" and split in ("train", *_SPLITS):  # of most trials; the options of the metrics need not be read
         return "minimize"
     node = metrics_of(task).get(name) if split in _SPLITS else None
     return declared(callbacks).get(metric, "minimize") if node is None else _goal(name, node)

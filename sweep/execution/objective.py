@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import best_of
+from sweep.config.metrics import OF_NOISE, best_of
 from sweep.config.schema import Config
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -18,7 +18,7 @@ def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> N
     """Raise ConfigError for an objective that trials of such a config and such data do not have."""
     known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
     if data.facts.noise is not None:
-        known += ["test/noise_ratio", "test/excess"]
+        known += OF_NOISE
     if not {*objectives} <= {*known}:
         known += declared(config.trainer.callbacks)
     for name in objectives:

@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import DIRECTIONS, is_curve
+from sweep.config.metrics import DIRECTIONS, OF_NOISE, is_curve
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
 from sweep.config.task_node import direction_of, names_of
 from sweep.utils.errors import ConfigError, one_line
 
-_OF_ANY_TASK = ("train/loss", "test/noise_ratio", "test/excess", "time/train_s", "model/n_weights")
+_OF_ANY_TASK = ("train/loss", *OF_NOISE, "time/train_s", "model/n_weights")
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
 _CMAES = "optuna.samplers.CmaEsSampler"  # ignores pruned trials unless `consider_pruned_trials` is set

@@ -16,7 +16,7 @@ def keep_best_model(folder: StudyFolder, tracking: Tracking, load: Callable[[Con
     """Make predictions.parquet and model.yaml of the best trial, unless it has them, and have MLflow get its model.
 
     Nothing is trained. If another trial was the best before, its files stay, and so do its model and its version in
-    MLflow; but it is sent to no further store.
+    MLflow; but no other store gets it.
 
     Args:
         folder: the study's folder, with best.yaml if a trial is complete.
@@ -29,7 +29,7 @@ def keep_best_model(folder: StudyFolder, tracking: Tracking, load: Callable[[Con
     if not folder.best.exists():
         return None
     try:
-        problem = _make_and_list(folder, best_run(folder), tracking, load)
+        problem = _make_files(folder, best_run(folder), tracking, load)
     except Busy:
         problem = "another process holds its record"
     except OfAnotherVersion:  # whose studies had no such files
@@ -42,9 +42,7 @@ def keep_best_model(folder: StudyFolder, tracking: Tracking, load: Callable[[Con
     return problem and f"{lacks} ({problem}); the same command tries again"
 
 
-def _make_and_list(
-    folder: StudyFolder, best: RunFolder, tracking: Tracking, load: Callable[[Config], Data]
-) -> str | None:
+def _make_files(folder: StudyFolder, best: RunFolder, tracking: Tracking, load: Callable[[Config], Data]) -> str | None:
     """Do the work of `keep_best_model`. Return None, or which file cannot be written."""
     problem = None
     if not (best.signature.exists() and best.predictions.exists()):

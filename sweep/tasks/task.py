@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sweep.tasks.metrics import count_of
-from sweep.tasks.weighting import unreduced, weighted_mean
+from sweep.tasks.weighting import size_of_mean, unreduced, weighted_mean
 
 TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
 BatchLoss: TypeAlias = Callable[..., Tensor]  # of outputs, targets and, if samples have weights, these
@@ -189,9 +189,9 @@ class TensorTask:
     def values_by_batch(
         self, batches: Iterable[tuple[Tensor, ...]], names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the loss and all metrics, of shape () each, over batches that are had one after another.
+        """Compute the loss and all metrics, of shape () each, over batches, one after another.
 
-        The loss is the mean over the samples: each batch counts by its size, or by the sum of its weights. A `Metric`
+        The loss is the mean over the samples: each batch counts by what its mean divides by. A `Metric`
         is updated batch by batch, and a function that is marked as a mean is averaged. For other functions (`whole`),
         the outputs and targets of all batches are kept.
 
@@ -207,7 +207,8 @@ class TensorTask:
             metric.reset()
         for outputs, targets, *weights in batches:
             measured = self.measured(outputs, targets)
-            means["loss"].add(self.loss_of(outputs, targets, *weights), weights[0].sum() if weights else len(targets))
+            size = size_of_mean(self._loss, self.for_loss(outputs, targets)[1], *(weights or [None]))
+            means["loss"].add(self.loss_of(outputs, targets, *weights), size)
             for name in means.keys() - {"loss"}:
                 means[name].add(self._functions[name](outputs, targets), self._counts[name](measured[1]))
             for metric in collecting.values():

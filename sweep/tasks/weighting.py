@@ -48,7 +48,7 @@ def weighted_mean(of_each: nn.Module, outputs: Tensor, targets: Tensor, weights:
         weights: (B,).
     """
     n = weights.shape[0]  # not `len`, which a trace takes for a constant
-    losses = of_each(outputs, targets)
+    losses = of_each(_without_uncounted(outputs, weights), targets)
     counts = _counts(of_each, targets)
     losses = losses.reshape(n, -1)  # (B, elements of a sample)
     shares = weights.to(losses.dtype).unsqueeze(1)  # (B, 1)
@@ -57,17 +57,38 @@ def weighted_mean(of_each: nn.Module, outputs: Tensor, targets: Tensor, weights:
     return (shares * torch.where(shares > 0, losses, 0.0)).sum()
 
 
-def _counts(of_each: nn.Module, targets: Tensor) -> Tensor | None:
+def _without_uncounted(outputs: Tensor, weights: Tensor) -> Tensor:
+    """Return the outputs with 0 for samples of weight 0, so that their gradients, 0 times a derivative, are numbers."""
+    of_sample = outputs.shape[0] // weights.shape[0]
+    counts = (weights > 0).unsqueeze(1).expand(-1, of_sample).reshape(outputs.shape[0], *[1] * (outputs.ndim - 1))
+    return torch.where(counts, outputs, 0.0)
+
+
+def _counts(loss: object, targets: Tensor) -> Tensor | None:
     """Return how much each element counts in torch's mean; None if all count 1.
 
     The losses of classes divide by the weights of the targets' classes, without those that are ignored.
     """
-    if not isinstance(of_each, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
         return None
-    counted = targets != of_each.ignore_index
-    if of_each.weight is None:
+    counted = targets != loss.ignore_index
+    if loss.weight is None:
         return counted
-    return of_each.weight[targets.where(counted, 0)] * counted
+    return loss.weight[targets.where(counted, 0)] * counted
+
+
+def size_of_mean(loss: object, targets: Tensor, weights: Tensor | None) -> Tensor | int:
+    """Return how much a batch counts in the mean over several: the number of samples, or what the mean divides by.
+
+    Args:
+        loss: the mean loss. Those of classes divide by the weights of the targets' classes.
+        targets: of the batch, as the loss takes them.
+        weights: (B,), those of the samples; None if all count the same.
+    """
+    counts = _counts(loss, targets)
+    if weights is None:
+        return len(targets) if counts is None else counts.sum()
+    return weights.sum() if counts is None else (weights.unsqueeze(1) * counts.reshape(len(weights), -1)).sum()
 
 
 def check_weighting(task: "TensorTask", outputs: Tensor, targets: Tensor) -> None:

@@ -22,6 +22,7 @@ from sweep.utils.checked_file import write_checked
 from sweep.utils.errors import DISK_FULL, BeingTrained, ConfigError, Diverged, Pruned
 from sweep.utils.files import to_yaml, write_atomic
 from sweep.utils.passwords import without_password, without_passwords
+from sweep.utils.paths import with_absolute_path
 from sweep.utils.terminal import safe
 
 
@@ -100,8 +101,7 @@ class RunRecorder:
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
         if earlier is None:
-            if isinstance(path := config.data.get("path"), str):
-                config.data["path"] = os.path.abspath(os.path.expanduser(path))  # to resume from any directory
+            config.data = with_absolute_path(config.data)  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from sweep.config.metrics import is_curve
+from sweep.config.metrics import OWN, is_curve
 from sweep.training.checkpoint import random_states, set_random_states
 from sweep.training.trial import Trial
 from sweep.utils.errors import SweepError, TrainingFailed, one_line
@@ -107,7 +107,7 @@ class Callbacks:
 
         Raises:
             Stopped: a callback asks to stop. It has the metrics of all callbacks.
-            TrainingFailed: a callback raised, returned something else than new numbers, or did not return what it
+            TrainingFailed: a callback raised, returned anything but new numbers, or did not return what it
                 declares.
         """
         known, stops = dict(metrics), False
@@ -119,6 +119,9 @@ class Callbacks:
                 except StopTraining as stop:
                     returned, stops = stop.metrics, True
                 found = _further(returned, known)
+                for name in found:
+                    if name.partition("/")[0] in (*OWN, "test"):
+                        raise ValueError(f"on_epoch_end returned '{name}', which is no name of a curve; choose another")
                 self._check(callback, found, "on_epoch_end", is_curve)
                 known |= found
         if stops:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import is_curve
+from sweep.config.metrics import OF_NOISE, is_curve
 from sweep.config.schema import Config
 from sweep.config.task_node import AUTO_TASK, names_of, task_for
 from sweep.data import Datasets
@@ -20,7 +20,7 @@ def check_data(data: Data, config: Config) -> None:
     if data.divided is not None and config.loader.drop_last:
         raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
     check_monitor(data, config)
-    declared(config.trainer.callbacks, taken=["train/loss", "lr", *names_of(config.task)])
+    declared(config.trainer.callbacks, taken=["train/loss", "lr", *OF_NOISE, *names_of(config.task)])
     check_batch_size(config, data.n_train)
     data.epoch_size(config)
 

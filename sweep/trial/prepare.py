@@ -19,6 +19,7 @@ from sweep.tracking.description import dataset, dataset_of_datasets
 from sweep.trial import build
 from sweep.trial.build_task import build_task
 from sweep.utils.errors import ConfigError
+from sweep.utils.paths import with_absolute_path
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ _OF_DATASETS = {  # what to do instead of setting these keys
     "val": "divide them in the data's target",
     "test": "divide them in the data's target",
     "seed": "divide them in the data's target",
-    "normalize": "they are never normalised; do it in the dataset",
+    "normalize": "they are never normalised, so leave it out",
     "max_samples": "give smaller ones, such as torch.utils.data.Subset",
 }
 
@@ -147,7 +148,12 @@ def load_data(config: Config) -> Data:
 
 def data_key(config: Config, *more: Any) -> str:
     """Return a text that is equal for configs with the same data, the same split and the same `more`."""
-    return json.dumps([config.data, asdict(config.split), *more], sort_keys=True, default=str)
+    return json.dumps([with_absolute_path(config.data), asdict(config.split), *more], sort_keys=True, default=str)
+
+
+def samples_key(config: Config) -> str:
+    """Return a text that is equal for configs with the same samples, however they are divided."""
+    return json.dumps([with_absolute_path(config.data), split_columns(config)], sort_keys=True, default=str)
 
 
 def split_columns(config: Config) -> dict[str, str | None]:

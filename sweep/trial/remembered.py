@@ -1,13 +1,12 @@
 """The data of a study's trials, loaded once for all trials of a process, and held once for several workers."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sweep.config.schema import Config
 from sweep.data import Datasets, Samples
-from sweep.trial.prepare import Data, data_key, divided, load_samples, split_columns
+from sweep.trial.prepare import Data, data_key, divided, load_samples, samples_key
 from sweep.utils.shared_arrays import SharedArrays, shared
 
 
@@ -37,7 +36,7 @@ class RememberedData:
         """Return all samples. Raise ConfigError if they cannot be loaded."""
         if self._samples is None:
             self._take(self._shared)
-        key = json.dumps([config.data, split_columns(config)], sort_keys=True, default=str)
+        key = samples_key(config)
         if self._samples is None or key != self._samples_key:
             self._data = self._samples = None  # before the others are loaded, which may need their memory
             self._samples_key, self._samples = key, load_samples(config)

@@ -1,10 +1,12 @@
-"""Refuses symbolic links in output folders.
+"""Paths that are made absolute, and symbolic links that are refused in output folders.
 
-sweep never creates any. A link that somebody else created would direct files to another place.
+sweep never creates a link. One that somebody else created would direct files to another place.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sweep.utils.errors import ConfigError
 
@@ -16,6 +18,19 @@ _DATABASE = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal",
 def absolute(path: str | Path) -> Path:
     """Return the absolute path, with `~` replaced by the home directory."""
     return Path(os.path.expanduser(path)).absolute()
+
+
+def with_absolute_path(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config node of data whose key `path`, a text or texts by name, holds absolute paths."""
+    path = node.get("path")
+    if isinstance(path, Mapping):
+        return {**node, "path": {name: _absolute_text(of_part) for name, of_part in path.items()}}
+    return {**node, "path": _absolute_text(path)} if "path" in node else {**node}
+
+
+def _absolute_text(path: Any) -> Any:
+    """Return a path as an absolute one. Anything else, such as a number, stays as it is."""
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) else path
 
 
 def refuse_links_at(output_dir: Path) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 _FEWEST_BYTES = 32 * 2**20  # less is not worth a file
-_MOST_PICKLED = 2**20  # bytes beside the arrays, which each process gets; arrays that are not contiguous are among them
+_MOST_PICKLED = 0.25  # of the arrays' bytes: what each process gets of its own, such as texts
 _ALIGNED = 64  # bytes: a line of a CPU's cache
 _SPARE = 2  # times the arrays' size must be free on the disk
 
@@ -79,13 +79,14 @@ def shared(value: Any) -> SharedArrays | None:
     """Write an object's arrays to a file that other processes of this machine can map.
 
     Returns:
-        What they need for it; None if the object is too small for that, or this machine has no room or no way.
+        What they need for it; None if the object is too small for that, or this machine cannot do it.
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
         pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-        is_worth_it = sum(array.nbytes for array in arrays) >= _FEWEST_BYTES and len(pickled) <= _MOST_PICKLED
+        n_bytes = sum(array.nbytes for array in arrays)
+        is_worth_it = n_bytes >= _FEWEST_BYTES and len(pickled) <= _MOST_PICKLED * n_bytes
         if not is_worth_it or not os.path.exists("/proc/self/fd"):
             return None
         return _written(pickled, arrays)
@@ -97,7 +98,7 @@ def _written(pickled: bytes, arrays: list[np.ndarray]) -> SharedArrays | None:
     """Write the arrays to a new file in the folder for temporary files. Raises OSError if that fails."""
     token = secrets.token_bytes(_ALIGNED)
     places, end = [], len(token)
-    for array in arrays:  # as far from a multiple of 64 bytes as in memory: on it may depend how a sum is rounded
+    for array in arrays:  # as far from a multiple of 64 bytes as in memory, since the rounding of sums may depend on it
         start = -(-end // _ALIGNED) * _ALIGNED + array.ctypes.data % _ALIGNED
         end = start + array.nbytes
         places.append((start, end))

@@ -73,6 +73,14 @@ def test_two_processes_hold_the_arrays_once(held: list[SharedArrays]) -> None:
     assert memory_at(found.ctypes.data, "Anonymous") == 0
 
 
+def test_texts_beside_large_arrays_are_sent_to_each() -> None:
+    value = {"x": np.zeros((12, 2**20), np.float32), "groups": np.array([f"patient {i}" for i in range(10**5)], object)}
+    held = shared(value)
+    assert held is not None
+    assert sent(held).load()["groups"].tolist() == value["groups"].tolist()
+    held.close()
+
+
 def test_small_arrays_are_not_worth_a_file() -> None:
     assert shared({"x": np.zeros(1000)}) is None
 

@@ -21,6 +21,10 @@ class Gap:
     def on_epoch_end(self, trial: Any, model: Any, metrics: Any) -> Any: ...
 
 
+class Attack:
+    metrics: ClassVar = {"attack/loss": "maximize"}
+
+
 class Unsure:
     metrics: ClassVar = {"norm": None}
 
@@ -78,7 +82,10 @@ def test_goals_stand_in_the_class_or_in_the_config() -> None:
         ([node("Gap"), node("Min")], "trainer.callbacks.1.metrics.norm: is 'min'; write minimize or maximize, in the"),
         ([node("Names")], "trainer.callbacks.0.metrics: must map names to goals, such as {val/gap: minimize}; got ["),
         ([node("Gap"), node("Gap")], "trainer.callbacks.1.metrics: 'val/gap' is declared by two callbacks; choose"),
-        ([node("OfSweep")], "trainer.callbacks.0.metrics: 'time/train_s' is taken: sweep or the task records it"),
+        (
+            [node("OfSweep")],
+            "trainer.callbacks.0.metrics: 'time/train_s' is taken: sweep or one of its tasks records it",
+        ),
         ([node("Missing")], f"trainer.callbacks.0._target_: cannot load '{__name__}.Missing': "),
         ([{"_target_": "os.system"}], "trainer.callbacks.0._target_: 'os.system' is not an allowed target"),
         ([3], "trainer.callbacks.0: needs a _target_, such as {_target_: mypkg.Images}"),
@@ -108,6 +115,10 @@ def settings_for(objective: str) -> StudySettings:
         return settings_of(load_multirun(loader, "config", [override("Gap"), f"hydra.sweeper.objective={objective}"]))
 
 
+def test_a_goal_holds_for_a_name_that_ends_in_loss() -> None:
+    assert direction_of("attack/loss", AUTO_TASK, [node("Attack")]) == "maximize"
+
+
 def test_an_objective_may_be_what_a_callback_declares() -> None:
     settings = settings_for("calm")
     assert (settings.direction, settings.prunes) == (["maximize"], True)
@@ -124,7 +135,8 @@ def test_a_name_that_the_task_has_is_refused_with_the_data() -> None:
     with pytest.raises(ConfigError) as caught:
         check_data(load_data(config), config)
     assert str(caught.value) == (
-        "trainer.callbacks.0.metrics: 'val/accuracy' is taken: sweep or the task records it; choose another name"
+        "trainer.callbacks.0.metrics: 'val/accuracy' is taken: sweep or one of its tasks records it; choose another "
+        "name"
     )
 
 

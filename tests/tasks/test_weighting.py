@@ -91,6 +91,25 @@ def test_a_sample_without_weight_does_not_count_though_its_loss_overflows() -> N
     assert outputs.grad.tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
+def test_nor_does_it_though_its_gradient_overflows() -> None:
+    task = CASES["poisson"][0]
+    outputs = torch.tensor([[1.0, 1.0], [100.0, 1.0]], requires_grad=True)
+    task.loss_of(outputs, torch.ones(2, 2), torch.tensor([0.5, 0.0])).backward()
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+    assert outputs.grad[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_split_in_batches_has_the_loss_of_the_whole(case: str, weighted: bool) -> None:
+    task, outputs, targets = CASES[case]
+    task.to(torch.device("cpu"), torch.float64)
+    weights = [TIMES + 0.5] * weighted
+    parts = zip(*(values.split(5) for values in (outputs, targets, *weights)), strict=True)
+    assert torch.allclose(task.values_by_batch(parts)["loss"], task.loss_of(outputs, targets, *weights))
+
+
 def test_large_and_small_weights_are_relative() -> None:
     task, outputs, targets = CASES["mse"]
     found = [task.loss_of(outputs.float(), targets.float(), scale * TIMES).item() for scale in (1.0, 1e36, 1e-36)]

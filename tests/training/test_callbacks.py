@@ -87,6 +87,11 @@ class Repeats:
         return {"val/loss": 0.0}
 
 
+class Tests:
+    def on_epoch_end(self, trial: Trial, model: nn.Module, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {"test/loss": 0.0}
+
+
 class Image:
     """Keeps a file of each epoch."""
 
@@ -193,6 +198,10 @@ def test_a_resumed_trial_has_the_callbacks_state_and_stays_stopped() -> None:
     [
         ("Fails", "training failed at step 5: in callback Fails: RuntimeError: no such image"),
         ("Repeats", "training failed at step 5: in callback Repeats: ValueError: it returned 'val/loss', which the"),
+        (
+            "Tests",
+            "training failed at step 5: in callback Tests: ValueError: on_epoch_end returned 'test/loss',",
+        ),
     ],
 )
 def test_a_callback_that_fails_fails_the_trial_in_one_line(name: str, says: str) -> None:
