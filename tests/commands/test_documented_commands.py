@@ -81,7 +81,8 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path) -> None:
         fewer = list(FEWER[module])
         if module == "sweep.run" and "-m" in arguments and "hydra/sweeper=basic" not in arguments:
             fewer.append("hydra.sweeper.n_trials=8")
-        done = quick(workshop, *arguments, *fewer, module=module, SWEEP_TARGETS="mypkg.*", PYTHONPATH=str(workshop))
+        own = {"SWEEP_TARGETS": "mypkg.*", "PYTHONPATH": str(workshop)}
+        done = quick(workshop, *arguments, *fewer, module=module, remembers=True, **own)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 

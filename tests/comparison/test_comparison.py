@@ -28,7 +28,7 @@ UNTRACKED = (*SMALL, "tracking=off")
 
 def compared(cwd: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     """What a comparison that ends well shows, and its numbers."""
-    done = quick(cwd, *overrides, module=MODULE)
+    done = quick(cwd, *overrides, module=MODULE, remembers=True)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stderr == ""
     found = yaml.safe_load((cwd / "outputs/comparisons/c/comparison.yaml").read_text())
@@ -136,7 +136,7 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
         "hydra.sweeper.pack=1",
     )
     begun = tmp_path / "outputs/studies/c--adam--digits--tuning/trials/1/journal.jsonl"
-    with quick_start(tmp_path, *command, module=MODULE) as comparison:
+    with quick_start(tmp_path, *command, module=MODULE, remembers=True) as comparison:
         wait_until(begun.exists, comparison)
         comparison.send_signal(signal.SIGKILL)
     wait_for_helper(tmp_path)

@@ -143,7 +143,7 @@ def test_every_task_and_loss_packs(task: str, has_weights: bool, monkeypatch: py
         fit = in_float64(*own, *few, base=base, make_model=model)
         return weighted(fit) if has_weights else fit
 
-    both_ways(*seeded(*overrides, "trainer.epochs=3"), make=made, rtol=1e-9)
+    both_ways(*seeded(*overrides, "trainer.epochs=2"), make=made, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("float64")
