@@ -217,9 +217,10 @@ def push(folder, first_step):
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", step)  # before each of the store's
     sys.addaudithook(lambda event, _: step() if event in steps else None)
 %s
-for n, name in enumerate(sys.argv[3:], 1):
+first, every = map(int, sys.argv[3:5])
+for n, name in enumerate(sys.argv[5:]):
     if (pid := os.fork()) == 0:
-        push(StudyFolder(name), n)
+        push(StudyFolder(name), first + n * every)
         os._exit(0)
     killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
     print("killed" if killed else "through", flush=True)
@@ -228,13 +229,16 @@ for n, name in enumerate(sys.argv[3:], 1):
 """
 
 
-def endings_of_killed(outputs: Path, studies: Sequence[Study], push: str, steps: Sequence[str]) -> list[str]:
-    """Has a process of its own push each study, which is killed one step later every time, until one gets through.
+def endings_of_killed(
+    outputs: Path, studies: Sequence[Study], push: str, steps: Sequence[str], first: int = 1, every: int = 1
+) -> list[str]:
+    """Has a process of its own push each study, which is killed some steps later every time, until one gets through.
 
     push: what it does, in Python, with `uploader` and `folder`. steps: audit events that are one, beside commits.
+    first: the step before which the first is killed. every: how many steps later the next is.
     """
     folders = [str(study.folder.path) for study in studies]
-    script = [sys.executable, "-c", _KILLED_AT % push, str(outputs), " ".join(steps), *folders]
+    script = [sys.executable, "-c", _KILLED_AT % push, str(outputs), " ".join(steps), str(first), str(every), *folders]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     endings = done.stdout.split()
     assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr

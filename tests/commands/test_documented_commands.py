@@ -72,9 +72,18 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def ran() -> set[str]:
+    """The commands that have been run, of any page: each is run once."""
+    return set()
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_the_commands_of_a_page_run(page: str, workshop: Path) -> None:
-    for command in {" ".join(shlex.split(c, comments=True)): c for c in commands(page)}.values():  # each once
+def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) -> None:
+    for command in {" ".join(shlex.split(c, comments=True)): c for c in commands(page)}.values():
+        if command in ran:
+            continue
+        ran.add(command)
         studies = workshop / "outputs" / "studies"
         made = sorted((path for path in studies.glob("*") if "+" in path.name), key=lambda path: path.stat().st_mtime)
         module, *arguments = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)

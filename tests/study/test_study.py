@@ -84,12 +84,12 @@ class Searched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Searched:
-    """Two optimizers, four workers, twelve trials; every other test only reads it."""
+    """Two optimizers, three workers, twelve trials; every other test only reads it."""
     cwd = tmp_path_factory.mktemp("searched")
     done = run(
         cwd,
         *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
-        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=4"),
+        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=3"),
     )
     assert done.returncode == 0, done.stderr
     return Searched(cwd, only_study(cwd), done.stdout, done.stderr)
@@ -257,7 +257,7 @@ def test_the_same_command_resumes_and_finds_nothing_left_to_do(searched):
     done = quick(
         searched.cwd,
         *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
-        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=4"),
+        *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=3"),
     )
     assert done.returncode == 0, done.stderr
     assert f"{N_TRIALS} of {N_TRIALS} trials are done" in done.stdout
