@@ -40,7 +40,7 @@ _HEAVY = (
     *("sweep.trial.predictions", "sweep.study.plots", "sweep.tracking.mlflow_client", "sweep.tracking.upload_process"),
     *("sweep.reporting.study_page", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.plot"),
     *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
-    *("pyarrow.parquet", "mlflow.store.tracking.sqlalchemy_store"),
+    *("pyarrow.parquet", "mlflow.store.tracking.sqlalchemy_store", "sweep.tracking.mlflow_models"),
 )
 _PATIENCE_S = 300.0
 
@@ -293,8 +293,7 @@ def main() -> None:
     command = _serve()
     if command is not None:
         _become(command, import_path)
-        # MLflow has read how often to ask a server again, so a command that sets this starts a new process.
-        if "mlflow" in sys.modules and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in command["environment"]:
+        if "mlflow" in sys.modules:
             setattr(importlib.import_module("sweep.tracking.upload_process"), "subprocess", _Forking)  # noqa: B010
         if command["remembers"]:
             _remember_compositions(kept)

@@ -28,6 +28,7 @@ def sent(value: Any) -> Any:
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small arrays are shared too."""
     monkeypatch.setattr(shared_arrays, "_FEWEST_BYTES", 1)
+    monkeypatch.setattr(shared_arrays, "_MOST_PICKLED", 1e9)
 
 
 def table(path: Path) -> Config:
