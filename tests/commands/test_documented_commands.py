@@ -90,8 +90,13 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
         fewer = list(FEWER[module])
         if module == "sweep.run" and "-m" in arguments and "hydra/sweeper=basic" not in arguments:
             fewer.append("hydra.sweeper.n_trials=8")
-        own = {"SWEEP_TARGETS": "mypkg.*", "PYTHONPATH": str(workshop)}
-        done = quick(workshop, *arguments, *fewer, module=module, remembers=True, **own)
+        done = quick(
+            *(workshop, *arguments, *fewer),
+            module=module,
+            remembers=True,
+            SWEEP_TARGETS="mypkg.*",
+            PYTHONPATH=str(workshop),
+        )
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
