@@ -146,6 +146,20 @@ def both_ways(
     return pack, members, expected
 
 
+def half_trained(
+    overrides: Sequence[tuple[str, ...]], make: Callable[..., TrainingLoop]
+) -> tuple[Pack, list[tuple[PackMember, Heard]], list[Heard]]:
+    """A pack whose trials are trained for two epochs, its members, and what is heard of each that trains alone."""
+    expected = [alone(make(*own)) for own in overrides]
+    fits = [make(*own) for own in overrides]
+    placed, pack = [member_of(fit) for fit in fits], pack_of(fits[0])
+    for member, _ in placed:
+        pack.admit(member)
+    for _ in range(2):
+        assert pack.train_epoch() == {}
+    return pack, placed, expected
+
+
 def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
     return double(make_fit(*overrides, **different))
 

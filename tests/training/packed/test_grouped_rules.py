@@ -16,6 +16,7 @@ from packs import (
     assert_close,
     both_ways,
     cycling_momentum,
+    half_trained,
     in_float64,
     member_of,
     pack_of,
@@ -126,13 +127,7 @@ def test_a_trial_with_groups_moves_out_of_a_pack_and_into_another_at_a_checkpoin
 ) -> None:
     make = partial(in_float64, make_model=model)
     overrides = [(*kind, f"seed={seed}", "trainer.epochs=4") for seed in range(2)]
-    expected = [alone(make(*own)) for own in overrides]
-    fits = [make(*own) for own in overrides]
-    placed, pack = [member_of(fit) for fit in fits], pack_of(fits[0])
-    for member, _ in placed:
-        pack.admit(member)
-    for _ in range(2):
-        assert pack.train_epoch() == {}
+    pack, placed, expected = half_trained(overrides, make)
     again: list[PackMember] = []
     for i, (member, heard) in enumerate(placed):
         checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(member))
