@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sweep.config.metrics import OWN, checked_goal
+from sweep.config.metrics import checked_goal, is_own
 from sweep.config.targets import check_targets
 from sweep.utils.errors import ConfigError, one_line, require
 
@@ -47,7 +47,7 @@ def declared(callbacks: Sequence[Mapping[str, Any]], taken: Collection[str] = ()
         own = declared_by(place, callback)
         for name in own:
             key = f"{key_of_callback(place)}.{METRICS}"
-            is_free = name not in taken and name.partition("/")[0] not in OWN
+            is_free = name not in taken and not is_own(name)
             require(is_free, key, f"'{name}' is taken: sweep or one of its tasks records it; choose another name")
             require(name not in found, key, f"'{name}' is declared by two callbacks; choose another name for one")
         found |= own

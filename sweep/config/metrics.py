@@ -9,13 +9,18 @@ from sweep.utils.errors import ConfigError
 KINDS = ("regression", "classification", "multilabel", "segmentation", "language_model")  # of data; each is a task too
 DIRECTIONS = ("minimize", "maximize")
 OF_NOISE = ("test/noise_ratio", "test/excess")  # of data whose noise is known
-OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
+_OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
 _ONCE = ("test", "time", "model")  # what comes before the slash in the name of a metric of a whole run
 
 
 def is_curve(metric: str) -> bool:
     """Return whether a metric is recorded after each epoch. The others are recorded once, at the end of a run."""
     return metric.partition("/")[0] not in _ONCE
+
+
+def is_own(metric: str) -> bool:
+    """Return whether only sweep itself records metrics with such a name."""
+    return metric.partition("/")[0] in _OWN
 
 
 def checked_goal(key: str, goal: Any, remedy: str) -> str:

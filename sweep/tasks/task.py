@@ -191,9 +191,9 @@ class TensorTask:
     ) -> dict[str, Tensor]:
         """Compute the loss and all metrics, of shape () each, over batches, one after another.
 
-        The loss is the mean over the samples: each batch counts by what its mean divides by. A `Metric`
-        is updated batch by batch, and a function that is marked as a mean is averaged. For other functions (`whole`),
-        the outputs and targets of all batches are kept.
+        The loss is the mean over the samples: each batch counts by what its mean divides by. A `Metric` is updated
+        batch by batch, and a function that is marked as a mean is averaged. For other functions (`whole`), the outputs
+        and targets of all batches are kept.
 
         Args:
             batches: outputs, targets and, if samples have some, weights of each, at least one.

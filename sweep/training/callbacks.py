@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from sweep.config.metrics import OWN, is_curve
+from sweep.config.metrics import is_curve, is_own
 from sweep.training.checkpoint import random_states, set_random_states
 from sweep.training.trial import Trial
 from sweep.utils.errors import SweepError, TrainingFailed, one_line
@@ -92,9 +92,9 @@ class Callbacks:
 
     def start(self, trial: Trial, model: nn.Module) -> None:
         """Call `on_train_start`."""
-        for callback, call in self._having("on_train_start"):
+        for callback in self._callbacks:
             with _guarded(callback, 0):
-                call(trial, model)
+                _call(callback, "on_train_start", trial, model)
 
     def end_epoch(self, trial: Trial, model: nn.Module, metrics: Mapping[str, float], step: int) -> dict[str, float]:
         """Call `on_epoch_end`. Return the metrics of the epoch with those that callbacks add.
@@ -112,15 +112,14 @@ class Callbacks:
         """
         known, stops = dict(metrics), False
         for callback in self._callbacks:
-            call = getattr(callback, "on_epoch_end", None)
             with _guarded(callback, step):
                 try:
-                    returned = None if call is None else call(trial, model, dict(known))
+                    returned = _call(callback, "on_epoch_end", trial, model, dict(known))
                 except StopTraining as stop:
                     returned, stops = stop.metrics, True
                 found = _further(returned, known)
                 for name in found:
-                    if name.partition("/")[0] in (*OWN, "test"):
+                    if is_own(name) or not is_curve(name):
                         raise ValueError(f"on_epoch_end returned '{name}', which is no name of a curve; choose another")
                 self._check(callback, found, "on_epoch_end", is_curve)
                 known |= found
@@ -135,9 +134,8 @@ class Callbacks:
         """
         known: dict[str, float] = {}
         for callback in self._callbacks:
-            call = getattr(callback, "on_train_end", None)
             with _guarded(callback, step):
-                found = _further(None if call is None else call(trial, model), known)
+                found = _further(_call(callback, "on_train_end", trial, model), known)
                 for name in found:
                     if is_curve(name) or name not in self._declared[id(callback)]:
                         raise ValueError(f"on_train_end returned '{name}', but may return what it declares as test/...")
@@ -163,11 +161,6 @@ class Callbacks:
             if state is not None:
                 callback.load_state_dict(state)
 
-    def _having(self, hook: str) -> Iterator[tuple[Any, Callable[..., Any]]]:
-        for callback in self._callbacks:
-            if (call := getattr(callback, hook, None)) is not None:
-                yield callback, call
-
 
 class Stopped(Exception):
     """A callback ends the training. `metrics` are those of the epoch, with those that callbacks added."""
@@ -175,6 +168,12 @@ class Stopped(Exception):
     def __init__(self, metrics: dict[str, float]) -> None:
         super().__init__()
         self.metrics = metrics
+
+
+def _call(callback: Any, hook: str, *arguments: Any) -> Any:
+    """Call a hook and return what it returns; None if the callback does not have it."""
+    call = getattr(callback, hook, None)
+    return None if call is None else call(*arguments)
 
 
 def _further(returned: Any, known: Mapping[str, float]) -> dict[str, float]:
