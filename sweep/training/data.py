@@ -112,8 +112,6 @@ def shares(of_update: list[Batch], may_weigh: bool) -> list[Any]:
         of_update: the batches.
         may_weigh: whether a third part of a batch is the weights of its samples.
     """
-    if len(of_update) == 1:
-        return [1]
     if may_weigh and len(of_update[0]) > 2:
         sums = torch.stack([weights.sum() for _, _, weights in of_update])
         return [*(sums / torch.where(sums.sum() > 0, sums.sum(), 1.0))]

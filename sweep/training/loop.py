@@ -161,14 +161,17 @@ class TrainingLoop(TrainState):
 
     def _gradients(self, of_update: list[Batch]) -> Tensor:
         """Add the gradient of the mean loss over the samples of all batches. Return that loss, detached."""
+        if len(of_update) == 1:
+            return self._backward(self._loss(of_update[0]))
         losses = []
         for batch, share in zip(of_update, shares(of_update, isinstance(self.task, TensorTask)), strict=True):
-            loss = self._loss(batch)
-            if len(of_update) > 1:
-                loss = loss * share
-            self._scaler.scale(loss).backward()
-            losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            losses.append(self._backward(self._loss(batch) * share))
+        return torch.stack(losses).sum()
+
+    def _backward(self, loss: Tensor) -> Tensor:
+        """Add the gradient of a loss to those of the weights. Return the loss, detached."""
+        self._scaler.scale(loss).backward()
+        return loss.detach()
 
     def _loss(self, batch: Batch) -> Tensor:
         """Return the mean loss over a batch, of shape ()."""
