@@ -40,9 +40,9 @@ class Samples:
         weights: (N,) numbers >= 0, how much each sample counts in the loss; not all are 0.
         split: (N,) words "train", "val" or "test", for split=given.
         encoding: for a table whose columns are not all inputs yet, what they are. Its x may then hold NaN.
-        augment: changes the input of a training sample, a tensor (*in_shape) in its own units, at random, each time it
-            is trained on. It draws from the global generators of torch, `random` or numpy, which the trial seeds. The
-            result must have the same shape. Validation and test see the samples as they are.
+        augment: changes the input of a training sample at random, each time it is trained on: a tensor (*in_shape) in
+            float32 and in its own units. It draws from the global generators of torch, `random` or numpy, which the
+            trial seeds. The result must have the same shape. Validation and test see the samples as they are.
 
     Raises:
         ConfigError: the arrays do not fit together, or hold a value that is not finite in float32.

@@ -85,7 +85,7 @@ def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) ->
     try:
         return instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
     except (HydraException, ImportError) as error:
-        problem = f"cannot load '{node['_target_']}': {_reason(error)}{_how_to_install(node['_target_'])}"
+        problem = f"cannot load '{node['_target_']}': {_what_to_install(node['_target_']) or _reason(error)}"
         raise ConfigError(f"{key}._target_", problem) from error
     except SweepError:
         raise
@@ -93,12 +93,12 @@ def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) ->
         raise ConfigError(key, _reason(error)) from error
 
 
-def _how_to_install(target: str) -> str:
-    """Return what to do about a target in a package that an extra installs, if it is missing."""
+def _what_to_install(target: str) -> str | None:
+    """Return what to do about a target in a package that an extra installs, if the package is missing."""
     package = target.partition(".")[0]
     if package not in _EXTRAS or find_spec(package) is not None:
-        return ""
-    return f"; pip install 'hydra-sweep[{_EXTRAS[package]}]'"
+        return None
+    return f"{package} is not installed; pip install 'hydra-sweep[{_EXTRAS[package]}]'"
 
 
 def _is_ours_to_build(value: Any) -> bool:

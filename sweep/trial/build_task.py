@@ -55,8 +55,9 @@ def build_task(
     if splits is not None and getattr(loss, "log_input", False) and splits.y_mean.any():
         message = "takes logarithms of the targets' scale, so these must not be normalised; set split.normalize=false"
         raise ConfigError("task.loss", message)
-    of_torchmetrics = {"task": getattr(kind, "torchmetrics_task", None)}
-    of_torchmetrics |= {"num_classes": offered["n_classes"], "num_labels": offered["n_labels"]}
+    of_torchmetrics = {"num_classes": offered["n_classes"], "num_labels": offered["n_labels"]}
+    if (task_of_metrics := getattr(kind, "torchmetrics_task", None)) is not None:
+        of_torchmetrics["task"] = task_of_metrics
     metrics = {
         name: _build_metric(f"task.metrics.{name}", metric, offered | of_torchmetrics)
         for name, metric in (node.get("metrics") or {}).items()

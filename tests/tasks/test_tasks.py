@@ -224,7 +224,8 @@ def test_the_loss_gets_what_is_formed_for_it_once(rng: np.random.Generator) -> N
         def loss_of(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
             return super().loss_of(outputs, targets, weights) + 1
 
-    counting, own = (kind(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1)) for kind in (Counting, WithItsOwn))
+    counting = Counting(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
+    own = WithItsOwn(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
     outputs, targets = drawn(rng, 10, 1), drawn(rng, 10, 1)
     batches = [(outputs[:7], targets[:7]), (outputs[7:], targets[7:])]
     loss = by_batch(counting, *batches)["loss"]

@@ -49,7 +49,7 @@ def trained(samples: Samples, *overrides: str) -> tuple[Heard, dict[str, float]]
 def sine(augment: Callable[[Any], Any] | None, *overrides: str) -> Samples:
     samples = load_samples(config_of("data.n=100", *overrides))
     assert isinstance(samples, Samples)
-    return replace(samples, augment=augment)
+    return replace(samples, x=samples.x.astype(np.float32), augment=augment)
 
 
 def shaken(x: Tensor) -> Tensor:
