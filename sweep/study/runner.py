@@ -42,7 +42,7 @@ from sweep.tracking.journal import status
 from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
-from sweep.trial.checks import warnings_of
+from sweep.trial.checks import warnings_of_size, warnings_of_undefined
 from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
 from sweep.utils.errors import Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
@@ -238,7 +238,8 @@ class StudyRunner:
         is_searched = any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges())
         lowered = self.space.cuts() or ([] if is_searched else [*self._lowered])  # a default that is searched is unused
         config = self.default_config
-        return lowered + warnings_of(config, self.space.splits.load(config))
+        data = self.space.splits.load(config)
+        return [*lowered, *warnings_of_undefined(config, data), *warnings_of_size(config, data)]
 
     def _retry(self, study: optuna.Study, numbers: Sequence[int]) -> None:
         """Queue a new attempt at each of the failed trials, and move the folders of the failed attempts aside."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
-from sweep.trial.checks import check_data, has_test, warnings_of
+from sweep.trial.checks import check_data, has_test, warnings_of_size, warnings_of_undefined
 from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.model_files import has_files, shown_batches, write_model_files
 from sweep.trial.predictions import Collector
@@ -65,10 +65,13 @@ class BuiltInTraining:
             Damaged: the checkpoint cannot be read.
             Exception: everything that `TrainingLoop.run` raises. The record has begun then.
         """
-        self._warn(trial)  # before metrics are computed once, which takes the memory that a warning is about
+        if trial.number is None:  # before metrics are computed once, which takes this memory
+            _warn(warnings_of_size(self.config, self._data))
         with prepared(self.config, self._data) as loop:
             if (state := trial.restore()) is not None:
                 loop.load_state_dict(state)
+            if trial.number is None:  # in a study, the study itself warns, once
+                _warn(([self._lowered] if self._lowered else []) + warnings_of_undefined(self.config, self._data))
             trial.describe(dataset=self._data.description, device=loop.device.type)
             gc_control.resume()
             try:
@@ -103,14 +106,10 @@ class BuiltInTraining:
         if problem := write_model_files(RunFolder(trial.folder), facts, collector, self._data):
             log.warning("warning: %s", problem)
 
-    def _warn(self, trial: Trial) -> None:
-        """Warn of a lowered batch size, and of metrics. In a study, the study itself warns, once."""
-        if trial.number is not None:
-            return
-        if self._lowered:
-            log.warning(self._lowered)
-        for line in warnings_of(self.config, self._data):
-            log.warning(line)
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        log.warning("%s", line)
 
 
 def record_best(

@@ -84,20 +84,19 @@ def _metric_nodes(config: Config, data: Data) -> dict[str, Any]:
     return task_for(data.content.task, config.task).get("metrics") or {}
 
 
-def warnings_of(config: Config, data: Data) -> list[str]:
-    """Return lines about the metrics that trials on such data lack, and about those that need much memory.
+def warnings_of_undefined(config: Config, data: Data) -> list[str]:
+    """Return a line about the metrics that trials on such data lack, if there are any."""
+    if not (names := undefined_metrics(config, data)):
+        return []
+    why = "the targets do not vary there"
+    return [f"warning: {' and '.join(names)}: left out, since {why}; raise split.val or split.test"]
+
+
+def warnings_of_size(config: Config, data: Data) -> list[str]:
+    """Return a line about the metrics that need more outputs at once than sweep would keep, if there are any.
 
     This loads torch only if a split is large. Raises ConfigError if the task cannot be built then.
     """
-    lines = []
-    if names := undefined_metrics(config, data):
-        why = "the targets do not vary there"
-        lines.append(f"warning: {' and '.join(names)}: left out, since {why}; raise split.val or split.test")
-    return lines + _warnings_of_size(config, data)
-
-
-def _warnings_of_size(config: Config, data: Data) -> list[str]:
-    """Return a line about the metrics that need more outputs at once than sweep would keep, if there are any."""
     if data.divided is None:
         return []
     splits = {"val": data.splits.val, "test": data.splits.test}

@@ -351,7 +351,7 @@ def test_columns_of_dates_are_refused_with_the_key_that_takes_them(tmp_path: Pat
 
 
 def test_the_task_is_enough_for_a_table_of_classes(tmp_path: Path) -> None:
-    pd.DataFrame({"a": np.arange(9.0), "kind": ["x", "y", "z"] * 3}).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame({"a": np.arange(9.0) ** 2, "kind": ["x", "y", "z"] * 3}).to_csv(tmp_path / "t.csv", index=False)
     chosen = ("data=table", f"data.path={tmp_path / 't.csv'}", "data.target=kind")
 
     def loaded(*overrides: str) -> Samples:
