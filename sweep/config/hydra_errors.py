@@ -29,6 +29,7 @@ _OF_NO_PACKAGE = re.compile(
 )
 _IN_A_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:")
 _TWO_OPTIONS = re.compile(r"Multiple values for ([^\s.]+)\..* Conflicting choices: '(.+)' from '(.+)' and '")
+_QUOTED_KEY = re.compile(r"[{,]\s*(['\"])([^'\"]*)\1\s*:")
 _SYNTAX = re.compile(
     r"(?:no viable alternative at|mismatched|extraneous|missing \S+ at)(?: input)? ('.*?')(?: expecting .*)?"
 )
@@ -77,6 +78,8 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
         reason = f"{found[1]}; write for example choice(1,2), range(1,5) or interval(0.1,0.9)"
     elif reason.startswith("missing EQUAL"):
         reason = f"it has no value; write {error.override}=..."
+    elif (found := _QUOTED_KEY.search(str(error.override))) is not None:
+        reason = f"the keys of a dict have no quotes; write {{{found[2]}: ...}}"
     elif (found := _SYNTAX.fullmatch(reason)) is not None:
         reason = f"it is wrong or ends too early at {found[1]}; {_GRAMMAR}"
     elif "Lexer" in reason:

@@ -9,6 +9,7 @@ from sweep.utils.errors import ConfigError
 KINDS = ("regression", "classification", "multilabel", "segmentation", "language_model")  # of data; each is a task too
 DIRECTIONS = ("minimize", "maximize")
 OF_NOISE = ("test/noise_ratio", "test/excess")  # of data whose noise is known
+MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
 _OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
 _ONCE = ("test", "time", "model")  # what comes before the slash in the name of a metric of a whole run
 

@@ -16,6 +16,7 @@ _BUILT_IN_TARGETS = (
     "torch.optim.*",
     "torch.nn.*",
     "torchmetrics.*",
+    "torchvision.transforms.v2.*",  # an extra; for data.augment
 )
 
 

@@ -19,6 +19,14 @@ from sweep.utils.errors import ConfigError, require
 AUTO = "sweep.tasks.auto"  # the target that stands for the task that the data state
 AUTO_TASK = {"_target_": AUTO, "loss": {}, "metrics": {}}  # conf/task/auto.yaml
 _SPLITS = ("val", "test")  # on which a task's metrics are measured
+_TABLE = "sweep.data.table.table"
+_KIND_OF_TABLE = {  # by task; the tasks' classes, which have these as `kinds`, load torch
+    "sweep.tasks.Regression": "regression",
+    "sweep.tasks.Quantile": "regression",
+    "sweep.tasks.Classification": "classification",
+    "sweep.tasks.Binary": "classification",
+    "sweep.tasks.Multilabel": "multilabel",
+}
 
 
 def task_for(kind: str | None, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +45,15 @@ def task_for(kind: str | None, task: Mapping[str, Any]) -> dict[str, Any]:
     loss, metrics = task.get("loss") or {}, task.get("metrics") or {}
     own = {} if "_target_" in loss else option["loss"]
     return option | {"loss": own | loss, "metrics": option["metrics"] | metrics}
+
+
+def data_node(data: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the node of the data, with the kind of targets that the task needs, for a table.
+
+    A task of sweep decides how a table's targets are read. With `auto` and a task of your own, `data.task` does.
+    """
+    kind = _KIND_OF_TABLE.get(task["_target_"])
+    return {**data, "task": kind} if kind is not None and data["_target_"] == _TABLE else {**data}
 
 
 def metrics_of(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

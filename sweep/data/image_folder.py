@@ -1,9 +1,9 @@
 """Your own images: a folder with one folder for each class, as torchvision's ImageFolder reads it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,12 @@ _FEATURES = {1: ("grey",), 3: ("red", "green", "blue")}
 _LARGEST = 255
 
 
-def image_folder(path: str, size: int | Sequence[int] | None = None, channels: int = 3) -> Samples:
+def image_folder(
+    path: str,
+    size: int | Sequence[int] | None = None,
+    channels: int = 3,
+    augment: Sequence[Callable[[Any], Any]] | None = None,
+) -> Samples:
     """Read images into memory; x: (N, channels, height, width) in float32, from 0 to 1.
 
     The folders below `path` are the classes, in alphabetical order. Images may lie in folders of their own below them.
@@ -32,6 +37,8 @@ def image_folder(path: str, size: int | Sequence[int] | None = None, channels: i
         size: [height, width] to resize to, or one number for both; the aspect ratio is not kept. By default the images
             must all have the same size.
         channels: 1 for grey or 3 for colour; images are converted.
+        augment: transforms that change training images at random, one after the other, as those of torchvision's v2 do.
+            Each gets and returns a tensor (channels, height, width) of the values above.
 
     Raises:
         ConfigError: there are fewer than two classes, a class has no images, the images differ in size, or one cannot
@@ -40,6 +47,9 @@ def image_folder(path: str, size: int | Sequence[int] | None = None, channels: i
     if channels not in _MODES:
         raise ConfigError("data.channels", f"must be 1 (grey) or 3 (colour), got {channels}")
     wanted = _height_and_width(size)
+    for i, transform in enumerate(augment or []):
+        if not callable(transform):
+            raise ConfigError(f"data.augment.{i}", f"must be a node with a _target_, got {transform!r}")
     folder = Path(os.path.expanduser(path))
     files = {kind.name: _images_in(kind) for kind in _classes_in(folder)}
     paths = [file for of_class in files.values() for file in of_class]
@@ -51,7 +61,22 @@ def image_folder(path: str, size: int | Sequence[int] | None = None, channels: i
         features=_FEATURES[channels],
         classes=tuple(files),
         source=str(folder.resolve()),
+        augment=InTurn(augment) if augment else None,
     )
+
+
+class InTurn:
+    """Functions that are called one after the other, as one that can be sent to another process."""
+
+    def __init__(self, functions: Sequence[Callable[[Any], Any]]) -> None:
+        """Name the functions."""
+        self._functions = functions
+
+    def __call__(self, value: Any) -> Any:
+        """Return what the last function makes of the value."""
+        for function in self._functions:
+            value = function(value)
+        return value
 
 
 def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:

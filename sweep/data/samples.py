@@ -1,7 +1,8 @@
 """`Samples`, which every data option returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +40,9 @@ class Samples:
         weights: (N,) numbers >= 0, how much each sample counts in the loss; not all are 0.
         split: (N,) words "train", "val" or "test", for split=given.
         encoding: for a table whose columns are not all inputs yet, what they are. Its x may then hold NaN.
+        augment: changes the input of a training sample at random, each time it is trained on: a tensor (*in_shape) in
+            float32 and in its own units. It draws from the global generators of torch, `random` or numpy, which the
+            trial seeds. The result must have the same shape. Validation and test see the samples as they are.
 
     Raises:
         ConfigError: the arrays do not fit together, or hold a value that is not finite in float32.
@@ -58,6 +62,7 @@ class Samples:
     weights: NDArray[np.float32] | None = None
     split: NDArray[np.str_] | None = None
     encoding: Encoding | None = None
+    augment: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         one_of("data.task", self.task, KINDS)

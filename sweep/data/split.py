@@ -53,7 +53,8 @@ class Splits:
         y_std: (n_targets,).
         preprocessing: what `sweep.data.preprocessing.apply` needs to make a model's inputs of new data, as numbers,
             texts, lists and dicts.
-        test_rows: (n_test,), the position of each test sample among all samples, from 0.
+        train_rows: (n_train,), the position of each training sample among all samples, from 0.
+        test_rows: (n_test,), that of each test sample.
     """
 
     train: Part
@@ -62,6 +63,7 @@ class Splits:
     y_mean: NDArray[np.float32]
     y_std: NDArray[np.float32]
     preprocessing: dict[str, Any]
+    train_rows: Rows
     test_rows: Rows
 
 
@@ -342,6 +344,7 @@ def _normalised(
         y_mean.astype(np.float32),
         y_std.astype(np.float32),
         preprocessing,
+        rows.train,
         rows.test,
     )
 

@@ -68,7 +68,7 @@ def table(
         raise ConfigError("data.target", "is empty; name the column to predict")
     one_of("data.task", task, ("regression", "classification", "multilabel"))
     if task == "classification" and len(targets) > 1:
-        raise ConfigError("data.target", "takes one column for classification; give one, or set data.task=multilabel")
+        raise ConfigError("data.target", "takes one column for classification; give one, or set task=multilabel")
     if max_one_hot < 0:
         raise ConfigError("data.max_one_hot", f"must be a number of categories >= 0, got {max_one_hot}")
     formats: dict[str, str | None] = dict.fromkeys(dates or ())

@@ -23,7 +23,7 @@ log = logging.getLogger("sweep")
 
 _NAMES_OF_INDICES = ("index", "id", "row", "rownames", "row_id", "level_0", "__index_level_0__")
 _FOR_TEXTS: dict[str, str] = {  # what to do about texts, by key
-    "data.target": "; for names of classes set data.task=classification",
+    "data.target": "; for names of classes set task=classification",
     "data.features": "; for names of categories list it in data.categorical, or leave it out with data.drop",
 }
 _FOR_EMPTY: dict[str, str] = dict.fromkeys(  # what to do about empty cells, by key
@@ -281,7 +281,7 @@ class TableRows:
         numbers = [_number(value) for value in values]
         whole = [number for number in numbers if number is not None and number % 1 == 0]
         if len(whole) < len(values) and not any(number is None for number in numbers):
-            raise ConfigError("data.target", f"{place} holds fractions, not classes; set data.task=regression")
+            raise ConfigError("data.target", f"{place} holds fractions, not classes; set task=regression")
         if 0 < len(whole) < len(values):
             odd = next(value for value, number in zip(values, numbers, strict=True) if number is None)
             row = int(np.flatnonzero(codes == values.index(odd))[0])

@@ -17,7 +17,7 @@ from sweep.utils.errors import ConfigError
 def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> None:
     """Raise ConfigError for an objective that trials of such a config and such data do not have."""
     known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
-    if data.facts.noise is not None:
+    if data.content.noise is not None:
         known += OF_NOISE
     if not {*objectives} <= {*known}:
         known += declared(config.trainer.callbacks)

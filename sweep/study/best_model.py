@@ -6,7 +6,7 @@ from sweep.config.nodes import Tracking
 from sweep.config.schema import Config
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.run_recorder import add_model, remove_model
-from sweep.trial.model_files import make_model_files
+from sweep.trial.model_files import has_model_files, make_model_files
 from sweep.trial.prepare import Data
 from sweep.trial.stored_model import OfAnotherVersion, best_run
 from sweep.utils.errors import ConfigError, one_line
@@ -45,7 +45,7 @@ def keep_best_model(folder: StudyFolder, tracking: Tracking, load: Callable[[Con
 def _make_files(folder: StudyFolder, best: RunFolder, tracking: Tracking, load: Callable[[Config], Data]) -> str | None:
     """Do the work of `keep_best_model`. Return None, or which file cannot be written."""
     problem = None
-    if not (best.signature.exists() and best.predictions.exists()):
+    if not has_model_files(best):
         problem = make_model_files(best, load)
     if tracking.mlflow:
         for run in folder.with_model():

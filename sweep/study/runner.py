@@ -42,6 +42,7 @@ from sweep.tracking.journal import status
 from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
+from sweep.trial.checks import warnings_of_size, warnings_of_undefined
 from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
 from sweep.utils.errors import Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
@@ -233,10 +234,12 @@ class StudyRunner:
             self._lowered[lowered] = None
 
     def adjustments(self) -> list[str]:
-        """Return one line for each thing that the data make impossible, with what is done instead."""
-        if any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges()):
-            return self.space.cuts()  # the default is not used
-        return self.space.cuts() or [*self._lowered]
+        """Return one line for each thing that the data make impossible, with what is done instead, and warnings."""
+        is_searched = any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges())
+        lowered = self.space.cuts() or ([] if is_searched else [*self._lowered])  # a default that is searched is unused
+        config = self.default_config
+        data = self.space.splits.load(config)
+        return [*lowered, *warnings_of_undefined(config, data), *warnings_of_size(config, data)]
 
     def _retry(self, study: optuna.Study, numbers: Sequence[int]) -> None:
         """Queue a new attempt at each of the failed trials, and move the folders of the failed attempts aside."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sweep.tasks.metrics import count_of
+from sweep.tasks.split_values import SplitValues
 from sweep.tasks.weighting import size_of_mean, unreduced, weighted_mean
 
 TensorFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets
@@ -59,6 +60,7 @@ class TensorTask:
     Attributes:
         out_features: the number of outputs that a model needs for each prediction.
         metrics: by name, in the order in which they are recorded.
+        collecting: those of them that are `Metric`s, by name.
         outputs_are_logs: whether the model's outputs are the logarithms of what it predicts.
         predicts_classes: whether `predicted` returns indices of classes, which a loaded model turns into their names.
     """
@@ -77,7 +79,7 @@ class TensorTask:
         self._loss, self.metrics, self.out_features = loss, metrics, out_features
         self._loss_of_each: nn.Module | None = None  # made when it is needed
         self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
-        self._collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+        self.collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
         counts = {name: count_of(metrics[name]) for name in self._functions}
         self._counts = {name: count for name, count in counts.items() if count is not None}
 
@@ -113,7 +115,21 @@ class TensorTask:
         Raises:
             ConfigError: there are weights, and the loss cannot weight samples.
         """
-        outputs, targets = self.for_loss(outputs, targets)
+        return self._mean_loss(*self.for_loss(outputs, targets), weights)
+
+    def loss_and_size(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, int | Tensor]:
+        """Return what `loss_of` does, and what this mean divides by."""
+        formed = self.for_loss(outputs, targets)
+        if type(self).loss_of is TensorTask.loss_of:
+            loss = self._mean_loss(*formed, weights)
+        else:  # of a task of your own, which may take no weights
+            loss = self.loss_of(outputs, targets, *([] if weights is None else [weights]))
+        return loss, size_of_mean(self._loss, formed[1], weights)
+
+    def _mean_loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the mean loss of what `for_loss` returned."""
         if weights is None:
             return self._loss(outputs, targets)
         if self._loss_of_each is None:
@@ -165,10 +181,10 @@ class TensorTask:
 
     def collected_values(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the metrics that are `Metric`s, of shape () each."""
-        return {name: self._collected(name, outputs, targets) for name in self._collecting}
+        return {name: self._collected(name, outputs, targets) for name in self.collecting}
 
     def _collected(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        metric = self._collecting[name]
+        metric = self.collecting[name]
         metric.reset()
         metric.update(*self.measured(outputs, targets))
         value = metric.compute()
@@ -189,44 +205,25 @@ class TensorTask:
     def values_by_batch(
         self, batches: Iterable[tuple[Tensor, ...]], names: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the loss and all metrics, of shape () each, over batches, one after another.
-
-        The loss is the mean over the samples: each batch counts by what its mean divides by. A `Metric` is updated
-        batch by batch, and a function that is marked as a mean is averaged. For other functions (`whole`), the outputs
-        and targets of all batches are kept.
+        """Compute the loss and metrics, of shape () each, over batches, one after another. See `SplitValues`.
 
         Args:
             batches: outputs, targets and, if samples have some, weights of each, at least one.
-            names: of the metrics to compute; by default all.
+            names: of the values to compute; by default the loss and all metrics.
         """
-        names = self.metrics if names is None else names
-        means = {name: _Mean() for name in ("loss", *self._counts) if name == "loss" or name in names}
-        collecting = {name: metric for name, metric in self._collecting.items() if name in names}
-        whole, kept = [name for name in self.whole if name in names], []
-        for metric in collecting.values():
-            metric.reset()
-        for outputs, targets, *weights in batches:
-            measured = self.measured(outputs, targets)
-            size = size_of_mean(self._loss, self.for_loss(outputs, targets)[1], *(weights or [None]))
-            means["loss"].add(self.loss_of(outputs, targets, *weights), size)
-            for name in means.keys() - {"loss"}:
-                means[name].add(self._functions[name](outputs, targets), self._counts[name](measured[1]))
-            for metric in collecting.values():
-                metric.update(*measured)
-            if whole:
-                kept.append((outputs, targets))
-        found: dict[str, Tensor | None] = {name: mean.value for name, mean in means.items()}
-        joined = [torch.cat(parts) for parts in zip(*kept, strict=True)]
-        found |= {name: self._functions[name](*joined) for name in whole}
-        for name, metric in collecting.items():
-            found[name] = metric.compute()
-            metric.reset()
-        return {name: value for name in self.order(found) if (value := found[name]) is not None}
+        values = SplitValues(self, names)
+        for batch in batches:
+            values.add(*batch)
+        return values.computed()
 
     @property
     def means(self) -> Collection[str]:
         """The names of the metrics that are functions and marked as means, see `sweep.tasks.metrics.mean_over`."""
         return self._counts.keys()
+
+    def count(self, name: str, targets: Tensor) -> int | Tensor:
+        """Return the number of values that one of the `means` is over. targets: as the metric gets them."""
+        return self._counts[name](targets)
 
     @property
     def whole(self) -> list[str]:
@@ -242,24 +239,8 @@ class TensorTask:
     @property
     def collects(self) -> bool:
         """Whether some of the metrics are `Metric`s."""
-        return bool(self._collecting)
+        return bool(self.collecting)
 
     def order(self, names: Container[str]) -> list[str]:
         """Return the names of those values in the order in which they are recorded."""
         return [name for name in ("loss", *self.metrics) if name in names]
-
-
-class _Mean:
-    """The mean of values that count by their weights."""
-
-    def __init__(self) -> None:
-        self._total, self._weight = torch.zeros(()), 0.0
-
-    def add(self, value: Tensor | None, weight: int | Tensor) -> None:
-        assert value is not None, "a mean has a value"
-        term = torch.where(torch.as_tensor(weight > 0), value.double() * weight, 0.0)  # the mean of nothing is NaN
-        self._total, self._weight = self._total.to(term) + term, self._weight + weight
-
-    @property
-    def value(self) -> Tensor:
-        return self._total / self._weight

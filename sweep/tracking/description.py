@@ -116,10 +116,10 @@ def dataset_of_datasets(datasets: Datasets, batch: "Batch") -> dict[str, Any]:
         "in_shape": None if datasets.in_shape is None else list(datasets.in_shape),
         "out_features": datasets.out_features,
     }
-    facts = [datasets.name, profile, datasets.classes, describe(batch)]
+    described = [datasets.name, profile, datasets.classes, describe(batch)]
     return {
         "name": datasets.name,
-        "digest": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16],
+        "digest": hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16],
         "source": {"uri": datasets.source or "torch datasets"},
         "profile": profile,
     }

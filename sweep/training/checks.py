@@ -3,13 +3,14 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sweep.tasks import Task, TensorTask
+from sweep.tasks import Metric, Task, TensorTask
 from sweep.tasks.weighting import check_weighting
 from sweep.training.data import Batch, describe, is_pair
 from sweep.training.tensors import largest_batch
@@ -75,12 +76,13 @@ def _check_loss(loss_of: Callable[[], Any], batch: str) -> None:
         raise ConfigError("task.loss", f"returned {shape} for {batch}, not a single number; set reduction=mean")
 
 
-def check_metrics(task: TensorTask, splits: Mapping[str, Tensor]) -> None:
+def check_metrics(task: TensorTask, splits: Mapping[str, Tensor], of_datasets: bool = False) -> None:
     """Compute every metric once, for drawn outputs, to see whether the data allow it.
 
     Args:
         task: the metrics.
         splits: the targets of a split, by its name.
+        of_datasets: whether the splits are torch datasets, for the message.
 
     Raises:
         ConfigError: a metric fails, is not finite, or warns that it has no meaning. Ranking metrics do if a class is
@@ -91,8 +93,16 @@ def check_metrics(task: TensorTask, splits: Mapping[str, Tensor]) -> None:
         for name in task.metrics:
             problem = _problem_of(partial(drawn.value, name))
             if problem is not None:
+                if of_datasets:
+                    raise refusal_of_metric(name, split, problem)
                 message = f"cannot be computed on the {split} split: {problem}"
                 raise ConfigError(f"task.metrics.{name}", f"{message}; leave it out, or raise split.{split}")
+
+
+def refusal_of_metric(name: str, part: str, problem: str) -> ConfigError:
+    """Return the error for a metric that one of the `Datasets` does not allow."""
+    message = f"cannot be computed on Datasets.{part}: {problem}"
+    return ConfigError(f"task.metrics.{name}", f"{message}; leave it out, or put other samples into Datasets.{part}")
 
 
 class _Drawn:
@@ -112,7 +122,47 @@ class _Drawn:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(0)
         for y in self._targets.split(self._size):
-            yield torch.randn(self._task.out_shape(y), generator=generator).to(y.device), y
+            yield _drawn_outputs(self._task, y, generator), y
+
+
+class DrawnMetrics:
+    """The `Metric`s of a task on drawn outputs: whether the targets allow them, where these are loaded batch by batch.
+
+    Their values and warnings for a model's outputs would not show it: a model that says the same for all samples has
+    some of these warnings too.
+    """
+
+    def __init__(self, task: TensorTask) -> None:
+        """Copy the metrics. One that cannot be copied is left out."""
+        self._task, self._generator = task, torch.Generator().manual_seed(0)
+        self._metrics: dict[str, Metric] = {}
+        for name, metric in task.collecting.items():
+            with suppress(Exception):  # copying your own metric may raise anything
+                self._metrics[name] = copy.deepcopy(metric)
+        for metric in self._metrics.values():
+            metric.reset()
+
+    def add(self, targets: Tensor) -> None:
+        """Draw outputs for a batch, and update the metrics. One that cannot take them is left out."""
+        if not self._metrics:
+            return
+        measured = self._task.measured(_drawn_outputs(self._task, targets, self._generator), targets)
+        for name, metric in [*self._metrics.items()]:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    metric.update(*measured)
+            except Exception:  # the model's outputs will raise it again
+                del self._metrics[name]
+
+    def problems(self) -> dict[str, str]:
+        """Return why a metric has no meaning on these targets, by its name."""
+        found = {name: _problem_of(metric.compute) for name, metric in self._metrics.items()}
+        return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _drawn_outputs(task: TensorTask, targets: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(task.out_shape(targets), generator=generator).to(targets.device)
 
 
 def _problem_of(compute: Callable[[], Tensor | None]) -> str | None:

@@ -25,7 +25,14 @@ class LoadingFailed(Exception):
 
 
 class Split(Protocol):
-    """The samples that a model is evaluated on, always in the same order."""
+    """The samples that a model is evaluated on, always in the same order.
+
+    Attributes:
+        known_targets: all targets, if they are known before a sample is loaded.
+    """
+
+    @property
+    def known_targets(self) -> Tensor | None: ...
 
     def batches(self) -> Iterator[Batch]:
         """Return all batches, on the device."""
@@ -86,6 +93,13 @@ class TrainingData(Protocol):
     def load_state_dict(self, state: Any) -> None:
         """Continue from what `state_dict` returned. Call it before the first update."""
         ...
+
+
+def known_targets(data: TrainingData) -> dict[str, Tensor]:
+    """Return the targets of `val` and `test` that are known before a sample is loaded, by the name of the split."""
+    splits: dict[str, Split | None] = {"val": data.val, "test": data.test}
+    known = {part: split.known_targets for part, split in splits.items() if split is not None}
+    return {part: targets.to(data.device) for part, targets in known.items() if targets is not None}
 
 
 def is_pair(batch: Batch) -> bool:

@@ -1,6 +1,8 @@
 """Torch datasets as the data of a trial, loaded batch by batch with torchdata's StatefulDataLoader."""
 
 import copy
+import functools
+import logging
 import multiprocessing
 import warnings
 from collections.abc import Iterator
@@ -17,8 +19,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size, steps_per_epoch
 from sweep.data.datasets import Datasets, is_stream, length
 from sweep.tasks import TensorTask
+from sweep.tasks.split_values import SplitValues
+from sweep.training.augmented import AugmentedSamples
 from sweep.training.checkpoint import random_states, set_random_states
+from sweep.training.checks import DrawnMetrics, refusal_of_metric
 from sweep.training.data import Batch, Forward, LoadingFailed, See, is_pair, loading_failure, on_device
+from sweep.training.readable_targets import readable_targets
 from sweep.training.seeded_datasets import (
     Collate,
     Failure,
@@ -31,6 +37,8 @@ from sweep.training.seeded_datasets import (
 from sweep.training.tensors import epoch_order, in_single_precision
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
+
+log = logging.getLogger("sweep")
 
 _END = object()
 _FIRST_PRIORITY = 100  # multiprocessing ends daemonic processes after all finalizers that have a priority
@@ -74,6 +82,7 @@ class PartLoader:
     batches are loaded in this process: saving and restoring numpy's would take 0.1 ms a batch.
 
     Attributes:
+        key: that an error of the dataset names.
         is_stream: whether the position in a pass is known to the dataset only.
     """
 
@@ -85,6 +94,9 @@ class PartLoader:
             dataset,
             Collate(datasets.collate_fn, is_stream(dataset)),
         )
+        is_augmented = isinstance(dataset, AugmentedSamples)
+        self._label = dataset.label if is_augmented else f"Datasets.{part}"
+        self.key = "data.augment" if is_augmented else "data"
         self._batch_size, self._n_workers = trainer.batch_size, loader.num_workers
         self._drops_last = drop_last = loader.drop_last and part == "train"
         settings: dict[str, Any] = {
@@ -107,7 +119,7 @@ class PartLoader:
             assert n is not None
             self._order = _Order(part, n, trainer.seed, trainer.batch_size, drop_last)
             self._loader = _stateful_loader(
-                SeededDataset(dataset, part),
+                SeededDataset(dataset, self._label),
                 batch_sampler=self._order,
                 snapshot_every_n_steps=None,  # the position follows from the number of the update
                 **settings,
@@ -123,7 +135,7 @@ class PartLoader:
                 self._dataset.load_state_dict(kept)
         else:
             n = length(self._dataset) or 0
-            samples = SeededDataset(self._dataset, self.part).__getitems__(Rows(seed, [*range(min(size, n))]))
+            samples = SeededDataset(self._dataset, self._label).__getitems__(Rows(seed, [*range(min(size, n))]))
         if samples == []:
             raise LoadingFailed(f"Datasets.{self.part} has no samples")
         return on_device(_checked(self._collate(samples)), self._device)
@@ -191,24 +203,38 @@ class PartLoader:
 class LoadedSplit:
     """A split that is loaded batch by batch: `Split`."""
 
-    def __init__(self, loader: PartLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: PartLoader, known_targets: Tensor | None = None) -> None:
+        """Make the split. known_targets: as for `Split`."""
+        self._loader, self.known_targets = loader, known_targets
+        self._is_checked = known_targets is not None  # by `check_metrics`
 
     def batches(self) -> Iterator[Batch]:
         """As for `Split`."""
         return self._loader.begin()
 
     def values(self, forward: Forward, task: TensorTask, see: See | None = None) -> dict[str, Tensor]:
-        """As for `Split`."""
-        return task.values_by_batch(self._outputs(forward, see))
+        """As for `Split`.
 
-    def _outputs(self, forward: Forward, see: See | None) -> Iterator[Batch]:
-        """Yield the outputs and the targets of each batch."""
+        Raises ConfigError, after the first pass over `val`, if its targets do not allow a metric. On `test` such a
+        metric is left out, since the model is trained by then.
+        """
+        values, drawn = SplitValues(task), None if self._is_checked else DrawnMetrics(task)
         for x, y in self.batches():
             outputs = in_single_precision(forward(x))
             if see is not None:
                 see(x, outputs, y)
-            yield outputs, y
+            values.add(outputs, y)
+            if drawn is not None:
+                drawn.add(y)
+        if drawn is not None:
+            problems = {name: refusal_of_metric(name, self._loader.part, why) for name, why in drawn.problems().items()}
+            for error in problems.values():
+                if self._loader.part == "val":
+                    raise error
+                _warn_once(f"warning: {error}; it is left out")
+            values.leave_out(problems)
+            self._is_checked = not problems
+        return values.computed()
 
 
 class LoaderData:
@@ -233,8 +259,8 @@ class LoaderData:
             if getattr(datasets, part) is not None
         }
         self._train, self._loaders = loaders["train"], list(loaders.values())
-        self.val = LoadedSplit(loaders["val"])
-        self.test = LoadedSplit(loaders["test"]) if "test" in loaders else None
+        self.val = LoadedSplit(loaders["val"], readable_targets(datasets, "val"))
+        self.test = LoadedSplit(loaders["test"], readable_targets(datasets, "test")) if "test" in loaders else None
         self._step = 0  # the last update whose batches were handed out
         self._pass: Iterator[Batch] | None = None
         self._n_passes, self._n_batches = 0, 0  # passes begun, and batches of the one in progress; of a stream
@@ -247,7 +273,7 @@ class LoaderData:
         try:
             return self._train.example(size)
         except LoadingFailed as error:
-            raise ConfigError("data", str(error)) from error
+            raise ConfigError(self._train.key, str(error)) from error
 
     def updates(self, trainer: Trainer, step: int) -> Iterator[list[Batch]]:
         """As for `TrainingData`. The pass in progress goes on with the next call."""
@@ -372,3 +398,9 @@ def _checked(batch: Any) -> Batch:
     if isinstance(batch, Failure):
         raise LoadingFailed(batch.reason) from _Trace(batch.trace)
     return batch
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    """Warn, but not again in the same process: a study's trials would all say the same."""
+    log.warning("%s", line)

@@ -48,9 +48,9 @@ class Failure:
 class SeededDataset:
     """A map-style dataset that is asked for whole batches."""
 
-    def __init__(self, dataset: Any, part: str) -> None:
-        """Wrap the dataset. part: train, val or test, for messages."""
-        self._dataset, self._part = dataset, part
+    def __init__(self, dataset: Any, label: str) -> None:
+        """Wrap the dataset. label: what a message about a sample names, such as Datasets.train."""
+        self._dataset, self._label = dataset, label
 
     def __getitems__(self, rows: Rows) -> list[Any] | Failure:
         """Return the samples of a batch. Torch's DataLoader calls this if a dataset has it."""
@@ -64,7 +64,7 @@ class SeededDataset:
                 samples.append(dataset[index])
             return samples
         except Exception as error:  # your own dataset may raise anything
-            return Failure.of(f"Datasets.{self._part}" + ("" if index is None else f"[{index}]"), error)
+            return Failure.of(self._label + ("" if index is None else f"[{index}]"), error)
 
 
 class SeededStream(IterableDataset):

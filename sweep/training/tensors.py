@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sweep.config.metrics import MOST_OUTPUTS
 from sweep.config.nodes import steps_per_epoch
 from sweep.data.split import Part, Splits
 from sweep.tasks import TensorTask
@@ -17,12 +18,12 @@ from sweep.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from sweep.config.nodes import Trainer
+    from sweep.training.loaders import LoaderData
 
 Pair = tuple[Tensor, Tensor]  # inputs and targets
 Tensors = tuple[Tensor, ...]  # inputs, targets and, if samples have weights, these
 
 EVAL_BATCH = 4096  # samples at a time
-MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
 _GATHER_LIMIT_BYTES = 64 * 2**20  # up to this size, copying an epoch in its order costs less than indexing each batch
 
 
@@ -41,6 +42,11 @@ class TensorSplit:
     y: Tensor
     clean: Tensor | None
     weights: Tensor | None = None
+
+    @property
+    def known_targets(self) -> Tensor:
+        """As for `Split`."""
+        return self.y
 
     @property
     def labels(self) -> Tensors:
@@ -89,13 +95,16 @@ class TensorSplit:
 class TensorData:
     """The three splits on one device: `TrainingData`. Trials with the same data may share it.
 
-    y_std: (n_targets,), one normalised unit in the target's own units.
+    Attributes:
+        y_std: (n_targets,), one normalised unit in the target's own units.
+        feed: loads the batches to train on, as augmentation needs; None cuts them from `train`. Not to be shared.
     """
 
     train: TensorSplit
     val: TensorSplit
     test: TensorSplit
     y_std: Tensor
+    feed: "LoaderData | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -104,15 +113,21 @@ class TensorData:
 
     @property
     def n_train(self) -> int:
-        """The number of training samples."""
-        return len(self.train.x)
+        """The number of samples that an epoch trains on."""
+        return len(self.train.x) if self.feed is None else self.feed.n_train
 
     def example(self, size: int) -> Pair:
         """Return the first training samples."""
+        if self.feed is not None:
+            x, y, *_ = self.feed.example(size)
+            return x, y
         return self.train.x[:size], self.train.y[:size]
 
     def updates(self, trainer: "Trainer", step: int) -> Iterator[list[Tensors]]:
         """As for `TrainingData`."""
+        if self.feed is not None:
+            yield from self.feed.updates(trainer, step)
+            return
         n_updates = steps_per_epoch(self.n_train, trainer.update_size)
         while True:
             n_passes, n_done = divmod(step, n_updates)
@@ -129,7 +144,8 @@ class TensorData:
         weights, size = self.train.weights.double().cpu(), trainer.update_size
         n_updates = steps_per_epoch(self.n_train, size)
         passes = range(step // n_updates, -(-(step + n) // n_updates))
-        orders = [epoch_order(trainer.seed, n_passes + 1, self.n_train) for n_passes in passes]
+        n_samples = len(weights)
+        orders = [epoch_order(trainer.seed, n_passes + 1, n_samples)[: self.n_train] for n_passes in passes]
         sums = [of_update.sum().item() for order in orders for of_update in weights[order].split(size)]
         return sums[step % n_updates :][:n]
 

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 from hydra.errors import HydraException
@@ -20,6 +21,7 @@ from sweep.config.targets import allowed_targets
 from sweep.utils.errors import ConfigError, SweepError, one_line
 
 _UNIONS = (typing.Union, types.UnionType)
+_EXTRAS = {"torchvision": "images"}  # by package
 
 
 def bind(
@@ -45,10 +47,9 @@ def bind(
         ConfigError: the target cannot be loaded, or does not accept the arguments.
     """
     whitelist = allowed_targets() if allowed is None else tuple(allowed)
-    if _is_flat(node):
-        target = partial(
-            located(key, node["_target_"], whitelist), **{k: v for k, v in node.items() if k != "_target_"}
-        )
+    if _is_ours_to_build(node):
+        own = {name: _built(f"{key}.{name}", value, whitelist) for name, value in node.items() if name != "_target_"}
+        target = partial(located(key, node["_target_"], whitelist), **own)
     else:
         target = _instantiated(key, dict(node), whitelist)
     arguments = dict(target.keywords)
@@ -84,22 +85,41 @@ def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) ->
     try:
         return instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=whitelist)
     except (HydraException, ImportError) as error:
-        raise ConfigError(f"{key}._target_", f"cannot load '{node['_target_']}': {_reason(error)}") from error
+        problem = f"cannot load '{node['_target_']}': {_what_to_install(node['_target_']) or _reason(error)}"
+        raise ConfigError(f"{key}._target_", problem) from error
     except SweepError:
         raise
     except Exception as error:  # a nested node's own call
         raise ConfigError(key, _reason(error)) from error
 
 
-def _is_flat(node: Mapping[str, Any]) -> bool:
-    """Return True if Hydra only has to find the target: the node has no nested nodes and none of Hydra's `_keys_`."""
+def _what_to_install(target: str) -> str | None:
+    """Return what to do about a target in a package that an extra installs, if the package is missing."""
+    package = target.partition(".")[0]
+    if package not in _EXTRAS or find_spec(package) is not None:
+        return None
+    return f"{package} is not installed; pip install 'hydra-sweep[{_EXTRAS[package]}]'"
 
-    def plain(value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return all(map(plain, value))
-        return value is None or isinstance(value, str | int | float)
 
-    return all(plain(value) and (key == "_target_" or not key.startswith("_")) for key, value in node.items())
+def _is_ours_to_build(value: Any) -> bool:
+    """Return False if Hydra has to build the node: something in it is no plain value, or has one of its `_keys_`."""
+    if isinstance(value, Mapping):
+        names = all(name == "_target_" or not str(name).startswith("_") for name in value)
+        return names and all(map(_is_ours_to_build, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_ours_to_build, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _built(key: str, value: Any, whitelist: tuple[str, ...]) -> Any:
+    """Return an argument, in which nested nodes are built. They are checked as the node itself is."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return bind(key, value, offered={}, allowed=whitelist)()
+    if isinstance(value, Mapping):
+        return {name: _built(f"{key}.{name}", of_one, whitelist) for name, of_one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_built(f"{key}.{i}", of_one, whitelist) for i, of_one in enumerate(value))
+    return value
 
 
 def _check_arguments(
@@ -152,7 +172,7 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
 def _fits(value: Any, annotation: Any) -> bool:
     """Return True if a config value fits the annotation. An annotation that this function cannot judge fits any value.
 
-    Annotations from torch fit no value: a config has no tensors.
+    Annotations from torch fit only objects of nested nodes: a config has no tensors.
     """
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in _UNIONS:
@@ -171,7 +191,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, annotation)
     if annotation is None or annotation is type(None):
         return value is None
-    return not (isinstance(annotation, type) and annotation.__module__.startswith("torch"))
+    is_of_torch = isinstance(annotation, type) and annotation.__module__.startswith("torch")
+    return not is_of_torch or isinstance(value, annotation)  # a nested node may be built already
 
 
 def _is_real(annotation: Any) -> bool:

@@ -45,24 +45,25 @@ def build_task(
     node = task_for(samples.task, node)
     kind = located("task", node["_target_"], allowed_targets())
     _check_kind(node, kind, samples)
-    facts: dict[str, Any] = {"n_classes": len(samples.classes), "n_labels": len(samples.classes)}
+    offered: dict[str, Any] = {"n_classes": len(samples.classes), "n_labels": len(samples.classes)}
     if splits is not None:
-        facts |= {name: torch.from_numpy(getattr(splits, name)).to(device) for name in ("y_mean", "y_std")}
+        offered |= {name: torch.from_numpy(getattr(splits, name)).to(device) for name in ("y_mean", "y_std")}
     elif samples.out_features is not None:
         ones = torch.ones(samples.out_features, device=device)
-        facts |= {"y_mean": torch.zeros_like(ones), "y_std": ones}
-    loss = _build_loss(node.get("loss"), samples, splits, facts)
+        offered |= {"y_mean": torch.zeros_like(ones), "y_std": ones}
+    loss = _build_loss(node.get("loss"), samples, splits, offered)
     if splits is not None and getattr(loss, "log_input", False) and splits.y_mean.any():
         message = "takes logarithms of the targets' scale, so these must not be normalised; set split.normalize=false"
         raise ConfigError("task.loss", message)
-    of_torchmetrics = {"task": getattr(kind, "torchmetrics_task", None)}
-    of_torchmetrics |= {"num_classes": facts["n_classes"], "num_labels": facts["n_labels"]}
+    of_torchmetrics = {"num_classes": offered["n_classes"], "num_labels": offered["n_labels"]}
+    if (task_of_metrics := getattr(kind, "torchmetrics_task", None)) is not None:
+        of_torchmetrics["task"] = task_of_metrics
     metrics = {
-        name: _build_metric(f"task.metrics.{name}", metric, facts | of_torchmetrics)
+        name: _build_metric(f"task.metrics.{name}", metric, offered | of_torchmetrics)
         for name, metric in (node.get("metrics") or {}).items()
     }
     own = {key: value for key, value in node.items() if key not in ("loss", "metrics")}
-    task = bind("task", own, facts | {"loss": loss, "metrics": metrics})()
+    task = bind("task", own, offered | {"loss": loss, "metrics": metrics})()
     if missing := [name for name in _MEMBERS if not hasattr(task, name)]:
         raise ConfigError("task._target_", f"{node['_target_']} has no {' or '.join(missing)}; see sweep.tasks.Task")
     return task
@@ -78,7 +79,7 @@ def _check_kind(node: Mapping[str, Any], kind: Any, samples: Samples | Datasets)
         raise ConfigError("task", f"binary needs two classes, but the data have {len(samples.classes)}")
 
 
-def _build_loss(node: Any, samples: Samples | Datasets, splits: Splits | None, facts: Mapping[str, Any]) -> Any:
+def _build_loss(node: Any, samples: Samples | Datasets, splits: Splits | None, offered: Mapping[str, Any]) -> Any:
     """Build the loss from its node. Return None if there is none, which a task of your own may not need."""
     if not node:
         return None
@@ -87,7 +88,7 @@ def _build_loss(node: Any, samples: Samples | Datasets, splits: Splits | None, f
         is_weight = name in ("weight", "pos_weight") and isinstance(value, str | list)
         (weights if is_weight else own)[name] = value
     given = {name: _weights(name, value, samples, splits) for name, value in weights.items()}
-    return _callable("task.loss", own, {**facts, **given})
+    return _callable("task.loss", own, {**offered, **given})
 
 
 def _weights(name: str, value: str | list[Any], samples: Samples | Datasets, splits: Splits | None) -> "Tensor":

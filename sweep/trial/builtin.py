@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
-from sweep.trial.checks import check_data, has_test, undefined_metrics
+from sweep.trial.checks import check_data, has_test, warnings_of_size, warnings_of_undefined
 from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.model_files import has_files, shown_batches, write_model_files
 from sweep.trial.predictions import Collector
@@ -65,12 +65,13 @@ class BuiltInTraining:
             Damaged: the checkpoint cannot be read.
             Exception: everything that `TrainingLoop.run` raises. The record has begun then.
         """
+        if trial.number is None:  # before metrics are computed once, which takes this memory
+            _warn(warnings_of_size(self.config, self._data))
         with prepared(self.config, self._data) as loop:
             if (state := trial.restore()) is not None:
                 loop.load_state_dict(state)
-            self._warn(trial)
-            if trial.number is None:
-                _warn_of_size(loop)
+            if trial.number is None:  # in a study, the study itself warns, once
+                _warn(([self._lowered] if self._lowered else []) + warnings_of_undefined(self.config, self._data))
             trial.describe(dataset=self._data.description, device=loop.device.type)
             gc_control.resume()
             try:
@@ -79,7 +80,7 @@ class BuiltInTraining:
                 trial.finish(loop.reached())
             facts = ModelFacts.of(self.config, self._data, loop.task)
             collector = self._collector(trial, loop, facts)
-            test = loop.test(self._data.facts.noise, None if collector is None else collector.add)
+            test = loop.test(self._data.content.noise, None if collector is None else collector.add)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test, facts)
             if collector is not None:
@@ -105,30 +106,10 @@ class BuiltInTraining:
         if problem := write_model_files(RunFolder(trial.folder), facts, collector, self._data):
             log.warning("warning: %s", problem)
 
-    def _warn(self, trial: Trial) -> None:
-        """Warn of a lowered batch size and of undefined metrics. In a study, the study itself warns, once."""
-        if trial.number is not None:
-            return
-        if self._lowered:
-            log.warning(self._lowered)
-        if names := undefined_metrics(self.config, self._data):
-            why = "the targets do not vary there"
-            log.warning("warning: %s: left out, since %s; raise split.val or split.test", " and ".join(names), why)
 
-
-def _warn_of_size(loop: "TrainingLoop") -> None:
-    """Warn of metrics that need more outputs at once than sweep would keep."""
-    from sweep.tasks import TensorTask
-    from sweep.training.tensors import MOST_OUTPUTS, TensorData, n_outputs
-
-    if not (isinstance(loop.task, TensorTask) and isinstance(loop.data, TensorData) and loop.task.whole):
-        return
-    sizes = {part: n_outputs(loop.task, getattr(loop.data, part).y) for part in ("val", "test")}
-    part = max(sizes, key=sizes.__getitem__)
-    if sizes[part] > MOST_OUTPUTS:
-        names, size = ", ".join(f"task.metrics.{name}" for name in loop.task.whole), sizes[part] * 4 / 2**30
-        why = f"takes the outputs of the whole {part} split at once, {size:.1f} GiB; a class with update, compute and"
-        log.warning("warning: %s: %s reset takes them batch by batch (docs/tasks.md)", names, why)
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        log.warning("%s", line)
 
 
 def record_best(

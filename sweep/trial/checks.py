@@ -3,7 +3,7 @@
 from typing import Any
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import OF_NOISE, is_curve
+from sweep.config.metrics import MOST_OUTPUTS, OF_NOISE, is_curve
 from sweep.config.schema import Config
 from sweep.config.task_node import AUTO_TASK, names_of, task_for
 from sweep.data import Datasets
@@ -17,7 +17,7 @@ def check_data(data: Data, config: Config) -> None:
     This does not load torch, unless a callback's module does.
     """
     _check_loss_name(config, data)
-    if data.divided is not None and config.loader.drop_last:
+    if data.divided is not None and data.samples.augment is None and config.loader.drop_last:
         raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
     check_monitor(data, config)
     declared(config.trainer.callbacks, taken=["train/loss", "lr", *OF_NOISE, *names_of(config.task)])
@@ -28,7 +28,7 @@ def check_data(data: Data, config: Config) -> None:
 def _check_loss_name(config: Config, data: Data) -> None:
     """Raise ConfigError if `trainer.loss` of an earlier version's config names another loss than the task's."""
     losses: dict[str | None, str] = {"regression": "mse", "classification": "cross_entropy"}
-    loss, own = config.trainer.loss, losses.get(data.facts.task)
+    loss, own = config.trainer.loss, losses.get(data.content.task)
     if loss != "auto" and (loss != own or config.task != AUTO_TASK):
         raise ConfigError("trainer.loss", f"{loss} does not fit; leave it out, and set task/loss=... instead")
 
@@ -62,7 +62,7 @@ def metric_names(config: Config, data: Data) -> list[str]:
 
 def has_test(data: Data) -> bool:
     """Return whether there is a test split. Torch datasets may lack it."""
-    return not isinstance(data.facts, Datasets) or data.facts.test is not None
+    return not isinstance(data.content, Datasets) or data.content.test is not None
 
 
 def undefined_metrics(config: Config, data: Data) -> list[str]:
@@ -81,4 +81,41 @@ def undefined_metrics(config: Config, data: Data) -> list[str]:
 
 def _metric_nodes(config: Config, data: Data) -> dict[str, Any]:
     """Return the nodes of the metrics of the task that trials on such data have, by name."""
-    return task_for(data.facts.task, config.task).get("metrics") or {}
+    return task_for(data.content.task, config.task).get("metrics") or {}
+
+
+def warnings_of_undefined(config: Config, data: Data) -> list[str]:
+    """Return a line about the metrics that trials on such data lack, if there are any."""
+    if not (names := undefined_metrics(config, data)):
+        return []
+    why = "the targets do not vary there"
+    return [f"warning: {' and '.join(names)}: left out, since {why}; raise split.val or split.test"]
+
+
+def warnings_of_size(config: Config, data: Data) -> list[str]:
+    """Return a line about the metrics that need more outputs at once than sweep would keep, if there are any.
+
+    This loads torch only if a split is large. Raises ConfigError if the task cannot be built then.
+    """
+    if data.divided is None:
+        return []
+    splits = {"val": data.splits.val, "test": data.splits.test}
+    n_each = max(1, len(data.content.classes), len(config.task.get("quantiles") or ()))
+    if max(split.y.size for split in splits.values()) * n_each <= MOST_OUTPUTS:
+        return []
+    import torch
+
+    from sweep.tasks import TensorTask
+    from sweep.training.tensors import n_outputs
+    from sweep.trial.build_task import build_task
+
+    task = build_task(config.task, data.content, data.divided, torch.device("cpu"))
+    if not isinstance(task, TensorTask) or not task.whole:
+        return []
+    sizes = {part: n_outputs(task, torch.from_numpy(split.y)) for part, split in splits.items()}
+    part = max(sizes, key=sizes.__getitem__)
+    if sizes[part] <= MOST_OUTPUTS:
+        return []
+    names, size = ", ".join(f"task.metrics.{name}" for name in task.whole), sizes[part] * 4 / 2**30
+    why = f"takes the outputs of the whole {part} split at once, {size:.1f} GiB; a class with update, compute and"
+    return [f"warning: {names}: {why} reset takes them batch by batch (docs/tasks.md)"]

@@ -191,7 +191,7 @@ def _test_inputs(run: RunFolder, facts: "ModelFacts") -> tuple[NDArray, NDArray]
 def _loaded_inputs(data: Data, config: Config) -> tuple[NDArray, NDArray]:
     """Return the inputs of the test split of torch datasets, twice: they are not normalised."""
     with data.on_device(config, torch.device("cpu")) as loaded:
-        if loaded.test is None or data.facts.in_shape is None:
+        if loaded.test is None or data.content.in_shape is None:
             what = "has no test split" if loaded.test is None else "gives no pairs of inputs and targets"
             raise ConfigError("data", f"{what}; the export cannot be checked")
         try:

@@ -65,22 +65,22 @@ class ModelFacts:
     @classmethod
     def of(cls, config: Config, data: "Data", task: "TensorTask | Task") -> Self:
         """Return the facts of a model that is trained on `data` for `task`, as `config` says."""
-        facts = data.facts
-        node = task_for(facts.task, config.task)
-        n_outputs = getattr(task, "out_features", facts.out_features)
-        of_data = _of_datasets(facts) if isinstance(facts, Datasets) else _of_arrays(config, data)
+        content = data.content
+        node = task_for(content.task, config.task)
+        n_outputs = getattr(task, "out_features", content.out_features)
+        of_data = _of_datasets(content) if isinstance(content, Datasets) else _of_arrays(config, data)
         return cls(
             model=config.model,
             task=node["_target_"],
-            kind=facts.task or "",
-            data=facts.name,
+            kind=content.task or "",
+            data=content.name,
             precision=config.trainer.precision,
-            classes=tuple(map(str, facts.classes)),
+            classes=tuple(map(str, content.classes)),
             quantiles=tuple(map(float, node.get("quantiles") or ())),
-            in_shape=None if facts.in_shape is None else tuple(map(int, facts.in_shape)),
+            in_shape=None if content.in_shape is None else tuple(map(int, content.in_shape)),
             out_features=None if n_outputs is None else int(n_outputs),
-            tokens=facts.tokens,
-            n_tokens=facts.n_tokens if facts.tokens else 0,
+            tokens=content.tokens,
+            n_tokens=content.n_tokens if content.tokens else 0,
             log_outputs=getattr(task, "outputs_are_logs", False),
             **of_data,
         )

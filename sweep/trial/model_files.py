@@ -74,6 +74,12 @@ def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector,
     return None
 
 
+def has_model_files(run: RunFolder) -> bool:
+    """Return whether a run has model.yaml and, if its data have a test split, predictions.parquet."""
+    has_test = (_recorded_data(run).get("profile") or {}).get("n_test") != 0
+    return run.signature.exists() and (run.predictions.exists() or not has_test)
+
+
 def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | None:
     """Make the files of a run that has ended, by its best.pt. Nothing is trained: this is one pass over the test split.
 
@@ -96,7 +102,7 @@ def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | No
     refuse_changed_data(run, data, "its test split cannot be predicted")
     device = _device(config.trainer.device)
     with reproducible(device), data.on_device(config, device) as on_device:
-        if not has_files(build_task(config.task, data.facts, data.divided, device)):
+        if not has_files(build_task(config.task, data.content, data.divided, device)):
             return None
         predictor = load_file(run.best, str(device))
         collector = Collector(predictor.module, predictor.facts, device)
@@ -106,9 +112,14 @@ def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | No
 
 def refuse_changed_data(run: RunFolder, data: Data, follows: str) -> None:
     """Raise ConfigError if the data are not those that the run recorded. `follows` says what cannot be done then."""
-    before = (journal.first(run.journal, "start") or {}).get("dataset") or {}
+    before = _recorded_data(run)
     if before.get("digest") not in (None, data.description["digest"]):
         raise ConfigError("data", f"have changed since '{run.path}' was trained; {follows}")
+
+
+def _recorded_data(run: RunFolder) -> dict[str, Any]:
+    """Return the description of the data that the run recorded; an empty dict if it has none."""
+    return (journal.first(run.journal, "start") or {}).get("dataset") or {}
 
 
 def _device(name: str) -> "torch.device":

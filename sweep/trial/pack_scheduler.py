@@ -70,7 +70,7 @@ class Group:
         self._model.eval()
         forward = self.pack.forward_of(self._model)
         with self._settings():
-            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.facts.noise, see=None)
+            return evaluate.test(forward, self.pack.data, self.pack.task, self.data.content.noise, see=None)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class PackScheduler:
             seen_before = kind in self._groups
             task = self._tasks.get(kind) or _tensor_task(config, data, device)
             batch = tensors.example(trainer.batch_size)
-            model = new_model(config, data.facts, task, batch, device, seen_before)
+            model = new_model(config, data.content, task, batch, device, seen_before)
             if not seen_before:
                 check_metrics(task, {"val": tensors.val.y, "test": tensors.test.y})
                 self._tasks[kind] = task
@@ -164,6 +164,8 @@ class PackScheduler:
             data = self._load(config)
             if data.divided is None:
                 raise Unpackable("its data are torch datasets, which each trial loads batch by batch")
+            if data.samples.augment is not None:
+                raise Unpackable("its data are augmented, which each trial does batch by batch")
             self._data[key] = data, to_device(data.splits, device)
         return self._data[key]
 
@@ -185,7 +187,7 @@ class PackScheduler:
 
 def _tensor_task(config: Config, data: Data, device: torch.device) -> TensorTask:
     """Build the task. Raise Unpackable if its loss cannot be computed for many trials at once."""
-    task = build_task(config.task, data.facts, data.divided, device)
+    task = build_task(config.task, data.content, data.divided, device)
     if not isinstance(task, TensorTask):
         raise Unpackable(f"the task {config.task['_target_']} is no sweep.tasks.TensorTask")
     return task

@@ -13,6 +13,7 @@ from sweep.config.nodes import UNLIMITED, Split, epoch_size, steps_per_epoch
 from sweep.config.optimizer_node import frozen_of, groups_of
 from sweep.config.overrides import sets, setting
 from sweep.config.schema import Config
+from sweep.config.task_node import data_node
 from sweep.data import Datasets, Samples
 from sweep.data.split import Splits, prepare
 from sweep.tracking.description import dataset, dataset_of_datasets
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sweep.tasks import Task, TensorTask
     from sweep.training.data import Batch, TrainingData
+    from sweep.training.loaders import LoaderData
     from sweep.training.loop import TrainingLoop
     from sweep.training.schedule import Schedule
 
@@ -48,20 +50,20 @@ class Data:
     """The data of a trial: arrays or torch datasets.
 
     Attributes:
-        facts: all samples with a model's inputs, or the datasets. Both say what a model and a task need to know.
+        content: all samples with a model's inputs, or the datasets. Both say what a model and a task need to know.
         divided: the samples, divided; None for torch datasets, which are divided already.
         description: as MLflow's data sets.
     """
 
-    facts: Samples | Datasets
+    content: Samples | Datasets
     divided: Splits | None
     description: dict[str, Any]
 
     @property
     def samples(self) -> Samples:
         """The samples of data that are arrays."""
-        assert isinstance(self.facts, Samples)
-        return self.facts
+        assert isinstance(self.content, Samples)
+        return self.content
 
     @property
     def splits(self) -> Splits:
@@ -72,8 +74,8 @@ class Data:
     @property
     def n_train(self) -> int:
         """The number of samples to train on; UNLIMITED if it is not known."""
-        if isinstance(self.facts, Datasets):
-            n = self.facts.size("train")
+        if isinstance(self.content, Datasets):
+            n = self.content.size("train")
             return UNLIMITED if n is None else n
         return len(self.splits.train.x)
 
@@ -96,23 +98,35 @@ class Data:
     @contextmanager
     def on_device(self, config: Config, device: "torch.device") -> "Iterator[TrainingData]":
         """Hold the data as the training loop needs them. Worker processes are ended at the end."""
-        if isinstance(self.facts, Datasets):
-            from sweep.training.loaders import LoaderData
+        from sweep.training.tensors import to_device
 
-            loaded = LoaderData(self.facts, config.loader, config.trainer, device)
-            try:
+        if isinstance(self.content, Datasets):
+            with _loaded(self.content, config, device) as loaded:
                 yield loaded
-            finally:
-                loaded.close()
-        else:
-            from sweep.training.tensors import to_device
-
+        elif self.content.augment is None:
             yield to_device(self.splits, device)
+        else:
+            from sweep.training.augmented import AugmentedSamples
+
+            train = AugmentedSamples(self.content, self.splits)
+            with _loaded(Datasets(train, val=train), config, device) as feed:  # of which only `train` is loaded
+                yield replace(to_device(self.splits, device), feed=feed)
+
+
+@contextmanager
+def _loaded(datasets: Datasets, config: Config, device: "torch.device") -> "Iterator[LoaderData]":
+    from sweep.training.loaders import LoaderData
+
+    loaded = LoaderData(datasets, config.loader, config.trainer, device)
+    try:
+        yield loaded
+    finally:
+        loaded.close()
 
 
 def load_samples(config: Config) -> Samples | Datasets:
     """Load the data. Raise ConfigError if they cannot be loaded."""
-    return build.samples(config.data, split_columns(config))
+    return build.samples(data_node(config.data, config.task), split_columns(config))
 
 
 def divided(samples: Samples | Datasets, config: Config) -> Data:
@@ -148,12 +162,16 @@ def load_data(config: Config) -> Data:
 
 def data_key(config: Config, *more: Any) -> str:
     """Return a text that is equal for configs with the same data, the same split and the same `more`."""
-    return json.dumps([with_absolute_path(config.data), asdict(config.split), *more], sort_keys=True, default=str)
+    return json.dumps([_node(config), asdict(config.split), *more], sort_keys=True, default=str)
+
+
+def _node(config: Config) -> dict[str, Any]:
+    return with_absolute_path(data_node(config.data, config.task))
 
 
 def samples_key(config: Config) -> str:
     """Return a text that is equal for configs with the same samples, however they are divided."""
-    return json.dumps([with_absolute_path(config.data), split_columns(config)], sort_keys=True, default=str)
+    return json.dumps([_node(config), split_columns(config)], sort_keys=True, default=str)
 
 
 def split_columns(config: Config) -> dict[str, str | None]:
@@ -272,18 +290,17 @@ def prepared(config: Config, data: Data) -> Iterator["TrainingLoop"]:
     """
     from sweep.tasks import TensorTask
     from sweep.training.checks import check_last_batch, check_metrics
-    from sweep.training.data import is_pair
+    from sweep.training.data import is_pair, known_targets
     from sweep.training.runtime import pick_device, reproducible, set_threads
-    from sweep.training.tensors import TensorData
 
     trainer = config.trainer
     device = pick_device(trainer.device)
     with reproducible(device), data.on_device(config, device) as on_device:
-        task = build_task(config.task, data.facts, data.divided, device)
+        task = build_task(config.task, data.content, data.divided, device)
         batch = on_device.example(trainer.batch_size)
-        model = new_model(config, data.facts, task, batch, device)
-        if isinstance(task, TensorTask) and isinstance(on_device, TensorData):
-            check_metrics(task, {"val": on_device.val.y, "test": on_device.test.y})
+        model = new_model(config, data.content, task, batch, device)
+        if isinstance(task, TensorTask):
+            check_metrics(task, known_targets(on_device), of_datasets=data.divided is None)
         check_last_batch(model, batch, on_device.n_train, trainer.batch_size)
         set_threads(trainer.threads, model, batch[0] if is_pair(batch) else None)
         yield new_loop(config, task, on_device, model)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "examples"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
-ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example")  # a cluster, a package that is not here, a server
+ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example", "torchvision")  # a cluster, packages, a server
 STUDY = re.compile(r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+")
 FEWER = {
     "sweep.run": ["trainer.epochs=2", "tracking=off"],

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from sweep import ConfigError, compose
+from sweep import ConfigError, compose, tasks
 from sweep.config.metrics import KINDS
 from sweep.config.schema import validate
-from sweep.config.task_node import AUTO_TASK, direction_of, metrics_of, names_of, task_for
+from sweep.config.task_node import AUTO_TASK, data_node, direction_of, metrics_of, names_of, task_for
 
 
 def node_of(*overrides: str) -> dict[str, Any]:
@@ -65,3 +65,16 @@ def test_a_metric_without_a_goal_that_is_asked_for_is_refused(node: dict[str, st
         direction_of("val/x", {**AUTO_TASK, "metrics": {"x": node}})
     assert caught.value.key == key
     assert says in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "kind", [tasks.Regression, tasks.Quantile, tasks.Classification, tasks.Binary, tasks.Multilabel]
+)
+def test_a_task_says_how_a_table_reads_its_targets(kind: type[tasks.TensorTask]) -> None:
+    table = {"_target_": "sweep.data.table.table", "task": "regression", "target": "y"}
+    task = {"_target_": f"sweep.tasks.{kind.__name__}"}
+    assert (data_node(table, task)["task"],) == kind.kinds  # pyright: ignore[reportAttributeAccessIssue]
+    for other in (AUTO_TASK, {"_target_": "mypkg.Task"}, {"_target_": "sweep.tasks.Segmentation"}):
+        assert data_node(table, other) == table
+    images = {"_target_": "sweep.data.image_folder.image_folder", "path": "pets"}
+    assert data_node(images, task) == images

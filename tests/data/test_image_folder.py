@@ -1,12 +1,20 @@
+import importlib
+import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from torch import Tensor
 
-from sweep import ConfigError
+from sweep import ConfigError, Samples, compose
+from sweep.config.schema import validate
 from sweep.data.image_folder import image_folder
+from sweep.trial import binding
+from sweep.trial.prepare import load_samples
 
 
 def refusal(*arguments, **named) -> ConfigError:
@@ -100,3 +108,92 @@ def test_folders_that_are_no_classes_are_refused(pets: Path, tmp_path: Path):
 @pytest.mark.parametrize(("size", "channels", "key"), [(0, 3, "size"), ([4], 3, "size"), (4, 2, "channels")])
 def test_odd_settings_are_refused(size, channels: int, key: str, pets: Path):
     assert refusal(str(pets), size=size, channels=channels).key == f"data.{key}"
+
+
+V2 = "torchvision.transforms.v2"
+
+
+class Mirror:
+    """A transform of one's own: mirrors an image with probability p."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if p > 1:
+            raise ValueError("p is a probability")
+        self.p = p
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.flip(-1) if torch.rand(()) < self.p else image
+
+
+MIRROR = f"{__name__}.Mirror"
+
+
+@pytest.fixture(autouse=True)
+def _allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+
+
+def load(pets: Path, augment: str, *more: str) -> Samples:
+    overrides = ["data=image_folder", f"data.path={pets}", "data.size=4", f"data.augment={augment}", *more]
+    samples = load_samples(validate(compose(overrides)))
+    assert isinstance(samples, Samples)
+    return samples
+
+
+def mirrored_row(samples: Samples) -> list[float]:
+    assert samples.augment is not None
+    x = torch.from_numpy(samples.x[2])
+    x[0, 0] = torch.arange(4)
+    return samples.augment(x)[0, 0].tolist()
+
+
+def test_transforms_follow_one_another(pets: Path):
+    samples = load(pets, f"[{{_target_: {MIRROR}, p: 1}}, {{_target_: {MIRROR}, p: 0}}]")
+    assert mirrored_row(samples) == [3, 2, 1, 0]
+    assert mirrored_row(pickle.loads(pickle.dumps(samples))) == [3, 2, 1, 0]  # as it goes to workers
+    assert mirrored_row(load(pets, f"[{{_target_: {MIRROR}, p: 1}}, {{_target_: {MIRROR}, p: 1}}]")) == [0, 1, 2, 3]
+    assert load(pets, "null").augment is None
+    assert load(pets, "[]").augment is None
+
+
+def test_transforms_of_torchvision_need_no_vouching(pets: Path, monkeypatch: pytest.MonkeyPatch):
+    try:
+        importlib.import_module(V2)
+    except (ImportError, RuntimeError) as error:  # the latter if it was built for another torch
+        pytest.skip(f"torchvision: {error}")
+    monkeypatch.delenv("SWEEP_TARGETS")
+    transforms = (f"{{_target_: {V2}.{name}}}" for name in ("RandomHorizontalFlip, p: 1", "RandomCrop, size: 4"))
+    assert mirrored_row(load(pets, f"[{', '.join(transforms)}]")) == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("augment", "key", "says"),
+    [
+        (f"[{{_target_: {MIRROR}, pp: 1}}]", "data.augment.0.pp", "Mirror takes no such argument; it takes: p"),
+        (f"[{{_target_: {MIRROR}, p: much}}]", "data.augment.0.p", "must be a number, got 'much'"),
+        (f"[{{_target_: {MIRROR}, p: 3}}]", "data.augment.0.p", "p is a probability"),
+        (f"[{{_target_: {MIRROR}s}}]", "data.augment.0._target_", f"cannot load '{MIRROR}s': "),
+        (f"[{MIRROR}]", "data.augment.0", f"must be a node with a _target_, got '{MIRROR}'"),
+        (f"{{_target_: {MIRROR}}}", "data.augment", "must be a list"),
+        ("[{_target_: mypkg.Blur}]", "data.augment.0._target_", "'mypkg.Blur' is not an allowed target; if you trust"),
+    ],
+)
+def test_a_transform_that_cannot_be_made_is_one_line(augment: str, key: str, says: str, pets: Path):
+    with pytest.raises(ConfigError) as error:
+        load(pets, augment)
+    assert error.value.key == key
+    assert says in error.value.problem
+    assert "\n" not in str(error.value)
+
+
+def test_without_torchvision_a_line_says_how_to_install_it(pets: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(binding, "find_spec", lambda name: None)
+    binding.located.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ConfigError) as error:
+        load(pets, f"[{{_target_: {V2}.RandomHorizontalFlip}}]")
+    assert error.value.key == "data.augment.0._target_"
+    what = "torchvision is not installed; pip install 'hydra-sweep[images]'"
+    assert error.value.problem == f"cannot load '{V2}.RandomHorizontalFlip': {what}"

@@ -14,13 +14,15 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sweep import ConfigError, Samples
+from sweep import ConfigError, Samples, compose
 from sweep.config.nodes import Split
+from sweep.config.schema import validate
 from sweep.data.encoding import expand, fitted
 from sweep.data.preprocessing import apply
 from sweep.data.split import assign, prepare
 from sweep.data.table import table
 from sweep.training.tensors import to_device
+from sweep.trial.prepare import load_samples
 
 N = 120
 RNG = np.random.default_rng(1)
@@ -346,3 +348,18 @@ def test_columns_of_dates_are_refused_with_the_key_that_takes_them(tmp_path: Pat
     frame.to_parquet(tmp_path / "t.parquet")
     error = refusal(lambda: table(str(tmp_path / "t.parquet"), "y", features=["fare", "day"]))
     assert "column 'day' holds dates or durations, not numbers; list it in data.dates" in error.problem
+
+
+def test_the_task_is_enough_for_a_table_of_classes(tmp_path: Path) -> None:
+    pd.DataFrame({"a": np.arange(9.0) ** 2, "kind": ["x", "y", "z"] * 3}).to_csv(tmp_path / "t.csv", index=False)
+    chosen = ("data=table", f"data.path={tmp_path / 't.csv'}", "data.target=kind")
+
+    def loaded(*overrides: str) -> Samples:
+        samples = load_samples(validate(compose([*chosen, *overrides])))
+        assert isinstance(samples, Samples)
+        return samples
+
+    for overrides in (("task=classification",), ("data.task=classification",)):
+        assert loaded(*overrides).classes == ("x", "y", "z")
+    with pytest.raises(ConfigError, match=r"data\.target: .* is 'x', .*; for names of classes set task=classification"):
+        loaded()

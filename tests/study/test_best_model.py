@@ -159,3 +159,15 @@ def test_the_model_of_the_best_goes_to_mlflow_once_and_a_new_best_gets_the_next_
     assert sync.main(["outputs", "--uri", other.uri]) == 0
     assert other.versions() == {"1": other.run_id(after)}
     assert "model" not in other.artifacts(before)
+
+
+def test_without_a_test_split_the_same_command_writes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "torch_datasets.*")
+    own_kind = ("data._target_=torch_datasets.curve", "+data.test=false", "data.n=68", "~data.domain", "~data.seed")
+    overrides = [*own_kind, "scheduler=constant", "trainer.epochs=1", "trainer.batch_size=16", "tracking=off"]
+    best = of_best(run_study(overrides, n_trials=1, **FEW))
+    assert best.signature.exists()
+    assert not best.predictions.exists()
+    written = best.signature.stat()
+    run_study(overrides, n_trials=1, **FEW)
+    assert best.signature.stat() == written

@@ -183,7 +183,7 @@ def test_what_is_no_mean_gets_the_whole_split(rng: np.random.Generator) -> None:
     assert found == pytest.approx(numbers(task, outputs, targets), rel=1e-12)
     assert list(found) == ["loss", "r2", "mse"]
     chosen = task.values_by_batch([(outputs, targets)], ["r2"])
-    assert list(chosen) == ["loss", "r2"]
+    assert list(chosen) == ["r2"]
 
 
 def test_logarithms_are_measured_as_the_numbers_that_they_mean(rng: np.random.Generator) -> None:
@@ -210,3 +210,24 @@ def test_metrics_of_several_models_at_once_equal_those_of_each_alone(rng: np.ran
             alone = numbers(task, of_one, targets)
             assert list(found) == list(alone)
             assert found == pytest.approx(alone, rel=1e-9)
+
+
+def test_the_loss_gets_what_is_formed_for_it_once(rng: np.random.Generator) -> None:
+    class Counting(Regression):
+        n = 0
+
+        def for_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            self.n += 1
+            return super().for_loss(outputs, targets)
+
+    class WithItsOwn(Regression):
+        def loss_of(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+            return super().loss_of(outputs, targets, weights) + 1
+
+    counting = Counting(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
+    own = WithItsOwn(nn.MSELoss(), {}, torch.zeros(1), torch.ones(1))
+    outputs, targets = drawn(rng, 10, 1), drawn(rng, 10, 1)
+    batches = [(outputs[:7], targets[:7]), (outputs[7:], targets[7:])]
+    loss = by_batch(counting, *batches)["loss"]
+    assert counting.n == 2
+    assert by_batch(own, *batches)["loss"] == pytest.approx(loss + 1)

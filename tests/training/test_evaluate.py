@@ -168,6 +168,16 @@ def test_a_metric_that_a_large_split_does_not_allow_is_refused_too(monkeypatch: 
             check_metrics(task, {"val": y})
 
 
+def test_a_loss_that_takes_no_drawn_outputs_is_not_taken_for_a_metrics_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picky(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError("the outputs must be probabilities")
+
+    y = torch.arange(50) % 3
+    f1 = torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro")
+    monkeypatch.setattr(tensors, "MOST_OUTPUTS", 30)
+    check_metrics(Classification(picky, {"accuracy": metrics.accuracy, "f1": f1}, 3), {"val": y})
+
+
 @pytest.mark.parametrize("noise", [None, 1.0])
 def test_what_is_measured_is_shown_batch_by_batch(noise: float | None) -> None:
     n = 10_001

@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from conftest import Heard, as_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from torch_datasets import AsDict, Curve, StatefulStream, Stream, curve
 from torchmetrics import MeanAbsoluteError
 
@@ -403,3 +404,75 @@ def test_a_batch_of_any_structure_is_described_counted_and_moved() -> None:
     moved = on_device({"a": (x, "text")}, torch.device("meta"))
     assert moved["a"][0].is_meta
     assert moved["a"][1] == "text"
+
+
+# Metrics that the data do not allow
+
+
+class Kinds(Dataset):
+    """Samples of two classes, of which only the first `n_of_second` are of the second."""
+
+    def __init__(self, n_of_second: int) -> None:
+        self.n_of_second = n_of_second
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((1,), index / 40), int(index < self.n_of_second)
+
+    def as_tensors(self) -> TensorDataset:
+        x, y = zip(*(self[i] for i in range(len(self))), strict=True)
+        return TensorDataset(torch.stack(x), torch.tensor(y))
+
+
+AUROC = ("task=binary", "task/metrics=[accuracy,auroc]")
+NO_POSITIVES = "No positive samples in targets, true positive value should be meaningless"
+
+
+def of_kinds(train: Any, val: Any, test: Any = None) -> Datasets:
+    return Datasets(train, val, test, task="classification", out_features=2)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_torchs_own_datasets_are_asked_before_training_whether_they_allow_a_metric(part: str) -> None:
+    good, one_class = Kinds(20).as_tensors(), Kinds(0).as_tensors()
+    nested = torch.utils.data.ConcatDataset([torch.utils.data.Subset(one_class, [3, 1, 2]), one_class])
+    with (
+        pytest.raises(ConfigError, match=NO_POSITIVES) as error,
+        loop_of(of_kinds(good, **{"val": good, part: nested}), *AUROC),
+    ):
+        pass
+    assert error.value.key == "task.metrics.auroc"
+    assert error.value.problem.startswith(f"cannot be computed on Datasets.{part}: ")
+    assert error.value.problem.endswith(f"; leave it out, or put other samples into Datasets.{part}")
+    second = torch.utils.data.Subset(Kinds(20).as_tensors(), range(15, 25))
+    assert trained(of_kinds(good, second), *AUROC)[0].curve("val/auroc")
+
+
+def test_any_other_dataset_ends_the_run_at_its_first_validation() -> None:
+    heard = Heard()
+    with pytest.raises(ConfigError) as error, loop_of(of_kinds(Kinds(20), Kinds(0)), *AUROC) as loop:
+        loop.run(heard)
+    assert str(error.value).startswith(f"task.metrics.auroc: cannot be computed on Datasets.val: {NO_POSITIVES}")
+    assert heard.epochs == {}, "no misleading value is recorded"
+
+
+def test_after_the_training_such_a_metric_is_left_out_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    _, tested = trained(of_kinds(Kinds(20), Kinds(20), Kinds(0)), *AUROC)
+    assert [*tested] == ["test/loss", "test/accuracy"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("warning: task.metrics.auroc: cannot be computed on Datasets.test: ")
+    assert line.endswith("; it is left out")
+
+
+def test_a_metric_that_the_model_alone_makes_meaningless_for_a_while_is_no_fault_of_the_data() -> None:
+    """A model that says the same for all samples has no correlation with them, and torchmetrics warns of that."""
+    more = ("task/metrics=[]", "+task.metrics.r={_target_: torchmetrics.PearsonCorrCoef, goal: maximize}")
+    datasets = Datasets(Curve(), Curve(21), task="regression")
+    with warnings.catch_warnings(), loop_of(datasets, "task=regression", *more) as loop:
+        warnings.simplefilter("ignore")
+        for weight in loop.model.parameters():
+            torch.nn.init.zeros_(weight)
+        found = evaluate(loop.forward, loop.data.val, loop.task)  # pyright: ignore[reportArgumentType]
+    assert "r" in found

@@ -173,6 +173,19 @@ def test_a_model_may_be_composed_of_nested_targets():
     layers = [{"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, {"_target_": "torch.nn.Tanh"}]
     model = build.model({"_target_": "torch.nn.Sequential", "_args_": layers}, ROWS)
     assert model(torch.zeros(4, 3)).shape == (4, 2)
+    layer = {
+        "_target_": "torch.nn.TransformerEncoderLayer",
+        "d_model": 4,
+        "nhead": 2,
+        "layer_norm_eps": 1,
+        "batch_first": True,
+    }
+    node = {"_target_": "torch.nn.TransformerEncoder", "encoder_layer": layer, "num_layers": 1}
+    assert build.model(node, ROWS)(torch.zeros(4, 3, 4)).shape == (4, 3, 4)  # it takes a module
+    layer["heads"] = layer.pop("nhead")
+    error = refusal(lambda: build.model(node, ROWS))
+    assert error.key == "model.encoder_layer.heads"
+    assert error.problem.startswith("TransformerEncoderLayer takes no such argument; it takes: d_model, nhead, ")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """sweep/trial/pack_scheduler.py: which trials share a pack, and for which a pack is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from sweep import compose
+from sweep import Samples, compose
 from sweep.config.schema import Config, validate
 from sweep.training.packed.parameters import Unpackable
 from sweep.trial.pack_scheduler import PackScheduler
+from sweep.trial.prepare import Data, divided, load_samples
 from sweep.trial.remembered import RememberedData
 
 SMALL = ("experiment=debug", "model.widths=[4]", "scheduler=constant")
@@ -36,3 +39,13 @@ def test_a_pack_that_is_refused_for_one_optimizer_is_not_for_another(scheduler: 
     for config, why in ((adam, "a pack of them is no faster"), (sgd, "the pass failed")):
         with pytest.raises(Unpackable, match=why):
             scheduler.member(config)
+
+
+def test_trials_on_augmented_samples_train_one_by_one() -> None:
+    def load(config: Config) -> Data:
+        samples = load_samples(config)
+        assert isinstance(samples, Samples)
+        return divided(replace(samples, augment=torch.clone), config)
+
+    with pytest.raises(Unpackable, match="its data are augmented, which each trial does batch by batch"):
+        PackScheduler(2, 2, load).member(config_of("optimizer=adam"))
