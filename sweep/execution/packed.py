@@ -25,6 +25,7 @@ from sweep.tracking.run_recorder import Membership, locked
 from sweep.tracking.store import recorded_uri, tracking_store
 from sweep.tracking.stored_run import stored_config
 from sweep.training.packed.member import PackMember
+from sweep.training.packed.pack import report
 from sweep.training.packed.parameters import Unpackable
 from sweep.training.runtime import is_out_of_memory, keep_freed_memory
 from sweep.trial.builtin import record_best
@@ -81,8 +82,8 @@ class _Training:
 class PackedExecutor:
     """Trains up to `pack` runs at once, each in the pack of its structure.
 
-    One loop serves all packs: it trains each of them for an epoch, stores how trials ended, and claims new trials for
-    the places that became free. A trial that cannot be packed is trained by the sequential executor, while the packs
+    One loop serves all packs: it trains all of them for an epoch, reports it, stores how trials ended, and claims new
+    trials for the places that became free. A trial that cannot be packed is trained by the sequential executor, while the packs
     wait.
     """
 
@@ -115,8 +116,7 @@ class PackedExecutor:
                 self._fill()
                 while self._trainings or self._unpackable:
                     self._train_unpackable()
-                    for group in self._scheduler.groups:
-                        self._advance(group)
+                    self._train_epoch()
                     self._store_closed()
                     if self._session.is_asked_to_stop():
                         raise Interrupted(self._session.stop.signum or signal.SIGTERM)
@@ -262,24 +262,40 @@ class PackedExecutor:
         training.entry.trainings.append(training)
         training.group.pack.admit(training.member)
 
-    def _advance(self, group: Group) -> None:
-        """Train a pack for one epoch, finish the runs that have ended, and save those whose checkpoint is due."""
+    def _train_epoch(self) -> None:
+        """Train all packs for one epoch, finish the runs that have ended, and save those whose checkpoint is due.
+
+        Epochs are reported in the order of the trials' numbers, as if the trials trained one after another: what a
+        pruner compares a trial with depends on what was reported before. The rows of a pack have no such order.
+        """
+        ended: dict[PackMember, Exception | None] = {}
+        for group in self._scheduler.groups:
+            ended |= self._advance(group)
+        report(sorted(self._trainings, key=self._order), ended)
+        with synced_together():
+            for member in sorted(ended.keys() & self._trainings.keys(), key=self._order):
+                if member in self._trainings:  # otherwise another run of its trial has just ended it
+                    self._finish(self._trainings[member], ended[member])
+            for training in [*self._trainings.values()]:
+                trial = training.trial
+                if trial.should_save and not trial.should_stop:  # on a stop, `run` saves all runs that are left
+                    self._save(training)
+
+    def _order(self, member: PackMember) -> tuple[int, int]:
+        training = self._trainings[member]
+        return training.entry.trial.number, training.place
+
+    def _advance(self, group: Group) -> dict[PackMember, Exception | None]:
+        """Train a pack for one epoch. Return the runs that have ended early, each with what ended it."""
         trainings = [self._trainings[member] for member in group.pack.members]
         try:
-            ended_now, train_s = group.train_epoch()
+            ended, train_s = group.advance()
         except Exception as error:  # the pass itself failed, not a single trial
             self._give_up(group, trainings, error)
-            return
+            return {}
         for training in trainings:
             training.trial.train_s += train_s
-        with synced_together():
-            for member, ending in ended_now.items():
-                if member in self._trainings:  # otherwise another run of its trial has just ended it
-                    self._finish(self._trainings[member], ending)
-            for member in group.pack.members:
-                trial = self._trainings[member].trial
-                if trial.should_save and not trial.should_stop:  # on a stop, `run` saves all runs that are left
-                    self._save(self._trainings[member])
+        return ended
 
     def _finish(self, training: _Training, ending: Exception | None) -> None:
         """End a run: test and record its best weights, or record the `ending` that stopped it early.

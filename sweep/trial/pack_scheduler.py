@@ -51,16 +51,16 @@ class Group:
         self.n_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._model, self._threads = model, threads
 
-    def train_epoch(self) -> tuple[dict[PackMember, Exception | None], float]:
+    def advance(self) -> tuple[dict[PackMember, Exception | None], float]:
         """Train every trial for one epoch, under the process-wide settings that training needs.
 
         Returns:
-            What ended each trial that has come to its end, as in `Pack.train_epoch`, and the seconds for each trial:
-            the time of the epoch divided by the number of trials.
+            What ended trials early, as from `Pack.advance`, and the seconds for each trial: the time of the epoch
+            divided by the number of trials.
         """
         start, n = time.perf_counter(), len(self.pack.members)
         with self._settings():
-            ended = self.pack.train_epoch()
+            ended = self.pack.advance()
         return ended, (time.perf_counter() - start) / n
 
     def test(self, member: PackMember) -> dict[str, float]:

@@ -113,11 +113,13 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
 
 def _train(packer: "PackScheduler") -> None:
     """Train every trial that is in a pack, to the end of its ramp."""
+    from sweep.training.packed.pack import report
     from sweep.training.range_test import Ramp, RampOver
 
     while packer.groups:
         for group in packer.groups:
-            ended, _ = group.train_epoch()
+            ended, _ = group.advance()
+            report(group.pack.members, ended)
             for member, error in ended.items():
                 group.pack.release(member)
                 if isinstance(error, Diverged):

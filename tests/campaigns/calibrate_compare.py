@@ -30,6 +30,7 @@ from sweep.config.nodes import MOST_SEEDS
 from sweep.config.schema import Config, validate
 from sweep.study.trial_result import TrialResult
 from sweep.training.packed.member import PackMember
+from sweep.training.packed.pack import report
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.remembered import RememberedData
@@ -85,7 +86,9 @@ class Packed:
         found: dict[PackMember, Run | None] = {}
         while self._packer.groups:
             for group in self._packer.groups:
-                for slot, ending in group.train_epoch()[0].items():
+                ended, _ = group.advance()
+                report(group.pack.members, ended)
+                for slot, ending in ended.items():
                     losses = np.array(heard[members.index(slot)].values)
                     found[slot] = None if ending else Run(group.test(slot), losses, slot.n_updates, 1.0)
                     group.pack.release(slot)

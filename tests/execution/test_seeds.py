@@ -156,6 +156,15 @@ def test_the_same_trials_are_pruned_packed_or_not(in_turn, tmp_path):
 
 
 @pytest.mark.process
+def test_packs_of_several_structures_prune_as_trials_one_after_another_do(tmp_path):
+    study = ("hydra.sweeper.n_trials=32", "hydra.sweeper.seeds=1", "optimizer=sgd,adam")
+    alone, packed = (searched(tmp_path / f"{n}", *study, f"hydra.sweeper.pack={n}") for n in (1, 8))
+    assert sum(t.state == TrialState.PRUNED for t in alone) >= 10
+    ended = [[(t.number, t.params, t.state, max(t.intermediate_values)) for t in trials] for trials in (alone, packed)]
+    assert ended[0] == ended[1]
+
+
+@pytest.mark.process
 def test_every_seed_of_a_pruned_trial_ends_at_the_rung(in_turn):
     cwd, trials = in_turn
     for trial in trials:

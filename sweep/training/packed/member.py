@@ -52,6 +52,7 @@ class PackMember(TrainState):
         self.moments: Mapping[str, Mapping[int, Tensor]] = {}  # likewise; by name, then by the parameter's index
         self.scalars = rules.scalars  # for each parameter group
         self.tables: list[dict[str, np.ndarray]] = []  # likewise, the coefficients for the epoch, (n_updates,) each
+        self.metrics: dict[str, float] = {}  # of the epoch that was trained last
         device = next(iter(weights.values())).device
         draws_on = device if device.type == "cuda" else "cpu"  # where torch's own dropout draws
         # Draws the dropout masks. The seed is that of the global generator when the trial trains sequentially.

@@ -8,7 +8,7 @@ optimizer's state are (n, P), with spare rows at the end.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -154,11 +154,20 @@ class Pack:
         self._most_rows = max(self._most_rows, n_rows)
 
     def train_epoch(self) -> dict[PackMember, Exception | None]:
-        """Train every member for one epoch and report it to the member's trial.
+        """Train every member for one epoch, and report it to the members' trials in the order of the rows.
 
         Return the members that have ended, each with the error that ended it: None if it is complete, Diverged, or
         what its schedule or its report raised. A member that ended keeps its row until `release`, unless it ended
         before the epoch.
+        """
+        ended = self.advance()
+        report(self.members, ended)
+        return ended
+
+    def advance(self) -> dict[PackMember, Exception | None]:
+        """Train every member for one epoch, without its report. Return the members that have ended by an error.
+
+        A member whose training was over before the epoch is among them, with None.
         """
         ended: dict[PackMember, Exception | None] = {}
         for member in [*self.members]:
@@ -188,12 +197,9 @@ class Pack:
                 counts = self.data.update_weights(member.trainer, member.step - n, n)
                 metrics = member.epoch_metrics(val, counts)
                 member.finish_epoch(metrics, lambda row=row: self.weights(row))
-                member.trial.report(member.epoch, metrics)
+                member.metrics = metrics
             except Exception as error:
                 ended[member] = error
-            else:
-                if member.is_over:
-                    ended[member] = None
         return ended
 
     @_attention_that_stacks()
@@ -382,6 +388,23 @@ class Pack:
                 update()
         except Exception as error:  # vmap, or the model under it, may raise anything
             raise Unpackable(f"torch.func cannot stack the model ({one_line(error, 160)})") from error
+
+
+def report(members: Iterable[PackMember], ended: dict[PackMember, Exception | None]) -> None:
+    """Report the epoch that `Pack.advance` trained to the members' trials, in the order given.
+
+    Members in `ended` are left out. Those that end now are added, with what ended them: None if they are complete.
+    """
+    for member in members:
+        if member in ended:
+            continue
+        try:
+            member.trial.report(member.epoch, member.metrics)
+        except Exception as error:
+            ended[member] = error
+        else:
+            if member.is_over:
+                ended[member] = None
 
 
 def _filled(items: list[T], n: int) -> list[T]:
