@@ -227,7 +227,7 @@ class PackedExecutor:
                 output_dir=output_dir,
                 store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
                 member=membership,
-                report=session.reporter(trial, entry.means, place, config.trainer.epochs),
+                report=session.reporter(trial, entry.means, place, config.trainer.n_passes),
                 stop=session.stop,
                 is_timed=False,  # `_advance` adds each member's share of the epoch
             )

@@ -157,7 +157,8 @@ class RunRecorder:
         elif error is not None:
             status, state, tags = "FAILED", "FAIL", {"error": without_passwords(f"{type(error).__name__}: {error}")}
             if isinstance(error, Diverged):
-                tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
+                tags |= {"diverged": "true", "diverged.step": str(error.step)}
+                tags |= {} if error.lr is None else {"diverged.lr": str(error.lr)}
                 if member is not None:
                     status, state = "FINISHED", "PRUNED"
             else:
@@ -192,7 +193,9 @@ class RunRecorder:
 def stored_text(config: Config) -> str:
     """Return the config as YAML for the run's folder, without the password of the tracking store."""
     tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
-    return to_yaml(asdict(replace(config, tracking=tracking)))
+    plain = asdict(replace(config, tracking=tracking))
+    own = plain.pop("own")
+    return to_yaml({**plain, **own})
 
 
 @contextmanager
