@@ -1,4 +1,4 @@
-"""Training functions of a user's own, for the tests: good ones, and some with a mistake. No config needs their module."""
+"""Training functions of a user's own, for the tests: good ones, and some with a mistake."""
 
 import os
 import random
@@ -60,6 +60,11 @@ def built(cfg: Any, trial: Trial) -> dict[str, float]:
     optimizer = sweep.build(cfg.optimizer, model)
     trial.report(1, {"val/loss": optimizer.param_groups[0]["lr"]})
     return {"n": sum(weight.numel() for weight in model.parameters())}
+
+
+def one_of(cfg: Any, trial: Trial) -> Any:
+    """Trains as the function of that name does."""
+    return globals()[cfg.name](cfg, trial)
 
 
 # What goes wrong

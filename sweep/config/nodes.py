@@ -78,8 +78,8 @@ class Trainer:
     stops early if `monitor` has not improved by more than `min_delta` for `patience` epochs. `val_interval` is a number
     of epochs, or a number of updates such as "500 steps" (docs/recipe.md).
 
-    `call` is a training function of the user's own (docs/functions.md), which takes the place of sweep's loop. Only with
-    one may `epochs` be None, and only it may have a `direction`: whether to minimize or maximize `monitor`.
+    `call` is a training function of the user's own (docs/functions.md), in place of sweep's loop. Only with one may
+    `epochs` be None, and may there be a `direction`: whether to minimize or maximize `monitor`.
     """
 
     epochs: int | None = 60

@@ -51,7 +51,7 @@ class Means:
 
     @property
     def n_epochs(self) -> int:
-        """The last epoch that every unfinished run has reached, -1 before the first; if all are over, the last of any."""
+        """The last epoch that every unfinished run has reached, or -1; if all are over, the last epoch of any."""
         last = [steps[-1] if steps else -1 for steps in self._steps]
         return min([e for e, is_over in zip(last, self._is_over, strict=True) if not is_over], default=max(last))
 

@@ -263,7 +263,8 @@ class WorkerSession:
         """Return a function to call after each epoch of a run, with the epoch and its metrics.
 
         It reports the trial's value so far to the storage: the objective, or if trials cannot be pruned the validation
-        loss, or the first objective of a training function that is a curve, so that the study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
+        loss, or the first objective of a training function that is a curve, so that the
+        study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
 
         Args:
             trial: the trial.

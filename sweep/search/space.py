@@ -35,7 +35,7 @@ from sweep.search.ranges import (
 )
 from sweep.search.settings import implied_direction, implied_monitor
 from sweep.trial.prepare import BATCH_SIZE
-from sweep.utils.errors import ConfigError, one_line, require
+from sweep.utils.errors import ConfigError, one_line
 
 _MOST_DRAWS = 1000  # attempts to meet the conditions
 _LONGEST_SHOWN = 100  # characters of a condition in a message
@@ -305,15 +305,14 @@ class Space:
             search = _flat(OmegaConf.to_container(config.search, resolve=True))
         except Exception as error:
             raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
-        found = {}
+        found, is_function = {}, has_function(config)
         for key, text in (search | base.searched).items():
+            if is_function and text is not None and is_own_key(key) and not base.has(key):
+                message = f"the config has no key '{key}'; correct it, or add the key with its default: +{key}=..."
+                raise ConfigError(f"search.{key}", message)
             if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
-        if has_function(config):
-            for key in filter(is_own_key, found):
-                message = f"the config has no key '{key}'; correct it, or add the key with its default: +{key}=..."
-                require(base.has(key), f"search.{key}", message)
         found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
         if BATCH_SIZE in found and not any(map(depends_on, found)):
             self._cut_batch_size(found, groups)

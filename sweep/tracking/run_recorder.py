@@ -101,7 +101,7 @@ class RunRecorder:
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
         if earlier is None:
-            config.data = with_absolute_path(config.data)  # to resume from any directory
+            config.data = config.data and with_absolute_path(config.data)  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):

@@ -116,7 +116,7 @@ def restored_random_states(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def unloadable(state: Mapping[str, Any]) -> str | None:
-    """Return the first part of a state that `load` would refuse, such as "state['model'], a Linear"; None if none is."""
+    """Return the first part of a state that `load` would refuse, such as "state['net'], a Linear"; None without one."""
     odd = _odd("state", dict(state))
     if odd is None:
         return None

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-
 OF_FUNCTION = "_sweep"  # in a checkpoint of a user's function: what is saved besides the function's own state
 
 

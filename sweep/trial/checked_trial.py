@@ -1,5 +1,6 @@
 """The trial that a training function of the user's own gets. It checks what the function gives it."""
 
+import itertools
 import math
 import operator
 import re
@@ -102,7 +103,7 @@ class CheckedTrial:
         def log() -> None:
             many = isinstance(step, Sequence)
             steps = [self._whole("logged", one) for one in (step if many else [step])]
-            if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+            if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
                 self._refuse("logged steps that do not grow; log them in order")
             for name, column in (metrics if many else {name: [value] for name, value in metrics.items()}).items():
                 assert isinstance(column, Sequence)

@@ -1,4 +1,4 @@
-"""The eleven worked examples: each is short, docs/examples.md shows it in full, and its commands do what the page says."""
+"""The worked examples: each is short, docs/examples.md shows it in full, and its commands do what the page says."""
 
 import re
 import shlex

@@ -84,11 +84,11 @@ def test_a_stopped_function_resumes_as_if_it_had_not_been(tmp_path: Path) -> Non
         (functions.reports_nothing, "reported and returned no metrics; call trial.report(epoch, {...})"),
         (functions.reports_text, "reported in epoch 1: val/loss = '0.5', which is not a number"),
         (functions.reports_no_metrics, "reported no metrics in epoch 1"),
-        (functions.reports_a_number, "reported in epoch 1: 0.5, where names and numbers belong, such as {'val/loss': 0.1}"),
+        (functions.reports_a_number, "reported in epoch 1: 0.5, where names and numbers belong, such as {'val/loss': 0.1}"),  # noqa: E501
         (functions.reports_half_an_epoch, "reported epoch 0.5; give a whole number, from 0"),
         (functions.reports_backwards, "reported epoch 1 after epoch 2; report them in order"),
         (functions.reports_our_name, "reported 'time/total', a name that only sweep itself uses; choose another"),
-        (functions.reports_an_odd_name, "reported in epoch 1: the name 'loss(val)'; use letters, digits, spaces and any of _ - . / :"),
+        (functions.reports_an_odd_name, "reported in epoch 1: the name 'loss(val)'; use letters, digits, spaces and any of _ - . / :"),  # noqa: E501
         (functions.logs_backwards, "logged step 4 of step/loss after step 5; log them in order"),
         (functions.returns_a_number, "returned float; return a dict of metrics, such as {'test/loss': 0.1}"),
         (functions.saves_a_list, "saved [1]; give a mapping of names to tensors, numbers and texts"),
@@ -125,7 +125,7 @@ def test_a_function_that_catches_everything_still_ends(function: Callable[..., A
     ("call", "problem"),
     [
         ("functions.takes_one", "takes_one takes (cfg: Any) -> None; write it as  def train(cfg, trial)"),
-        ("functions.takes_three", "takes_three takes (cfg: Any, trial: sweep.training.trial.Trial, more: int) -> None; write"),
+        ("functions.takes_three", "takes_three takes (cfg: Any, trial: sweep.training.trial.Trial, more: int) -> None; w"),  # noqa: E501
         ("functions.nope", "cannot load 'functions.nope': "),
         ("functions.NO_FUNCTION", "cannot load 'functions.NO_FUNCTION': "),
         ("''", "is empty; write the dotted path of your function, such as mypkg.train"),
