@@ -101,12 +101,12 @@ class CheckedTrial:
         """Record points of further curves. Raise FunctionFailed if a step falls, or a value is no number."""
 
         def log() -> None:
-            many = isinstance(step, Sequence)
-            steps = [self._whole("logged", one) for one in (step if many else [step])]
+            given = step if isinstance(step, Sequence) else [step]
+            steps = [self._whole("logged", one) for one in given]
             if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
                 self._refuse("logged steps that do not grow; log them in order")
-            for name, column in (metrics if many else {name: [value] for name, value in metrics.items()}).items():
-                assert isinstance(column, Sequence)
+            for name, values in metrics.items():
+                column = values if given is step and isinstance(values, Sequence) else [values]
                 if len(column) != len(steps):
                     self._refuse(f"logged {len(column)} values of {name} for {len(steps)} steps; give one for each")
                 self._log(name, steps, column)

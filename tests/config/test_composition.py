@@ -23,6 +23,7 @@ REQUIRED = {
     ("data", "text"): ["data.path=mine.txt"],
     ("data", "image_folder"): ["data.path=mine"],
     ("experiment", "text_transformer"): ["data.path=mine.txt"],
+    ("trainer", "function"): ["trainer.call=torch.optim.train"],
 }
 
 
