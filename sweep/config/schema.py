@@ -312,7 +312,6 @@ def checked_output_dir(output_dir: str) -> str:
 
 def _check_component(key: str, node: Any) -> None:
     """Raise ConfigError unless the node has a target, and may call every target in it."""
-    require(node is not None, key, f"has no value; set {key}=...")
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(
             key, f"needs a _target_; choose an option such as {key}={next(iter(option_names(key)), '<option>')}"

@@ -15,7 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.config.composition import composing, searchpath_overrides
 from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import option, sets
-from sweep.config.schema import Config, has_function, origin, validate, validate_plain, with_origin
+from sweep.config.schema import (
+    Config,
+    has_function,
+    origin,
+    refuse_unknown_keys,
+    validate,
+    validate_plain,
+    with_origin,
+)
 from sweep.search.plain_config import PlainConfig
 from sweep.search.variants import Kind, Variants
 from sweep.utils.errors import ConfigError
@@ -105,6 +113,7 @@ class Composer:
             self._show_progress()
             overrides = [*self.fixed, *self.options(groups)]
             config, choices, searchpath = self._composed(groups, overrides)
+            refuse_unknown_keys(config)
             if config.bounds is not None:  # for the study, not for a trial
                 config.bounds = None
                 overrides.append("bounds=null")

@@ -65,6 +65,7 @@ def test_they_are_stored_at_the_root_and_read_again(tmp_path: Path) -> None:
         (["+a-b=1"], "a-b: cannot be the name of a key; use letters, digits and _, and begin with a letter"),
         (["split.val=0.2"], "split: is set, but has no option, so your function would not get it; add split=random"),
         (["optimizer.freeze=[a]"], "optimizer: needs a _target_; choose an option such as optimizer=adagrad"),
+        (["trainer.call=''"], "trainer.call: is empty; write the dotted path of your function, such as mypkg.train"),
         (["trainer.direction=up"], "trainer.direction: 'up' is unknown; choose one of minimize, maximize"),
         (["trainer.epochs=0"], "trainer.epochs: must be >= 1, got 0"),
         (["trainer=default"], "trainer.call: is for trainer=function, but trainer is default; choose trainer="),
@@ -80,7 +81,7 @@ def test_a_mistake_is_told(overrides: list[str], told: str) -> None:
 def test_without_a_function_nothing_may_be_left_out_or_added() -> None:
     for overrides, told in [
         (["+x=1"], "x: is not a key of the config; choose one of: seed, "),
-        (["~model"], "model: has no value; set model=..."),
+        (["~model"], "model: needs a _target_; choose an option such as model=convnet"),
         (["trainer.direction=maximize"], "trainer.direction: is for a training function; a task declares the goals"),
     ]:
         with pytest.raises(ConfigError) as caught:
