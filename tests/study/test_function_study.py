@@ -86,9 +86,7 @@ def test_its_report_is_written(study: StudyResult, monkeypatch: pytest.MonkeyPat
 
 
 def test_its_model_is_the_functions_own(study: StudyResult) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^run: functions.quadratic trained '.*', and keeps models in a"
-    ):
+    with pytest.raises(ConfigError, match=r"^run: functions.quadratic trained '.*', and keeps models in a"):
         load_model(study.folder)
 
 
