@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial
+    from sweep.trial.node import build as build
     from sweep.trial.run import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
     from sweep.trial.stored_model import load_model as load_model
@@ -35,6 +36,7 @@ _HOMES = {
     "Callback": "sweep.training.callbacks",
     "StopTraining": "sweep.training.callbacks",
     "Trial": "sweep.training.trial",
+    "build": "sweep.trial.node",
     "run_trial": "sweep.trial.run",
     "load_model": "sweep.trial.stored_model",
     "run_study": "sweep.api",
@@ -53,6 +55,7 @@ __all__ = [
     "Samples",
     "StopTraining",
     "Trial",
+    "build",
     "compose",
     "load_model",
     "load_study",

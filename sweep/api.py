@@ -235,9 +235,9 @@ def _hydra(
         raise ConfigError("hydra/sweeper", "is what this function does; leave it out")
     if settings.get("dry_run"):
         raise ConfigError("hydra.sweeper.dry_run", "prints, and has no result; use it on the command line")
-    options = {key: value for key, value in settings.items() if key in ("sampler", "pruner")}
+    options = {key: value for key, value in settings.items() if key in ("sampler", "pruner", "max_epochs")}
     for key, value in options.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str) and key != "max_epochs":  # a number, to which nodes of pruners refer
             raise ConfigError(f"hydra.sweeper.{key}", f"must be the name of an option, such as random, got {value!r}")
     changes = {key: value for key, value in settings.items() if key not in options}
     own = [*(o for o in overrides if is_hydras(o)), *spelled_settings(options)]

@@ -82,7 +82,7 @@ def _asked_for(cfg: DictConfig, job: Any) -> DictConfig:
         cfg = best_config(cfg.output_dir, cfg.from_study, given_overrides(job))
     else:
         cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
-    if "max_lr" in cfg.scheduler and any(sets(o, "optimizer.lr") for o in overrides):
+    if "max_lr" in (cfg.scheduler or {}) and any(sets(o, "optimizer.lr") for o in overrides):
         log.warning("warning: optimizer.lr has no effect: this schedule uses scheduler.max_lr")
     return cfg
 

@@ -57,8 +57,9 @@ class TrialInMemory(UnrecordedTrial):
     @property
     def epoch(self) -> int:
         """The epoch of the last checkpoint; 0 if there is none."""
-        state = self.restore()
-        return 0 if state is None else state["epoch"]
+        from sweep.training import checkpoint
+
+        return checkpoint.load(self.checkpoint)["epoch"] if self.checkpoint.exists() else 0
 
     @property
     def should_save(self) -> bool:
@@ -99,15 +100,18 @@ class TrialInMemory(UnrecordedTrial):
         """
         from sweep.training import checkpoint
 
-        checkpoint.save(self.checkpoint, {**state, "epoch": epoch})
+        last = max(self.reports, default=-1)
+        checkpoint.save(self.checkpoint, checkpoint.with_random_states({**state, "epoch": epoch}, last))
         if self.should_stop:
             raise Interrupted(signal.SIGTERM)
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the state of the checkpoint; None if there is none."""
+        """Return the state of the checkpoint, and restore the random generators; None if there is none."""
         from sweep.training import checkpoint
 
-        return checkpoint.load(self.checkpoint) if self.checkpoint.exists() else None
+        if not self.checkpoint.exists():
+            return None
+        return checkpoint.restored_random_states(checkpoint.load(self.checkpoint))
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Keep single values, by name."""
@@ -118,11 +122,12 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
     """Check that a training function reports, can be pruned, and resumes with the same results after a stop.
 
     The function is called four times: once to the end, once with a trial that is pruned at its first report, once with
-    a trial that is stopped after its first report, and once to resume that trial.
+    a trial that is stopped after its first report, and once to resume that trial. Each time, torch's, Python's and
+    numpy's random generators are seeded alike before.
 
     Args:
         train: trains the trial for two epochs or more, with the same results each time. For a function that also takes
-            a config, give `functools.partial(mypkg.train, config)`.
+            a config, as `trainer.call` names, give `functools.partial(mypkg.train, config)`.
         folder: an empty folder. It gets a folder for each trial.
 
     Raises:
@@ -133,6 +138,7 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
         (folder / name).mkdir(parents=True, exist_ok=True)
         return TrialInMemory(folder / name, **more)
 
+    train = _seeded(train)
     whole = trial("whole")
     train(whole)
     assert len(whole.reports) > 1, f"{len(whole.reports)} epochs are reported; a study can judge no trial by that"
@@ -163,6 +169,20 @@ def check_training_function(train: Callable[[Trial], object], folder: Path) -> N
     assert not stopped.reports.keys() & resumed.reports.keys(), "an epoch that was saved is trained again"
     assert {**stopped.reports, **resumed.reports} == whole.reports, "a resumed trial reports other numbers"
     assert resumed.values == whole.values, "a resumed trial ends with other values"
+
+
+def _seeded(train: Callable[[Trial], object]) -> Callable[[Trial], object]:
+    """Return the function with seeded random generators, which are restored after each call."""
+    import torch
+
+    from sweep.training.runtime import reproducible, seed_generators
+
+    def seeded(trial: Trial) -> object:
+        with reproducible(torch.device("cpu")):
+            seed_generators(0, "train")
+            return train(trial)
+
+    return seeded
 
 
 def check_data_option(load: Callable[[], Samples | Datasets]) -> None:

@@ -12,10 +12,9 @@ from sweep.comparison.contenders import Contender
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
-from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import range_text
-from sweep.search.settings import directions_of
+from sweep.search.settings import direction_of_function, directions_of
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot
@@ -158,6 +157,8 @@ class Comparison:
         metric = self._plan.compare.metric
         try:
             config = self._plan.config
+            if config.is_function:  # what it returns is known once it has run
+                return direction_of_function(metric, self._plan.settings)
             (direction,) = directions_of([metric], config.task, config.trainer.callbacks)
             for _, _, tuning in tunings[:: len(self._plan.field.contenders)]:  # the first tuning of each task
                 config = tuning.default_config
@@ -169,8 +170,10 @@ class Comparison:
     def _announce(self, adjustments: Iterable[str]) -> None:
         plan, times = self._plan, f"{self._plan.n_tunings} times " if self._plan.n_tunings > 1 else ""
         self._say(f"comparison {plan.name}: {', '.join(contender.name for contender in plan.field.contenders)}")
+        epochs = plan.config.trainer.epochs
+        of_epochs = "" if epochs is None else f" of {epochs} epochs"
         self._say(
-            f"each is tuned {times}with {plan.n_trials} trials of {plan.config.trainer.epochs} epochs, then trained on "
+            f"each is tuned {times}with {plan.n_trials} trials{of_epochs}, then trained on "
             f"{plan.compare.n_seeds} fresh seeds; so are its defaults"
         )
         for line in adjustments:
@@ -211,7 +214,10 @@ class Comparison:
             for (seed, _), trial in zip(chosen, trials, strict=False)
         }
         entry.runs = [found.get(seed) for seed in plan.seeds]
-        if not any(entry.runs):
+        metric = plan.compare.metric
+        if any(run is not None and metric not in run.values for run in entry.runs):
+            entry.problem = f"its runs have no {metric}, which the function has to return; see {study.folder.path}"
+        elif not any(entry.runs):
             entry.problem = f"none of its runs is complete; see {study.folder.path}"
 
     def _train_defaults(self, entry: Entry, tuning: StudyRunner) -> None:
@@ -265,8 +271,8 @@ def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> Non
     """Raise ConfigError if contenders on the same task differ in their data, their split or their number of epochs."""
     first: dict[str, tuple[Contender, dict[str, Any]]] = {}
     for contender, task, tuning in tunings:
-        config = validate(tuning.space.composer.base({}).config)
-        found = {f"data.{key}": value for key, value in config.data.items()}
+        config = tuning.space.of_options({})
+        found = {f"data.{key}": value for key, value in (config.data or {}).items()}
         found |= {f"split.{key}": value for key, value in asdict(config.split).items()}
         found["trainer.epochs"] = config.trainer.epochs
         other, those = first.setdefault(task, (contender, found))

@@ -228,7 +228,7 @@ def _target(entries: Sequence[Entry]) -> float:
 
     Contenders that reach no finite loss in half of their runs are left out; infinity if that leaves none.
     """
-    lowest = [[math.inf if run is None else float(run.val_loss.min()) for run in entry.runs] for entry in entries]
+    lowest = [[math.inf if run is None else run.lowest for run in entry.runs] for entry in entries]
     medians = [sorted(losses)[len(losses) // 2] for losses in lowest]
     return max((float(m) for m in medians if math.isfinite(m)), default=math.inf)
 
@@ -236,7 +236,7 @@ def _target(entries: Sequence[Entry]) -> float:
 def _reached(runs: Sequence[Run | None], loss: float) -> Reached:
     epochs = np.array([math.inf if run is None else run.reaches(loss) for run in runs])
     steps = [math.inf if run is None else run.epoch_steps * e for run, e in zip(runs, epochs, strict=True)]
-    shares = [0.0 if run is None else run.train_s / len(run.val_loss) for run in runs]  # seconds an epoch
+    shares = [0.0 if run is None else run.train_s / max(1, len(run.val_loss)) for run in runs]  # seconds an epoch
     seconds = [share * e if math.isfinite(e) else math.inf for share, e in zip(shares, epochs, strict=True)]
     share = float(np.isfinite(epochs).mean())
     return Reached(share, float(statistics.median(steps)), float(statistics.median(seconds)))

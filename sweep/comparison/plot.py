@@ -102,6 +102,8 @@ def _curves(axes: Any, task: TaskResult, colours: dict[str, str]) -> None:
     for s in task.standings:
         losses = _padded([run for run in s.entry.runs if run is not None])
         epochs = np.arange(1, losses.shape[1] + 1)
+        if not len(epochs):  # a training function that reports no validation loss
+            continue
         low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75], axis=0)
         axes.plot(epochs, middle, marker=dot(epochs), color=colours[s.name], label=s.name)
         axes.fill_between(epochs, low, high, color=colours[s.name], alpha=0.15)

@@ -1,9 +1,9 @@
 """The data of a comparison: tuning trials from their studies, and final runs from their journals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ class Run(NamedTuple):
 
     Attributes:
         values: the values that it recorded at its end, by metric.
-        val_loss: the validation loss by epoch, shape (epochs,); with `trainer.val_interval`, of each validation.
-        epoch_steps: the number of updates in an epoch, or from one validation to the next.
+        val_loss: the validation loss by epoch, shape (epochs,); with `trainer.val_interval`, of each validation. Empty
+            if a training function reports none.
+        epoch_steps: the number of updates in an epoch, or from one validation to the next; 1 for a training function.
         train_s: seconds of training, over all attempts.
     """
 
@@ -38,6 +39,11 @@ class Run(NamedTuple):
     def n_steps(self) -> int:
         """The number of updates in all epochs."""
         return len(self.val_loss) * self.epoch_steps
+
+    @property
+    def lowest(self) -> float:
+        """The lowest validation loss; infinity if there is none."""
+        return float(self.val_loss.min(initial=math.inf))
 
     def reaches(self, loss: float) -> float:
         """Return the first epoch, from 1, whose validation loss is at most `loss`; infinity if there is none."""
@@ -101,11 +107,15 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     end = events[-1] if events and events[-1]["kind"] == "end" else None
     if state == "complete" and end is None:
         raise DamagedJournal(folder.journal, None, "the trial is complete, but its record has no end")
-    starts = [event for event in events if event["kind"] == "start" and "dataset" in event]
+    starts = [event for event in events if event["kind"] == "start" and ("dataset" in event or _is_function(event))]
     if not starts or end is None or end["status"] != "FINISHED" or end["tags"].get("state") != "COMPLETE":
         return None
     train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in events if past["kind"] == "end")
     values = {name: column[0] for name, column in end["values"].items()}
+    curve = journal.curves(folder.journal).get("val/loss")
+    val_loss = np.array([]) if curve is None else curve.values
+    if _is_function(starts[-1]):
+        return Run(values, val_loss, 1, train_s)
     n_train, params = starts[-1]["dataset"]["profile"]["n_train"], starts[-1]["params"]
     trainer = Trainer(
         epochs=int(params["trainer.epochs"]),
@@ -116,8 +126,12 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     )
     loader = Loader(drop_last=str(params.get("loader.drop_last")).lower() == "true")
     n_train = epoch_size(UNLIMITED if n_train is None else n_train, trainer, loader)
-    val_loss = journal.curves(folder.journal)["val/loss"].values
     return Run(values, val_loss, trainer.validation_steps(n_train), train_s)
+
+
+def _is_function(start: Mapping[str, Any]) -> bool:
+    """Return whether a training function trained the run that a `start` event begins."""
+    return "trainer.call" in start["params"]
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:

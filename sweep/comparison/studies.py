@@ -13,7 +13,7 @@ from sweep.config.composition import searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
 from sweep.config.overrides import command, key_of, option, sets
-from sweep.config.schema import Config, is_auto, validate
+from sweep.config.schema import Config, is_auto, is_own_key, validate
 from sweep.search.composer import override
 from sweep.search.ranges import whole_numbers
 from sweep.search.samplers import is_grid, is_uniform
@@ -132,7 +132,8 @@ def make_plan(
     field = read_field(loader, arguments, {str(key): value for key, value in over.items()})
     options = [*field.shared, *_options(field.contenders[0], field.tasks[0])]
     root_of_studies = _root_of_studies(root)
-    space = make_space(loader, root_of_studies.compose(options), options, objective=settings.objective)
+    composed, better = root_of_studies.compose(options), settings.direction
+    space = make_space(loader, composed, options, objective=settings.objective, direction=better)
     first = space.composer.compose({}, {})
     config = validate(first)
     _refuse(settings, config)
@@ -238,7 +239,7 @@ def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> S
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
     if BATCH_SIZE in values:
         values[BATCH_SIZE] = like.default_config.trainer.batch_size
-    fixed = [override(*pair) for pair in values.items()]
+    fixed = [f"{'++' * is_own_key(key)}{override(key, value)}" for key, value in values.items()]
     changes = {**_NO_SEARCH, "n_trials": plan.compare.n_seeds, "enqueue": []}
     ranges = {"seed": whole_numbers(plan.seeds)}
     return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", changes, fixed, ranges)
@@ -265,7 +266,7 @@ def _study(
         ranges: ranges to search, which replace the user's.
     """
     taken = {*map(key_of, fixed), *(ranges or {})}
-    shared = [argument for argument in plan.field.shared if key_of(argument) not in taken]
+    shared = [a for a in plan.field.shared if key_of(a) not in taken and key_of(a).removeprefix("search.") not in taken]
     arguments = [*shared, *_options(contender, task), *fixed]
     who = "--".join(filter(None, [contender.name, task, part]))
     name = f"{_shortened(plan.name)}--{_shortened(who)}"

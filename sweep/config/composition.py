@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.config.hydra_errors import UNAVAILABLE, config_error
 from sweep.config.options import CONF_DIR
 from sweep.config.overrides import setting
-from sweep.config.schema import register_schema, with_origin
+from sweep.config.schema import refuse_unknown_keys, register_schema, with_origin
 from sweep.utils.errors import ConfigError
 from sweep.utils.paths import absolute
 
@@ -41,6 +41,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
+    refuse_unknown_keys(cfg)
     return with_origin(cfg, choices, [*searchpath, *overrides])
 
 

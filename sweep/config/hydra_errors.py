@@ -210,7 +210,13 @@ def _unknown(key: str, problem: str) -> str:
     if key.rpartition(".")[2] in keys:
         return f"is needed; leave out ~{key}"
     similar = get_close_matches(key.rpartition(".")[2], keys, n=1)
-    hint = f"; did you mean '{similar[0]}'?" if similar else ""
+    hint = (
+        f"; did you mean '{similar[0]}'?"
+        if similar
+        else ""
+        if node
+        else f"; with trainer=function, add it as +{key}=..."
+    )
     return f"is not a key of the config; choose one of: {', '.join(keys)}{hint}" if keys else problem
 
 

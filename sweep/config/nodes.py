@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweep.config.metrics import DIRECTIONS
 from sweep.utils.errors import ConfigError, is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
@@ -76,9 +77,12 @@ class Trainer:
     `batch_size` counts samples, `epochs` counts passes over the training split, and `patience` counts epochs. A run
     stops early if `monitor` has not improved by more than `min_delta` for `patience` epochs. `val_interval` is a number
     of epochs, or a number of updates such as "500 steps" (docs/recipe.md).
+
+    `call` is a training function of the user's own (docs/functions.md), in place of sweep's loop. Only with one may
+    `epochs` be None, and may there be a `direction`: whether to minimize or maximize `monitor`.
     """
 
-    epochs: int = 60
+    epochs: int | None = 60
     batch_size: int = 64
     loss: str = "auto"
     device: str = "auto"
@@ -91,15 +95,22 @@ class Trainer:
     ema: float | None = None
     callbacks: list[Any] = field(default_factory=list)
     monitor: str | None = None
+    direction: str | None = None
     patience: int | None = None
     min_delta: float = 0.0
     compile: bool = False
     checkpoint_interval_s: float = 10.0
     seed: int = 0
     threads: int | None = None
+    call: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "trainer.epochs", f"must be >= 1, got {self.epochs}")
+        has_epochs = self.call is not None if self.epochs is None else self.epochs >= 1
+        require(has_epochs, "trainer.epochs", f"must be >= 1, got {self.epochs}")
+        if self.direction is not None:
+            one_of("trainer.direction", self.direction, DIRECTIONS)
+            message = "is for a training function; a task declares the goals of its metrics, so leave it out"
+            require(self.call is not None, "trainer.direction", message)
         require(self.batch_size >= 1, "trainer.batch_size", f"must be >= 1, got {self.batch_size}")
         one_of("trainer.loss", self.loss, LOSSES)
         one_of("trainer.precision", self.precision, PRECISIONS)
@@ -136,6 +147,12 @@ class Trainer:
         return self.monitor or "val/loss"
 
     @property
+    def n_passes(self) -> int:
+        """The number of epochs of sweep's own loop."""
+        assert self.epochs is not None
+        return self.epochs
+
+    @property
     def update_size(self) -> int:
         """The number of samples in an update. The last of an epoch may have fewer."""
         return self.batch_size * self.accumulate
@@ -153,7 +170,7 @@ class Trainer:
 
     def n_steps(self, n_train: int) -> int:
         """Return the number of updates in the training, unless patience or a callback ends it earlier."""
-        n_steps = self.epochs * steps_per_epoch(n_train, self.update_size)
+        n_steps = self.n_passes * steps_per_epoch(n_train, self.update_size)
         return n_steps if self.max_steps is None else min(n_steps, self.max_steps)
 
     def epoch_steps(self, n_train: int) -> int:
@@ -206,7 +223,7 @@ def epoch_size(n_samples: int, trainer: Trainer, loader: Loader) -> int:
         if trainer.max_steps is None:
             message = "is needed, since the training dataset has no length; set it to the number of updates of the run"
             raise ConfigError("trainer.max_steps", message)
-        return steps_per_epoch(trainer.max_steps, trainer.epochs) * trainer.update_size
+        return steps_per_epoch(trainer.max_steps, trainer.n_passes) * trainer.update_size
     return n_samples - n_samples % trainer.batch_size if loader.drop_last else n_samples
 
 

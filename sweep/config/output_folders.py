@@ -39,13 +39,14 @@ def _run_dir(output_dir: str, resume: str | None, from_study: str | None, stamp:
 def _named(stamp: str, output_dir: str, from_study: str | None) -> str:
     """Return a folder name such as 2026-11-24_01-25-51-799835_adam-cyclic-mlp.
 
-    With `from_study`, the options are those of the study's best configuration.
+    With `from_study`, the options are those of the study's best configuration. With a training function that needs
+    none of these groups, the name ends in `function`.
     """
     choices = HydraConfig.get().runtime.choices
     if from_study is not None:
         choices = best_choices(output_dir, from_study, HydraConfig.get())
-    options = "-".join(str(choices.get(group)) for group in ("optimizer", "scheduler", "model"))
-    return folder_name(f"{stamp}_{options}")
+    options = [option for group in ("optimizer", "scheduler", "model") if (option := choices.get(group)) is not None]
+    return folder_name(f"{stamp}_{'-'.join(options) or 'function'}")
 
 
 def _multirun_dir(output_dir: str, name: str) -> str:

@@ -8,16 +8,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sweep.config.callback_node import check_callback
+from sweep.config.function_node import check_call, check_own_keys
 from sweep.config.interpolations import resolution_problem
 from sweep.config.nodes import Compare, Loader, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
@@ -40,7 +41,8 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 class Config:
     """The configuration of one trial. `data`, `task`, `model`, `optimizer` and `scheduler` are `_target_` nodes.
 
-    These accept any argument of their target.
+    These accept any argument of their target. With a training function of the user's own, all but `task` may be None,
+    and `own` has the user's own keys at the root.
     """
 
     seed: int = 0
@@ -48,11 +50,11 @@ class Config:
     experiment_name: str = "sweep"
     resume: str | None = None
     from_study: str | None = None
-    data: Any = MISSING
+    data: Any = None
     task: Any = field(default_factory=lambda: dict(AUTO_TASK))  # configs of earlier versions have none
-    model: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
+    model: Any = None
+    optimizer: Any = None
+    scheduler: Any = None
     lr_bounds: LrBounds = field(default_factory=LrBounds)
     lr_search: LrSearch = field(default_factory=LrSearch)
     lr_range: LrRange = field(default_factory=LrRange)
@@ -68,10 +70,23 @@ class Config:
     choices: dict[str, str] = field(default_factory=dict)  # the chosen option of each group
     overrides: list[str] | None = None  # the command line that composes this config; None if it is not known
     composed: str | None = None  # the fingerprint of the config that those overrides composed
+    own: dict[str, Any] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
+
+    @property
+    def is_function(self) -> bool:
+        """Whether a training function of the user's own trains the trial, instead of sweep's loop."""
+        return self.trainer.call is not None
+
+    @property
+    def has_split(self) -> bool:
+        """Whether something divides the data as `split` says: sweep's loop, or a function with an option of `split`."""
+        return not self.is_function or "split" in self.choices
 
     @property
     def monitor_direction(self) -> str:
         """Whether to minimize or maximize the curve that the trial monitors. Raises ConfigError if it is not known."""
+        if self.is_function:
+            return self.trainer.direction or "minimize"
         return direction_of(self.trainer.monitored, self.task, self.trainer.callbacks)
 
 
@@ -80,8 +95,22 @@ def register_schema() -> None:
 
     `sweep.config.output_folders` registers the resolvers of folders.
     """
-    OmegaConf.register_resolver("sweep.part", lambda whole, parts: max(1, whole // parts), replace=True)
+    OmegaConf.register_resolver("sweep.part", _part, replace=True)
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
+    # Files of options may add keys at the root, for a training function. `refuse_unknown_keys` refuses all others.
+    ConfigStore.instance().repo["sweep_schema.yaml"].node._set_flag("struct", False)
+
+
+def _part(whole: int | None, parts: int) -> int | None:
+    """Return a part of a number of epochs, at least 1; None if the number is not known."""
+    return None if whole is None else max(1, whole // parts)
+
+
+def structured() -> DictConfig:
+    """Return the schema with its defaults, to be merged with a stored config, which may have keys of the user's own."""
+    schema = OmegaConf.structured(Config)
+    schema._set_flag("struct", False)
+    return schema
 
 
 def with_origin(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> DictConfig:
@@ -129,7 +158,23 @@ def is_edited(config: "Config", cfg: DictConfig) -> bool:
 
 def keys_of(node: str) -> list[str]:
     """Return the keys of a node that the schema describes ("" is the root); an empty list for any other node."""
-    return [key.name for key in fields(_SCHEMA[node]) if key.name not in _ORIGIN] if node in _SCHEMA else []
+    return [name for name in _names(node) if name not in _ORIGIN] if node in _SCHEMA else []
+
+
+def _names(node: str) -> list[str]:
+    """Return the names of all keys of a node that the schema describes."""
+    return [key.name for key in fields(_SCHEMA[node]) if (node, key.name) != ("", "own")]
+
+
+def own_keys(keys: Iterable[object]) -> list[str]:
+    """Return those of the keys at the root that are the user's own."""
+    known = {*_names("")}
+    return [str(key) for key in keys if key not in known]
+
+
+def is_own_key(key: str) -> bool:
+    """Return whether a full config key is one of the user's own, or in a node of theirs."""
+    return bool(own_keys([key.partition(".")[0]]))
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -141,7 +186,7 @@ def validate(cfg: DictConfig) -> Config:
     Raises:
         ConfigError: for the first mistake.
     """
-    _refuse_unknown_keys(cfg)
+    refuse_unknown_keys(cfg)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # three times as fast as to_object
         assert isinstance(plain, dict)
@@ -157,7 +202,8 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
     # Check `seed` before the nodes: trainer.seed is a copy of it, and an error should name the key that the user wrote.
     require(plain["seed"] >= 0, "seed", f"must be >= 0, got {plain['seed']}")
     nodes = {node: schema(**plain[node]) for node, schema in _SCHEMA.items() if node}
-    config = Config(**{str(key): value for key, value in plain.items()} | nodes)
+    own = {key: plain[key] for key in own_keys(plain)}
+    config = Config(**{str(key): value for key, value in plain.items() if key not in own} | nodes, own=own)
     checked_output_dir(config.output_dir)
     require(bool(config.experiment_name.strip()), "experiment_name", "is empty; name an MLflow experiment")
     require(
@@ -166,19 +212,36 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
     is_auto(config.bounds)
-    for key in (*COMPONENTS, "task"):
+    if config.is_function:
+        check_call(config.trainer.call, config.choices.get("trainer"))
+        check_own_keys(config.own)
+        message = "is set, but has no option, so your function would not get it; add split=random"
+        require(config.has_split or config.split == Split(), "split", message)
+        for key in COMPONENTS:
+            if _is_left_out(key, getattr(config, key)):
+                setattr(config, key, None)
+    present = [key for key in COMPONENTS if not config.is_function or getattr(config, key) is not None]
+    for key in (*present, "task"):
         _check_component(key, getattr(config, key))
     for place, callback in enumerate(config.trainer.callbacks):
         check_callback(place, callback)
-    if config.trainer.monitor is not None:
-        check_monitor(config.trainer.monitor, config.task, config.trainer.callbacks)
-    direction_of(config.trainer.monitored, config.task, config.trainer.callbacks)
-    check_weights(config.optimizer)
-    check_learning_rates(config.optimizer, config.scheduler)
-    one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)
-    if counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
-        raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
+    if not config.is_function:
+        if config.trainer.monitor is not None:
+            check_monitor(config.trainer.monitor, config.task, config.trainer.callbacks)
+        direction_of(config.trainer.monitored, config.task, config.trainer.callbacks)
+    if "optimizer" in present:
+        check_weights(config.optimizer)
+    check_learning_rates(config.optimizer or {}, config.scheduler or {})
+    if "scheduler" in present:
+        one_of("scheduler.interval", interval_of(config.scheduler) or "epoch", INTERVALS)
+        if counts_steps(config.scheduler) and interval_of(config.scheduler) == "epoch":
+            raise ConfigError("scheduler.interval", "is epoch, but this schedule counts steps; set it to step")
     return config
+
+
+def _is_left_out(key: str, node: Any) -> bool:
+    """Return whether a config has no option of the group: nothing but what conf/config.yaml sets for all options."""
+    return node is None or (key == "optimizer" and isinstance(node, dict) and node == dict(OPTIMIZER_DEFAULTS))
 
 
 def is_auto(bounds: Any) -> bool:
@@ -214,13 +277,29 @@ def own_defaults() -> Mapping[str, Any]:
     return found
 
 
-def _refuse_unknown_keys(cfg: DictConfig) -> None:
-    """Raise ConfigError for an unknown key. Hydra accepts a key that is added with +, and it would be ignored."""
-    for node, schema in _SCHEMA.items():
-        known = {key.name for key in fields(schema)}
+def refuse_unknown_keys(cfg: DictConfig) -> None:
+    """Raise ConfigError for an unknown key. Hydra accepts a key that is added with +, and it would be ignored.
+
+    With a training function, which gets the config, the user's own keys at the root are welcome.
+    """
+    is_function = has_function(cfg)
+    for node in _SCHEMA:
+        known = {*_names(node)}
         for key in cfg[node] if node else cfg:
             name = f"{node}.{key}" if node else str(key)
-            require(key in known, name, f"is not a key of the config; choose one of: {', '.join(keys_of(node))}")
+            is_known = key in known or (is_function and not node)
+            require(is_known, name, f"is not a key of the config; choose one of: {', '.join(keys_of(node))}")
+
+
+def has_function(cfg: DictConfig) -> bool:
+    """Return whether a composed config names a training function, or leaves open which."""
+    return named_call(cfg) is not None
+
+
+def named_call(cfg: DictConfig) -> str | None:
+    """Return `trainer.call` as it is written: None without a training function, ??? if it is left open."""
+    call = cfg.trainer._get_node("call")
+    return call._value() if isinstance(call, Node) else None
 
 
 def checked_output_dir(output_dir: str) -> str:

@@ -42,9 +42,14 @@ def check_targets(key: str, node: Any) -> None:
     for path, target in _targets(key, node):
         if not str(target).strip():
             raise ConfigError(f"{path}._target_", "is empty; write a dotted path such as torch.optim.Adam")
-        if not is_allowed(str(target)):
-            vouch = f"SWEEP_TARGETS={str(target).partition('.')[0]}.*"
-            raise ConfigError(f"{path}._target_", f"'{target}' is not an allowed target; if you trust it, set {vouch}")
+        check_target(f"{path}._target_", str(target))
+
+
+def check_target(key: str, target: str) -> None:
+    """Raise ConfigError, about `key`, unless a config may name `target`."""
+    if not is_allowed(target):
+        vouch = f"SWEEP_TARGETS={target.partition('.')[0]}.*"
+        raise ConfigError(key, f"'{target}' is not an allowed target; if you trust it, set {vouch}")
 
 
 @functools.cache

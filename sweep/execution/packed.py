@@ -83,8 +83,8 @@ class PackedExecutor:
     """Trains up to `pack` runs at once, each in the pack of its structure.
 
     One loop serves all packs: it trains all of them for an epoch, reports it, stores how trials ended, and claims new
-    trials for the places that became free. A trial that cannot be packed is trained by the sequential executor, while the packs
-    wait.
+    trials for the places that became free. A trial that cannot be packed is trained by the sequential executor, while
+    the packs wait.
     """
 
     def __init__(self, session: WorkerSession, sequential: SequentialExecutor) -> None:
@@ -227,7 +227,7 @@ class PackedExecutor:
                 output_dir=output_dir,
                 store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
                 member=membership,
-                report=session.reporter(trial, entry.means, place, config.trainer.epochs),
+                report=session.reporter(trial, entry.means, place, config.trainer.n_passes),
                 stop=session.stop,
                 is_timed=False,  # `_advance` adds each member's share of the epoch
             )

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.metrics import is_curve
 from sweep.config.overrides import key_of, value_of
-from sweep.config.schema import validate
+from sweep.config.schema import has_function, validate
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -260,8 +262,9 @@ class WorkerSession:
     ) -> Callable[[int, Mapping[str, float]], None]:
         """Return a function to call after each epoch of a run, with the epoch and its metrics.
 
-        It reports the trial's value so far to the storage: the objective, or without a pruner the validation loss, so
-        that the study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
+        It reports the trial's value so far to the storage: the objective, or if trials cannot be pruned the validation
+        loss, or the first objective of a training function that is a curve, so that the
+        study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
 
         Args:
             trial: the trial.
@@ -284,6 +287,8 @@ class WorkerSession:
     def n_epochs(self, config: DictConfig) -> int:
         """Return the number of the last epoch that a run reports, unless it ends early."""
         trainer = config.trainer
+        if has_function(config):
+            return self.settings.max_epochs or sys.maxsize
         if trainer.max_steps is None and trainer.val_interval == 1:
             return trainer.epochs
         return self.splits.n_epochs(self.splits.fit(validate(config)))
@@ -292,6 +297,9 @@ class WorkerSession:
         """Return the metric that is reported while a trial trains, and its direction."""
         if self.settings.prunes:
             return self.settings.objective[0], self.settings.direction[0]
+        if has_function(self.composer.master):  # of the metrics that it reports, only the objectives are known
+            curves = [n for n, name in enumerate(self.settings.objective) if is_curve(name)] or [0]
+            return self.settings.objective[curves[0]], self.settings.direction[curves[0]]
         return "val/loss", "minimize"
 
     def _says_prune(self, trial: FrozenTrial, means: Means) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.config.nodes import epoch_size
+from sweep.config.nodes import UNLIMITED, epoch_size
 from sweep.config.schema import Config
 from sweep.data import Datasets
 from sweep.data.split import assign
@@ -28,10 +28,12 @@ class TrainingSplits:
     def size(self, config: Config) -> int:
         """Return the number of samples to train on: the smallest of all folds, unless the config names its fold.
 
-        It is UNLIMITED for a torch dataset that does not say it.
+        It is UNLIMITED for a torch dataset that does not say it, and for a training function, which loads its own data.
 
         Raises ConfigError for data that cannot be loaded or divided.
         """
+        if config.is_function:
+            return UNLIMITED
         key = data_key(config)
         if key not in self._sizes:
             if self._n_folds == 1 or config.split.folds is not None:

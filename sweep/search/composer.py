@@ -15,7 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from sweep.config.composition import composing, searchpath_overrides
 from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import option, sets
-from sweep.config.schema import Config, origin, validate, validate_plain, with_origin
+from sweep.config.schema import (
+    Config,
+    has_function,
+    origin,
+    refuse_unknown_keys,
+    validate,
+    validate_plain,
+    with_origin,
+)
 from sweep.search.plain_config import PlainConfig
 from sweep.search.variants import Kind, Variants
 from sweep.utils.errors import ConfigError
@@ -77,6 +85,7 @@ class Composer:
         prefixes: for each swept key, what precedes it on the command line: `+`, `++` or nothing.
         starts: learning rates, and ranges to search, that replace the options' own.
         monitor: the value of `trainer.monitor` if neither an option nor the command line sets it.
+        direction: with a training function that monitors the objective, the value of `trainer.direction`.
     """
 
     loader: ConfigLoaderImpl
@@ -85,6 +94,7 @@ class Composer:
     prefixes: dict[str, str]
     starts: Starts = field(default_factory=dict)
     monitor: str | None = None
+    direction: str | None = None
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -103,6 +113,7 @@ class Composer:
             self._show_progress()
             overrides = [*self.fixed, *self.options(groups)]
             config, choices, searchpath = self._composed(groups, overrides)
+            refuse_unknown_keys(config)
             if config.bounds is not None:  # for the study, not for a trial
                 config.bounds = None
                 overrides.append("bounds=null")
@@ -116,6 +127,10 @@ class Composer:
             if self.monitor is not None and config.trainer.monitor is None:
                 config.trainer.monitor = self.monitor
                 own.append(override("trainer.monitor", self.monitor))  # training the best again then monitors the same
+            is_objective = config.trainer.monitor == self.monitor
+            if self.direction is not None and is_objective and has_function(config) and not config.trainer.direction:
+                config.trainer.direction = self.direction
+                own.append(override("trainer.direction", self.direction))
             OmegaConf.set_struct(config, True)
             self._bases[choice] = Base(config, pickle.dumps(config), choices, own, searched)
         return self._bases[choice]

@@ -14,6 +14,7 @@ from sweep.config.callback_node import declared
 from sweep.config.metrics import DIRECTIONS, OF_NOISE, is_curve
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
+from sweep.config.schema import has_function
 from sweep.config.task_node import direction_of, names_of
 from sweep.utils.errors import ConfigError, one_line
 
@@ -32,6 +33,7 @@ _COMPLETE_ONLY = (  # learn only from complete trials
 NO_PRUNER = "optuna.pruners.NopPruner"
 RANDOM_SAMPLER = "optuna.samplers.RandomSampler"
 _OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by target
+_EPOCHS = ("hydra.sweeper.max_epochs", "trainer.epochs")  # what a pruner's node may refer to
 _N_TRIALS = 32  # if n_trials is not set
 
 
@@ -51,6 +53,7 @@ class StudySettings:
     pack: Any = 1
     objective: Any = "val/loss"
     direction: Any = "minimize"
+    max_epochs: int | None = None
     seeds: int = 1
     folds: int = 1
     enqueue: list[Any] = field(default_factory=list)
@@ -70,7 +73,7 @@ class StudySettings:
         self.direction = _texts("direction", self.direction)
         _require(self.seeds <= MOST_SEEDS, "seeds", f"must be <= {MOST_SEEDS}, got {self.seeds}")
         _require(self.folds <= MOST_FOLDS, "folds", f"must be <= {MOST_FOLDS}, got {self.folds}")
-        for name in ("n_trials", "n_jobs", "seeds", "folds"):
+        for name in ("n_trials", "n_jobs", "seeds", "folds", "max_epochs"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
         message = f"must be a number >= 1 or auto, got {self.pack!r}"
@@ -158,12 +161,47 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
     if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
         sampler = {"consider_pruned_trials": True, **sampler}
     node["objective"] = _texts("objective", node["objective"])
-    if node["direction"] is None:
+    if node["max_epochs"] is None and "pruner" not in (changes or {}):
+        pruner = _without_epochs(config, pruner, node["objective"])
+    if node["direction"] is None and has_function(config):
+        node["direction"] = [_direction_of_cost(name) for name in node["objective"]]
+    elif node["direction"] is None:
         task, callbacks = (
             OmegaConf.to_container(part, resolve=True) for part in (config.task, config.trainer.callbacks)
         )
         node["direction"] = directions_of(node["objective"], task, callbacks)
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Sequence[str]) -> dict[str, Any]:
+    """Return the pruner of trials whose number of epochs is not known. Raise ConfigError if it has to know it."""
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    needs = any(f"{{{key}}}" in str(sweeper["pruner"]) for key in _EPOCHS)
+    if pruner.get("_target_") == NO_PRUNER or not needs:
+        return pruner
+    if len(objective) > 1 or not is_curve(objective[0]):  # nothing is pruned
+        return {"_target_": NO_PRUNER}
+    message = "is what this pruner has to know: the last epoch that your function reports; set it or trainer.epochs, or"
+    raise ConfigError("hydra.sweeper.max_epochs", f"{message} choose hydra/sweeper/pruner=none")
+
+
+def direction_of_function(metric: str, settings: StudySettings) -> str:
+    """Return the direction of a metric that a training function returns: that of an objective of the same name.
+
+    So test/accuracy has the direction of val/accuracy. Raise ConfigError if there is none, and it is not a loss.
+    """
+    name = metric.rpartition("/")[2]
+    for objective, direction in zip(settings.objective, settings.direction, strict=True):
+        if objective.rpartition("/")[2] == name:
+            return direction
+    return _direction_of_cost(metric)
+
+
+def _direction_of_cost(name: str) -> str:
+    """Return minimize. Raise ConfigError unless the metric of a training function is a loss or a time."""
+    is_cost = name.rpartition("/")[2] == "loss" or name == "time/train_s"
+    _require(is_cost, "direction", f"is needed for '{name}', which your function reports; set minimize or maximize")
+    return "minimize"
 
 
 def directions_of(objective: Sequence[str], task: Any, callbacks: Any = ()) -> list[str]:
@@ -210,6 +248,11 @@ def implied_monitor(objective: Any) -> str | None:
     """
     first = objective if isinstance(objective, str) else objective[0]
     return first if is_curve(first) and first != "val/loss" else None
+
+
+def implied_direction(objective: Sequence[str], direction: Sequence[str]) -> str | None:
+    """Return the direction that a training function's trials have unless they set one; None if it is the default."""
+    return direction[0] if is_curve(objective[0]) and direction[0] != "minimize" else None
 
 
 def sampler_node(node: dict[str, Any], named: Collection[str]) -> dict[str, Any]:

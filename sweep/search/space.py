@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.config.hydra_errors import config_error
 from sweep.config.overrides import key_of, sets
-from sweep.config.schema import Config, is_auto, validate
+from sweep.config.schema import Config, has_function, is_auto, is_own_key, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.conditions import NoCondition, holds
@@ -33,7 +33,7 @@ from sweep.search.ranges import (
     parse_override,
     range_text,
 )
-from sweep.search.settings import implied_monitor
+from sweep.search.settings import implied_direction, implied_monitor
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError, one_line
 
@@ -302,12 +302,14 @@ class Space:
         base = self.composer.base(groups)
         config = base.config
         try:
-            search = OmegaConf.to_container(config.search, resolve=True)
+            search = _flat(OmegaConf.to_container(config.search, resolve=True))
         except Exception as error:
             raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
-        assert isinstance(search, dict)
-        found = {}
+        found, is_function = {}, has_function(config)
         for key, text in (search | base.searched).items():
+            if is_function and text is not None and is_own_key(key) and not base.has(key):
+                message = f"the config has no key '{key}'; correct it, or add the key with its default: +{key}=..."
+                raise ConfigError(f"search.{key}", message)
             if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
@@ -350,7 +352,7 @@ class Space:
     def _is_fixed(self, key: str, config: DictConfig) -> bool:
         """Return whether the command line sets the key, or the key that it refers to, as in ${lr_bounds.max_lr}."""
         if key in self.fixed:
-            return True
+            return f"search.{key}" not in self.fixed  # with a range, the value is what the first trial has
         node: Any = config
         for part in key.split("."):
             node = node._get_node(part) if isinstance(node, DictConfig) and isinstance(node._value(), dict) else None
@@ -373,6 +375,7 @@ def make_space(
     ranges: Mapping[str, BaseDistribution] | None = None,
     objective: Sequence[str] = ("val/loss",),
     n_folds: int = 1,
+    direction: Sequence[str] = ("minimize",),
 ) -> Space:
     """Make the search space of a study.
 
@@ -383,6 +386,7 @@ def make_space(
         ranges: further ranges by config key, for keys that the overrides do not set.
         objective: of the study.
         n_folds: on how many folds it trains each configuration.
+        direction: of each objective.
 
     Raises:
         ConfigError: an override cannot be parsed, or its key cannot be searched.
@@ -393,9 +397,18 @@ def make_space(
     for key in ranges or ():
         _refuse_unsearchable(key)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
-    composer = Composer(loader, master, plain, prefixes, monitor=implied_monitor(objective))
+    monitor, better = implied_monitor(objective), implied_direction(objective, direction)
+    composer = Composer(loader, master, plain, prefixes, monitor=monitor, direction=better)
     splits = TrainingSplits(n_folds)
     return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
+
+
+def _flat(search: Any, prefix: str = "") -> dict[str, Any]:
+    """Return ranges by full key. `+search.gan.lr=...` on a command line makes a node of its own for each dot."""
+    found: dict[str, Any] = {}
+    for key, value in search.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _swept(

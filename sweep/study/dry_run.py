@@ -28,7 +28,8 @@ _QUICK_S = 5.0  # after a first epoch this short, a second one is timed, without
 def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
     """Print the search space, a few sampled configurations and an estimate of the time.
 
-    Each of these configurations is built, and an epoch of the first one is timed.
+    Each of these configurations is built, and an epoch of the first one is timed, unless a training function of the
+    user's own trains them.
 
     Args:
         plan: the plan of the study.
@@ -44,14 +45,21 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
     configurations = plan.rehearse(range(min(_N_SAMPLES, plan.n_trials)))
     console.print(f"{len(configurations)} configurations it might try:")
     load, epoch_s, n_epochs = space.splits.load, 0.0, 0
+    is_function = False
     for configuration in configurations:
         config = space.splits.fit(validate(space.compose(configuration)))
         console.print("  " + "  ".join(f"{key}={short(v)}" for key, v in _shown(configuration)))
+        is_function = config.is_function
+        if is_function:
+            continue
         data = load(config)
         check_data(data, config)
         with prepared(config, data) as fit:
             if configuration is configurations[0]:
                 epoch_s, n_epochs = _epoch_s(fit), fit.n_epochs
+    if is_function:
+        console.print("each composes; a training function is not called\n")
+        return
     console.print("each composes and builds\n")
     console.print(_estimate(plan, n_epochs, epoch_s))
 

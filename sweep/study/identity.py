@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweep.config.outputs import folder_name
-from sweep.config.schema import own_defaults
+from sweep.config.schema import named_call, own_defaults
 from sweep.config.task_node import AUTO_TASK
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
@@ -70,9 +70,12 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     """
     if settings.study_name is not None:
         return checked_name("hydra.sweeper.study_name", settings.study_name)
-    parts = [
+    call = named_call(space.composer.base(space.configured_groups()).config)
+    parts = [] if call is None else [call]
+    parts += [
         "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
         for group in _NAMING
+        if call is None or group in space.groups or choices.get(group) is not None
     ]
     others = [
         o
@@ -117,6 +120,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
         for key, value in _flat("", plain):
             if key == "trainer.monitor" and value == (space.composer.monitor or "val/loss"):
                 value = None  # it follows from the objective
+            if key == "trainer.direction" and value == space.composer.direction:
+                value = None
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}

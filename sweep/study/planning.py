@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sweep.config.schema import Config, validate
+from sweep.config.function_node import needs_loop
+from sweep.config.schema import Config, has_function, validate
 from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
 from sweep.search.initial_trials import known_params
@@ -18,6 +19,7 @@ from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
 from sweep.trial.build import check_model_target
 from sweep.trial.checks import check_data, check_monitor
+from sweep.trial.function import training_function
 from sweep.utils.errors import ConfigError
 
 _MOST_CHECKED = 2  # the first configurations are composed by Hydra too, which takes 65 ms each
@@ -66,23 +68,29 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
     space = plan.space
     if plan.settings.folds > 1 and (keys := sorted({"split.folds", "split.fold"} & space.swept.keys())):
         raise ConfigError(keys[0], "cannot be searched with hydra.sweeper.folds, which sets it")
-    data = space.splits.load(config)
-    check_objectives(plan.settings.objective, config, data)
+    if not config.is_function:
+        check_objectives(plan.settings.objective, config, space.splits.load(config))
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
         tried = space.splits.fit(validate(space.compose(configuration)))
-        check_data(space.splits.load(tried), tried)
-        check_model_target(tried.model)
+        if tried.is_function:
+            training_function(str(tried.trainer.call))
+        else:
+            check_data(space.splits.load(tried), tried)
+            check_model_target(tried.model)
         if n < _MOST_CHECKED:
             space.composer.check(configuration.groups, configuration.values)
-    check_monitor(data, config)
+    if not config.is_function:
+        check_monitor(space.splits.load(config), config)
 
 
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
     """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run.
 
-    So is a `trainer.seed` that every replicate would share.
+    So are a `trainer.seed` that every replicate would share, and what a training function cannot follow.
     """
     check_pruner(settings)
+    if has_function(base):
+        _check_function_settings(settings, base)
     if settings.storage and tracking_uri and without_driver(settings.storage) == without_driver(tracking_uri):
         raise ConfigError(
             "hydra.sweeper.storage", "is MLflow's database too, and their tables clash; give each one of its own"
@@ -95,6 +103,14 @@ def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str 
         raise ConfigError("split.folds", "is for one fold; leave it out with hydra.sweeper.folds, which trains all")
     if settings.seeds > 1 and base.trainer.seed != base.seed:
         raise ConfigError("trainer.seed", "would be the same for every replicate; set seed, which it follows")
+
+
+def _check_function_settings(settings: StudySettings, base: DictConfig) -> None:
+    if settings.pack not in (1, "auto"):
+        raise ConfigError("hydra.sweeper.pack", f"{needs_loop('a pack')}; leave it out")
+    if settings.folds > 1 and "split" not in base.choices:
+        message = "needs a function that reads cfg.split.fold, and an option of split to be read; add split=random"
+        raise ConfigError("hydra.sweeper.folds", message)
 
 
 def _order(

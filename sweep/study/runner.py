@@ -16,6 +16,7 @@ from types import FrameType
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.function_node import needs_loop
 from sweep.config.schema import Config, validate
 from sweep.execution.attempts import failed, n_failed, numbered, retry, trials_of
 from sweep.execution.failures import too_many_failures
@@ -44,7 +45,7 @@ from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.checks import warnings_of_size, warnings_of_undefined
 from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
-from sweep.utils.errors import Interrupted, StudyFailed
+from sweep.utils.errors import ConfigError, Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 from sweep.utils.signals import interrupts_kept_from_children, stopping_signals
 from sweep.utils.terminal import say
@@ -188,7 +189,8 @@ class StudyRunner:
 
         Raises ConfigError if a test suggests nothing, or the study was started with other tests.
         """
-        validate(self._base)  # before a test trains anything
+        if validate(self._base).is_function:  # before a test trains anything
+            raise ConfigError("bounds", f"{needs_loop('auto')}; leave it out")
         starts = self._entry.stored_starts()
         if starts is None:
             starts = tested_starts(self.space, self._say)
@@ -321,6 +323,8 @@ class StudyRunner:
 
     def _keep_model(self) -> None:
         """Make what the best trial leaves besides its weights. A comparison, which has many studies, leaves it out."""
+        if self._config.is_function:  # which saves what it wants to keep
+            return
         problem = keep_best_model(self.folder, self._config.tracking, self.space.splits.load)
         if problem is not None:
             say(f"warning: {problem}", err=True)

@@ -138,7 +138,15 @@ def make_spec(
     words += [f"{key}={spelled_range(distribution)}" for key, distribution in ranges.items()]
     return StudySpec(
         settings=settings,
-        space=make_space(root.context.config_loader, master, arguments, ranges, settings.objective, settings.folds),
+        space=make_space(
+            root.context.config_loader,
+            master,
+            arguments,
+            ranges,
+            settings.objective,
+            settings.folds,
+            settings.direction,
+        ),
         launching=Launching(root.context, master, root.embedded),
         command=["-m", *searchpath_overrides(master.hydra), *words],
     )

@@ -12,6 +12,7 @@ from sweep.tracking.journal import curves, first
 from sweep.utils.curve import Curve
 
 _COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
+_MOST_OTHERS = 4  # curves shown of a run that has no losses
 _MANY_DECADES = 1e6  # ratio of learning rates; below it a linear axis shows a schedule's shape better
 
 
@@ -29,9 +30,10 @@ def draw_curves(journal: Path, plot: Path) -> None:
     figure = new_figure(figsize=(8, 6), dpi=110, layout="constrained")
     canvas = new_canvas(figure)
     losses, rates = figure.subplots(2, 1, height_ratios=[2, 1])
-    for name in ("train/loss", "val/loss"):
-        if name in found:
-            losses.plot(*found[name], label=name, color=_COLOURS[name], linewidth=1.6, marker=dot(found[name].steps))
+    names = [name for name in ("train/loss", "val/loss") if name in found]
+    others = [] if names else [name for name in found if name not in _COLOURS and not name.startswith("step/")]
+    for name in names or others[:_MOST_OTHERS]:  # the others are those of a training function
+        losses.plot(*found[name], label=name, color=_COLOURS.get(name), linewidth=1.6, marker=dot(found[name].steps))
     monitor = start.get("params", {}).get("trainer.monitor", "val/loss")
     if monitor in found and "val/loss" in found:
         direction = start.get("direction") or direction_of(monitor, AUTO_TASK)  # earlier versions recorded none
@@ -41,7 +43,7 @@ def draw_curves(journal: Path, plot: Path) -> None:
         shown = monitor if monitor in _COLOURS else "val/loss"
         height = found[shown].values[found[shown].steps == epoch]
         losses.plot(epoch, height, "o", color=_COLOURS[shown], label=f"best{name}: {value:.4g} at epoch {epoch}")
-    losses.set(ylabel="loss", xlabel="epoch", title=start.get("name", ""))
+    losses.set(ylabel="metric" if others else "loss", xlabel="epoch", title=start.get("name", ""))
     fit_scale(losses, np.concatenate([line.get_ydata() for line in losses.get_lines()] or [[]]))
     if losses.get_legend_handles_labels()[0]:
         losses.legend(frameon=False)

@@ -37,36 +37,45 @@ def group_choices(config: Config) -> dict[str, str]:
     If the command line changes the option's target, or if the config was not composed by Hydra, return the last part of
     the target in lower case instead.
     """
-    own = {key: str(getattr(config, key)["_target_"]).rpartition(".")[2].lower() for key in COMPONENTS}
+    nodes = {key: node for key in COMPONENTS if _has_target(node := getattr(config, key))}
+    own = {key: str(node["_target_"]).rpartition(".")[2].lower() for key, node in nodes.items()}
     retargeted = [key for key in COMPONENTS if any(sets(o, f"{key}._target_") for o in config.overrides or ())]
     return own | {key: option for key, option in config.choices.items() if key not in retargeted}
 
 
 def run_name(config: Config) -> str:
-    """Return a run's name, such as adam-cyclic-mlp-noisy_sine-s0."""
+    """Return a run's name, such as adam-cyclic-mlp-noisy_sine-s0, or gan.train-s0 of a training function."""
     choices = group_choices(config)
-    return "-".join([*(choices[key] for key in ("optimizer", "scheduler", "model", "data")), f"s{config.seed}"])
+    function = [str(config.trainer.call)] if config.is_function else []
+    parts = [choices[key] for key in ("optimizer", "scheduler", "model", "data") if key in choices]
+    return "-".join([*function, *parts, f"s{config.seed}"])
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
     """Return the settings in which trials may differ, by config key, without those that are None.
 
-    Of the optimizer's keys that are not arguments of its target, only those that are set.
+    Of the optimizer's keys that are not arguments of its target, only those that are set. Of a training function, its
+    own keys, and of the groups that sweep's loop needs, those that are chosen.
     """
     params: dict[str, Any] = {"seed": config.seed}
-    params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
+    if config.has_split:
+        params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}
     if config.split.folds is not None:
         params["split.fold"] = config.split.fold
-    params |= {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    params |= _of_trainer(config)
     recipe = {f"trainer.{name}": getattr(config.trainer, name) for name in _RECIPE_PARAMS}
     recipe |= {f"loader.{name}": value for name, value in vars(config.loader).items()}
     params |= {name: value for name, value in recipe.items() if _is_set(name, value)}
     for key in COMPONENTS:
         params |= {name: value for name, value in _leaves(key, getattr(config, key)) if _is_set(name, value)}
+    for key, node in config.own.items():
+        params |= dict(_leaves(key, node))
     if config.task["_target_"] != AUTO:
         params["task"] = config.task["_target_"]
     params |= dict(_leaves("task.loss", config.task.get("loss")))
-    if "max_lr" in config.scheduler:  # the schedule sets the learning rate; the optimizer's own value is not used
+    if (
+        not config.is_function and "max_lr" in config.scheduler
+    ):  # the schedule sets the learning rate; the optimizer's own value is not used
         params.pop("optimizer.lr", None)
     return {key: value for key, value in params.items() if value is not None}
 
@@ -136,6 +145,19 @@ def _digest(samples: Samples) -> str:
     if samples.encoding is not None:  # x holds categories as indices of their names
         digest.update(repr([column.values for column in samples.encoding.columns]).encode())
     return digest.hexdigest()[:16]
+
+
+def _of_trainer(config: Config) -> dict[str, Any]:
+    """Return the trainer's settings. Of those that a training function may ignore, only the ones that are set."""
+    params = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
+    if not config.is_function:
+        return params
+    known = {"trainer.call": config.trainer.call, "trainer.epochs": config.trainer.epochs}
+    return {**known, **{name: value for name, value in params.items() if name not in known and _is_set(name, value)}}
+
+
+def _has_target(node: Any) -> bool:
+    return isinstance(node, dict) and "_target_" in node
 
 
 def _is_set(key: str, value: Any) -> bool:

@@ -62,10 +62,10 @@ class Journal:
             values: one value for each step, by metric.
             fields: `time` in milliseconds since 1970, if the values are not from now.
         """
-        n_known = bisect.bisect_right(steps, min(self._recorded.get(key, -1) for key in values))
-        if n_known < len(steps):
-            columns = {key: list(column[n_known:]) for key, column in values.items()}
-            self.event("metrics", steps=list(steps[n_known:]), values=columns, **fields)
+        n_known = {key: bisect.bisect_right(steps, self._recorded.get(key, -1)) for key in values}
+        for n in sorted({*n_known.values()} - {len(steps)}):  # one for all, unless an earlier try recorded only some
+            columns = {key: list(column[n:]) for key, column in values.items() if n_known[key] == n}
+            self.event("metrics", steps=list(steps[n:]), values=columns, **fields)
 
     def sync(self) -> None:
         """Wait until all records have reached the disk, so that they survive a power cut."""

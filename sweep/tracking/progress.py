@@ -19,7 +19,7 @@ def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
     """Show progress inside the `with` block.
 
     Args:
-        epochs: the total number of epochs.
+        epochs: the total number of epochs; 0 if it is not known.
         done: the number of epochs that a checkpoint already contains.
         live: True for a live line in a terminal, False for log lines.
 
@@ -30,11 +30,17 @@ def progress(epochs: int, done: int, live: bool) -> Iterator[Show]:
         with _live(epochs, done) as show:
             yield show
     else:
-        every = max(1, epochs // _LOG_LINES)
+        every, n_shown = max(1, epochs // _LOG_LINES), 0
 
         def show_line(epoch: int, metrics: Mapping[str, float]) -> None:
-            if epoch % every == 0 or epoch == epochs:
-                log.info("epoch %d/%d  %s", epoch, epochs, _text(metrics))
+            nonlocal n_shown
+            if epochs:
+                if epoch % every == 0 or epoch == epochs:
+                    log.info("epoch %d/%d  %s", epoch, epochs, _text(metrics))
+                return
+            n_shown += 1
+            if n_shown & (n_shown - 1) == 0:  # the 1st, 2nd, 4th, 8th report and so on
+                log.info("epoch %d  %s", epoch, _text(metrics))
 
         yield show_line
 
@@ -54,7 +60,7 @@ def _live(epochs: int, done: int) -> Iterator[Show]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=epochs, completed=done)
+        task = bar.add_task("", total=epochs or None, completed=done)
         next_refresh = 0.0
 
         def show(epoch: int, metrics: Mapping[str, float]) -> None:

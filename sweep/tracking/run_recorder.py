@@ -101,7 +101,7 @@ class RunRecorder:
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
         if earlier is None:
-            config.data = with_absolute_path(config.data)  # to resume from any directory
+            config.data = config.data and with_absolute_path(config.data)  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):
@@ -157,7 +157,8 @@ class RunRecorder:
         elif error is not None:
             status, state, tags = "FAILED", "FAIL", {"error": without_passwords(f"{type(error).__name__}: {error}")}
             if isinstance(error, Diverged):
-                tags |= {"diverged": "true", "diverged.step": str(error.step), "diverged.lr": str(error.lr)}
+                tags |= {"diverged": "true", "diverged.step": str(error.step)}
+                tags |= {} if error.lr is None else {"diverged.lr": str(error.lr)}
                 if member is not None:
                     status, state = "FINISHED", "PRUNED"
             else:
@@ -192,7 +193,9 @@ class RunRecorder:
 def stored_text(config: Config) -> str:
     """Return the config as YAML for the run's folder, without the password of the tracking store."""
     tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
-    return to_yaml(asdict(replace(config, tracking=tracking)))
+    plain = asdict(replace(config, tracking=tracking))
+    own = plain.pop("own")
+    return to_yaml({**plain, **own})
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.outputs import ANEW, require_run
 from sweep.config.overrides import known_command
-from sweep.config.schema import Config, literal, validate
+from sweep.config.schema import Config, literal, structured, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.training.trial import OF_FUNCTION
 from sweep.utils.checked_file import load_checked, read_checked
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, UnendedJournal, one_line
 
@@ -67,7 +68,7 @@ def config_of(run: RunFolder, key: str) -> Config:
 def _validated(run: RunFolder, plain: dict[str, Any], key: str) -> Config:
     """Return the content of a run's config.yaml as a config. Raise ConfigError or Damaged, about `key`."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(literal(plain)))
+        merged = OmegaConf.merge(structured(), OmegaConf.create(literal(plain)))
     except OmegaConfBaseException as error:
         raise Damaged(key, run.config, one_line(error, 120), ANEW) from error
     assert isinstance(merged, DictConfig)
@@ -114,6 +115,8 @@ def require_not_ended(run: RunFolder) -> None:
 def _lacks_epochs(run: RunFolder, state: Mapping[str, Any]) -> bool:
     """Return whether the journal has fewer epochs than the checkpoint. The journal is always written first."""
     curves = journals.curves(run.journal)
+    if isinstance(kept := state.get(OF_FUNCTION), dict):
+        return kept["reported"] > max((int(curve.steps[-1]) for curve in curves.values()), default=-1)
     reported = [name for name in curves if not name.startswith("step/")]
     if reported and "val/loss" not in reported:  # a custom training function may report other metrics
         return False

@@ -3,16 +3,20 @@
 import io
 import os
 import random
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sweep.training.trial import OF_FUNCTION
 from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.fsync import check_archive, fsync
 
 FORMAT = 1
+_LOADABLE = (int, float, complex, bool, str, bytes, type(None), torch.Tensor, torch.nn.Parameter, torch.Size)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -91,3 +95,47 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def with_random_states(state: Mapping[str, Any], reported: int) -> dict[str, Any]:
+    """Return the state that a user's function saves, with the states of the random generators.
+
+    Args:
+        state: what the function gives.
+        reported: the last epoch that the function reported; -1 before the first.
+    """
+    return {**state, OF_FUNCTION: {"random": random_states(), "reported": reported}}
+
+
+def restored_random_states(state: dict[str, Any]) -> dict[str, Any]:
+    """Restore the random generators from what `with_random_states` returned. Return the rest of the state."""
+    kept = state.pop(OF_FUNCTION, None)
+    if kept is not None:
+        set_random_states(kept["random"])
+    return state
+
+
+def unloadable(state: Mapping[str, Any]) -> str | None:
+    """Return the first part of a state that `load` would refuse, such as "state['net'], a Linear"; None without one."""
+    odd = _odd("state", dict(state))
+    if odd is None:
+        return None
+    data = io.BytesIO()
+    try:
+        torch.save(dict(state), data)
+        data.seek(0)
+        torch.load(data, map_location="cpu", weights_only=True)
+    except Exception:  # a class of the user's own may raise anything
+        return odd
+    return None
+
+
+def _odd(name: str, value: Any) -> str | None:
+    """Return the first part that is not of a kind that can be loaded for certain, with its class; None if none is."""
+    if type(value) in (dict, OrderedDict):
+        parts = value.items()
+    elif type(value) in (list, tuple):
+        parts = enumerate(value)
+    else:
+        return None if type(value) in _LOADABLE else f"{name}, a {type(value).__name__}"
+    return next((odd for key, part in parts if (odd := _odd(f"{name}[{key!r}]", part)) is not None), None)

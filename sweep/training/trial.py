@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+OF_FUNCTION = "_sweep"  # in a checkpoint of a user's function: what is saved besides the function's own state
+
 
 class Trial(Protocol):
     """One trial, as a training function sees it.

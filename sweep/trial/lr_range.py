@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from sweep.config.function_node import CALL, needs_loop
 from sweep.config.overrides import key_of
 from sweep.config.schema import Config
 from sweep.figures.drawing import drawing_problem
@@ -69,6 +70,8 @@ def check_range_config(config: Config) -> Config:
     for key, problem in _NOT_OF_A_TEST.items():
         if getattr(config, key) is not None:
             raise ConfigError(key, problem)
+    if config.is_function:
+        raise ConfigError(CALL, f"{needs_loop('a range test')}; leave it out")
     return config
 
 

@@ -108,6 +108,8 @@ class PackScheduler:
             Unpackable: the trial cannot be packed, or gains nothing from it.
             ConfigError: the config does not fit the data, or something in it cannot be built.
         """
+        if config.is_function:
+            raise Unpackable(f"{config.trainer.call} trains it, not sweep's own loop")
         trainer, kind = config.trainer, _kind(config)
         device = pick_device(trainer.device)
         refuse_fp16(trainer.precision, device)

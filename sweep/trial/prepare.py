@@ -239,7 +239,7 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
 
     trainer = config.trainer
     n_updates, n_steps = steps_per_epoch(n_train, trainer.update_size), trainer.n_steps(n_train)
-    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.epochs, config.monitor_direction, n_steps)
+    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.n_passes, config.monitor_direction, n_steps)
     shadow = build.optimizer(config.optimizer, model, shadow=True)
     if not all("lr" in group for group in shadow.param_groups):
         raise ConfigError(

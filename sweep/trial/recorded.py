@@ -33,7 +33,8 @@ class RecordedTrial:
 
     Attributes:
         train_s: seconds of training in this process, from the beginning of the record to the last report, or to the
-            error that ended the trial. Time in which other trials train does not count.
+            error that ended the trial. Time in which other trials train does not count. A training function of the
+            user's own may train before it begins the record, so the time begins with its call.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class RecordedTrial:
             pause: called with the epoch after each report, unless a stop was requested.
             stop: a request to save and stop; by default a signal makes one, once the record has begun.
             live: True shows progress as a live line instead of log lines. In a study, the study shows the progress.
-            n_epochs: the number of epochs to show; by default `trainer.epochs`.
+            n_epochs: the number of epochs to show; by default `trainer.epochs`. 0 if it is not known.
             is_timed: False leaves it to the executor to count `train_s`.
             clock: returns seconds. It decides when a checkpoint is due.
         """
         self._run, self._config, self._member = run, config, member
         self._output_dir, self._store = output_dir, store
         self._ask, self._pause, self._live, self._clock = report, pause, live, clock
-        self._n_epochs = config.trainer.epochs if n_epochs is None else n_epochs
+        self._n_epochs = (config.trainer.epochs or 0) if n_epochs is None else n_epochs
         self._recorder: RunRecorder | None = None
         self._open = ExitStack()
         self._stop, self._stops_on_signals = stop or StopRequest(), stop is None
@@ -279,7 +280,8 @@ class RecordedTrial:
             self._stop = self._open.enter_context(stop_on_signal())
         if self._member is None:
             self._show = self._open.enter_context(progress(self._n_epochs, self.epoch, self._live))
-        self._since = time.perf_counter()
+        if not self._config.is_function:
+            self._since = time.perf_counter()
         return recorder
 
     def _load(self) -> dict[str, Any] | None:

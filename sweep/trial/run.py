@@ -1,17 +1,19 @@
 """Run one trial: build, train, checkpoint, record, evaluate. `run_trial` reads from top to bottom."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.metrics import best_of
 from sweep.config.outputs import folder_name
-from sweep.config.schema import Config, is_edited, validate
+from sweep.config.schema import Config, is_edited, own_keys, validate
 from sweep.tracking import journal as journals
 from sweep.tracking.description import run_name
 from sweep.tracking.folders import RunFolder
@@ -23,6 +25,7 @@ from sweep.tracking.stored_run import stored_config, study_command
 from sweep.tracking.upload_process import UploadProcess
 from sweep.training.trial import Trial
 from sweep.trial.builtin import BuiltInTraining
+from sweep.trial.function import FunctionTraining
 from sweep.trial.prepare import Data, load_data
 from sweep.trial.recorded import Pause, RecordedTrial, Report
 from sweep.utils.curve import Curve
@@ -39,11 +42,14 @@ class Outcome:
 
     Attributes:
         name: the chosen options and the seed, such as adam-cyclic-mlp-noisy_sine-s0.
-        monitor: the curve whose best epoch gives the best weights, by default val/loss.
-        value: the best value of that curve.
-        best_epoch: the first epoch that reached this value, from 1.
-        n_epochs: the number of epochs that were trained.
-        metrics: `val/...` at the best epoch, and `test/...` of the weights of that epoch.
+        monitor: the curve whose best epoch gives the best weights, by default val/loss. If a training function reports
+            no such curve, its first curve, or the first metric that it returned.
+        value: the best value of that curve. If a training function reports no such curve, the last value.
+        is_best: False if `value` is only the last value.
+        best_epoch: the epoch of the value, from 1; 0 if a training function reported nothing.
+        n_epochs: the number of epochs that were trained, or the last epoch that a training function reported.
+        metrics: `val/...` at the best epoch, and `test/...` of the weights of that epoch. Of a training function, what
+            it returned.
         history: every recorded curve, by metric name.
         train_s: seconds of training in this process.
         folder: the run's folder.
@@ -63,6 +69,7 @@ class Outcome:
     folder: Path
     tracking_uri: str | None
     uploaded: bool
+    is_best: bool = True
 
 
 def run_trial(
@@ -97,6 +104,7 @@ def run_trial(
         DiskFull: there is no room. What was recorded before stays complete.
         Diverged: the loss became infinite or not a number. The record says so.
         TrainingFailed: the model raises an error while it trains. The record says so.
+        FunctionFailed: the training function raises an error. The record says so, if it has begun.
         Interrupted: a signal stopped the trial after its state was saved.
         Exception: what `report` raises. It is recorded too.
     """
@@ -120,7 +128,7 @@ def run_trial(
     store = tracking_store(config.tracking, output_dir)
     if member is None:  # a study decides where its trials are sent
         store = store_of(run, config.tracking, output_dir)
-    train = BuiltInTraining(config, load)
+    train = FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
     config = train.config
     with ExitStack() as stack:
         try:
@@ -180,13 +188,16 @@ def _outcome(
 ) -> Outcome:
     """Read the curves back from the run's journal, and return the outcome."""
     history, monitor = journals.curves(run.journal), config.trainer.monitored
-    watched = history[monitor]
-    value = best_of(watched.values.tolist(), config.monitor_direction)
-    best_epoch = int(watched.steps[watched.values == value][0])
+    is_best = monitor in history
+    if not is_best:  # of a training function alone
+        monitor = next(iter([*history, *test]))
+    watched = history.get(monitor, Curve(np.array([0]), np.array([test.get(monitor, math.nan)])))
+    value = best_of(watched.values.tolist(), config.monitor_direction) if is_best else float(watched.values[-1])
+    best_epoch = int(watched.steps[watched.values == value][0] if is_best else watched.steps[-1])
     val = {
         name: curve.values[curve.steps == best_epoch].item()
         for name, curve in history.items()
-        if name.startswith("val/")
+        if name.startswith("val/") and best_epoch in curve.steps
     }
     return Outcome(
         name=run_name(config),
@@ -200,6 +211,7 @@ def _outcome(
         folder=run.path,
         tracking_uri=uri,
         uploaded=uploaded,
+        is_best=is_best,
     )
 
 
@@ -216,6 +228,7 @@ def record_refused(run: RunFolder, cfg: DictConfig, error: Exception, member: Me
     """
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
+    config.own = {key: vars(config).pop(key) for key in own_keys(cfg)}
     output_dir = absolute(config.output_dir)
     store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
     run.create()

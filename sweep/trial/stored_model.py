@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.best_config import stored_best
+from sweep.config.function_node import CALL
 from sweep.config.nodes import Tracking
 from sweep.config.outputs import BEST, require_study
+from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.store import tracking_store
 from sweep.utils.errors import ConfigError, Damaged
@@ -114,10 +116,20 @@ def _model_in(folder: Path) -> Path:
     run = RunFolder(folder)
     if run.best.exists():
         return run.best
+    _refuse_function(run)
     if study.trials.is_dir():
         raise ConfigError(KEY, f"the study in '{folder}' has no complete trial yet")
     what = "has no best.pt: the run has not finished" if run.journal.exists() else "is not the folder of a run"
     raise ConfigError(KEY, f"'{folder}' {what}")
+
+
+def _refuse_function(run: RunFolder) -> None:
+    """Raise ConfigError if a training function of the user's own trained the run."""
+    call = (journal.first(run.journal, "start") or {}).get("params", {}).get(CALL)
+    if call is not None:
+        raise ConfigError(
+            KEY, f"{call} trained '{run.path}', and keeps models in a form of its own; load them yourself"
+        )
 
 
 def best_run(study: StudyFolder) -> RunFolder:
@@ -139,6 +151,8 @@ def best_run(study: StudyFolder) -> RunFolder:
     runs = [study.trial(number), study.trial(number, 0)]
     found = next((run for run in runs if run.best.exists()), None)
     if found is None:
+        for run in runs:
+            _refuse_function(run)
         message = f"its best trial is {number}, whose files are not in '{runs[0].path}'; they may be elsewhere"
         raise ConfigError(KEY, f"'{study.path.name}': {message}")
     return found

@@ -22,9 +22,13 @@ _MEANINGS = {
 def print_summary(outcome: "Outcome") -> None:
     """Print the best validation value, the test metrics, the time, the folder, and how to see the run in MLflow."""
     table = Table(title=outcome.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.add_row(f"best {outcome.monitor}", f"{outcome.value:.6g} (epoch {outcome.best_epoch} of {outcome.n_epochs})")
+    when = f"(epoch {outcome.best_epoch} of {outcome.n_epochs})"
+    if outcome.is_best:
+        table.add_row(f"best {outcome.monitor}", f"{outcome.value:.6g} {when}")
+    elif outcome.n_epochs:
+        table.add_row(outcome.monitor, f"{outcome.value:.6g} {when}")
     for key, value in outcome.metrics.items():
-        if key.startswith("test/"):
+        if not key.startswith("val/") or key not in outcome.history:
             table.add_row(key, f"{value:.6g}", _MEANINGS.get(key, ""))
     table.add_row("time", f"{outcome.train_s:.1f} s of training")
     console = Console(soft_wrap=True)

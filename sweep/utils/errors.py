@@ -100,10 +100,13 @@ class DeletedInStore(SweepError):
 
 
 class Diverged(SweepError):
-    """A loss became infinite or NaN at `step`, an optimizer update counted from 1, whose learning rate was `lr`."""
+    """A loss became infinite or NaN at `step`, an optimizer update counted from 1, whose learning rate was `lr`.
+
+    A training function may raise it too, without `lr` if it has none. Its `step` is the epoch that it would report.
+    """
 
     def __init__(
-        self, metric: str, value: float, step: int, lr: float, advice: str = "lower the learning rate"
+        self, metric: str, value: float, step: int, lr: float | None = None, advice: str = "lower the learning rate"
     ) -> None:
         super().__init__(metric, value, step, lr, advice)
         self.advice = advice
@@ -113,7 +116,7 @@ class Diverged(SweepError):
         self.lr = lr
 
     def __str__(self) -> str:
-        where = f"at step {self.step} with lr {self.lr:.3g}"
+        where = f"at step {self.step}" + ("" if self.lr is None else f" with lr {self.lr:.3g}")
         return f"diverged: {self.metric} is {self.value} {where}; {self.advice}"
 
 
@@ -127,6 +130,18 @@ class TrainingFailed(SweepError):
 
     def __str__(self) -> str:
         return f"training failed at step {self.step}: {self.reason}{TRACEBACK_HINT}"
+
+
+class FunctionFailed(SweepError):
+    """A training function of the user's own failed, or called its trial in a way that the contract does not allow."""
+
+    def __init__(self, call: str, reason: str) -> None:
+        super().__init__(call, reason)
+        self.call = call
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.call}: {self.reason}{TRACEBACK_HINT}"
 
 
 class StudyFailed(SweepError):

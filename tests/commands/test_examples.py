@@ -1,4 +1,4 @@
-"""The ten worked examples: each is short, docs/examples.md shows it in full, and its commands do what the page says."""
+"""The worked examples: each is short, docs/examples.md shows it in full, and its commands do what the page says."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes import quick, run
 
-from sweep import compose
+from sweep import compose, load_study
 from sweep.config.schema import validate
 from sweep.data.split import Part
 from sweep.trial.prepare import load_data
@@ -126,6 +126,17 @@ def _callback(found: list[Metrics], folder: Path) -> None:
     assert "steepness" in (run_folder / "journal.jsonl").read_text()
 
 
+def _gan(found: list[Metrics], folder: Path) -> None:
+    """The ring's distance from one point in its middle is above 0.7."""
+    assert found[0]["test/distance"] < 0.1
+    (study,) = (folder / "outputs" / "studies").iterdir()
+    best = load_study(study).best
+    assert best is not None
+    assert {*best.params} == {"generator.lr", "discriminator.lr"}
+    assert best.value is not None
+    assert best.value < 0.1
+
+
 CHECKS = {
     "titanic": _titanic,
     "patients": _patients,
@@ -137,4 +148,5 @@ CHECKS = {
     "finetune": _finetune,
     "sensors": _sensors,
     "callback": _callback,
+    "gan": _gan,
 }

@@ -23,6 +23,7 @@ REQUIRED = {
     ("data", "text"): ["data.path=mine.txt"],
     ("data", "image_folder"): ["data.path=mine"],
     ("experiment", "text_transformer"): ["data.path=mine.txt"],
+    ("trainer", "function"): ["trainer.call=torch.optim.train"],
 }
 
 
@@ -259,8 +260,8 @@ def test_a_mistake_names_its_key_and_the_way_out(override: str, key: str, says: 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("~scheduler", "scheduler: has no value; set scheduler=..."),
-        ("~data", "data: has no value; set data=..."),
+        ("~scheduler", "scheduler: needs a _target_; choose an option such as scheduler=constant"),
+        ("~data", "data: needs a _target_; choose an option such as data=breast_cancer"),
     ],
 )
 def test_a_part_that_is_removed_is_told_as_missing(override: str, says: str):

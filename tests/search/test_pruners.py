@@ -21,7 +21,8 @@ Direction = Literal["minimize", "maximize"]
 
 def option(name: str) -> BasePruner:
     register()
-    config = OmegaConf.merge({"trainer": {"epochs": EPOCHS}}, {"pruner": OmegaConf.load(OPTIONS / f"{name}.yaml")})
+    settings = {"hydra": {"sweeper": {"max_epochs": EPOCHS}}}
+    config = OmegaConf.merge(settings, {"pruner": OmegaConf.load(OPTIONS / f"{name}.yaml")})
     node = OmegaConf.to_container(config, resolve=True)
     assert isinstance(node, dict)
     return build.pruner(node["pruner"])

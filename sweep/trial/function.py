@@ -1,0 +1,141 @@
+"""A training function of the user's own, which `trainer.call` names, as what trains a trial (docs/functions.md)."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweep.config.function_node import CALL
+from sweep.config.schema import Config, literal
+from sweep.config.targets import allowed_targets
+from sweep.config.task_node import AUTO_TASK
+from sweep.training.trial import Trial
+from sweep.trial.binding import located
+from sweep.trial.checked_trial import CheckedTrial, as_number
+from sweep.utils import gc_control
+from sweep.utils.errors import DISK_FULL, ConfigError, FunctionFailed, Pruned, SweepError, one_line
+
+# Nodes of the config that concern a study or the record, or sweep's own loop, and not the training of a trial.
+_NOT_GIVEN = ("resume", "from_study", "lr_bounds", "lr_search", "lr_range", "bounds", "search", "where")
+_NOT_GIVEN += ("tracking", "compare", "choices", "overrides", "composed", "own")
+
+
+class FunctionTraining:
+    """Calls a training function of the user's own with a trial's config.
+
+    The random generators are seeded by `trainer.seed` before, and restored afterwards. `config` is the given config.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Load the function. Raise ConfigError if it cannot be loaded, or does not take a config and a trial."""
+        self.config = config
+        self._call = str(config.trainer.call)
+        self._function = training_function(self._call)
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of epochs, if the config says it; otherwise 0."""
+        return self.config.trainer.epochs or 0
+
+    def __call__(self, trial: Trial) -> dict[str, float]:
+        """Call the function, from the trial's checkpoint if it asks for it.
+
+        Returns:
+            The metrics that the function returned, by name.
+
+        Raises:
+            ConfigError: the device cannot be used, or the function builds something of the config that is wrong.
+            FunctionFailed: the function raised an error, ended the process, or gave its trial something else than the
+                contract says (`CheckedTrial`).
+            Diverged, Pruned, Interrupted, OSError: what a call of the trial raised, also if the function caught it.
+        """
+        import torch
+
+        from sweep.training.runtime import pick_device, reproducible, seed_generators
+
+        trainer, checked = self.config.trainer, CheckedTrial(trial, self._call)
+        gc_control.resume()
+        with reproducible(pick_device(trainer.device)):
+            if trainer.threads is not None:
+                torch.set_num_threads(trainer.threads)
+            seed_generators(trainer.seed, "train")
+            metrics = self._metrics(self._returned(checked))
+            checked.finish(metrics)
+        if not checked.has_values:
+            raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")
+        return {name: number for name, value in metrics.items() if (number := as_number(value)) is not None}
+
+    def _returned(self, trial: CheckedTrial) -> Any:
+        """Call the function, and return what it returns. Raise as `__call__` does."""
+        try:
+            returned = self._function(function_config(self.config), trial)
+        except BaseException as error:
+            cause = error if trial.ended is None else trial.ended
+            if (problem := self._problem(cause)) is error:
+                raise
+            raise problem from cause
+        if trial.ended is not None:  # the function has caught it
+            raise self._problem(trial.ended)
+        return returned
+
+    def _problem(self, error: BaseException) -> BaseException:
+        """Return the error to raise for what the function, or a call of its trial, raised."""
+        if isinstance(error, SystemExit):
+            return FunctionFailed(self._call, f"called sys.exit({error.code}); return, or raise an error")
+        is_ours = isinstance(error, Pruned | SweepError) or not isinstance(error, Exception)
+        if is_ours or (isinstance(error, OSError) and error.errno in DISK_FULL):
+            return error
+        return FunctionFailed(self._call, f"{type(error).__name__}: {one_line(error)}")
+
+    def _metrics(self, returned: Any) -> Mapping[str, Any]:
+        """Return the metrics that the function returned. Raise FunctionFailed for anything else."""
+        if returned is None:
+            return {}
+        if isinstance(returned, Mapping):
+            return returned
+        raise FunctionFailed(
+            self._call, f"returned {type(returned).__name__}; return a dict of metrics, such as {{'test/loss': 0.1}}"
+        )
+
+
+def training_function(call: str) -> Callable[..., Any]:
+    """Return the function that `trainer.call` names.
+
+    Raises:
+        ConfigError: it is not allowed, cannot be loaded, or cannot be called with a config and a trial.
+    """
+    try:
+        function = located(CALL, call, allowed_targets())
+    except ConfigError as error:
+        raise ConfigError(CALL, error.problem) from error
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin without a signature
+        return function
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = function.func if isinstance(function, partial) else function
+        takes = f"takes {signature}".replace("takes ()", "takes no arguments")
+        problem = f"{getattr(name, '__qualname__', call)} {takes}; write it as  def train(cfg, trial)"
+        raise ConfigError(CALL, problem) from None
+    return function
+
+
+def function_config(config: Config) -> DictConfig:
+    """Return the config that a training function gets: resolved, without groups that have no option.
+
+    To read a key that it lacks is an error.
+    """
+    plain = asdict(config)
+    absent = [key for key, value in plain.items() if value is None or key in _NOT_GIVEN]
+    absent += [] if config.has_split else ["split"]
+    absent += ["task"] if config.task == AUTO_TASK else []
+    given = {key: value for key, value in plain.items() if key not in absent}
+    cfg = OmegaConf.create(literal({**given, **plain["own"]}))
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    return cfg

@@ -1,0 +1,270 @@
+"""Studies of a training function of a user's own: searched, pruned, recorded, compared, resumed, killed."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import functions
+import processes
+import pytest
+import yaml
+from processes import environment, error_line, make_store, mlflow_curve, mlflow_runs, only_run, quick, recorded
+from waiting import wait_until
+
+from sweep import ConfigError, compose, load_model, load_study, run_comparison, run_lr_range, run_study, run_trial
+from sweep.api import write_report
+from sweep.study.study_result import StudyResult
+from sweep.tracking.folders import RunFolder, StudyFolder
+
+pytestmark = pytest.mark.process
+
+FUNCTIONS = str(Path(functions.__file__).parent)
+UNTRACKED = "tracking=off"
+
+
+@pytest.fixture(autouse=True)
+def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "functions.*")
+
+
+def own(name: str, *overrides: str) -> list[str]:
+    return ["trainer=function", f"trainer.call=functions.{name}", *overrides]
+
+
+def interval(low: float, high: float) -> str:
+    return f'+search.x="interval({low}, {high})"'
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """Two seeds of each of eight trials, by a metric that only the function knows, in MLflow."""
+    cwd = make_store(tmp_path_factory.mktemp("study"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setenv("SWEEP_TARGETS", "functions.*")
+        return run_study(
+            own("quadratic", "trainer.epochs=12", "+x=1.0", "+other=2", interval(0, 6)),
+            study_name="s",
+            objective="score",
+            direction="maximize",
+            sampler="random",
+            pruner="asha",
+            seeds=2,
+            n_trials=8,
+        )
+
+
+def test_it_searches_a_key_of_the_users_own_and_prunes(study: StudyResult) -> None:
+    assert study.best is not None
+    assert study.trials[0].params["x"] == 1.0, "the value on the command line comes first"
+    complete = [trial for trial in study.trials if trial.state == "complete"]
+    assert {trial.state for trial in study.trials} == {"complete", "pruned"}
+    assert study.best.value == max(-abs(trial.params["x"] - 3) for trial in complete)
+    best = yaml.safe_load(StudyFolder(study.folder).best.read_text())["overrides"]
+    assert {"+x=1.0", "+other=2", f"x={study.best.params['x']}", "trainer.monitor=score"} <= {*best}
+    assert "trainer.direction=maximize" in best
+
+
+def test_mlflow_has_params_curves_and_what_it_returned(study: StudyResult) -> None:
+    cwd = study.folder.parents[2]
+    runs = {run.info.run_name: run for run in mlflow_runs(cwd)}
+    run = runs["t0-functions.quadratic-s1"]
+    expected = {"trainer.call": "functions.quadratic", "trainer.epochs": "12", "x": "1.0", "other": "2", "seed": "1"}
+    assert expected.items() <= run.data.params.items()
+    assert (run.data.metrics["test/loss"], run.data.metrics["score"]) == (4, -2)
+    assert mlflow_curve(cwd, run.info.run_id, "val/loss")[0] == [*range(1, 13)]
+    assert "s" in runs
+
+
+def test_its_report_is_written(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study.folder.parents[2])
+    page = write_report(load_study("s")).read_text()
+    assert "functions.quadratic" in page
+    assert "score" in page
+
+
+def test_its_model_is_the_functions_own(study: StudyResult) -> None:
+    with pytest.raises(ConfigError, match=r"^run: functions.quadratic trained '.*', and keeps models in a"):
+        load_model(study.folder)
+
+
+def test_its_best_configuration_is_trained_again(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    cwd = study.folder.parents[2]
+    done = quick(cwd, "from_study=s", UNTRACKED, SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert study.best is not None
+    assert re.search(rf"^  best score +{study.best.value:.6g} ", done.stdout, re.MULTILINE)
+
+
+def test_another_value_of_a_key_of_the_users_own_is_another_study(
+    study: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.folder.parents[2])
+    changed = own("quadratic", "trainer.epochs=12", "+x=1.0", "+other=3", interval(0, 6))
+    settings: dict[str, Any] = {"objective": "score", "direction": "maximize", "seeds": 2, "n_trials": 8}
+    with pytest.raises(ConfigError, match=r"other = 2, now 3"):
+        run_study(changed, study_name="s", sampler="random", pruner="asha", **settings)
+    with pytest.raises(ConfigError, match=r'search.x = "?.*'):
+        run_study([*changed[:-2], "+other=2", interval(0, 5)], study_name="s", **settings)
+
+
+ONES = ("raises", "exits", "reports_nothing", "reports_nan", "reports_text", "reports_backwards", "saves_a_module")
+
+
+def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ",".join((*ONES, "returns_alone", "reports_an_odd_name"))
+    study = run_study(
+        own("one_of", "+x=1.5", "+name=raises", f'+search.name="choice({names})"', UNTRACKED),
+        sampler="grid",
+        pruner="none",
+        max_failure_rate=1,
+    )
+    found = {trial.params["name"]: trial for trial in study.trials}
+    assert {name for name, trial in found.items() if trial.state == "complete"} == {"returns_alone"}
+    assert found["returns_alone"].value == 1.5
+    assert found["reports_nan"].diverged
+    assert found["raises"].problem == "functions.one_of: RuntimeError: no such luck"
+    assert found["exits"].problem == "functions.one_of: called sys.exit(3); return, or raise an error"
+    for name in ("reports_nothing", "reports_text", "reports_backwards", "saves_a_module", "reports_an_odd_name"):
+        assert found[name].state == "failed"
+        assert str(found[name].problem).startswith("functions.one_of: ")
+
+
+def test_a_trial_without_the_objective_says_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"max_failure_rate": 1, "pruner": "none", "n_trials": 1, "objective": "f1"}
+    study = run_study(own("quadratic", "trainer.epochs=1", "+x=1", UNTRACKED), direction="maximize", **settings)
+    problem = (
+        "hydra.sweeper.objective: a trial has no 'f1'; it has: score, test/loss, test/score, time/train_s, val/loss"
+    )
+    assert study.trials[0].problem == problem
+
+
+def test_steps_of_any_size_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = own("steps", "+x=1.0", '+search.x="choice(1.0, 2.0, 3.0, 4.0)"', UNTRACKED)
+    with pytest.raises(ConfigError, match=r"^hydra.sweeper.max_epochs: is what this pruner has to know: .* set it or"):
+        run_study(base, sampler="grid")
+    study = run_study(base, sampler="grid", pruner="asha", max_epochs=1200)
+    assert [trial.state for trial in study.trials] == ["complete", "pruned", "pruned", "pruned"]
+    values = [{*trial.intermediate_values} for trial in study.optuna.trials]
+    assert values == [{*range(100, 1201, 100)}, {100}, {100}, {100}], "the lowest rung is at 100"
+
+
+def test_folds_reach_a_function_that_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"folds": 3, "n_trials": 1, "pruner": "none"}
+    with pytest.raises(ConfigError, match=r"^hydra.sweeper.folds: needs a function that reads cfg.split.fold"):
+        run_study(own("of_fold", UNTRACKED), **settings)
+    study = run_study(own("of_fold", "split=random", UNTRACKED), **settings)
+    assert study.value == 1.0
+    runs = [RunFolder(study.folder / "trials" / "0" / f"seed-{place}") for place in range(3)]
+    assert [recorded(run)["n"][1] for run in runs] == [[3.0]] * 3
+
+
+def test_packs_and_range_tests_need_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = own("quadratic", "trainer.epochs=2", "+x=1.0", interval(0, 6), UNTRACKED)
+    problem = "sweep's own loop, but trainer.call names a training function; leave it out"
+    with pytest.raises(ConfigError, match=f"^hydra.sweeper.pack: a pack needs {problem}$"):
+        run_study(base, pack=8, n_trials=3)
+    with pytest.raises(ConfigError, match=f"^bounds: auto needs {problem}$"):
+        run_study([*base, "bounds=auto"], n_trials=3)
+    with pytest.raises(ConfigError, match=f"^trainer.call: a range test needs {problem}$"):
+        run_lr_range(base[:-2])
+    assert len(run_study(base, pack="auto", n_trials=3).trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (['+search.xx="interval(0, 6)"'], "search.xx: the config has no key 'xx'; correct it, or add the key with its"),
+        (["hydra.sweeper.objective=score"], "hydra.sweeper.direction: is needed for 'score', which your function"),
+        (["xx=1,2"], "xx: "),
+        (["trainer.call=functions.takes_one"], "trainer.call: takes_one takes (cfg: Any) -> None; write it as"),
+        (["trainer.call=os.system"], "trainer.call: 'os.system' is not an allowed target"),
+    ],
+)  # fmt: skip
+def test_a_study_that_cannot_be_is_one_line(more: list[str], told: str, tmp_path: Path) -> None:
+    base = ("-m", *own("quadratic", "trainer.epochs=2", "+x=1.0", interval(0, 6), UNTRACKED))
+    done = quick(tmp_path, *base, *more, SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
+    assert done.returncode == 2
+    assert error_line(done).startswith(f"error: {told}")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_shows_what_it_reported(tmp_path: Path) -> None:
+    done = quick(
+        *(tmp_path, *own("quadratic", "trainer.epochs=3", "+x=5", UNTRACKED, "trainer.monitor=score")),
+        *("trainer.direction=maximize",),
+        SWEEP_TARGETS="functions.*",
+        PYTHONPATH=FUNCTIONS,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^  best score +-2 \(epoch 1 of 3\)", done.stdout, re.MULTILINE)
+    assert re.search(r"^  test/score +-2 ", done.stdout, re.MULTILINE)
+    assert only_run(tmp_path).path.name.endswith("_function")
+
+
+def test_a_run_that_only_returns_has_an_outcome(tmp_path: Path) -> None:
+    cfg = compose(own("returns_alone", "+x=0.25", UNTRACKED, f"output_dir={tmp_path}"))
+    outcome = run_trial(cfg)
+    assert (outcome.monitor, outcome.value, outcome.is_best, outcome.n_epochs) == ("val/loss", 0.25, False, 0)
+
+
+SETTINGS = ("compare.n_seeds=2", "compare.metric=test/score")
+
+
+def test_a_comparison_judges_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run_comparison(
+        own("quadratic", "trainer.epochs=2", "+x=1.0", interval(0, 6), UNTRACKED, *SETTINGS),
+        {"optimizer": ["sgd", "adam"]},
+        objective="score",
+        direction="maximize",
+        n_trials=2,
+    )
+    values = [run.values["test/score"] for entry in result.entries for run in entry.runs if run is not None]
+    assert len(values) == 4
+    assert all(run is not None and run.values["test/score"] == -2 for e in result.entries for run in e.untuned)
+    assert (result.folder / "comparison.png").exists()
+
+
+@pytest.mark.parametrize("saves", [True, False], ids=["saves", "never saves"])
+def test_a_killed_study_has_every_epoch_once(saves: bool, tmp_path: Path) -> None:
+    """Its controller is its worker, and is killed with `kill -9` in the middle of the second trial."""
+    cwd, trace = make_store(tmp_path), tmp_path / "trace"
+    command = ("-m", *own("killed", "trainer.epochs=8", "+x=1.0", '+search.x="choice(1.0, 2.0, 3.0)"'))
+    command += (f"+saves={saves}", f"+trace={trace}", "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none")
+    command += ("hydra.sweeper.study_name=k",)
+    environ = environment(SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
+    with processes._zygote(True).start(cwd, command, environ) as process:
+        wait_until((cwd / "here").exists, process)
+        os.kill(int((cwd / "here").read_text()), signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    (cwd / "go").touch()
+    done = quick(cwd, *command, SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
+    assert (done.returncode, done.stderr) == (0, "")
+    called = [tuple(map(int, line.split())) for line in trace.read_text().splitlines()]
+    again = [] if saves else [(1, epoch) for epoch in range(1, 5)]
+    assert sorted(called) == sorted([(number, e) for number in range(3) for e in range(1, 9)] + again)
+    folder = StudyFolder(cwd / "outputs" / "studies" / "k")
+    study = load_study(folder.path)
+    assert [trial.state for trial in study.trials] == ["complete"] * 3
+    runs = {run.data.tags.get("trial"): run for run in mlflow_runs(cwd)}
+    for trial in study.trials:
+        steps, values = recorded(folder.trial(trial.number))["val/loss"]
+        assert steps == [*range(1, 9)]
+        assert trial.value == min(values) == values[0]
+        expected, x = 0.0, trial.params["x"]
+        for epoch, value in enumerate(values, 1):
+            assert 0 <= value - expected - x * epoch < 1
+            expected = value
+        assert mlflow_curve(cwd, runs[str(trial.number)].info.run_id, "val/loss") == (steps, values)
+    first, killed = (recorded(folder.trial(number))["val/loss"][1] for number in (0, 1))
+    draws = [[b - a for a, b in zip([0, *one], one, strict=False)] for one in (first, killed)]
+    parts = [[d - x * e for e, d in enumerate(of, 1)] for of, x in zip(draws, (1.0, 2.0), strict=True)]
+    assert parts[0] == pytest.approx(parts[1]), "the generators continue where they were"
