@@ -18,7 +18,10 @@ PAGES = ("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
 ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example")  # a cluster, a package that is not here, a server
-STUDY = re.compile(r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+")
+STUDY = re.compile(
+    r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+|(?<=sweep\.studies show )[\w+-]+"
+    r"|(?<=sweep\.studies export )[\w+-]+|(?<=sweep\.studies retry )[\w+-]+"
+)
 FEWER = {
     "sweep.run": ["trainer.epochs=2", "tracking=off"],
     "sweep.lr_range": ["lr_range.n_seeds=2"],
@@ -26,6 +29,7 @@ FEWER = {
         *("compare.n_seeds=2", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
     ],
     "sweep.report": [],
+    "sweep.studies": [],
     "sweep.export": [],
 }
 
