@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from sweep.api import run_study as run_study
     from sweep.api import write_report as write_report
     from sweep.config.composition import compose as compose
+    from sweep.data import Datasets as Datasets
+    from sweep.data import Samples as Samples
     from sweep.manage import list_studies as list_studies
     from sweep.manage import move_outputs as move_outputs
     from sweep.manage import remove_study as remove_study
     from sweep.manage import retry_trials as retry_trials
     from sweep.manage import stop_study as stop_study
-    from sweep.data import Datasets as Datasets
-    from sweep.data import Samples as Samples
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial

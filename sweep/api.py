@@ -126,8 +126,8 @@ def run_study(
     def result() -> StudyResult:
         with quiet_optuna():
             study = runner.run()
-        assert study is not None
-        return StudyResult.of(study, runner.folder, resume)
+            assert study is not None
+            return StudyResult.of(study, runner.folder, resume)
 
     with _hydra("config", base, search, config_dir, settings) as call:
         runner = StudyRunner(make_spec(*call), _output(show))
@@ -372,4 +372,3 @@ def _overrides(base: Base) -> list[str]:
     if config.overrides is None or is_edited(config, base):
         raise ConfigError("base", "was edited since it was composed; give `compose` the changes as overrides")
     return config.overrides
-

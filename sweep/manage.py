@@ -1,34 +1,27 @@
-"""What you do with studies that exist: list, stop, retry, remove, move. `python -m sweep.studies` calls these functions.
+"""What you do with studies that exist: list, stop, retry, remove, move. The command sweep.studies calls it.
 
 None of them needs Hydra. A study is named by its name in `output_dir`, by the path of its folder, or by a result.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial, TrialState
-
-from sweep.execution.attempts import failed, trials_of
-from sweep.execution.queue import is_trained
-from sweep.execution.steering import is_stopped, request_stop, request_stop_of_all, requeue
 from sweep.storage.quiet import quiet_optuna
-from sweep.study.reading import open_study, read_study
+from sweep.study import control
+from sweep.study.reading import read_study
 from sweep.study.removal import Removal, removal_of
 from sweep.study.status import StudyStatus, status_of
 from sweep.study.study_result import StudyResult
-from sweep.study.table import WORDS
 from sweep.tracking.folders import StudyFolder, study_at
 from sweep.tracking.moving import Moved, move_output_dir
-from sweep.utils.errors import ConfigError, SweepError
+from sweep.utils.errors import SweepError
 from sweep.utils.paths import absolute, refuse_links_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Named = str | Path | StudyResult  # a study
-_POLL_S = 0.2
 
 
 def list_studies(output_dir: str | Path = "outputs") -> "pd.DataFrame":
@@ -107,16 +100,8 @@ def retry_trials(
     Raises:
         ConfigError: there is no such study or trial, or a trial neither failed nor was stopped.
     """
-    folder = _folder(study, output_dir)
     with quiet_optuna():
-        opened, url = open_study(folder, storage)
-        known = trials_of(opened)
-        for number in trials or ():
-            trial = _trial(known, number, folder)
-            if trial.state != TrialState.FAIL and not is_stopped(trial, folder):
-                problem = f"{number} is {WORDS[trial.state]}; only a trial that failed or was stopped is queued again"
-                raise ConfigError("trial", problem)
-        return requeue(opened, folder, url, failed(known, len(known)) if trials is None else [*trials])
+        return control.retry(_folder(study, output_dir), trials, storage)
 
 
 def stop_study(
@@ -142,28 +127,8 @@ def stop_study(
     Raises:
         ConfigError: there is no such study or trial, or nothing of it is running.
     """
-    folder = _folder(study, output_dir)
     with quiet_optuna():
-        opened = read_study(folder, storage)
-        trials = trials_of(opened)
-        if trial is not None:
-            one = _trial(trials, trial, folder)
-            if not is_trained(one, folder):
-                state = "stopped" if is_stopped(one, folder) else WORDS[one.state]
-                raise ConfigError("trial", f"{trial} is {state}; only a trial that is being trained can be stopped")
-            request_stop(one, folder)
-        elif not folder.live_workers() and not any(is_trained(t, folder) for t in trials):
-            raise ConfigError("study", f"no worker of '{folder.path.name}' is running")
-        else:
-            request_stop_of_all(trials, folder)
-        while wait and _is_going_on(trials_of(opened), trial, folder):
-            time.sleep(_POLL_S)
-
-
-def _is_going_on(trials: Sequence[FrozenTrial], trial: int | None, folder: StudyFolder) -> bool:
-    if trial is None:
-        return folder.run.is_running() or any(is_trained(t, folder) for t in trials)
-    return is_trained(trials[trial], folder)
+        control.stop(_folder(study, output_dir), trial, wait, storage)
 
 
 def plan_removal(
@@ -234,11 +199,3 @@ def move_outputs(output_dir: str | Path, new: str | Path, *, tracking_uri: str |
 
 def _folder(study: Named, output_dir: str | Path) -> StudyFolder:
     return study_at(study.folder if isinstance(study, StudyResult) else study, output_dir)
-
-
-def _trial(trials: Sequence[FrozenTrial], number: int, folder: StudyFolder) -> FrozenTrial:
-    """Return a trial by its number. Raise ConfigError if there is none."""
-    if not 0 <= number < len(trials):
-        known = f"only 0 to {len(trials) - 1}" if trials else "as it has none yet"
-        raise ConfigError("trial", f"'{folder.path.name}' has no trial {number}, {known}")
-    return trials[number]

@@ -99,9 +99,7 @@ def _stop(given: argparse.Namespace) -> int:
 
     what = "the study" if given.trial is None else f"trial {given.trial}"
     try:
-        stop_study(
-            given.study, given.trial, wait=not given.no_wait, output_dir=given.output_dir, storage=given.storage
-        )
+        stop_study(given.study, given.trial, wait=not given.no_wait, output_dir=given.output_dir, storage=given.storage)
     except KeyboardInterrupt:
         complain(f"{what} is asked to stop, and will at the end of its epoch")
         raise
@@ -117,9 +115,7 @@ def _stop(given: argparse.Namespace) -> int:
 def _remove(given: argparse.Namespace) -> int:
     from sweep.manage import plan_removal
 
-    plan = plan_removal(
-        given.study, keep_runs=given.keep_runs, output_dir=given.output_dir, storage=given.storage
-    )
+    plan = plan_removal(given.study, keep_runs=given.keep_runs, output_dir=given.output_dir, storage=given.storage)
     runs = "" if plan.store is None else f", and up to {len(plan.runs)} runs in MLflow"
     what = f"{len(plan.files)} files ({plan.n_bytes / 2**20:.1f} MiB) in {plan.folder.path}{runs}"
     for path in plan.kept:
@@ -139,7 +135,7 @@ def _move(given: argparse.Namespace) -> int:
 
     moved = move_outputs(given.outputs, given.new, tracking_uri=given.uri)
     for name, place in moved.storages.items():
-        complain(f"study {name} keeps its trials in {place}: name it from now on, as --storage or hydra.sweeper.storage")
+        complain(f"study {name} keeps its trials in {place}: name it from now on (--storage, hydra.sweeper.storage)")
     storages = {name: str(place) for name, place in moved.storages.items()}
     told = {"folder": str(moved.folder), "n_locations": moved.n_locations, "storages": storages}
     _done(given, told, f"moved to {moved.folder}; {moved.n_locations} artifact locations in MLflow are changed")

@@ -25,7 +25,6 @@ from sweep.utils import html
 from sweep.utils.errors import ConfigError, Damaged, StudyFailed, SweepError
 from sweep.utils.terminal import say
 
-
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -89,7 +88,7 @@ class ComparisonResult:
     def _repr_html_(self) -> str:
         """Return the verdict and the table as a notebook shows them."""
         table = self.table()
-        rows = [["" if cell is None or cell != cell else short(cell) for cell in row] for row in table.itertuples(index=False)]
+        rows = [["" if cell is None or cell != cell else short(cell) for cell in row] for row in table.to_numpy()]
         return html.paragraph(f"comparison {self.name}: {self.verdict}") + html.table([*table.columns], rows)
 
     @property

@@ -22,7 +22,6 @@ from sweep.config.schema import register_schema, with_origin
 from sweep.utils.errors import ConfigError
 from sweep.utils.paths import absolute
 
-
 _TURN = threading.RLock()  # Hydra's state is global
 
 

@@ -104,9 +104,7 @@ class SequentialExecutor:
                 left = {p: Turn(trainings[p](anew=p == place)) for p in sorted({*left, place})}
         return [values[place] for place in sorted(values)]
 
-    def _end_turns(
-        self, trial: FrozenTrial, turns: Iterable["Turn[list[float]]"], problem: BaseException
-    ) -> None:
+    def _end_turns(self, trial: FrozenTrial, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
         """End the trial's other runs after `problem` ended one of them.
 
         They are pruned with it, or interrupted so that they can be resumed.

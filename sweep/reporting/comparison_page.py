@@ -46,7 +46,11 @@ def _document(facts: Mapping[str, Any]) -> Document:
     return Document(
         title=str(facts["name"]),
         subtitle=f"A comparison by {metric}",
-        facts=[(str(n_contenders), "contenders"), (str(len(facts["seeds"])), "fresh seeds"), (str(len(tasks)), "tasks")],
+        facts=[
+            (str(n_contenders), "contenders"),
+            (str(len(facts["seeds"])), "fresh seeds"),
+            (str(len(tasks)), "tasks" if len(tasks) != 1 else "task"),
+        ],
         sections=sections,
         footer=f"Made by python -m sweep.report on {time.strftime('%Y-%m-%d %H:%M %Z')}; figures by plotly.js "
         "(MIT licence).",
@@ -57,7 +61,8 @@ def _sections(task: Mapping[str, Any], i: int, metric: str, is_named: bool) -> I
     """Yield the sections of a task, the i-th."""
     on = f" on {task['task']}" if is_named else ""
     contenders: Mapping[str, Mapping[str, Any]] = task["contenders"]
-    yield Section(f"Verdict{on}", str(task["verdict"]), texts=[(f"{n} is left out", str(w)) for n, w in task["failed"].items()])
+    left_out = [(f"{name} is left out", str(problem)) for name, problem in task["failed"].items()]
+    yield Section(f"Verdict{on}", str(task["verdict"]), texts=left_out)
     if not contenders:
         return
     head = ["contender", "median", "IQM", "95 % interval of the IQM", "untuned: median", "IQM", "missing"]

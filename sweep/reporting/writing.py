@@ -1,4 +1,4 @@
-"""Writes the page of a study or a comparison. A study's, if it is written into its folder, is sent to MLflow as well."""
+"""Writes the page of a study or a comparison. That of a study is sent to MLflow if it is in the study's folder."""
 
 import os
 from collections.abc import Callable, Sequence

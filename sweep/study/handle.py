@@ -57,7 +57,7 @@ class StudyHandle:
             return StudyResult.of(read_study(folder, self._runner.spec.settings.storage), folder)
 
     def stop(self) -> None:
-        """Ask the study to stop. Its trials save a checkpoint at the end of their epoch. This does not wait for them."""
+        """Ask the study to stop. Its trials save a checkpoint at the end of their epoch. This does not wait."""
         if not self.done():
             self._runner.request_stop()
 

@@ -168,7 +168,7 @@ def _is_made(path: Path, folder: StudyFolder) -> bool:
             return is_page(path)
         case _:
             own = path.with_name(path.name.removesuffix(".tmp"))
-            return own in (folder.storage, *folder.written) or path.parent == folder.path and path.name in _LOCKS
+            return own in (folder.storage, *folder.written) or (path.parent == folder.path and path.name in _LOCKS)
 
 
 def _is_of_run(parts: Sequence[str], run: RunFolder) -> bool:

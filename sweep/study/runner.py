@@ -322,7 +322,7 @@ class StudyRunner:
             say(f"warning: {problem}", err=True)
 
     def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
-        """Return True if nothing is left to train, or the study was stopped, is out of time or has too many failures."""
+        """Return True if nothing is left to train, or the study was stopped, timed out or has too many failures."""
         if self._stopped_by is None and plan.stop_request.exists():  # of another process, as `sweep.studies stop`
             self._stopped_by = signal.SIGTERM
         if self._stopped_by is not None or time.time() >= plan.stop_before:

@@ -53,9 +53,7 @@ class StudyResult:
     _resume: "Callable[..., StudyResult] | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls, study: Study, folder: StudyFolder, resume: "Callable[..., StudyResult] | None" = None
-    ) -> "StudyResult":
+    def of(cls, study: Study, folder: StudyFolder, resume: "Callable[..., StudyResult] | None" = None) -> "StudyResult":
         """Copy a study that is open in its storage. `resume` is what the method of that name calls."""
         return cls(study.study_name, folder.path, snapshot(study), resume)
 

@@ -28,7 +28,7 @@ class TrialResult(NamedTuple):
     >>> best.curves["val/loss"].values.shape  # an array, one value an epoch
     (2,)
     >>> best.load_model().predict([[0.5]]).shape
-    (1, 1)
+    (1,)
 
     Attributes:
         number: the trial's number in the study, from 0.

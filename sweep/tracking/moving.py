@@ -169,7 +169,8 @@ def _remove_copied(source: Path, target: Path) -> None:
         place = target / os.path.relpath(name, source)
         for file in files:
             old = Path(name, file)
-            is_copied = old.lstat().st_mtime_ns <= copied_ns if file in _REWRITTEN else not _has_changed(old, place / file)
+            is_older = old.lstat().st_mtime_ns <= copied_ns
+            is_copied = is_older if file in _REWRITTEN else not _has_changed(old, place / file)
             if file != _NOTE and is_copied:
                 old.unlink()
         for folder in folders:

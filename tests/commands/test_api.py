@@ -138,7 +138,7 @@ def test_a_study_is_a_table_and_its_best_trial_has_what_it_left() -> None:
     assert best.runs == [best.folder]
     again = run_trial(compose([*best.overrides, "output_dir=again"]))
     assert again.history["val/loss"].values.tolist() == best.curves["val/loss"].values.tolist()
-    assert best.load_model().predict([[0.5]]).shape == (1, 1)
+    assert best.load_model().predict([[0.5]]).shape == (1,)
     html = study._repr_html_()
     assert "study s, complete: 3 of 3 trials: 3 complete" in html
     assert f"{study.value:.6g}" in html
@@ -477,9 +477,13 @@ def test_the_snippets_about_studies_run_as_they_are(capfd: pytest.CaptureFixture
 
 
 def test_the_functions_are_those_of_the_package() -> None:
-    assert {name for name in sweep.__all__ if name.startswith(("run_", "load_", "write_", "list_", "stop_", "retry_", "remove_", "move_"))} == {
+    assert {
+        name
+        for name in sweep.__all__
+        if name.startswith(("run_", "load_", "write_", "list_", "stop_", "retry_", "remove_", "move_"))
+    } == {
         *("run_study", "load_study", "run_comparison", "run_lr_range", "run_trial", "write_report", "load_model"),
-        *("list_studies", "stop_study", "retry_trials", "remove_study", "move_outputs")
+        *("list_studies", "stop_study", "retry_trials", "remove_study", "move_outputs"),
     }
     assert all(getattr(sweep, name) is not None for name in sweep.__all__)
     assert run_trial is sweep.run_trial

@@ -17,7 +17,7 @@ from processes import client, make_store, mlflow_runs, quick, quick_start
 from stores import Study, embedded, rows
 from waiting import wait_until
 
-from sweep import ConfigError, studies
+from sweep import ConfigError, load_study, studies
 from sweep.manage import list_studies, move_outputs, plan_removal
 from sweep.storage.storage import open_storage
 from sweep.tracking import journal
@@ -66,13 +66,18 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return line
 
 
-def test_studies_are_listed_and_shown(finished: Path, told: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_are_listed_and_shown(
+    finished: Path, told: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     outputs = finished / "outputs"
     (listed,) = told("list", "--output-dir", outputs)
     shown = told("show", "s", "--output-dir", outputs)
     assert shown == listed == told("show", folder_of(finished).path)
     assert (shown["name"], shown["state"], shown["n_trials"]) == ("s", "complete", 3)
-    assert shown["n_by_state"] == {**dict.fromkeys(("pruned", "failed", "running", "waiting", "stopped"), 0), "complete": 3}
+    assert shown["n_by_state"] == {
+        **dict.fromkeys(("pruned", "failed", "running", "waiting", "stopped"), 0),
+        "complete": 3,
+    }
     (best,) = shown["best"]
     values = [min(journal.curves(folder_of(finished).trial(n).journal)["val/loss"].values) for n in range(3)]
     assert best["values"] == [min(values)]
@@ -104,8 +109,6 @@ def test_trials_are_exported_as_they_are(suffix: str, finished: Path, tmp_path: 
     runs = {run.info.run_id: run.info.run_name for run in mlflow_runs(finished)}
     assert [runs[run_id][:3] for run_id in read.mlflow_run_id] == ["t0-", "t1-", "t2-"]
     with pytest.raises(ConfigError, match=r"^--to: '.*' exists; remove it"):
-        from sweep import load_study
-
         load_study(folder_of(finished).path).export(place)
 
 
@@ -127,7 +130,9 @@ def test_what_cannot_be_done_is_one_line(case: str, finished: Path, capsys: pyte
     words, line = BAD[case]
     outputs = finished / "outputs"
     where = [] if words[0] == "stap" else ["--output-dir", outputs]
-    assert refused(capsys, *(word.format(outputs=outputs) for word in words), *where).startswith(line.format(outputs=outputs))
+    assert refused(capsys, *(word.format(outputs=outputs) for word in words), *where).startswith(
+        line.format(outputs=outputs)
+    )
 
 
 def test_a_study_without_failures_has_none_to_retry(finished: Path, told: Callable[..., Any]) -> None:
@@ -208,7 +213,9 @@ def test_a_study_is_moved_and_goes_on_and_is_removed(tmp_path: Path, told: Calla
     assert [path for path in (new / "studies").rglob("*") if path.is_file()] == [mine]
     left = [run.info.run_name for run in client_of(new).search_runs(["1"])]
     assert left == ["adam-cyclic-mlp-noisy_sine-s0"]
-    sent = {path.relative_to(new / "mlartifacts").parts[1] for path in (new / "mlartifacts").rglob("*") if path.is_file()}
+    sent = {
+        path.relative_to(new / "mlartifacts").parts[1] for path in (new / "mlartifacts").rglob("*") if path.is_file()
+    }
     assert len(sent) == 1
     assert len(list(new.glob("runs/*/journal.jsonl"))) == 1
 
@@ -244,7 +251,9 @@ def test_a_storage_with_other_studies_keeps_them(tmp_path: Path) -> None:
     assert [known.study_name for known in open_storage(url, study.folder).get_all_studies()] == ["t"]
 
 
-def test_names_and_errors_of_others_do_nothing_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_errors_of_others_do_nothing_in_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Study(tmp_path, "odd\x1b[2J", storage="postgresql://me:***@db.example/x")
     assert studies.main(["list", "--output-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

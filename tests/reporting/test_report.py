@@ -168,7 +168,10 @@ def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsy
 BAD = {
     "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
     "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
-    "none of a study without trials": (["empty", "--trials", "0"], "trials: 'empty' has no trial 0, as it has none yet"),
+    "none of a study without trials": (
+        ["empty", "--trials", "0"],
+        "trials: 'empty' has no trial 0, as it has none yet",
+    ),
     "no such trial": (["evil", "--trials", "12"], "trials: 'evil' has no trial 12, only 0 to 11"),
     "no folder": (["evil", "-o", "/dev/null/x.html"], "-o: cannot write '/dev/null/x.html' ("),
     "a folder": (["evil", "-o", "{outputs}"], "-o: '{outputs}' is a folder; name a file"),
