@@ -163,6 +163,8 @@ def _sync_folder(folder: Path) -> None:
 def _remove_copied(source: Path, target: Path) -> None:
     """Remove what was copied to another disk. A file that has changed since, or is new, stays."""
     if not source.is_dir() or _noted(source) != _noted(target):
+        with suppress(OSError):  # it is empty if the call before was interrupted right here, else it is a new one
+            source.rmdir()
         return
     copied_ns = _read_note(target).get("time_ns", 0)
     for name, folders, files in os.walk(source, topdown=False):

@@ -279,12 +279,18 @@ def killed_move(outputs: Path, new: Path, n_steps: int) -> bool:
             nonlocal left
             left -= event in _STEPS
             if left == 0:
+                left = -1  # the next line is an event too
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(step)
-        move_outputs(outputs, new)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        try:
+            move_outputs(outputs, new)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
 
 
 @pytest.fixture(scope="module")
