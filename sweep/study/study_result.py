@@ -30,7 +30,7 @@ class StudyResult:
     """A study as it was when it was read. Changing this object does not change the study.
 
     >>> import sweep
-    >>> study = sweep.run_study(["experiment=debug", "tracking=off"], n_trials=2, study_name="first")
+    >>> study = sweep.run_study(["experiment=debug", "tracking=off"], n_trials=2, pruner="none", study_name="growing")
     >>> study.trials()[["number", "state"]]
        number     state
     0       0  complete

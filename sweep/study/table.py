@@ -97,7 +97,7 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         raise ConfigError("--to", f"'{path}' ends in none of {', '.join(SUFFIXES)}; name a file that does")
     if os.path.lexists(path):
         raise ConfigError("--to", f"'{path}' exists; remove it, or name another file")
-    table = table.assign(**{name: _plain(column) for name, column in table.items() if column.dtype == object})
+    table = table.apply(lambda column: _plain(column) if column.dtype == object else column)
     match path.suffix:
         case ".csv":
             data = table.to_csv(index=False).encode()
@@ -106,8 +106,7 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
             table.to_parquet(buffer, index=False)
             data = buffer.getvalue()
         case _:
-            text = table.to_json(orient="records", date_format="iso", double_precision=15)
-            data = (json.dumps(json.loads(text), indent=1) + "\n").encode()
+            data = (json.dumps(records(table), indent=1) + "\n").encode()
     try:
         with open(path, "xb", opener=private) as file:
             file.write(data)
@@ -117,7 +116,7 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         raise ConfigError("--to", f"cannot write '{path}' ({one_line(error)}); name another file") from error
 
 
-def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
+def _plain(column: "pd.Series") -> "pd.Series":
     """Return a column whose cells are of one kind. A choice among numbers and texts, or lists, becomes texts."""
     kinds = {type(cell) for cell in column if cell is not None and cell == cell}
     if len(kinds) <= 1 and not kinds & {list, tuple, dict}:
@@ -133,4 +132,6 @@ def _text(cell: Any) -> str | None:
 
 def records(table: "pd.DataFrame") -> list[Mapping[str, Any]]:
     """Return the rows as plain dicts that JSON can hold. Empty cells are null, and times are texts."""
-    return json.loads(table.to_json(orient="records", date_format="iso", double_precision=15))
+    text = table.to_json(orient="records", date_format="iso", double_precision=15)
+    assert text is not None
+    return json.loads(text)

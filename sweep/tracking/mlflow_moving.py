@@ -6,6 +6,7 @@ import sqlalchemy
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweep.tracking.store import Store
 from sweep.utils.errors import ConfigError, one_line
@@ -45,7 +46,7 @@ def relocate(store: Store, before: Path, now: Path) -> int:
                 for table, column in _COLUMNS
                 if known.has_table(table) and column in {c["name"] for c in known.get_columns(table)}
             )
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except SQLAlchemyError as error:
         problem = f"{without_password(store.uri)} cannot be changed ({one_line(error)}); then move it again"
         raise ConfigError("tracking.uri", problem) from error
 

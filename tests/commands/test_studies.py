@@ -107,7 +107,7 @@ def test_trials_are_exported_as_they_are(suffix: str, finished: Path, tmp_path: 
     assert read.folder.tolist() == [str(folder_of(finished).trial(n).path) for n in range(3)]
     assert (read.duration_s > 0).all()
     runs = {run.info.run_id: run.info.run_name for run in mlflow_runs(finished)}
-    assert [runs[run_id][:3] for run_id in read.mlflow_run_id] == ["t0-", "t1-", "t2-"]
+    assert [str(runs[run_id])[:3] for run_id in read.mlflow_run_id] == ["t0-", "t1-", "t2-"]
     with pytest.raises(ConfigError, match=r"^--to: '.*' exists; remove it"):
         load_study(folder_of(finished).path).export(place)
 
@@ -320,9 +320,9 @@ def test_a_move_that_is_killed_loses_nothing_and_is_completed(
         place.mkdir()
     try:
         was_killed, n_steps = True, 0
+        outputs, new = uploaded, place / "new"
         while was_killed:
             n_steps += 1 if disk == "the same" else 3
-            outputs, new = uploaded, place / "new"
             shutil.rmtree(outputs, ignore_errors=True)
             shutil.rmtree(new, ignore_errors=True)
             shutil.copytree(uploaded.with_name("copy"), outputs)
