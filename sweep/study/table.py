@@ -97,7 +97,8 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         raise ConfigError("--to", f"'{path}' ends in none of {', '.join(SUFFIXES)}; name a file that does")
     if os.path.lexists(path):
         raise ConfigError("--to", f"'{path}' exists; remove it, or name another file")
-    table = table.apply(lambda column: _plain(column) if column.dtype == object else column)
+    plain = {str(name): _plain(column) for name, column in table.items() if column.dtype == object}
+    table = table.assign(**plain)
     match path.suffix:
         case ".csv":
             data = table.to_csv(index=False).encode()

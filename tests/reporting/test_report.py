@@ -276,8 +276,9 @@ def test_a_study_without_a_finished_trial_is_reported_by_its_path(tmp_path: Path
     run = RunFolder(folder.trial(0).path)
     run.create()
     with journal.Journal(run.journal) as made:
-        start = journal.first(folder.run.journal, "start")
-        made.event("start", **{**(start or {}), "dataset": None})
+        start = journal.first(folder.run.journal, "start") or {}
+        names = ("uid", "name", "experiment", "output_dir", "store", "params", "tags", "parent")
+        made.event("start", **{name: start.get(name) for name in names})
         made.metrics([1, 2], {"val/loss": [0.5, 0.25]})
     assert report.main([str(folder.path)]) == 0
     html = folder.report.read_text()
