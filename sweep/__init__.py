@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sweep.config.composition import compose as compose
     from sweep.data import Datasets as Datasets
     from sweep.data import Samples as Samples
+    from sweep.manage import list_studies as list_studies
+    from sweep.manage import move_outputs as move_outputs
+    from sweep.manage import remove_study as remove_study
+    from sweep.manage import retry_trials as retry_trials
+    from sweep.manage import stop_study as stop_study
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial
@@ -44,6 +49,11 @@ _HOMES = {
     "run_comparison": "sweep.api",
     "run_lr_range": "sweep.api",
     "write_report": "sweep.api",
+    "list_studies": "sweep.manage",
+    "move_outputs": "sweep.manage",
+    "remove_study": "sweep.manage",
+    "retry_trials": "sweep.manage",
+    "stop_study": "sweep.manage",
 }
 
 __all__ = [
@@ -57,12 +67,17 @@ __all__ = [
     "Trial",
     "build",
     "compose",
+    "list_studies",
     "load_model",
     "load_study",
+    "move_outputs",
+    "remove_study",
+    "retry_trials",
     "run_comparison",
     "run_lr_range",
     "run_study",
     "run_trial",
+    "stop_study",
     "write_report",
 ]
 

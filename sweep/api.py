@@ -3,13 +3,14 @@
 Each function takes Python objects instead of a command line, and returns what the command would print. None of them
 needs `hydra.main`. All of them restore Hydra's global state, the signal handlers and the logging.
 
-They are not thread-safe, because Hydra's state is global: call them from one thread at a time.
+They may be called from any thread. Calls that compose configs take turns, because Hydra's state is global.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from hydra._internal.callbacks import Callbacks
 from hydra.types import HydraContext
@@ -21,22 +22,25 @@ from sweep.config.guard import LOGGING_CLASSES, check_hydra
 from sweep.config.output_folders import register
 from sweep.config.overrides import is_hydras, key_of
 from sweep.config.schema import is_edited, validate
-from sweep.reporting.writing import write_page
+from sweep.reporting.writing import write_page_of
 from sweep.search.ranges import Range, sweep_override
 from sweep.search.settings import spelled_settings
 from sweep.storage.quiet import quiet_optuna
+from sweep.study.handle import StudyHandle
 from sweep.study.progress import Output
-from sweep.study.reading import read_study
+from sweep.study.reading import read_study, trusted_storage
+from sweep.study.resuming import recorded_call
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot, make_root, make_spec
 from sweep.study.study_result import StudyResult
-from sweep.tracking.folders import StudyFolder, begun_study
+from sweep.tracking.folders import StudyFolder, study_at
 from sweep.trial.lr_range import RangeResult, check_range_config, read_ramps
 from sweep.trial.range_test import range_test
 from sweep.trial.range_test_record import RangeFolder
 from sweep.trial.run import run_trial as run_trial
 from sweep.trial.stored_model import load_model as load_model
 from sweep.utils.errors import ConfigError
+from sweep.utils.notebook import is_notebook
 from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute
 from sweep.utils.terminal import say
@@ -44,30 +48,65 @@ from sweep.utils.terminal import say
 Base = DictConfig | Sequence[str]  # a config that `compose` returned, or overrides for it
 
 
+@overload
 def run_study(
     base: Base = (),
     search: Mapping[str, Range] | None = None,
     *,
     config_dir: str | Path | None = None,
-    show: bool = False,
+    show: bool | None = None,
+    wait: Literal[True] = True,
     **settings: Any,
-) -> StudyResult:
+) -> StudyResult: ...
+
+
+@overload
+def run_study(
+    base: Base = (),
+    search: Mapping[str, Range] | None = None,
+    *,
+    config_dir: str | Path | None = None,
+    show: bool | None = None,
+    wait: Literal[False],
+    **settings: Any,
+) -> StudyHandle: ...
+
+
+def run_study(
+    base: Base = (),
+    search: Mapping[str, Range] | None = None,
+    *,
+    config_dir: str | Path | None = None,
+    show: bool | None = None,
+    wait: bool = True,
+    **settings: Any,
+) -> StudyResult | StudyHandle:
     """Run a study, like `python -m sweep.run -m`. If the study exists, resume it.
 
     The same arguments always name the same study. So after an interruption or a crash, the same call resumes it.
 
+    >>> import sweep
+    >>> base = ["experiment=debug", "tracking=off"]
+    >>> study = sweep.run_study(base, {"optimizer": ["sgd", "adam"]}, n_trials=2, pruner="none")
+    >>> study.trials().state.tolist()
+    ['complete', 'complete']
+
     Args:
-        base: the configuration that all trials share: a composed config, or overrides as on the command line.
+        base: the configuration that all trials share: a composed config, or overrides as on the command line. Sweeps
+            among them are searched too, such as "optimizer=sgd,adam".
         search: further ranges to search besides those that the options declare, by config key or group. A range is a
             text in Hydra's sweep grammar such as "tag(log, interval(1e-4, 1e-1))" or "sgd,adam", a list of values, or a
             distribution of Optuna's.
         config_dir: a folder with options of your own, like Hydra's --config-dir.
-        show: True prints what the command prints.
+        show: True prints what the command prints; False shows nothing. None shows progress in the cell of a notebook,
+            and nothing elsewhere.
+        wait: False runs the study in a thread. Mistakes in the arguments are raised at once all the same.
         settings: keys of conf/hydra/sweeper/study.yaml: n_trials, sampler="random", pruner="none", seeds, pack, n_jobs,
             storage, study_name and so on.
 
     Returns:
-        The study, when it is complete or its timeout is over.
+        The study, when it is complete or its timeout is over. With wait=False, a handle at once: `done()`,
+        `result()`, `study()` for the study as it is now, and `stop()`.
 
     Raises:
         ConfigError: the study cannot be run. Nothing is trained then.
@@ -76,15 +115,40 @@ def run_study(
         Interrupted: Ctrl-C, or another signal. It is a KeyboardInterrupt.
         Unsent: the study is complete, but MLflow cannot get all of it, because a record is damaged.
     """
+
+    def resume(**more: Any) -> Any:
+        """Make the same call, with other settings. The name stays, whatever they are."""
+        options: dict[str, Any] = {"config_dir": config_dir, "show": show, "study_name": runner.name, **settings}
+        return run_study(base, search, **{**options, **more})
+
+    def result() -> StudyResult:
+        with quiet_optuna():
+            study = runner.run()
+            assert study is not None
+            return StudyResult.of(study, runner.folder, resume)
+
     with _hydra("config", base, search, config_dir, settings) as call:
-        runner = StudyRunner(make_spec(*call), Output.ALL if show else Output.NOTHING)
-        study = runner.run()
-        assert study is not None
-        return StudyResult.of(study, runner.folder)
+        runner = StudyRunner(make_spec(*call), _output(show))
+        if not runner.space.bounds_are_auto:
+            runner.check()
+    return result() if wait else StudyHandle(runner, result)
 
 
 def load_study(study: str | Path, *, output_dir: str | Path = "outputs", storage: str | None = None) -> StudyResult:
     """Load a study as it is now, complete or not. Nothing is written.
+
+    >>> import sweep
+    >>> base = ["experiment=debug", "tracking=off"]
+    >>> _ = sweep.run_study(base, n_trials=2, pruner="none", study_name="first")
+    >>> study = sweep.load_study("first")
+    >>> study.status.counted()
+    '2 of 2 trials: 2 complete'
+    >>> study = study.resume(n_trials=3)  # with the command in its record
+    >>> len(study.results)
+    3
+
+    The method `resume` of the result takes `overrides` and `config_dir` besides settings. You need them if the record
+    names a place that somebody else could have chosen: a launcher, a tracking store or a folder of options.
 
     Args:
         study: the name of a study in `output_dir`, or the folder of a study.
@@ -98,13 +162,34 @@ def load_study(study: str | Path, *, output_dir: str | Path = "outputs", storage
     Raises:
         ConfigError: there is no such study, or its storage cannot be read or lacks trials.
     """
-    folder = _folder_of(study, output_dir)
+    folder = study_at(study, output_dir)
     with quiet_optuna():
-        return StudyResult.of(read_study(folder, storage), folder)
+        return StudyResult.of(read_study(folder, storage), folder, partial(_resume_recorded, folder, storage))
+
+
+def _resume_recorded(
+    folder: StudyFolder,
+    storage: str | None,
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    **settings: Any,
+) -> Any:
+    """Resume a study with the command in its record. See `recorded_call` for `overrides`."""
+    base = recorded_call(folder, [*searchpath_of(config_dir), *overrides])
+    own = {"study_name": folder.path.name}
+    if (url := trusted_storage(folder, storage)) is not None:
+        own["storage"] = url
+    return run_study(base, **{**own, **settings})
+
+
+def _output(show: bool | None) -> Output:
+    if show is None and is_notebook():
+        return Output.NOTEBOOK
+    return Output.ALL if show else Output.NOTHING
 
 
 def run_comparison(
-    base: Base = (),
+    base: Base | Mapping[str, Range] = (),
     contenders: Mapping[str, Range] | None = None,
     *,
     config_dir: str | Path | None = None,
@@ -116,9 +201,17 @@ def run_comparison(
     Every contender is tuned with the same budget. What a tuning chose is trained on fresh seeds, and the runs are
     judged.
 
+    >>> import sweep
+    >>> base = ["experiment=debug", "tracking=off", "compare.n_seeds=2"]
+    >>> compared = sweep.run_comparison(base, {"model": ["mlp", "linear"]}, n_trials=1)
+    >>> list(compared.table().contender)
+    ['mlp', 'linear']
+    >>> compared.verdict[:25]
+    'no detectable difference '
+
     Args:
         base: the configuration that all contenders share, as for `run_study`. It may have keys such as
-            "compare.n_seeds=10".
+            "compare.n_seeds=10". You may leave it out: `run_comparison({"optimizer": ["sgd", "adam"]})`.
         contenders: the options to compare, by group, such as {"optimizer": ["sgd", "adam"]}. The options of "data" are
             tasks. Ranges of other keys replace those that the options declare.
         config_dir: a folder with options of your own, like Hydra's --config-dir.
@@ -126,13 +219,17 @@ def run_comparison(
         settings: settings of the studies, as for `run_study`. n_trials is the number of trials of each tuning.
 
     Returns:
-        The result, with a verdict for each task and the folder of the report.
+        The result, with the verdict, the table, the plot and the folder of the report.
 
     Raises:
         ConfigError: the comparison cannot be run. Nothing is trained then.
         NothingToCompare: fewer than two contenders can be compared.
         DiskFull, Interrupted, Unsent: as for `run_study`.
     """
+    if isinstance(base, Mapping) and not isinstance(base, DictConfig):
+        if contenders is not None:
+            raise ConfigError("base", "must be overrides or a composed config, as contenders are given too")
+        base, contenders = (), base
     with _hydra("compare", base, contenders, config_dir, settings) as call:
         result = Comparison(*call, says=show).run()
         assert result is not None
@@ -173,7 +270,7 @@ def run_lr_range(
 
 
 def write_report(
-    study: str | Path | StudyResult,
+    study: str | Path | StudyResult | ComparisonResult,
     *,
     output_dir: str | Path = "outputs",
     trials: Sequence[int] | None = None,
@@ -181,12 +278,19 @@ def write_report(
     storage: str | None = None,
     show: bool = False,
 ) -> Path:
-    """Write the report of a study, an HTML page with plots, like `python -m sweep.report`.
+    """Write the report of a study or a comparison, an HTML page, like `python -m sweep.report`.
+
+    A study may be running, and need not have a finished trial.
+
+    >>> import sweep
+    >>> study = sweep.run_study(["experiment=debug", "tracking=off"], n_trials=3, pruner="none", study_name="first")
+    >>> sweep.write_report(study).name
+    'report.html'
 
     Args:
-        study: the name of a study in `output_dir`, the folder of a study, or a study that was loaded or run.
+        study: the name of a study or a comparison in `output_dir`, the path of its folder, or a result.
         output_dir: the folder that results go to. It is used only if you give a name.
-        trials: the numbers of the trials whose curves are shown; by default the best.
+        trials: the numbers of the trials whose curves are shown; by default the best. Not for a comparison.
         page: where the page goes; its plots go to plots/ beside it. By default it is report.html in the study's folder,
             which is uploaded to MLflow too.
         storage: as for `load_study`.
@@ -199,9 +303,9 @@ def write_report(
         ConfigError: there is no such study or trial, the page cannot be written there, or a record is damaged.
         OSError: the study cannot be read.
     """
-    folder = _folder_of(study.folder if isinstance(study, StudyResult) else study, output_dir)
+    named = study if isinstance(study, str | Path) else study.folder
     place = None if page is None else Path(page)
-    return write_page(folder, trials, place, storage, say if show else lambda line: None)
+    return write_page_of(named, output_dir, trials, place, storage, say if show else lambda line: None)
 
 
 @contextmanager
@@ -261,14 +365,3 @@ def _overrides(base: Base) -> list[str]:
     if config.overrides is None or is_edited(config, base):
         raise ConfigError("base", "was edited since it was composed; give `compose` the changes as overrides")
     return config.overrides
-
-
-def _folder_of(study: str | Path, output_dir: str | Path) -> StudyFolder:
-    """Return the folder of a study, given by name or by path. Raise ConfigError if there is no study."""
-    path = Path(study)
-    if isinstance(study, str) and len(path.parts) == 1:
-        return begun_study(absolute(output_dir), study)
-    path = absolute(path)
-    if path.parent.name != "studies":
-        raise ConfigError("study", f"'{path}' is not the folder of a study, which is <output_dir>/studies/<name>")
-    return begun_study(path.parent.parent, path.name)

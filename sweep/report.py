@@ -1,4 +1,4 @@
-"""`python -m sweep.report NAME`: write a study as one HTML page that opens offline, and as plots for papers."""
+"""`python -m sweep.report NAME`: write a study or a comparison as one HTML page that opens offline."""
 
 import argparse
 import logging
@@ -6,12 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.reporting.writing import write_page
-from sweep.tracking.folders import begun_study
+from sweep.reporting.writing import write_page_of
 from sweep.utils import gc_control
 from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, one_line
-from sweep.utils.paths import absolute
 from sweep.utils.terminal import complain, say
 
 
@@ -23,15 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if the page is written, whether or not MLflow has it; 1 if a journal is damaged; 2 if there
-        is no such study or trial, or the page cannot be written there.
+        is no such study, comparison or trial, or the page cannot be written there.
     """
     secure_streams()
     gc_control.pause()
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
-        folder = begun_study(absolute(given.output_dir), given.study)
-        write_page(folder, given.trials, given.page, given.storage, say)
+        write_page_of(given.study, given.output_dir, given.trials, given.page, given.storage, say)
     except ConfigError as error:
         complain(f"error: {error}")
         return error.exit_status
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m sweep.report", description=__doc__)
-    parser.add_argument("study", help="the study's name: that of its folder below <output_dir>/studies")
+    parser.add_argument("study", help="the name of a study or a comparison, or the path of its folder")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where studies are (default: outputs)")
     parser.add_argument(
         "--trials", type=_numbers, metavar="3,7", help="the trials whose curves are shown (default: the best)"

@@ -3,25 +3,30 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweep.comparison import studies
+from sweep.comparison import formatting, studies
 from sweep.comparison.contenders import Contender
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Entry, Run, choose, read_run
-from sweep.comparison.studies import make_plan, refuse_foreign_files
+from sweep.comparison.studies import Plan, make_plan, refuse_foreign_files
 from sweep.execution.objective import check_objectives
-from sweep.search.ranges import range_text
+from sweep.search.ranges import range_text, short
 from sweep.search.settings import direction_of_function, directions_of
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot
 from sweep.study.trial_result import TrialResult, range_of
 from sweep.tracking.upload_process import UploadProcess
+from sweep.utils import html
 from sweep.utils.errors import ConfigError, Damaged, StudyFailed, SweepError
 from sweep.utils.terminal import say
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 class NothingToCompare(SweepError):
@@ -31,6 +36,15 @@ class NothingToCompare(SweepError):
 @dataclass(frozen=True)
 class ComparisonResult:
     """The result of a comparison.
+
+    >>> import sweep
+    >>> base = ["experiment=debug", "tracking=off", "compare.n_seeds=2"]
+    >>> compared = sweep.run_comparison(base, {"model": ["mlp", "linear"]}, n_trials=1)
+    >>> compared.table()[["contender", "n_missing"]]
+      contender  n_missing
+    0       mlp          0
+    1    linear          0
+    >>> compared.plot().savefig("scores.pdf")
 
     Attributes:
         name: the comparison's name.
@@ -45,6 +59,36 @@ class ComparisonResult:
     metric: str
     entries: list[Entry]
     judgement: Judgement
+    _plan: Plan = field(repr=False, compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words, a paragraph for each task: who is not beaten, and which differences are detectable."""
+        return "\n".join(formatting.verdict(task, self.judgement, self._plan) for task in self.tasks)
+
+    def table(self) -> "pd.DataFrame":
+        """Return a table of pandas with a row for each contender on each task. It is what the report shows as scores.
+
+        Returns:
+            The columns `task`, `contender`, `median`, `iqm`, `iqm_low` and `iqm_high` (its 95 % interval),
+            `untuned_median`, `untuned_iqm`, `n_missing` (runs that diverged or failed) and `problem` (why a contender
+            takes no part). All scores are values of the metric.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([*formatting.score_rows(self.judgement)], columns=formatting.SCORE_COLUMNS)
+
+    def plot(self) -> "Figure":
+        """Return the plot of the report as a figure of matplotlib: scores, budget, curves and learning rates."""
+        from sweep.comparison.plot import figure
+
+        return figure(self._plan, self.judgement)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the table as a notebook shows them."""
+        table = self.table()
+        rows = [["" if cell is None or cell != cell else short(cell) for cell in row] for row in table.to_numpy()]
+        return html.paragraph(f"comparison {self.name}: {self.verdict}") + html.table([*table.columns], rows)
 
     @property
     def tasks(self) -> list[TaskResult]:
@@ -119,7 +163,7 @@ class Comparison:
             raise NothingToCompare(
                 f"fewer than two contenders can be compared; see {'above' if self._says else plan.folder}"
             )
-        return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement)
+        return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement, plan)
 
     def _say(self, line: str) -> None:
         if self._says:

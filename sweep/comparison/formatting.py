@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sweep.comparison.judge import Budget, ContenderResult, Judgement, PairwiseTest, Score, TaskResult
 from sweep.comparison.studies import Plan
@@ -10,6 +10,12 @@ from sweep.config.metrics import sign_of
 from sweep.search.ranges import short
 
 _COLUMNS_OF_BUDGET = 6
+
+
+SCORE_COLUMNS = [
+    *("task", "contender", "median", "iqm", "iqm_low", "iqm_high"),
+    *("untuned_median", "untuned_iqm", "n_missing", "problem"),
+]
 
 
 class Table(NamedTuple):
@@ -87,6 +93,19 @@ def tables(task: TaskResult, judgement: Judgement, plan: Plan) -> list[Table]:
         _targets(task, on),
         *_tuning(task, judgement, plan, on),
     ]
+
+
+def score_rows(judgement: Judgement) -> Iterator[list[Any]]:
+    """Yield a row of SCORE_COLUMNS for each contender on each task, also for those that take no part."""
+    sign = judgement.sign
+    for task in judgement.tasks:
+        for s in task.standings:
+            low, high = sorted(sign * end for end in s.score.interval)
+            untuned = [None, None] if s.untuned is None else [sign * s.untuned.median, sign * s.untuned.iqm]
+            scores = [sign * s.score.median, sign * s.score.iqm, low, high, *untuned, s.score.n_missing]
+            yield [task.task, s.name, *scores, None]
+        for entry in task.failed:
+            yield [task.task, entry.name, *[None] * (len(SCORE_COLUMNS) - 3), entry.problem]
 
 
 def _scores(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> Table:

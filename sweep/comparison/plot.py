@@ -23,19 +23,27 @@ def draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
     Each task has a row of four panels; a single task has them two by two. The performance profile is below if there is
     one.
     """
+    drawn = figure(plan, judgement)
+    tmp = plot.with_name(plot.name + ".tmp")
+    drawn.canvas.print_png(tmp)
+    tmp.replace(plot)
+
+
+def figure(plan: Plan, judgement: Judgement) -> Any:
+    """Return the plot as a figure of matplotlib, which does not belong to pyplot."""
     import_matplotlib()
     from matplotlib import style
 
     with style.context("default"):  # Optuna's plots change the style
-        _draw(plan, judgement, plot)
+        return _figure(plan, judgement)
 
 
-def _draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
+def _figure(plan: Plan, judgement: Judgement) -> Any:
     new_figure, new_canvas = load_matplotlib()
     n_tasks, profile = len(judgement.tasks), bool(judgement.profiles)
     rows, columns = (2, 2) if n_tasks == 1 else (n_tasks + profile, _PANELS)
     figure = new_figure(figsize=(5 * columns, 3.9 * rows), dpi=100, layout="constrained")
-    canvas = new_canvas(figure)
+    new_canvas(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     names = [contender.name for contender in plan.field.contenders]
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
@@ -52,9 +60,7 @@ def _draw(plan: Plan, judgement: Judgement, plot: Path) -> None:
     for panel in axes.flat:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    tmp = plot.with_name(plot.name + ".tmp")
-    canvas.print_png(tmp)
-    tmp.replace(plot)
+    return figure
 
 
 def _scores(axes: Any, task: TaskResult, judgement: Judgement, plan: Plan, colours: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Compose a config with Hydra, from the command line or inside a program."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,15 @@ from sweep.config.schema import refuse_unknown_keys, register_schema, with_origi
 from sweep.utils.errors import ConfigError
 from sweep.utils.paths import absolute
 
+_TURN = threading.RLock()  # Hydra's state is global
+
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """Return the config that `python -m sweep.run OVERRIDES` would use. Hydra's global state is restored afterwards.
+
+    >>> import sweep
+    >>> sweep.compose(["optimizer=sgd", "trainer.epochs=20"]).trainer.epochs
+    20
 
     Args:
         overrides: as on the command line, such as `["optimizer=sgd", "trainer.epochs=20"]`.
@@ -85,8 +92,13 @@ def load_multirun(
 def own_hydra() -> Iterator[ConfigLoader]:
     """Hold Hydra initialised with our conf/, also inside a program that has initialised it with its own folder.
 
-    Yields the loader of configs. Hydra's global state is restored at the end.
+    Yields the loader of configs. Hydra's global state is restored at the end. Threads take turns.
     """
+    with _TURN:
+        yield from _own_hydra()
+
+
+def _own_hydra() -> Iterator[ConfigLoader]:
     register_schema()
     outer, job, name = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()

@@ -40,7 +40,7 @@ def stored_overrides(overrides: Sequence[Any], given: Sequence[str], key: str) -
         elif node == "hydra":
             raise ConfigError(key, f"its configuration sets {name}, which only your own command may; leave it out")
         elif node not in _OF_THE_COMMAND or override in _KEPT:
-            _refuse_resolvers(override, key)
+            refuse_resolvers(override, key)
             kept.append(override)
     return kept
 
@@ -58,7 +58,7 @@ def _folders(override: str) -> list[str]:
     return [str(folder) for folder in value] if isinstance(value, list) else [str(value)]
 
 
-def _refuse_resolvers(override: str, key: str) -> None:
+def refuse_resolvers(override: str, key: str) -> None:
     """Raise ConfigError, about `key`, if the override calls a resolver."""
     texts = [key_of(override), *_texts(_value(override))]
     if any(_calls_resolver(text) for text in texts):

@@ -118,6 +118,7 @@ class PackedExecutor:
                     self._train_unpackable()
                     self._train_epoch()
                     self._store_closed()
+                    self._release_stopped()
                     if self._session.is_asked_to_stop():
                         raise Interrupted(self._session.stop.signum or signal.SIGTERM)
                     self._fill()
@@ -187,7 +188,12 @@ class PackedExecutor:
         """Train the trials that cannot be packed, one after another. The packs wait."""
         while self._unpackable:
             trial, configuration = self._unpackable.pop()
-            self._session.settle(trial, partial(self._sequential.train, trial, configuration))
+            try:
+                self._session.settle(trial, partial(self._sequential.train, trial, configuration))
+            except Interrupted:
+                if not self._session.stop_of(trial).is_alone:
+                    raise
+                self._session.queue.release(trial)
             self._claimed.remove(trial)
 
     def _prepare(
@@ -228,7 +234,7 @@ class PackedExecutor:
                 store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
                 member=membership,
                 report=session.reporter(trial, entry.means, place, config.trainer.n_passes),
-                stop=session.stop,
+                stop=session.stop_of(trial),
                 is_timed=False,  # `_advance` adds each member's share of the epoch
             )
             if (state := recorded.restore()) is not None:
@@ -400,6 +406,15 @@ class PackedExecutor:
                     self._save(training)
             training.trial.end(why)
             self._release(training)
+
+    def _release_stopped(self) -> None:
+        """Save and release the trials that are to stop alone. They are at the end of an epoch."""
+        entries = {id(training.entry): training.entry for training in self._trainings.values()}
+        for entry in entries.values():
+            if self._session.stop_of(entry.trial).is_alone:
+                self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=True)
+                self._claimed.remove(entry.trial)
+                self._session.queue.release(entry.trial)
 
     def _note(self, trial: FrozenTrial, name: str, message: str) -> None:
         """Store a line as the trial's user attribute `name`. The study's command shows the same line only once."""

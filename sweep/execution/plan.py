@@ -94,4 +94,4 @@ class WorkerPlan:
     @property
     def stop_request(self) -> Path:
         """A file whose existence asks the workers of this launch to stop, on any machine."""
-        return self.folder.workers / f"{self.launch}.stop"
+        return self.folder.launch_stop_request(self.launch)

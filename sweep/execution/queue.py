@@ -45,6 +45,20 @@ def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
     return len(trials) >= n_trials and all(t.state.is_finished() for t in trials[:n_trials])
 
 
+def is_settled(trials: Sequence[FrozenTrial], n_trials: int, folder: StudyFolder) -> bool:
+    """Return True if no trial of the study is left to train: each is finished, or waits since it was stopped alone."""
+    return len(trials) >= n_trials and all(
+        t.state.is_finished() or (t.state == TrialState.WAITING and folder.is_stopped(t.number))
+        for t in trials[:n_trials]
+    )
+
+
+def is_trained(trial: FrozenTrial, folder: StudyFolder) -> bool:
+    """Return True if a worker trains the trial. One on another machine counts as alive as long as it owns the trial."""
+    worker = trial.user_attrs.get(OWNER, "").rpartition("/")[2]
+    return trial.state == TrialState.RUNNING and folder.worker_lives(worker) is not False
+
+
 class TrialQueue:
     """One worker's view of the queue. Not thread-safe, except for the thread of `beating`."""
 
@@ -80,6 +94,8 @@ class TrialQueue:
     def claim(self, n_trials: int) -> FrozenTrial | None:
         """Claim a trial for this worker: the first that waits or lost its worker, otherwise a new one.
 
+        A trial that was stopped alone is left out.
+
         Args:
             n_trials: the number of trials of the study.
 
@@ -93,7 +109,9 @@ class TrialQueue:
             lost = self._reclaim_lost(trials)
             waiting = [t for t in trials if t.state == TrialState.WAITING] + lost
             for trial in sorted(waiting, key=lambda t: t.number):
-                if trial.number < n_trials and (taken := self._take(trial)):
+                if trial.number >= n_trials or self._folder.is_stopped(trial.number):
+                    continue
+                if taken := self._take(trial):
                     return taken
             if len(trials) >= n_trials:
                 return None
@@ -110,12 +128,12 @@ class TrialQueue:
         when their heartbeats are the same.
         """
         mine = self._first(n_trials)
-        if len(mine) < n_trials or any(t.state == TrialState.WAITING for t in mine):
+        if len(mine) < n_trials or any(self._waits(t) for t in mine):
             return True
         if not self._lost(mine):
             return False
         with self._lock:
-            return bool(self._reclaim_lost(self._first(n_trials)))
+            return any(not self._folder.is_stopped(t.number) for t in self._reclaim_lost(self._first(n_trials)))
 
     def release(self, trial: FrozenTrial) -> None:
         """Set a trial that this worker has claimed to WAITING, so that any worker can claim and resume it."""
@@ -131,6 +149,9 @@ class TrialQueue:
         """Return True unless another worker has reclaimed the trial, or the trial is finished."""
         now = self._storage.get_trial(trial_id(trial))
         return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._me
+
+    def _waits(self, trial: FrozenTrial) -> bool:
+        return trial.state == TrialState.WAITING and not self._folder.is_stopped(trial.number)
 
     def _take(self, trial: FrozenTrial) -> FrozenTrial | None:
         """Claim a waiting trial. Return None if another worker was faster, which the lock rarely allows."""

@@ -48,7 +48,8 @@ class SequentialExecutor:
                     session.settle(trial, partial(self._configure_and_train, trial))
             except KeyboardInterrupt as stopped:
                 session.queue.release(trial)
-                return session.signum(stopped)
+                if not session.stop_of(trial).is_alone:
+                    return session.signum(stopped)
         return session.signum()
 
     def train(self, trial: FrozenTrial, configuration: Configuration) -> list[float]:
@@ -95,15 +96,15 @@ class SequentialExecutor:
                 is_last = sum(turn.has_begun for turn in left.values()) == 1
                 del left[place]
                 if is_last or not isinstance(problem, Exception) or not is_out_of_memory(problem):
-                    self._end_turns(left.values(), problem)
+                    self._end_turns(trial, left.values(), problem)
                     raise
                 log.warning("trial %d: out of memory, its runs train one after the other", trial.number)
-                self._end_turns(left.values(), Interrupted(signal.SIGTERM))
+                self._end_turns(trial, left.values(), Interrupted(signal.SIGTERM))
                 self._one_by_one, at_once = True, False
                 left = {p: Turn(trainings[p](anew=p == place)) for p in sorted({*left, place})}
         return [values[place] for place in sorted(values)]
 
-    def _end_turns(self, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
+    def _end_turns(self, trial: FrozenTrial, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
         """End the trial's other runs after `problem` ended one of them.
 
         They are pruned with it, or interrupted so that they can be resumed.
@@ -112,7 +113,7 @@ class SequentialExecutor:
             with suppress(Exception, KeyboardInterrupt):  # the caller raises `problem`
                 if not turn.has_begun:
                     continue
-                if self._session.stop.signum is not None and type(problem) is not KeyboardInterrupt:
+                if self._session.stop_of(trial).signum is not None and type(problem) is not KeyboardInterrupt:
                     turn.train()  # saves a checkpoint and stops
                 turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
 
@@ -146,7 +147,7 @@ class SequentialExecutor:
                     member=member,
                     load=session.load,
                     pause=pause,
-                    stop=session.stop,
+                    stop=session.stop_of(trial),
                 )
                 values = session.objectives(run)
             means.end(place)

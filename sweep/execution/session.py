@@ -70,6 +70,7 @@ class WorkerSession:
         self.queue = TrialQueue(self.storage, plan.name, plan.folder, lock, name, max_retries=self.settings.max_retries)
         self.load = plan.space.splits.load
         self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
+        self._stops: dict[int, StopRequest] = {}  # of the same trials, and of those that were released
         self._has_timed_out = False
 
     def is_over(self) -> bool:
@@ -93,6 +94,10 @@ class WorkerSession:
         self._has_timed_out = self._is_out_of_time() and not self.is_asked_to_stop()
         if self._has_timed_out or self.is_asked_to_stop():
             self.stop.signum = signal.SIGTERM
+
+    def stop_of(self, trial: FrozenTrial) -> StopRequest:
+        """Return the request to stop that trial, which is also set if the worker has to stop."""
+        return self._stops.get(trial_id(trial), self.stop)
 
     def signum(self, stopped: KeyboardInterrupt | None = None) -> int | None:
         """Return the number of the signal that stopped the worker; None if none did, or if the study timed out."""
@@ -212,12 +217,15 @@ class WorkerSession:
     def open(self, trial: FrozenTrial) -> Means:
         """Move the files of a failed attempt aside, and read what the trial's runs have recorded so far.
 
+        From now on, `stop_of` returns the trial's own request to stop.
+
         The journals are read, not the storage: the storage may lack the last epochs.
         """
         if n := n_failed(trial):
             self.plan.folder.set_aside(trial.number, n)
         name, direction = self._watched()
         means = Means(self.settings.n_runs, direction, trial.intermediate_values)
+        self._stops[trial_id(trial)] = StopRequest(above=self.stop)
         for place in range(self.settings.n_runs):
             run = self.plan.folder.trial(trial.number, self.replicate(place))
             if run.journal.exists() and (curve := journal.curves(run.journal).get(name)) is not None:
@@ -276,6 +284,8 @@ class WorkerSession:
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
             self._heed_requests()
+            if self.plan.folder.is_stopped(trial.number):
+                self.stop_of(trial).signum = signal.SIGTERM
             if name not in metrics:  # not a curve; it is read when the trial ends
                 return
             means.add(place, epoch, metrics[name])
@@ -334,6 +344,8 @@ class WorkerSession:
         An outage of the storage repeats the inner function. So it first checks whether an earlier try succeeded.
         """
         means = self._means.pop(trial_id(trial), None)
+        self._stops.pop(trial_id(trial), None)
+        self.plan.folder.stop_request(trial.number).unlink(missing_ok=True)  # it came too late
 
         def tell() -> None:
             if not self.queue.is_mine(trial):  # reclaimed by another worker, or stored by a try whose reply was lost

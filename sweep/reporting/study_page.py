@@ -34,8 +34,6 @@ _N_CURVES = 5  # trials whose curves are shown if you choose none
 _DPI = 200  # of plots for papers
 _N_ROWS = 12  # of the table of trials
 _N_FAILURES = 20
-# All plots that `Report.write` may draw.
-PLOTS = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")
 
 
 class Report:
@@ -50,7 +48,7 @@ class Report:
             trials: the numbers of the trials whose curves are shown; None for the best ones.
 
         Raises:
-            ConfigError: the study has no finished trial, or no trial with such a number.
+            ConfigError: the study has no trial with such a number.
             DamagedJournal: the journal of one of these trials is damaged.
         """
         # A snapshot, so that all facts, figures and tables agree although workers may add trials.
@@ -59,18 +57,19 @@ class Report:
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name
-        if not any(t.state.is_finished() for t in self._trials):
-            raise ConfigError("study", f"'{name}' has no finished trial yet; run it, then report")
+        known = f"only 0 to {len(self._trials) - 1}" if self._trials else "as it has none yet"
         for number in trials or ():
             if not 0 <= number < len(self._trials):
-                raise ConfigError("trials", f"'{name}' has no trial {number}, only 0 to {len(self._trials) - 1}")
+                raise ConfigError("trials", f"'{name}' has no trial {number}, {known}")
         self._best = best_trials(study)
         self._ranked = _ranked(study, self._trials, self._best)
         self._shown = as_shown(study)
         self._importances = [study_figures.importances_of(self._shown, i) for i in range(len(study.directions))]
         self._start = journal.last_of(folder.run.journal, "start") or {}
         self._names = objective_names(study)
-        chosen = [t.number for t in self._ranked[:_N_CURVES]] if trials is None else dict.fromkeys(trials)
+        running = [t.number for t in self._trials if t.state == TrialState.RUNNING]  # shown if none has a value yet
+        best_or_running = [t.number for t in self._ranked[:_N_CURVES]] or running[:_N_CURVES]
+        chosen = best_or_running if trials is None else dict.fromkeys(trials)
         self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
 
     def write(self, page: Path) -> list[str]:
@@ -128,6 +127,8 @@ class Report:
             facts.insert(0, (str(len(self._best)), "on the Pareto front"))
         ends = [t.datetime_complete.timestamp() for t in self._trials if t.datetime_complete]
         begins = [t.datetime_start.timestamp() for t in self._trials if t.datetime_start]
+        if not ends or not begins:
+            return facts
         return [*facts, (_duration(max(ends) - min(begins)), "from first start to last end")]
 
     def _best_section(self) -> Section:
@@ -207,6 +208,8 @@ class Report:
 
     def _endings(self, n_by_ending: Mapping[str, int]) -> Section:
         """Return the section on how trials ended, with the errors of failed ones."""
+        if not sum(n_by_ending.values()):
+            return Section("How trials ended", "No trial has ended yet.")
         ended = Counter(_ending(t) for t in self._trials if t.state.is_finished())
         rows = [(ending, f"{n} of {sum(n_by_ending.values())}") for ending, n in ended.most_common()]
         failed = [t for t in self._trials if t.state == TrialState.FAIL]

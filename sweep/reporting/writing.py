@@ -1,4 +1,4 @@
-"""Writes the page of a study. If it is written into the study's folder, it is sent to MLflow as well."""
+"""Writes the page of a study or a comparison. That of a study is sent to MLflow if it is in the study's folder."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,17 +7,80 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.tracking import journal
-from sweep.tracking.folders import Busy, StudyFolder
+from sweep.tracking.folders import Busy, RunFolder, StudyFolder, study_at
 from sweep.tracking.provenance import sync_command
 from sweep.tracking.store import Store, output_dir_of, recorded_store
-from sweep.utils.errors import ConfigError, DamagedJournal, one_line
+from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, one_line
 from sweep.utils.passwords import without_password
-from sweep.utils.paths import absolute, refuse_links_at
+from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
 
 if TYPE_CHECKING:
     from sweep.tracking.upload_process import UploadProcess
 
 _PATIENCE_S = 60.0  # for MLflow
+_COMPARISONS, FACTS, _REPORT = "comparisons", "comparison.yaml", "report.html"
+
+
+def write_page_of(
+    named: str | Path,
+    output_dir: str | Path,
+    trials: Sequence[int] | None = None,
+    page: Path | None = None,
+    storage: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Write the page of a study or of a comparison, and return its path.
+
+    Args:
+        named: the name of a study or a comparison in `output_dir`, or the path of its folder. If both have the name,
+            it is the study.
+        output_dir: the folder that results go to, for a name.
+        trials: as for `write_page`; only for a study.
+        page: as for `write_page`; of a comparison the default is report.html in its folder.
+        storage: as for `write_page`; only for a study.
+        say: as for `write_page`.
+
+    Raises:
+        ConfigError: there is no such study or comparison, or an argument is not for a comparison.
+        Exception: whatever `write_page` raises.
+    """
+    folder = _comparison_at(named, absolute(output_dir))
+    if folder is None:
+        return write_page(study_at(named, output_dir), trials, page, storage, say)
+    for key, value in (("trials", trials), ("storage", storage)):
+        if value is not None:
+            raise ConfigError(key, f"is for a study, and '{folder}' is a comparison; leave it out")
+    from sweep.reporting.comparison_page import write_comparison_page
+
+    refuse_links_in(folder, "study")
+    page = folder / _REPORT if page is None else absolute(page)
+    if page.is_dir():
+        raise ConfigError("-o", f"'{page}' is a folder; name a file")
+    _refuse_page(page, is_own=page == folder / _REPORT)
+    try:
+        write_comparison_page(folder, page)
+    except Damaged:
+        raise
+    except OSError as error:
+        raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
+    say(f"Page:      {page}")
+    say("Not in MLflow: a comparison has no run of its own")
+    return page
+
+
+def _comparison_at(named: str | Path, output_dir: Path) -> Path | None:
+    """Return the folder of the comparison of that name or path; None if it names no comparison."""
+    path = Path(named)
+    if isinstance(named, str) and len(path.parts) == 1:
+        is_study = (output_dir / "studies" / path / RunFolder("").journal.name).exists()
+        folder = output_dir / _COMPARISONS / path
+        return folder if not is_study and (folder / FACTS).is_file() else None
+    folder = absolute(path)
+    if folder.parent.name != _COMPARISONS:
+        return None
+    if not (folder / FACTS).is_file():
+        raise ConfigError("study", f"'{folder}' has no {FACTS}: the comparison has not ended, or it is elsewhere")
+    return folder
 
 
 def write_page(
@@ -108,17 +171,27 @@ def _upload_process(folder: StudyFolder, store: Store | None) -> "closing[Upload
     return closing(upload_process)
 
 
-def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
-    """Raise ConfigError if the page or its plots would overwrite files that no report made."""
+def _refuse_page(page: Path, is_own: bool) -> None:
+    """Raise ConfigError if the page would overwrite a file that no report made. `is_own`: it is at its usual place."""
     from sweep.figures.page import is_page
-    from sweep.reporting.study_page import PLOTS
 
     try:
         if page.is_file() and not is_page(page):
             raise ConfigError("-o", f"'{page}' exists and is not a report; name another file")
         new = page.with_name(page.name + ".tmp")  # what `write_atomic` writes first
-        if page != folder.report and os.path.lexists(new):
+        if not is_own and os.path.lexists(new):
             raise ConfigError("-o", f"'{new}' exists and would be overwritten; name another file")
+    except OSError as error:
+        raise ConfigError("-o", f"cannot read '{page}' ({one_line(error)}); name another file") from error
+
+
+def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
+    """Raise ConfigError if the page or its plots would overwrite files that no report made."""
+    from sweep.figures.page import is_page
+    from sweep.study.plots import PLOTS
+
+    _refuse_page(page, is_own=page == folder.report)
+    try:
         plots = [page.parent / folder.plots.name / name for name in PLOTS]
         taken = [str(plot) for plot in plots if plot.exists()]
         if taken and page != folder.report and not any(map(is_page, page.parent.glob("*.html"))):

@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 from sweep.figures.drawing import count_in_whole_numbers, fit_scale, import_matplotlib, load_matplotlib, tail
 from sweep.study.reading import as_shown, has_value, objective_names
 
+# All plots of a study that are drawn, here or for its report.
+PLOTS = ("history.png", "slices.png", "pareto_front.png", "curves.png", "importances.png")
 _DECADE = 10.0  # values that span more than this are drawn on a logarithmic axis
 
 

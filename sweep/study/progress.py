@@ -1,6 +1,5 @@
 """Show a study while it runs, as a live table in a terminal or with one line for each trial, and print its outcome."""
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -12,10 +11,8 @@ from typing import Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich import box
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sweep.config.best_config import stored_best
@@ -27,20 +24,25 @@ from sweep.study.identity import only_one_run
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.study.status import eta_s, eta_text, params_text, running_table, running_trial, status_of
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.provenance import from_study_command, report_command
 from sweep.trial.summary import where_to_look
 from sweep.utils.console import Console
+from sweep.utils.notebook import Cell
 
 _POLL_S = 0.5
-_MOST_ROWS = 16
 _MOST_NAMED = 10
 
 
 class Output(Enum):
-    """How much a study prints: nothing, only failed trials (and a live table in a terminal), or everything."""
+    """How much a study shows: nothing, only failed trials (and a live table in a terminal), or everything.
+
+    NOTEBOOK prints nothing, and shows how the study stands in the cell of a notebook.
+    """
 
     NOTHING = auto()
+    NOTEBOOK = auto()
     FAILURES = auto()
     ALL = auto()
 
@@ -54,6 +56,7 @@ class Watch:
     def __init__(
         self,
         study: optuna.Study,
+        folder: StudyFolder,
         n_trials: int,
         recording: Recording,
         output: Output,
@@ -64,6 +67,7 @@ class Watch:
 
         Args:
             study: the study.
+            folder: its folder.
             n_trials: the number of trials of the study.
             recording: gets the finished trials.
             output: how much to print.
@@ -71,13 +75,15 @@ class Watch:
             patiently: repeats the last look while the storage cannot be reached.
         """
         self._patiently = patiently
-        live = live and output is not Output.NOTHING
-        self._study, self._n_trials, self._recording = study, n_trials, recording
+        is_quiet = output in (Output.NOTHING, Output.NOTEBOOK)
+        live = live and not is_quiet
+        self._study, self._folder, self._n_trials, self._recording = study, folder, n_trials, recording
+        self._cell = Cell() if output is Output.NOTEBOOK else None
         self._lines = output is Output.ALL
         self._seen = {t.number for t in trials_of(study) if t.state.is_finished()}
         self._noted = {""}
         self._n_before, self._began = len(self._seen), time.monotonic()
-        self._console = Console(stderr=live, soft_wrap=not live, quiet=output is Output.NOTHING)
+        self._console = Console(stderr=live, soft_wrap=not live, quiet=is_quiet)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -126,35 +132,21 @@ class Watch:
                 self._console.print(_line(trial, n_done, self._n_trials))
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)
+        if self._cell is not None:
+            self._cell.show(status_of(self._study, self._folder))
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Group:
         """Return the live table: a row for each running trial, the counts, and the best so far."""
-        table = Table(box=box.SIMPLE_HEAD)
-        for column in ("trial", "epoch", "value", "params"):
-            table.add_column(column, justify="left" if column == "params" else "right", no_wrap=column != "params")
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        for trial in running[:_MOST_ROWS]:
-            epoch = max(trial.intermediate_values, default=0)
-            value = f"{trial.intermediate_values[epoch]:.4g}" if epoch else "-"
-            table.add_row(str(trial.number), str(epoch), value, params_text(trial))
-        if running[_MOST_ROWS:]:
-            table.add_row("...", "", "", f"and {len(running) - _MOST_ROWS} more")
-        lines = [Text(f"{_counted(trials, self._n_trials)}{self._eta(trials)}")]
+        running = [running_trial(t) for t in trials if t.state == TrialState.RUNNING]
+        done, left = len(self._seen) - self._n_before, self._n_trials - len(self._seen)
+        eta = eta_text(eta_s(done, left, time.monotonic() - self._began))
+        lines = [Text(f"{_counted(trials, self._n_trials)}{eta}")]
         best = best_trials(self._study)
         if best and len(self._study.directions) == 1:
-            lines.append(Text(f"best {best[0].value:.6g}  trial {best[0].number}  {params_text(best[0])}"))
+            lines.append(Text(f"best {best[0].value:.6g}  trial {best[0].number}  {_params(best[0])}"))
         elif best:
             lines.append(Text(f"{len(best)} on the Pareto front"))
-        return Group(table, *lines)
-
-    def _eta(self, trials: Sequence[FrozenTrial]) -> str:
-        """Return the estimated time that is left, in minutes and seconds; empty while fewer than 2 trials are done."""
-        done = len(self._seen) - self._n_before
-        left = self._n_trials - len(self._seen)
-        if done < 2 or left <= 0:
-            return ""
-        seconds = (time.monotonic() - self._began) / done * left
-        return f"  ETA {math.floor(seconds / 60)}:{int(seconds % 60):02d}"
+        return Group(running_table(running), *lines)
 
 
 def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None) -> None:
@@ -174,7 +166,7 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     else:
         rows = {"Pareto front": f"{len(best)} trials"} if best else {}
         for trial in best:
-            rows[f"trial {trial.number}"] = f"{', '.join(map(short, trial.values))}  {params_text(trial)}"
+            rows[f"trial {trial.number}"] = f"{', '.join(map(short, trial.values))}  {_params(trial)}"
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
         say(f"  {name:<{width}}  {text}")
@@ -206,9 +198,8 @@ def failures_text(numbers: Sequence[int]) -> str:
     return f"{message}; fix the cause, then add hydra.sweeper.retry_failed=true to the same command to train them again"
 
 
-def params_text(trial: FrozenTrial) -> str:
-    """Return the trial's params in one line."""
-    return "  ".join(f"{key}={short(value)}" for key, value in config_values(trial).items())
+def _params(trial: FrozenTrial) -> str:
+    return params_text(config_values(trial))
 
 
 def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
@@ -218,7 +209,7 @@ def _line(trial: FrozenTrial, n_done: int, n_trials: int) -> str:
         return f"{head}  failed: {trial.user_attrs.get(PROBLEM, '')}"
     value = " ".join(map(short, trial.values or ["-"]))
     ended = trial.user_attrs.get(STOPPED) or trial.user_attrs.get(PROBLEM)
-    return "  ".join(filter(None, [head, value, ended, params_text(trial)]))
+    return "  ".join(filter(None, [head, value, ended, _params(trial)]))
 
 
 def _counted(trials: Sequence[FrozenTrial], n_trials: int) -> str:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.config.overrides import word
 from sweep.storage.optuna_internals import add_trial
-from sweep.storage.storage import open_to_read
+from sweep.storage.storage import open_storage, open_to_read
 from sweep.storage.url import one_line_errors, storage_file, storage_place
 from sweep.study.identity import IDENTITY
 from sweep.study.results import STATES, config_values
@@ -28,6 +28,10 @@ KEY = "storage"
 _WITH_VALUE = [STATES[state] for state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
+class NoStudy(ConfigError):
+    """There is no storage at the place that is named or recorded, or it has no such study."""
+
+
 def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
     """Open the study of a folder for reading. Nothing is written, and no storage is created.
 
@@ -37,8 +41,48 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
         storage: the storage that the user names; None uses the recorded one.
 
     Raises:
-        ConfigError: the storage cannot be read, has no such study, or is recorded but not trusted.
-        Damaged: the storage lacks trials that the folder has.
+        NoStudy: the storage is not there, or has no such study.
+        ConfigError: the storage cannot be read, or is recorded but not trusted.
+        Damaged: the storage lacks trials that the folder has, or was changed.
+    """
+    url = trusted_storage(folder, storage) or str(folder.storage)
+    try:
+        return _open(folder, url)
+    except NoStudy:
+        raise
+    except Damaged as error:
+        raise Damaged(KEY, error.path, error.reason, error.remedy, error.line) from error
+    except ConfigError as error:
+        raise ConfigError(KEY, error.problem) from error
+
+
+def open_study(folder: StudyFolder, storage: str | None) -> tuple[optuna.Study, str | None]:
+    """Open the study of a folder for writing, if it exists.
+
+    Args:
+        folder: as for `read_study`.
+        storage: as for `read_study`.
+
+    Returns:
+        The study, and its storage; None for the file in its folder.
+
+    Raises:
+        ConfigError, Damaged: as for `read_study`.
+    """
+    read_study(folder, storage)  # creates no storage
+    url = trusted_storage(folder, storage)
+    return optuna.load_study(study_name=folder.path.name, storage=open_storage(url, folder)), url
+
+
+def trusted_storage(folder: StudyFolder, storage: str | None) -> str | None:
+    """Return the storage of a study; None for the file in its folder.
+
+    Args:
+        folder: as for `read_study`.
+        storage: as for `read_study`.
+
+    Raises:
+        ConfigError: the storage is recorded, but not trusted.
     """
     recorded = recorded_storage(folder)
     if storage is None and recorded is not None and not is_own_storage(recorded, folder):
@@ -46,10 +90,8 @@ def read_study(folder: StudyFolder, storage: str | None) -> optuna.Study:
         raise ConfigError(
             KEY, f"the study's record names {recorded}; if you trust that, give it{suffix}: --storage {word(recorded)}"
         )
-    try:
-        return _open(folder, storage or recorded or str(folder.storage))
-    except ConfigError as error:
-        raise ConfigError(KEY, error.problem) from error
+    url = storage or recorded
+    return None if url == str(folder.storage) else url
 
 
 def recorded_storage(folder: StudyFolder) -> str | None:
@@ -100,12 +142,12 @@ def _open(folder: StudyFolder, url: str) -> optuna.Study:
     with one_line_errors(url):
         file = storage_file(url)
     if file is not None and not file.exists():
-        raise ConfigError(KEY, f"there is no file '{file}'; give --storage, the one of the study")
+        raise NoStudy(KEY, f"there is no file '{file}'; give --storage, the one of the study")
     name, opened = folder.path.name, open_to_read(url)
     with one_line_errors(url):
         names = [known.study_name for known in opened.get_all_studies()]
         if name not in names:
-            raise ConfigError(
+            raise NoStudy(
                 KEY, f"'{without_password(url)}' has no study '{name}'; it has: {', '.join(sorted(names)) or 'none'}"
             )
         study = optuna.load_study(study_name=name, storage=opened)

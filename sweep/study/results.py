@@ -13,7 +13,7 @@ from sweep.execution.attempts import numbered, trials_of
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
-from sweep.tracking.folders import StudyFolder
+from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.provenance import provenance_tags
 from sweep.utils.checked_file import OF_AN_OPTION, load_checked, remove_checked, write_checked
@@ -65,7 +65,9 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
         solutions = [{"params": _stock(t, space), "values": t.values} for t in best]
         found = {"name": "optuna", "solutions": solutions}
     write_checked(folder.results, to_yaml(found))
-    overrides = _recorded(best[0], folder) or _composed(best[0], space)
+    number, is_given = best[0].number, "seed" not in config_values(best[0])
+    recorded = recorded_overrides(folder.trial(number), folder.trial(number, 0), is_given)
+    overrides = recorded or _composed(best[0], space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
     if any(o.startswith("~") for o in overrides):
@@ -81,18 +83,28 @@ def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
     return {f"{space.composer.prefixes.get(key, '')}{key}": value for key, value in config_values(trial).items()}
 
 
-def _recorded(trial: FrozenTrial, folder: StudyFolder) -> list[str]:
-    """Return the overrides that the trial was trained with, whatever was changed in the study since.
+def recorded_overrides(trial: RunFolder, first: RunFolder, is_given: bool) -> list[str]:
+    """Return the overrides that a trial was trained with, whatever was changed in the study since.
 
     The last overrides of a replicate are its own seed and fold, which are left out, except for a seed that the study
-    searches. The list is empty if another machine has the trial's files.
+    searches.
+
+    Args:
+        trial: the trial's folder.
+        first: the folder of its first replicate, which exists if it has several.
+        is_given: False if the study searches the seed.
+
+    Returns:
+        The overrides; an empty list if another machine has the trial's files.
+
+    Raises:
+        Damaged: the file that holds them was changed.
     """
-    is_given = "seed" not in config_values(trial)
-    for run, n_own in ((folder.trial(trial.number), 0), (folder.trial(trial.number, 0), int(is_given))):
+    for run, n_own in ((trial, 0), (first, int(is_given))):
         if run.overrides.exists():
             remedy = "remove that file, and run the study's command again: it knows them, too"
             recorded = [str(o) for o in load_checked(run.overrides, "hydra.sweeper.study_name", remedy, list)]
-            if run.path != folder.trial(trial.number).path and recorded and key_of(recorded[-1]) == "split.fold":
+            if run is first and recorded and key_of(recorded[-1]) == "split.fold":
                 recorded = recorded[:-2]
             return recorded[: len(recorded) - n_own]
     return []

@@ -14,14 +14,15 @@ from pathlib import Path
 from types import FrameType
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from sweep.config.function_node import needs_loop
 from sweep.config.schema import Config, validate
-from sweep.execution.attempts import failed, n_failed, numbered, retry, trials_of
+from sweep.execution.attempts import failed, numbered, trials_of
 from sweep.execution.failures import too_many_failures
 from sweep.execution.plan import WorkerPlan
-from sweep.execution.queue import PROBLEM, is_complete
+from sweep.execution.queue import PROBLEM, is_complete, is_settled
+from sweep.execution.steering import release_stopped, requeue
 from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.search.auto_bounds import tested_starts
@@ -138,14 +139,15 @@ class StudyRunner:
         again = failed(before, plan.n_trials)
         self._announce(before, plan.n_trials, again)
         if again and self._settings.retry_failed:
-            self._retry(study, again)
+            requeue(study, self.folder, self._settings.storage, again)
             before = trials_of(study)
+        release_stopped(before, self.folder)
         stop_before = self._began + (self._settings.timeout or float("inf"))
         plan = replace(plan, uid=uid, first=n_before, stop_before=stop_before)
         with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
             live = sys.stderr.isatty() and not self._settings.debug
-            watch = Watch(study, plan.n_trials, recording, self._output, live, self._patiently)
+            watch = Watch(study, self.folder, plan.n_trials, recording, self._output, live, self._patiently)
             with self._signals(plan), watch:
                 if not self._patiently(lambda: self._is_over(study, plan)):
                     signum = self._work(study, plan)
@@ -169,6 +171,11 @@ class StudyRunner:
             raise recording.damage
         return study
 
+    def request_stop(self) -> None:
+        """Ask a run of the study, in another thread, to save its trials and stop, as a signal does."""
+        self.folder.workers.mkdir(parents=True, exist_ok=True)
+        self.check().stop_request.touch()
+
     @property
     def is_recorded(self) -> bool:
         """True if the study's record says that a command has finished the study."""
@@ -182,7 +189,7 @@ class StudyRunner:
         """
         plan = self.check()
         trials = trials_of(self._entry.open(plan.uid)[0])
-        return [tried(t) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
+        return [tried(t, self.folder) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
 
     def _find_bounds(self) -> None:
         """Give the space the bounds that range tests suggest, or suggested when the study was started.
@@ -243,15 +250,6 @@ class StudyRunner:
         data = self.space.splits.load(config)
         return [*lowered, *warnings_of_undefined(config, data), *warnings_of_size(config, data)]
 
-    def _retry(self, study: optuna.Study, numbers: Sequence[int]) -> None:
-        """Queue a new attempt at each of the failed trials, and move the folders of the failed attempts aside."""
-        with StudyLock(self._settings.storage, self.folder):
-            trials = trials_of(study)
-            numbers = [n for n in numbers if trials[n].state == TrialState.FAIL]  # another command may have queued some
-            for number in numbers:
-                self.folder.set_aside(number, n_failed(trials[number]) + 1)
-            retry(study, numbers)
-
     def _say(self, line: str) -> None:
         if self._output is Output.ALL:
             say(line, flush=True)
@@ -271,6 +269,7 @@ class StudyRunner:
         facts = start_facts(self.name, plan.uid, self._settings, self.space, config.experiment_name, self.spec.command)
         facts["output_dir"] = os.path.relpath(self._output_dir, self.folder.path)
         facts["storage"] = recorded_url(self._settings.storage)
+        facts["n_trials"] = plan.n_trials
         return Recording(
             study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._upload_process
         )
@@ -330,10 +329,13 @@ class StudyRunner:
             say(f"warning: {problem}", err=True)
 
     def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
-        """Return True if the study is complete, was stopped, is out of time or has too many failures."""
+        """Return True if nothing is left to train, or the study was stopped, timed out or has too many failures."""
+        if self._stopped_by is None and plan.stop_request.exists():  # of another process, as `sweep.studies stop`
+            self._stopped_by = signal.SIGTERM
         if self._stopped_by is not None or time.time() >= plan.stop_before:
             return True
-        return is_complete(trials_of(study), plan.n_trials) or self._failure(study, plan) is not None
+        trials = trials_of(study)
+        return is_settled(trials, plan.n_trials, self.folder) or self._failure(study, plan) is not None
 
     def _failure(self, study: optuna.Study, plan: WorkerPlan) -> FrozenTrial | None:
         """Return the first failed trial if the study has too many, otherwise None.

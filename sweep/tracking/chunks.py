@@ -1,5 +1,6 @@
 """Splits a journal into chunks for MLflow, and stores how much of it was sent. Imports no MLflow."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -78,6 +79,32 @@ def _is_whole(state: Any) -> bool:
 
 def _check(state: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(state).encode())
+
+
+def key_of_store(uri: str) -> str:
+    """Return the key of a tracking store in `mlflow.json`. It reveals no password."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def run_id_of(folder: RunFolder, uri: str | None) -> str | None:
+    """Return the MLflow run id of a run as `mlflow.json` has it; None if the run was not sent.
+
+    Args:
+        folder: the run's folder.
+        uri: the tracking store; None for the only one that the run was sent to.
+    """
+    stores = {store: state["run_id"] for store, state in _stores(folder.sync_state)[0].items() if state["run_id"]}
+    if uri is not None and key_of_store(uri) in stores:
+        return stores[key_of_store(uri)]
+    return next(iter(stores.values())) if len(stores) == 1 else None
+
+
+def rename_store(folder: RunFolder, before: str, now: str) -> None:
+    """Note that a tracking store has another URI now, so that nothing is sent to it again."""
+    stores = _stores(folder.sync_state)[0]
+    if (state := stores.pop(key_of_store(before), None)) is not None:
+        stores.setdefault(key_of_store(now), state)
+        write_atomic(folder.sync_state, json.dumps(stores))
 
 
 def most_sent(folder: RunFolder) -> int:

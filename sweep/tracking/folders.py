@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from sweep.config.outputs import BEST, require_begun_study
-from sweep.utils.paths import refuse_links_in
+from sweep.utils.errors import ConfigError
+from sweep.utils.paths import absolute, refuse_links_in
 
 
 class Busy(Exception):
@@ -98,6 +99,18 @@ class StudyFolder:
         if not aside.exists() and (self.trials / str(number)).exists():
             os.rename(self.trials / str(number), aside)
 
+    def launch_stop_request(self, launch: str) -> Path:
+        """Return the file whose existence asks all workers of a launch, and the command that launched them, to stop."""
+        return self.workers / f"{launch}.stop"
+
+    def stop_request(self, number: int) -> Path:
+        """Return the file whose existence asks for a stop of that trial alone. It then waits until it is resumed."""
+        return self.workers / f"trial-{number}.stop"
+
+    def is_stopped(self, number: int) -> bool:
+        """Return whether somebody has asked for a stop of that trial alone."""
+        return self.stop_request(number).exists()
+
     def runs(self) -> list[RunFolder]:
         """Return every child run that has begun."""
         begun = [*self.trials.glob("*/journal.jsonl"), *self.trials.glob("*/seed-*/journal.jsonl")]
@@ -120,10 +133,33 @@ class StudyFolder:
         self.workers.mkdir(parents=True, exist_ok=True)
         return _locked(self.workers / f"{worker}.lock", patience_s=1.0)
 
+    def live_workers(self) -> set[str]:
+        """Return the names of the workers on this machine that are alive."""
+        return {path.stem for path in self.workers.glob("*.lock") if _is_locked(path)}
+
     def worker_lives(self, worker: str) -> bool | None:
         """Return whether a worker on this machine is alive; None if its lock file is not here."""
         path = self.workers / f"{worker}.lock"
         return _is_locked(path) if path.exists() else None
+
+
+def study_at(study: str | Path, output_dir: str | Path) -> StudyFolder:
+    """Return the folder of a study that has begun, finished or not.
+
+    Args:
+        study: the study's name, or the path of its folder.
+        output_dir: the folder that results go to, for a name.
+
+    Raises:
+        ConfigError: there is no such study, or its folder contains links.
+    """
+    path = Path(study)
+    if isinstance(study, str) and len(path.parts) == 1:
+        return begun_study(absolute(output_dir), study)
+    path = absolute(path)
+    if path.parent.name != "studies":
+        raise ConfigError("study", f"'{path}' is not the folder of a study, which is <output_dir>/studies/<name>")
+    return begun_study(path.parent.parent, path.name)
 
 
 def begun_study(output_dir: Path, name: str) -> StudyFolder:

@@ -36,6 +36,7 @@ from sweep.tracking.chunks import (
     SyncCursor,
     artifact_files,
     artifact_names,
+    key_of_store,
     most_sent,
     read_chunks,
 )
@@ -61,7 +62,7 @@ class Uploader:
 
     def __init__(self, store: Store) -> None:
         assert store.uri is not None
-        self._store = hashlib.sha256(store.uri.encode()).hexdigest()[:16]  # no passwords in files
+        self._store = key_of_store(store.uri)
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
         self._agreed = False  # whether `Tables.agree` has accepted the tables
         with _first_start(store.lock):

@@ -4,16 +4,32 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import FrameType
 
 
-@dataclass
 class StopRequest:
     """A request to stop. Once `signum` is set, the training loop finishes the current update, saves and stops."""
 
-    signum: int | None = None
+    def __init__(self, above: "StopRequest | None" = None) -> None:
+        """Make a request that is not set. A request `above`, to stop a whole worker, holds for this one too."""
+        self._above = above
+        self._signum: int | None = None
+
+    @property
+    def signum(self) -> int | None:
+        """The number of the signal that asks for the stop; None as long as nobody asks."""
+        above = None if self._above is None else self._above.signum
+        return self._signum if above is None else above
+
+    @signum.setter
+    def signum(self, signum: int | None) -> None:
+        self._signum = signum
+
+    @property
+    def is_alone(self) -> bool:
+        """True if this request is set, but the one above it is not."""
+        return self._signum is not None and (self._above is None or self._above.signum is None)
 
 
 _current: StopRequest | None = None

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,25 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.core.utils import JobRuntime
 from optuna.distributions import FloatDistribution, IntDistribution
 from processes import quick
+from stores import Study
 from waiting import wait_until
 
 import sweep
-from sweep import ConfigError, compose, load_study, run_comparison, run_lr_range, run_study, run_trial, write_report
+from sweep import (
+    ConfigError,
+    compose,
+    load_study,
+    run_comparison,
+    run_lr_range,
+    run_study,
+    run_trial,
+    stop_study,
+    write_report,
+)
 from sweep.comparison.comparison import NothingToCompare
 from sweep.search.ranges import distribution_of, parse_override, sweep_override
+from sweep.study.resuming import recorded_call
+from sweep.study.trial_result import curves_of
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.errors import Interrupted
@@ -77,16 +91,16 @@ def test_a_study_from_python_is_that_of_the_command_line(tmp_path: Path, capfd: 
     study = run_study(SMALL, search, n_trials=3, **FEW)
     other = run_study(compose([*SMALL, "scheduler=constant"]), {"optimizer.lr": "0.01,0.1"}, sampler="grid")
     assert (tmp_path / "outputs" / "studies") == study.folder.parent == other.folder.parent
-    assert [trial.params for trial in other.trials] == [{"optimizer.lr": 0.01}, {"optimizer.lr": 0.1}]
-    assert [trial.number for trial in study.trials] == [0, 1, 2]
-    assert {trial.state for trial in study.trials} == {"complete"}
+    assert [trial.params for trial in other.results] == [{"optimizer.lr": 0.01}, {"optimizer.lr": 0.1}]
+    assert [trial.number for trial in study.results] == [0, 1, 2]
+    assert {trial.state for trial in study.results} == {"complete"}
     assert study.best is not None
-    assert study.value == study.best.value == min(trial.value or 9.0 for trial in study.trials)
+    assert study.value == study.best.value == min(trial.value or 9.0 for trial in study.results)
     assert study.optuna.best_value == study.value
 
     more = run_study(SMALL, search, n_trials=4, **FEW)
-    assert more.trials[:3] == study.trials
-    assert len(more.trials) == 4
+    assert more.results[:3] == study.results
+    assert len(more.results) == 4
     assert capfd.readouterr() == ("", "")
 
     start = journal.last_of(RunFolder(more.folder).journal, "start")
@@ -100,18 +114,131 @@ def test_a_study_from_python_is_that_of_the_command_line(tmp_path: Path, capfd: 
 def test_a_study_that_is_read_is_a_copy(tmp_path: Path) -> None:
     study = run_study(SMALL, n_trials=2, study_name="s", **FEW)
     for read in (load_study("s"), load_study(study.folder), load_study(f"{tmp_path}/outputs/studies/s")):
-        assert (read.name, read.trials, read.best, read.value) == ("s", study.trials, study.best, study.value)
+        assert (read.name, read.results, read.best, read.value) == ("s", study.results, study.best, study.value)
     with pytest.raises(AttributeError):
         read.name = "t"  # type: ignore[misc]
     read.optuna.enqueue_trial({})
     assert len(load_study("s").optuna.trials) == 2
 
 
+def test_a_study_is_a_table_and_its_best_trial_has_what_it_left() -> None:
+    study = run_study([*SMALL, "optimizer=sgd,adam"], n_trials=3, study_name="s", **FEW)
+    table = study.trials()
+    assert table.number.tolist() == [0, 1, 2]
+    assert table.state.tolist() == ["complete"] * 3
+    assert table.value.tolist() == [trial.value for trial in study.results]
+    assert table["params.optimizer"].tolist() == [trial.params["optimizer"] for trial in study.results]
+    assert (table.ended > table.began).all()
+    assert (table.duration_s > 0).all()
+    assert table.mlflow_run_id.isna().all()
+    best = study.best
+    assert best is not None
+    assert str(best.folder) == table.folder[best.number] == str(study.folder / "trials" / str(best.number))
+    assert best.curves["val/loss"].values.min() == best.value
+    assert best.runs == [best.folder]
+    again = run_trial(compose([*best.overrides, "output_dir=again"]))
+    assert again.history["val/loss"].values.tolist() == best.curves["val/loss"].values.tolist()
+    assert best.load_model().predict([[0.5]]).shape == (1,)
+    html = study._repr_html_()
+    assert "study s, complete: 3 of 3 trials: 3 complete" in html
+    assert f"{study.value:.6g}" in html
+
+
+def test_a_study_of_several_seeds_has_a_run_for_each() -> None:
+    study = run_study(SMALL, n_trials=2, seeds=2, study_name="s", **FEW)
+    (first, _) = study.results
+    assert first.runs == [first.folder / "seed-0", first.folder / "seed-1"]
+    assert "seed" not in " ".join(first.overrides)
+    lowest = [curves_of(run)["val/loss"].values.min() for run in first.runs]
+    assert first.value == pytest.approx(sum(lowest) / 2)
+
+
+def test_a_study_is_resumed_by_its_result_by_its_record_and_under_its_name() -> None:
+    """Whatever the settings are: the name does not follow them."""
+    study = run_study(SMALL, {"optimizer": ["sgd", "adam"]}, n_trials=1, **FEW)
+    more = study.resume(n_trials=2)
+    assert (more.name, len(more.results), len(study.results)) == (study.name, 2, 1)
+    loaded = load_study(study.name).resume(n_trials=3)
+    assert (loaded.name, loaded.results[:2]) == (study.name, more.results)
+    assert len(loaded.resume(n_trials=4, pack=2).results) == 4
+    assert run_study(SMALL, {"optimizer": ["sgd", "adam"]}, n_trials=4, **FEW).results[:3] == loaded.results
+
+
+@pytest.mark.parametrize(
+    ("recorded", "told"),
+    [
+        ("hydra/launcher=joblib", r"study: its command sets hydra/launcher=joblib, which only your own call may"),
+        ("tracking.uri=http://elsewhere", r"study: its command sets tracking.uri=http://elsewhere, which only"),
+        ("hydra.searchpath=[file:///elsewhere]", r"study: its options come from another folder"),
+        ("data.n=${oc.env:HOME}", r"study: its configuration holds a resolver"),
+        ("hydra.sweeper.study_name=${oc.env:HOME}", None),
+        ("output_dir=/elsewhere", None),
+    ],
+)
+def test_a_record_decides_neither_where_results_go_nor_what_is_started(
+    recorded: str, told: str | None, tmp_path: Path
+) -> None:
+    command = shlex.join(["python", "-m", "sweep.run", "-m", *SMALL, recorded])
+    study = Study(tmp_path / "outputs", "s", tags={"kind": "study", "command": command})
+    if told is not None:
+        with pytest.raises(ConfigError, match=told):
+            recorded_call(study.folder, [])
+        assert recorded in recorded_call(study.folder, [recorded])
+    else:
+        call = recorded_call(study.folder, [])
+        assert call == [f"output_dir={tmp_path}/outputs", *(o for o in SMALL)]
+
+
+def test_a_study_runs_aside_and_is_stopped_and_watched(tmp_path: Path) -> None:
+    """In a pack: a trial that is stopped makes room for another, and the program may use Hydra meanwhile."""
+    long = ["data.n=96", "trainer.epochs=100000", *SMALL[2:]]
+    running = run_study(long, n_trials=3, pack=2, study_name="s", wait=False, **FEW)
+
+    def trained() -> list[int]:
+        begun = (tmp_path / "outputs/studies/s/journal.jsonl").exists()
+        return [t.number for t in running.study().status.running if t.epoch > 0] if begun else []
+
+    wait_until(lambda: trained() == [0, 1])
+    assert compose(["optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
+    stop_study("s", trial=0)
+    wait_until(lambda: trained() == [1, 2])
+    assert running.study().status.n_by_state["stopped"] == 1
+    assert "running" in running._repr_html_()
+    assert not running.done()
+    with pytest.raises(TimeoutError):
+        running.result(0.01)
+    running.stop()
+    with pytest.raises(Interrupted):
+        running.result()
+    assert running.done()
+    assert load_study("s").trials().state.tolist() == ["waiting"] * 3
+    with pytest.raises(ConfigError, match=r"^trainer.epochs: must be >= 1"):
+        run_study(["trainer.epochs=0"], wait=False)
+
+
+def test_a_notebook_shows_progress_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPython's interface, as a kernel has it; the kernel itself is no dependency."""
+    shown: list[str] = []
+    display = types.ModuleType("IPython.display")
+    handle = types.SimpleNamespace(update=lambda status: shown.append(status._repr_html_()))
+    display.display = lambda status, display_id: shown.append(status._repr_html_()) or handle  # type: ignore[attr-defined]
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: types.SimpleNamespace(kernel=True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    run_study(SMALL, n_trials=2, study_name="s", **FEW)
+    assert "study s, running: " in shown[-1]
+    assert "2 of 2 trials: 2 complete" in shown[-1]
+    n_shown = len(shown)
+    run_study(SMALL, n_trials=3, study_name="s", show=False, **FEW)
+    assert len(shown) == n_shown
+
+
 def test_with_several_objectives_there_is_a_front_and_no_best() -> None:
     study = run_study(SMALL, n_trials=2, objective=["val/loss", "model/n_weights"], pruner="none", sampler="random")
     assert (study.best, study.value) == (None, None)
     assert study.best_trials
-    assert all(len(trial.values) == 2 and trial.value is None for trial in study.trials)
+    assert all(len(trial.values) == 2 and trial.value is None for trial in study.results)
 
 
 def test_it_prints_what_the_command_prints_if_it_is_asked_to(capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +251,7 @@ def test_it_prints_what_the_command_prints_if_it_is_asked_to(capfd: pytest.Captu
 
 def test_workers_may_be_processes_of_their_own() -> None:
     study = run_study(SMALL, n_trials=2, n_jobs=2, **FEW)
-    assert [trial.state for trial in study.trials] == ["complete", "complete"]
+    assert [trial.state for trial in study.results] == ["complete", "complete"]
     assert list(study.folder.glob("workers/*-1"))
 
 
@@ -138,7 +265,7 @@ def test_a_study_in_a_thread_and_in_a_program_with_hydra_of_its_own(tmp_path: Pa
         assert hydra.compose("mine", ["a=2"]) == {"a": 2}
         assert JobRuntime.instance().get("name") == "mine"
     JobRuntime.instance().set("name", "UNKNOWN_NAME")
-    assert len(found[0].trials) == 1
+    assert len(found[0].results) == 1
 
 
 def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -154,8 +281,8 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
     with pytest.raises(Interrupted):
         run_study(long, n_trials=1, study_name="s", **FEW)
     thread.join()
-    assert load_study("s").trials == []
-    assert len(run_study(long, n_trials=1, study_name="s", **FEW).trials) == 1
+    assert load_study("s").results == []
+    assert len(run_study(long, n_trials=1, study_name="s", **FEW).results) == 1
 
 
 @pytest.mark.parametrize(
@@ -255,6 +382,27 @@ def test_a_comparison_returns_what_it_judged(capfd: pytest.CaptureFixture[str]) 
     stored = yaml.safe_load((found.folder / "comparison.yaml").read_text())
     assert stored["tasks"][0]["contenders"]["mlp"]["scores"]["by_seed"] == [*task.standings[0].score.costs]
 
+    table = found.table()
+    assert table.contender.tolist() == ["mlp", "linear"]
+    assert table["median"].tolist() == [standing.score.median for standing in task.standings]
+    assert (table.iqm_low <= table.iqm).all()
+    assert found.verdict.startswith("mlp is not beaten. mlp is better than linear (")
+    assert found.verdict == stored["tasks"][0]["verdict"]
+    figure = found.plot()
+    assert [axes.get_xlabel() for axes in figure.axes] == ["test/loss", "trials", "epoch", "learning rate, the highest"]
+    assert "mlp is better than linear" in found._repr_html_()
+
+    page = write_report(found)
+    assert page == write_report("c") == write_report(found.folder) == found.folder / "report.html"
+    html = page.read_text()
+    assert stored["tasks"][0]["verdict"].partition(" (")[0] in html
+    assert html.count('"type":"box"') == 2
+    with pytest.raises(ConfigError, match=r"^trials: is for a study"):
+        write_report("c", trials=[0])
+    (found.folder / "comparison.yaml").write_text("name: c\ntasks: [1]\n")
+    with pytest.raises(ConfigError, match=r"^comparison: .* is damaged"):
+        write_report("c")
+
     command = shlex.split(stored["command"])
     assert command[:4] == ["python", "-m", "sweep.compare", "hydra.sweeper.n_trials=1"]
     assert command[4:] == [*shared, "model=mlp,linear", "optimizer.lr=tag(log, interval(1e-2, 1e-1))"]
@@ -266,6 +414,8 @@ def test_a_comparison_that_finds_nothing_to_compare_says_where_it_is_written() -
         run_comparison(few, {"model": ["linear", "convnet"]}, n_trials=1)
     with pytest.raises(ConfigError, match="compare: needs two contenders"):
         run_comparison(few, {"model": ["linear"]})
+    with pytest.raises(ConfigError, match="compare: needs two contenders"):
+        run_comparison({"model": ["linear"]})
 
 
 def test_a_range_test_returns_its_curve_and_what_it_suggests(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -307,16 +457,33 @@ def test_the_snippet_of_the_readme_runs_as_it_is(capfd: pytest.CaptureFixture[st
     (snippet,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(snippet, str(README), "exec"), names)
-    assert len(names["study"].trials) == len(names["table"]) == 4
+    assert len(names["study"].results) == len(names["table"]) == 4
     assert names["page"] == names["study"].folder / "report.html"
     assert names["page"].is_file()
     assert names["compared"].winner is None
     assert capfd.readouterr().err == ""
 
 
+def test_the_snippets_about_studies_run_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "studies.md"
+    section = page.read_text(encoding="utf-8").partition("\n## From Python\n")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(snippet, str(page), "exec"), names)
+    assert len(load_study("from-python").results) == 7
+    assert names["running"].done()
+    assert len(names["study"].results) == 4
+    assert capfd.readouterr().err == ""
+
+
 def test_the_functions_are_those_of_the_package() -> None:
-    assert {name for name in sweep.__all__ if name.startswith(("run_", "load_", "write_"))} == {
-        *("run_study", "load_study", "run_comparison", "run_lr_range", "run_trial", "write_report", "load_model")
+    assert {
+        name
+        for name in sweep.__all__
+        if name.startswith(("run_", "load_", "write_", "list_", "stop_", "retry_", "remove_", "move_"))
+    } == {
+        *("run_study", "load_study", "run_comparison", "run_lr_range", "run_trial", "write_report", "load_model"),
+        *("list_studies", "stop_study", "retry_trials", "remove_study", "move_outputs"),
     }
     assert all(getattr(sweep, name) is not None for name in sweep.__all__)
     assert run_trial is sweep.run_trial

@@ -19,7 +19,10 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:# @package \w+\n)?# ([\w/]+\.(py|yaml))\n")  # how a block with a file begins
 COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
 ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example", "torchvision")  # a cluster, packages, a server
-STUDY = re.compile(r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+")
+STUDY = re.compile(
+    r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+|(?<=sweep\.studies show )[\w+-]+"
+    r"|(?<=sweep\.studies export )[\w+-]+|(?<=sweep\.studies retry )[\w+-]+"
+)
 FEWER = {
     "sweep.run": ["trainer.epochs=2", "tracking=off"],
     "sweep.lr_range": ["lr_range.n_seeds=2"],
@@ -27,6 +30,7 @@ FEWER = {
         *("compare.n_seeds=2", "compare.retune=false", "hydra.sweeper.n_trials=2", "trainer.epochs=2", "tracking=off"),
     ],
     "sweep.report": [],
+    "sweep.studies": [],
     "sweep.export": [],
 }
 

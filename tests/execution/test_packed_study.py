@@ -176,7 +176,7 @@ def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(
     match = re.fullmatch(r"trial (\d+) trains sequentially: BatchNorm1d \('1'\) keeps running statistics", told)
     assert match is not None, told
     assert match[1] in normed
-    reasons = {str(t.number): t.packing for t in load_study(folder_of(tmp_path).path).trials if t.packing}
+    reasons = {str(t.number): t.packing for t in load_study(folder_of(tmp_path).path).results if t.packing}
     assert reasons == dict.fromkeys(normed, "trains sequentially: BatchNorm1d ('1') keeps running statistics")
     assert len({t.user_attrs["worker"] for t in trials}) == 2
     assert n_at_once(tmp_path) > 2

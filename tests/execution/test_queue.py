@@ -12,7 +12,8 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.execution.queue import HEARTBEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue
+from sweep.execution.queue import HEARTBEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue, is_settled
+from sweep.execution.steering import release_stopped, request_stop, requeue
 from sweep.storage.lock import StudyLock
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import StudyFolder
@@ -101,6 +102,39 @@ def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claim
         assert again is not None
         assert again.number == 0
         assert RETRIES not in again.user_attrs
+
+
+def test_a_trial_that_was_stopped_alone_waits_until_it_is_queued_again(folder):
+    """Its worker, and a command, may end: there is nothing else to train."""
+    with folder.worker_lock("a"):
+        a = ledger(folder, "a")
+        first = a.claim(1)
+        assert first is not None
+        request_stop(first, folder)
+        assert not is_settled(trials(folder), 1, folder), "its worker has not saved it yet"
+        a.release(first)
+        assert (a.claim(1), a.has_work(1), is_settled(trials(folder), 1, folder)) == (None, False, True)
+        study = optuna.load_study(study_name="s", storage=open_storage(None, folder))
+        assert requeue(study, folder, None, [0]) == [0]
+        assert a.has_work(1)
+        again = a.claim(1)
+        assert again is not None
+        assert again.number == 0
+
+
+def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_worker_trains(folder):
+    with folder.worker_lock("h-0"):
+        a = ledger(folder, "h-0")
+        stopped, trained = a.claim(2), a.claim(2)
+        assert stopped is not None
+        assert trained is not None
+        a.release(stopped)
+        for trial in (stopped, trained):
+            request_stop(trial, folder)
+        release_stopped(trials(folder), folder)
+        assert [folder.is_stopped(number) for number in (0, 1)] == [False, True]
+    release_stopped(trials(folder), folder)
+    assert not folder.is_stopped(1), "its worker is dead"
 
 
 @pytest.mark.process

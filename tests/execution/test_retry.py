@@ -72,7 +72,9 @@ def test_failed_trials_are_named_trained_again_and_keep_their_numbers(cwd):
     assert still_broken.splitlines()[-1].startswith(SAID)
 
     (cwd / "mended").touch()
-    shown = searched(cwd, *STUDY, "hydra.sweeper.n_trials=5", "hydra.sweeper.pack=2", "hydra.sweeper.retry_failed=true")
+    assert searched(cwd, "retry", "s", module="sweep.studies").startswith("trials queued again: 1; ")
+    assert searched(cwd, "retry", "s", module="sweep.studies") == "none failed\n"
+    shown = searched(cwd, *STUDY, "hydra.sweeper.n_trials=5", "hydra.sweeper.pack=2")
     assert "failed" not in shown.splitlines()[-1]
     assert "5 of 5 trials: 5 complete" in shown
     after = trials_of(study_of(cwd))

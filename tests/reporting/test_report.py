@@ -168,7 +168,10 @@ def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsy
 BAD = {
     "unknown": (["foo"], "study: 'foo' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
     "none of a name": ([".."], "study: '..' is not below '{outputs}/studies'; choose one of: elsewhere, empty, evil"),
-    "empty": (["empty"], "study: 'empty' has no finished trial yet; run it, then report"),
+    "none of a study without trials": (
+        ["empty", "--trials", "0"],
+        "trials: 'empty' has no trial 0, as it has none yet",
+    ),
     "no such trial": (["evil", "--trials", "12"], "trials: 'evil' has no trial 12, only 0 to 11"),
     "no folder": (["evil", "-o", "/dev/null/x.html"], "-o: cannot write '/dev/null/x.html' ("),
     "a folder": (["evil", "-o", "{outputs}"], "-o: '{outputs}' is a folder; name a file"),
@@ -259,6 +262,29 @@ def test_the_study_of_a_command_that_was_killed_stays_killed(tmp_path: Path):
     assert journal.status(study.folder.run.journal) == "KILLED"
     study.begin()
     assert journal.status(study.folder.run.journal) is None
+
+
+def test_a_study_without_a_finished_trial_is_reported_by_its_path(tmp_path: Path, capsys):
+    """One that has only begun, and one whose first trial trains, whose curves the page shows."""
+    folder = written(tmp_path / "outputs", "s", n_trials=0)
+    assert report.main([str(folder.path)]) == 0
+    html = folder.report.read_text()
+    assert "No trial is complete, so there is no best one." in html
+    assert "No trial has ended yet." in html
+    study = optuna.load_study(study_name="s", storage=open_storage(None, folder))
+    study.ask()
+    run = RunFolder(folder.trial(0).path)
+    run.create()
+    with journal.Journal(run.journal) as made:
+        start = journal.first(folder.run.journal, "start") or {}
+        names = ("uid", "name", "experiment", "output_dir", "store", "params", "tags", "parent")
+        made.event("start", **{name: start.get(name) for name in names})
+        made.metrics([1, 2], {"val/loss": [0.5, 0.25]})
+    assert report.main([str(folder.path)]) == 0
+    html = folder.report.read_text()
+    assert "<dt>running or waiting</dt><dd>1</dd>" in html
+    assert '"name":"trial 0"' in html
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")

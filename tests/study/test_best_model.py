@@ -85,7 +85,7 @@ def test_what_is_missing_is_one_line_and_the_same_command_makes_it(
     best = of_best(study)
     best.predictions.unlink()
     best.predictions.with_name("predictions.parquet.tmp").mkdir()  # in the way
-    assert run_study(OFF, n_trials=2, **FEW).trials == study.trials
+    assert run_study(OFF, n_trials=2, **FEW).results == study.results
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: the best trial lacks predictions.parquet or its model in MLflow (predictions.parq")
     best.predictions.with_name("predictions.parquet.tmp").rmdir()

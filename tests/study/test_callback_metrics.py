@@ -57,7 +57,7 @@ def test_a_study_maximises_it_and_its_best_weights_follow() -> None:
     assert study.best is not None
     assert study.best.params["optimizer.lr"] == 0.011
     assert study.best.value == pytest.approx(99)
-    for trial in study.trials:
+    for trial in study.results:
         run = RunFolder(Path("outputs/studies/s/trials") / str(trial.number))
         assert max(recorded(run)["score"][1]) == recorded(run)["score"][1][1] == trial.value
         best = checkpoint.load(run.best)
@@ -75,7 +75,7 @@ def test_a_study_prunes_by_it_and_minimises_what_is_declared_for_the_end() -> No
         sampler="grid",
         pruner="asha",
     )
-    assert [trial.state for trial in study.trials] == ["complete", "pruned", "pruned", "pruned"]
+    assert [trial.state for trial in study.results] == ["complete", "pruned", "pruned", "pruned"]
     study = run_study(
         [CALLBACK, *SMALL, "trainer.epochs=1"],
         {"optimizer.lr": [0.1, 0.004]},

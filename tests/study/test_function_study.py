@@ -58,9 +58,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 def test_it_searches_a_key_of_the_users_own_and_prunes(study: StudyResult) -> None:
     assert study.best is not None
-    assert study.trials[0].params["x"] == 1.0, "the value on the command line comes first"
-    complete = [trial for trial in study.trials if trial.state == "complete"]
-    assert {trial.state for trial in study.trials} == {"complete", "pruned"}
+    assert study.results[0].params["x"] == 1.0, "the value on the command line comes first"
+    complete = [trial for trial in study.results if trial.state == "complete"]
+    assert {trial.state for trial in study.results} == {"complete", "pruned"}
     assert study.best.value == max(-abs(trial.params["x"] - 3) for trial in complete)
     best = yaml.safe_load(StudyFolder(study.folder).best.read_text())["overrides"]
     assert {"+x=1.0", "+other=2", f"x={study.best.params['x']}", "trainer.monitor=score"} <= {*best}
@@ -122,7 +122,7 @@ def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.
         pruner="none",
         max_failure_rate=1,
     )
-    found = {trial.params["name"]: trial for trial in study.trials}
+    found = {trial.params["name"]: trial for trial in study.results}
     assert {name for name, trial in found.items() if trial.state == "complete"} == {"returns_alone"}
     assert found["returns_alone"].value == 1.5
     assert found["reports_nan"].diverged
@@ -140,7 +140,7 @@ def test_a_trial_without_the_objective_says_what_it_has(tmp_path: Path, monkeypa
     problem = (
         "hydra.sweeper.objective: a trial has no 'f1'; it has: score, test/loss, test/score, time/train_s, val/loss"
     )
-    assert study.trials[0].problem == problem
+    assert study.results[0].problem == problem
 
 
 def test_steps_of_any_size_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_steps_of_any_size_are_pruned(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"^hydra.sweeper.max_epochs: is what this pruner has to know: .* set it or"):
         run_study(base, sampler="grid")
     study = run_study(base, sampler="grid", pruner="asha", max_epochs=1200)
-    assert [trial.state for trial in study.trials] == ["complete", "pruned", "pruned", "pruned"]
+    assert [trial.state for trial in study.results] == ["complete", "pruned", "pruned", "pruned"]
     values = [{*trial.intermediate_values} for trial in study.optuna.trials]
     assert values == [{*range(100, 1201, 100)}, {100}, {100}, {100}], "the lowest rung is at 100"
 
@@ -253,9 +253,9 @@ def test_a_killed_study_has_every_epoch_once(saves: bool, tmp_path: Path) -> Non
     assert sorted(called) == sorted([(number, e) for number in range(3) for e in range(1, 9)] + again)
     folder = StudyFolder(cwd / "outputs" / "studies" / "k")
     study = load_study(folder.path)
-    assert [trial.state for trial in study.trials] == ["complete"] * 3
+    assert [trial.state for trial in study.results] == ["complete"] * 3
     runs = {run.data.tags.get("trial"): run for run in mlflow_runs(cwd)}
-    for trial in study.trials:
+    for trial in study.results:
         steps, values = recorded(folder.trial(trial.number))["val/loss"]
         assert steps == [*range(1, 9)]
         assert trial.value == min(values) == values[0]

@@ -104,7 +104,7 @@ def test_a_database_that_is_away_as_workers_start_or_end_is_waited_for(
 
     monkeypatch.setattr(Worker, "work", begin_in_an_outage)
     monkeypatch.setattr(WorkerPool, "work", work_before_an_outage)
-    assert [t.state for t in study_of(2).trials] == ["complete", "complete"]
+    assert [t.state for t in study_of(2).results] == ["complete", "complete"]
 
     ends: list[threading.Timer] = []
 
@@ -165,7 +165,7 @@ def test_the_last_trial_of_a_machine_that_died_is_trained_here(monkeypatch: pyte
     storage = open_storage(None, folder)
     elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
-    trials = run_study(base, n_trials=2, study_name="s").trials
+    trials = run_study(base, n_trials=2, study_name="s").results
     assert [(t.number, t.state) for t in trials] == [(0, "complete"), (1, "complete")]
 
 

@@ -120,9 +120,11 @@ def test_trials_of_a_packed_study_train_sequentially_and_say_why(
         pruner="asha",
     )
     why = "trains sequentially: its data are torch datasets, which each trial loads batch by batch"
-    assert [trial.packing for trial in study.trials] == [why] * 3
-    assert {trial.state for trial in study.trials} <= {"complete", "pruned"}
-    assert all(trial.params.get("trainer.batch_size", 16) == 16 for trial in study.trials)  # 512 is more than there are
+    assert [trial.packing for trial in study.results] == [why] * 3
+    assert {trial.state for trial in study.results} <= {"complete", "pruned"}
+    assert all(
+        trial.params.get("trainer.batch_size", 16) == 16 for trial in study.results
+    )  # 512 is more than there are
     workers = [child for child in psutil.Process().children() if "loky" in " ".join(child.cmdline())]
     assert [loader for worker in workers for loader in worker.children()] == []  # joblib keeps its own for a while
 
