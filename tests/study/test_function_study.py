@@ -175,7 +175,7 @@ def test_packs_and_range_tests_need_the_loop(tmp_path: Path, monkeypatch: pytest
         run_study([*base, "bounds=auto"], n_trials=3)
     with pytest.raises(ConfigError, match=f"^trainer.call: a range test needs {problem}$"):
         run_lr_range(base[:-2])
-    assert len(run_study(base, pack="auto", n_trials=3).trials) == 3
+    assert len(run_study(base, pack="auto", n_trials=3).results) == 3
 
 
 @pytest.mark.parametrize(
