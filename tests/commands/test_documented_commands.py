@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from processes import quick
+from sklearn.datasets import load_diabetes
 
 pytestmark = pytest.mark.process
 
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "examples"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:# @package \w+\n)?# ([\w/]+\.(py|yaml))\n")  # how a block with a file begins
-COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
+COMMAND = re.compile(r"^(?:\$ )?((?:[A-Z_]+='\S+' )*)python -m (sweep\.\w+) ?(.*)$")
 ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example", "torchvision")  # a cluster, packages, a server
 STUDY = re.compile(
     r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+|(?<=sweep\.studies show )[\w+-]+"
@@ -41,12 +43,13 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(page: str) -> list[str]:
-    """Each with its module first, as in `sweep.run optimizer=adam`."""
+    """Each with its environment and its module first, as in `SWEEP_TARGETS='mypkg.*' sweep.run optimizer=adam`."""
     found = []
     for language, text in blocks(page):
         for line in text.replace("\\\n", " ").splitlines() if not language else ():
             if (command := COMMAND.match(line)) and not any(name in line for name in ELSEWHERE):
-                found.append(" ".join(filter(None, command.groups())))
+                environment, module, arguments = command.groups()
+                found.append(f"{environment}{module} {arguments}".strip())
     return found
 
 
@@ -91,7 +94,10 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
         ran.add(command)
         studies = workshop / "outputs" / "studies"
         made = sorted((path for path in studies.glob("*") if "+" in path.name), key=lambda path: path.stat().st_mtime)
-        module, *arguments = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)
+        words = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)
+        n = next(i for i, word in enumerate(words) if word.startswith("sweep."))
+        module, *arguments = words[n:]
+        environment = {"SWEEP_TARGETS": "mypkg.*", "PYTHONPATH": str(workshop)}
         fewer = list(FEWER[module])
         if module == "sweep.run" and "-m" in arguments and "hydra/sweeper=basic" not in arguments:
             fewer.append("hydra.sweeper.n_trials=8")
@@ -99,8 +105,7 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
             *(workshop, *arguments, *fewer),
             module=module,
             remembers=True,
-            SWEEP_TARGETS="mypkg.*",
-            PYTHONPATH=str(workshop),
+            **environment | dict(word.split("=", 1) for word in words[:n]),
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
@@ -108,6 +113,26 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
 def test_no_command_is_overlooked() -> None:
     """What is run is what is shown: lines of other forms are none of sweep's commands."""
     for page in PAGES:
-        shown = re.findall(r"^(?:\$ )?(?:python|python3) -m sweep[\w.]* ?.*$", (ROOT / page).read_text(), re.MULTILINE)
+        text = "".join(text.replace("\\\n", " ") for language, text in blocks(page) if not language)
+        shown = re.findall(r"^(?:\$ )?(?:\S+=\S+ )*python3? -m sweep.*$", text, re.MULTILINE)
         left_out = [line for line in shown if any(name in line for name in ELSEWHERE)]
-        assert len(commands(page)) >= len(shown) - len(left_out) - 1, page
+        assert len(commands(page)) == len(shown) - len(left_out), page
+
+
+def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for blocks that are files. tests/commands/test_api.py runs those of README and docs/studies.md."""
+    for arguments in (
+        ("data=diabetes", "hydra.run.dir=outputs/runs/mine", "trainer.epochs=1"),
+        ("-m", "trainer.epochs=1", "tracking=off", "hydra.sweeper.study_name=NAME", "hydra.sweeper.n_trials=1"),
+    ):
+        assert quick(tmp_path, *arguments, remembers=True).returncode == 0
+    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db").search_runs(["1"])
+    monkeypatch.chdir(tmp_path)
+    names = {"frame": load_diabetes(as_frame=True).data}
+    try:
+        for page in PAGES:
+            for language, text in blocks(page) if page not in ("README.md", "docs/studies.md") else ():
+                if language == "python" and not FILE.match(text):
+                    exec(compile(text.replace("<run id>", run.info.run_id), page, "exec"), dict(names))
+    finally:
+        mlflow.set_tracking_uri(None)
