@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sweep import ConfigError
+from sweep import ConfigError, compose
 from sweep.config.nodes import Split, Tracking, Trainer
-from sweep.config.schema import Config, validate
+from sweep.config.schema import Config, own_defaults, validate
 
 SCHEDULER = {"_target_": "sweep.schedules.cyclic", "base_lr": 1e-4, "max_lr": "${lr_bounds.max_lr}", "cycle_epochs": 5}
 
@@ -173,3 +173,11 @@ def test_a_target_deep_inside_a_component_is_checked_too():
     assert (
         refusal(config(optimizer={"params": {"of": {"_target_": "os.system"}}})).key == "optimizer.params.of._target_"
     )
+
+
+def test_what_a_record_without_a_key_had_is_the_default_of_today():
+    """Defaults stand twice: in conf/ for users, in the schema for records of earlier versions."""
+    cfg = compose()
+    for key, default in own_defaults().items():
+        if "." in key and not key.startswith("optimizer."):
+            assert OmegaConf.select(cfg, key) == default, key

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import signal
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,8 @@ from sweep.config.composition import compose
 from sweep.config.schema import validate
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
+from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.stored_run import stored_config
-from sweep.utils.files import to_yaml
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
@@ -235,6 +234,6 @@ def test_a_full_disk_is_a_clear_error_and_what_was_recorded_before_is_whole(tmp_
 def test_a_text_that_looks_like_a_reference_is_the_same_text_in_a_stored_config(tmp_path):
     run = RunFolder(tmp_path)
     config = validate(compose([r"experiment_name=\${oc.env:HOME}", r"model.activation='\${'"]))
-    run.config.write_text(to_yaml(asdict(config)), encoding="utf-8")
+    run.config.write_text(stored_text(config), encoding="utf-8")
     assert stored_config(run, config) == config
     assert config.experiment_name == "${oc.env:HOME}"
