@@ -217,13 +217,13 @@ def check_data_option(load: Callable[[], Samples | Datasets]) -> None:
 
 def _check_datasets(first: Datasets, second: Datasets) -> None:
     import torch
-    from torch.utils import _pytree as pytree
 
     from sweep.training.loaders import inspected
+    from sweep.training.torch_internals import leaves
 
     sizes = [[datasets.size(part) for part in PARTS] for datasets in (first, second)]
     assert sizes[0] == sizes[1], "the number of samples differs from one call to the next"
-    batches = [pytree.tree_leaves(inspected(datasets)[1]) for datasets in (first, second)]
+    batches = [leaves(inspected(datasets)[1]) for datasets in (first, second)]
     for one, other in zip(*batches, strict=True):
         same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
         assert same, "a sample differs from one call to the next; draw from torch, random or numpy.random"

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from sweep.config.hydra_errors import NO_KEY, config_error
 from sweep.config.overrides import spelled, value_of
+from sweep.storage.optuna_internals import contains_number
 from sweep.utils.errors import ConfigError, one_line, require
 
 Range = str | Sequence[Any] | BaseDistribution  # as a program gives it
@@ -171,7 +172,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return distribution._contains(float(value))
+    return contains_number(distribution, value)
 
 
 def on_step(distribution: BaseDistribution, value: Any) -> Any:

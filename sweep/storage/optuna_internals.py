@@ -6,6 +6,7 @@ storage itself. If Optuna changes something that is used here, tests/storage/tes
 """
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
@@ -31,3 +32,8 @@ def add_trial(study: optuna.Study, trial: FrozenTrial) -> None:
 def as_sampler_sees(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     """Return the study as its sampler should see it: with hyperband, only the trials of the trial's own bracket."""
     return optuna.pruners._filter_study(study, trial)
+
+
+def contains_number(distribution: BaseDistribution, value: float) -> bool:
+    """Return whether the number lies in the range and on a step of it."""
+    return distribution._contains(float(value))

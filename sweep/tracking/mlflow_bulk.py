@@ -7,7 +7,6 @@ sends one run, and `Tables.agree` checks that the client wrote exactly the rows 
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -26,12 +25,12 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlRun,
     SqlTag,
 )
-from mlflow.utils import validation
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_USER
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
 from sweep.tracking.chunks import Point
+from sweep.tracking.mlflow_internals import check_dataset, check_key
 
 _DIALECTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _BUSY_TIMEOUT_MS = 60_000  # a SQLite store may have other writers; MLflow waits for 20 s
@@ -127,13 +126,13 @@ class CompleteRun(NamedTuple):
         """Return whether MLflow's client would accept the run and store it unchanged."""
         try:
             if self.dataset is not None:
-                validation._validate_dataset_inputs([self.dataset])
+                check_dataset(self.dataset)
             for key in self.params:
-                _validate_key("param", key)
+                check_key("param", key)
             for key in self.tags:
-                _validate_key("tag", key)
+                check_key("tag", key)
             for key in {point[0] for point in self.points}:
-                _validate_key("metric", key)
+                check_key("metric", key)
         except MlflowException:
             return False
         return (
@@ -337,17 +336,6 @@ def _tables_of_runs() -> dict[str, str]:
 
 def _counted(rows: list[dict[str, Any]]) -> Counter[frozenset[tuple[str, Any]]]:
     return Counter(frozenset(row.items()) for row in rows)
-
-
-@lru_cache(4096)
-def _validate_key(kind: str, key: str) -> None:
-    """Raise MlflowException if MLflow rejects the key."""
-    if kind == "metric":
-        validation._validate_metric(key, 0.0, 0, 0)
-    elif kind == "param":
-        validation._validate_param(key, "")
-    else:
-        validation._validate_tag(key, "")
 
 
 def _be_patient(connection: Any, record: object) -> None:

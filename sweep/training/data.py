@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sweep.tasks import TensorTask
+from sweep.training.torch_internals import leaves, mapped, named_leaves
 from sweep.utils.errors import one_line
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def n_samples(batch: Batch) -> int:
     """Return the number of samples in a batch: the length of its first tensor, or of the batch; 1 if it has none."""
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(first, Tensor):
-        first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), batch)
+        first = next((leaf for leaf in leaves(batch) if isinstance(leaf, Tensor)), batch)
     try:
         return len(first)
     except TypeError:
@@ -141,22 +141,18 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
             return leaf.to(device, non_blocking=True)
         return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
-    return pytree.tree_map(moved, batch)
+    return mapped(moved, batch)
 
 
 def describe(batch: Batch) -> str:
     """Return in words what a batch is like, such as "a batch of shape (64, 1)" or "a batch with x (64, 1), y (64,)"."""
     if is_pair(batch):
         return f"a batch of shape {tuple(batch[0].shape)}"
-    leaves = pytree.tree_leaves_with_path(batch)
-    if len(leaves) == 1 and not leaves[0][0]:
-        leaf = leaves[0][1]
+    found = named_leaves(batch)
+    if len(found) == 1 and not found[0][0]:
+        leaf = found[0][1]
         return f"a batch of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-    shown = [
-        f"{'.'.join(str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path)} "
-        f"{tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__}"
-        for path, leaf in leaves
-    ]
+    shown = [f"{name} {tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__}" for name, leaf in found]
     return f"a batch with {', '.join(shown)}" if shown else f"an empty {type(batch).__name__}"
 
 

@@ -1,6 +1,5 @@
 """Which weights an optimizer updates with which values, and stand-ins for the weights of a model."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sweep.training.torch_internals import shallow_copy
 from sweep.utils.errors import ConfigError, require
 
 _MOST_NAMED = 6  # weights in a message
@@ -110,9 +110,7 @@ def stand_in(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> nn.Module
 
     def copied(module: nn.Module) -> nn.Module:
         if id(module) not in modules:
-            made = modules[id(module)] = copy.copy(module)
-            made._parameters = {name: w if w is None else by_id[id(w)] for name, w in module._parameters.items()}
-            made._modules = {name: m if m is None else copied(m) for name, m in module._modules.items()}
+            modules[id(module)] = shallow_copy(module, lambda weight: by_id[id(weight)], copied)
         return modules[id(module)]
 
     return copied(model)

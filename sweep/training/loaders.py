@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from multiprocessing.util import Finalize
@@ -35,6 +34,7 @@ from sweep.training.seeded_datasets import (
     is_stateful,
 )
 from sweep.training.tensors import epoch_order, in_single_precision
+from sweep.training.torch_internals import end_workers
 from sweep.utils.errors import ConfigError, one_line
 from sweep.utils.seeds import derive_seed
 
@@ -189,15 +189,7 @@ class PartLoader:
 
     def close(self) -> None:
         """End the worker processes."""
-        iterator, self._loader._iterator = self._loader._iterator, None
-        workers = getattr(iterator, "_workers", [])
-        if workers:
-            with suppress(Exception):  # of a worker that has died
-                iterator._shutdown_workers()  # pyright: ignore
-        for worker in workers:
-            if worker.is_alive():  # still loading a batch, after seconds
-                worker.kill()
-                worker.join()
+        end_workers(self._loader)
 
 
 class LoadedSplit:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from sweep.config.optimizer_node import LR_SCALE
+from sweep.training.torch_internals import allow_scheduler_first, parts_of
 from sweep.utils.errors import TrainingFailed
 
 Row = list[dict[str, Any]]  # per parameter group: the values that a scheduler may change
@@ -50,7 +51,7 @@ class Schedule:
         self.optimizer = optimizer
         first = [dict(group) for group in self.optimizer.param_groups]  # before the scheduler changes anything
         self.scheduler = make_scheduler(self.optimizer)
-        self.optimizer._opt_called = True  # pyright: ignore  # silences torch's warning about the order of steps
+        allow_scheduler_first(self.optimizer)
         self.changing = _changing(self.scheduler, self.optimizer)
         names = dict.fromkeys([*_SCHEDULED, *sorted(self.changing)])
         self._keys = [[key for key in names if key in group] for group in self.optimizer.param_groups]
@@ -160,7 +161,7 @@ def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
     if kind in (CyclicLR, OneCycleLR):
         return frozenset(_SCHEDULED if scheduler.cycle_momentum else ("lr",))
     if kind in (SequentialLR, ChainedScheduler):
-        return frozenset().union(*(_changing(part, optimizer) for part in scheduler._schedulers))
+        return frozenset().union(*(_changing(part, optimizer) for part in parts_of(scheduler)))
     if kind.__module__.startswith("torch.optim."):
         return frozenset(("lr",))
     return frozenset(("lr", *(name for name, value in optimizer.defaults.items() if _is_number(value))))
@@ -168,7 +169,7 @@ def _changing(scheduler: Any, optimizer: Optimizer) -> frozenset[str]:
 
 def _counts_updates(scheduler: Any) -> bool:
     """Return whether torch documents that the scheduler, or one that it is made of, is stepped after each batch."""
-    parts = getattr(scheduler, "_schedulers", [])
+    parts = parts_of(scheduler)
     return isinstance(scheduler, OneCycleLR | CyclicLR) or any(map(_counts_updates, parts))
 
 

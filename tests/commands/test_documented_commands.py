@@ -97,7 +97,7 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
         words = shlex.split(STUDY.sub(made[-1].name, command) if made else command, comments=True)
         n = next(i for i, word in enumerate(words) if word.startswith("sweep."))
         module, *arguments = words[n:]
-        environment = {"SWEEP_TARGETS": "mypkg.*", "PYTHONPATH": str(workshop)}
+        given = dict(word.split("=", 1) for word in words[:n])
         fewer = list(FEWER[module])
         if module == "sweep.run" and "-m" in arguments and "hydra/sweeper=basic" not in arguments:
             fewer.append("hydra.sweeper.n_trials=8")
@@ -105,7 +105,8 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
             *(workshop, *arguments, *fewer),
             module=module,
             remembers=True,
-            **environment | dict(word.split("=", 1) for word in words[:n]),
+            SWEEP_TARGETS=given.get("SWEEP_TARGETS", "mypkg.*"),
+            PYTHONPATH=str(workshop),
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
@@ -119,6 +120,14 @@ def test_no_command_is_overlooked() -> None:
         assert len(commands(page)) == len(shown) - len(left_out), page
 
 
+@pytest.fixture
+def tracking_uri() -> Iterator[None]:
+    before = mlflow.get_tracking_uri()
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("tracking_uri")
 def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for blocks that are files. tests/commands/test_api.py runs those of README and docs/studies.md."""
     for arguments in (
@@ -128,11 +137,8 @@ def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         assert quick(tmp_path, *arguments, remembers=True).returncode == 0
     (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db").search_runs(["1"])
     monkeypatch.chdir(tmp_path)
-    names = {"frame": load_diabetes(as_frame=True).data}
-    try:
-        for page in PAGES:
-            for language, text in blocks(page) if page not in ("README.md", "docs/studies.md") else ():
-                if language == "python" and not FILE.match(text):
-                    exec(compile(text.replace("<run id>", run.info.run_id), page, "exec"), dict(names))
-    finally:
-        mlflow.set_tracking_uri(None)
+    measured, _ = load_diabetes(return_X_y=True, as_frame=True)
+    for page in PAGES:
+        for language, text in blocks(page) if page not in ("README.md", "docs/studies.md") else ():
+            if language == "python" and not FILE.match(text):
+                exec(compile(text.replace("<run id>", run.info.run_id), page, "exec"), {"frame": measured})

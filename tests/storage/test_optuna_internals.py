@@ -7,7 +7,7 @@ from optuna.pruners import HyperbandPruner
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from sweep.storage.optuna_internals import add_trial, as_sampler_sees, storage_of, trial_id
+from sweep.storage.optuna_internals import add_trial, as_sampler_sees, contains_number, storage_of, trial_id
 
 
 def changed(name: str) -> str:
@@ -58,3 +58,9 @@ def test_a_sampler_under_hyperband_sees_its_own_bracket() -> None:
     seen = [len(as_sampler_sees(study, trial).get_trials()) for trial in study.trials]
     assert max(seen) < 30, changed("optuna.pruners._filter_study")
     assert min(seen) > 0
+
+
+def test_a_range_contains_the_numbers_on_its_steps() -> None:
+    steps = FloatDistribution(0, 1, step=0.25)
+    assert hasattr(steps, "_contains"), changed("FloatDistribution._contains")
+    assert [contains_number(steps, value) for value in (0.5, 0.6, 1.25)] == [True, False, False]
