@@ -70,7 +70,8 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     """
     if settings.study_name is not None:
         return checked_name("hydra.sweeper.study_name", settings.study_name)
-    call = named_call(space.composer.base(space.configured_groups()).config)
+    application = space.composer.application
+    call = application.name if application else named_call(space.composer.base(space.configured_groups()).config)
     parts = [] if call is None else [call]
     parts += [
         "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
@@ -113,7 +114,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
     facts: dict[str, str] = {}
     first = space.first_groups()
     for options in space.each_group_alone():
-        plain = OmegaConf.to_container(space.composer.base(options).config, resolve=True)
+        resolves = space.composer.application is None  # another application's may need the job to be resolved
+        plain = OmegaConf.to_container(space.composer.base(options).config, resolve=resolves)
         searched = space.ranges(options)
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         assert isinstance(plain, dict)
