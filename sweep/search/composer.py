@@ -248,7 +248,7 @@ class Composer:
         return copy.deepcopy(self._parsed[key, value])
 
     def _load(self, overrides: list[str]) -> DictConfig:
-        with composing(overrides):
+        with composing(overrides, of_sweep=self.application is None):
             return self.loader.load_sweep_config(self.master, overrides)
 
 

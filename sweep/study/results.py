@@ -200,7 +200,9 @@ def start_facts(
         params["folds"] = settings.folds
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
     params |= {f"search.{n}".translate(_PARAM_KEY): range_text(d) for n, d in space.named_ranges().items()}
-    tags = {**provenance_tags(arguments), "study": name, "kind": "study"}
+    application = space.composer.application
+    script = None if application is None else application.script
+    tags = {**provenance_tags(arguments, script), "study": name, "kind": "study"}
     return {
         "uid": uid,
         "name": name,

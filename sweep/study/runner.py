@@ -158,7 +158,7 @@ class StudyRunner:
                 self._keep_model()
             recording.end(ending, self._config.tracking.close_timeout_s)
         if self._output is Output.ALL:
-            self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri))
+            self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri, self._script))
         if failure is not None:
             message = failure.user_attrs.get(PROBLEM, "no reason recorded")
             raise StudyFailed(self.name, failure.number, message, self.folder.trial(failure.number).path)
@@ -167,6 +167,11 @@ class StudyRunner:
         if recording.damage is not None:
             raise recording.damage
         return study
+
+    @property
+    def _script(self) -> str | None:
+        application = self.space.composer.application
+        return None if application is None else application.script
 
     @property
     def is_recorded(self) -> bool:

@@ -1,5 +1,7 @@
 """The specification of a study as objects, and what a study needs of Hydra: composing configs, and launchers."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,7 @@ class HydraRoot:
             ConfigError: Hydra cannot compose them.
         """
         overrides = [*self.own, *self.launcher, *arguments]
-        master = load_multirun(self.context.config_loader, self.name, overrides, self.like)
+        master = load_multirun(self.context.config_loader, self.name, overrides, self.like, of_sweep=self.task is None)
         with open_dict(master):
             master.hydra.mode = RunMode.MULTIRUN
         return master
@@ -89,7 +91,8 @@ def make_root(
     """
     own, n_jobs = list(config.hydra.overrides.hydra), settings_of(config, changes).n_jobs
     name = config.hydra.runtime.choices.get("hydra/launcher")
-    launcher = [] if is_application(config) else [f"hydra/hydra_logging={'none' if embedded else 'study'}"]
+    is_quiet = embedded or is_application(config)
+    launcher = [f"hydra/hydra_logging={'none' if is_quiet else 'study'}"]
     if n_jobs > 1 and name == "basic":
         name = "joblib"
         launcher.append("hydra/launcher=joblib")
@@ -180,7 +183,10 @@ def _application(context: HydraContext, master: DictConfig, task: TaskFunction, 
         "tracking": OmegaConf.to_container(node.tracking, resolve=True),
         "trainer": trainer,
     }
-    return Application(name=name, context=context, master=master, task=task, settings=own, returns=returns)
+    script = os.path.relpath(sys.argv[0]) if os.path.isfile(sys.argv[0]) else name
+    return Application(
+        name=name, script=script, context=context, master=master, task=task, settings=own, returns=returns
+    )
 
 
 def _recorded(own: Sequence[str], changes: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.overrides import sets
@@ -47,7 +48,7 @@ def run_name(config: Config) -> str:
     """Return a run's name, such as adam-cyclic-mlp-noisy_sine-s0, or gan.train-s0 of a training function."""
     choices = group_choices(config)
     if config.is_application:
-        return str(config.trainer.call)
+        return Path(str(config.trainer.call)).stem
     function = [str(config.trainer.call)] if config.is_function else []
     parts = [choices[key] for key in ("optimizer", "scheduler", "model", "data") if key in choices]
     return "-".join([*function, *parts, f"s{config.seed}"])

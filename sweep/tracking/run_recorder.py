@@ -106,7 +106,8 @@ class RunRecorder:
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):
                 write_atomic(run.diff, diff)
-        tags = {**provenance_tags(config.overrides), **group_choices(config)}
+        script = str(config.trainer.call) if config.is_application else None
+        tags = {**provenance_tags(config.overrides, script), **group_choices(config)}
         parent = None
         if member is not None:
             tags |= member.tags()

@@ -30,6 +30,7 @@ class Application:
 
     Attributes:
         name: of its job, such as train.
+        script: the file that was run, such as train.py.
         context: Hydra's.
         master: the config of its multirun.
         task: its task function.
@@ -38,6 +39,7 @@ class Application:
     """
 
     name: str
+    script: str
     context: HydraContext
     master: DictConfig
     task: TaskFunction
@@ -48,7 +50,7 @@ class Application:
         """Return sweep's own config of a trial, which has the given config of the application as one of its keys."""
         own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
         assert isinstance(own, DictConfig)
-        own.trainer.call = self.name
+        own.trainer.call = self.script
         own[APPLICATION] = literal(_resolved(config))
         return own
 
@@ -128,6 +130,7 @@ class ApplicationTraining:
         with training(checked):
             returned = self._run(checked)
             metrics = self._metrics(returned)
+            checked.describe()  # begins the record, which has to say if a value is not finite
             checked.finish(metrics)
         if not checked.has_values:
             raise FunctionFailed(application.name, "reported and returned no metrics")
