@@ -100,7 +100,7 @@ def _params(config: DictConfig, arguments: Sequence[str]) -> list[str]:
     params = config.hydra.sweeper.params
     if params is None:
         return []
-    plain = OmegaConf.to_container(params, resolve=True)
+    plain = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params
     if not isinstance(plain, dict):
         raise ConfigError("hydra.sweeper.params", "must map keys to ranges, such as {lr: 'interval(0.01, 0.1)'}")
     given = {key_of(argument) for argument in arguments}
