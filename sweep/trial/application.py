@@ -86,7 +86,9 @@ def _resolved(node: Any) -> Any:
 def _resolved_child(node: DictConfig | ListConfig, key: Any) -> Any:
     child: Any = node._get_node(key)
     written = child._value()
-    if isinstance(written, str) and (written == "???" or "oc.env" in written):
+    if written == "???":  # the application may do without it
+        return None
+    if isinstance(written, str) and "oc.env" in written:
         return written
     try:
         found = _resolved(child if isinstance(child, DictConfig | ListConfig) else node[key])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -25,8 +26,9 @@ def current_trial() -> Trial:
     if _in_process:
         return _in_process[-1]
     alone = UnrecordedTrial()
-    if HydraConfig.initialized():
-        output_dir = OmegaConf.select(HydraConfig.get(), "runtime.output_dir", throw_on_missing=False)
+    job: Any = HydraConfig.instance().cfg
+    if job is not None:
+        output_dir = OmegaConf.select(job, "hydra.runtime.output_dir", throw_on_missing=False)
         alone.folder = Path() if output_dir is None else Path(str(output_dir))
     return alone
 

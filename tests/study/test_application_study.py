@@ -1,4 +1,4 @@
-"""Studies of another Hydra application: as the stock sweeper's, killed, refused. tests/commands/test_examples.py prunes."""
+"""Studies of another Hydra application: as the stock sweeper's, killed, refused. For pruning see test_examples.py."""
 
 import os
 import re

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 import sweep
 from sweep.config.metrics import REPORTED
 from sweep.config.schema import validate
+from sweep.tracking.run_recorder import Membership
 from sweep.trial.application import Application, ApplicationTraining
 from sweep.trial.run import run_trial
 from sweep.utils.errors import FunctionFailed, Pruned
@@ -70,7 +71,8 @@ def trained(application: Application, folder: Path, report: Any = None) -> sweep
     def training(config: Any) -> ApplicationTraining:
         return ApplicationTraining(config, application, ["lr=0.5", "missing=1"], 7)
 
-    return run_trial(plain(application), report, folder=folder, application=training)
+    member = Membership(study="s", folder=folder.parent, parent="0", number=7, replicate=None, params={"lr": 0.5})
+    return run_trial(plain(application), report, folder=folder, member=member, application=training)
 
 
 def test_its_config_is_recorded_as_far_as_it_can_be_resolved(make: Make) -> None:
@@ -80,7 +82,7 @@ def test_its_config_is_recorded_as_far_as_it_can_be_resolved(make: Make) -> None
         "trainer": {"epochs": "lightning"},
         "lr": 0.1,
         "double": 0.1,
-        "missing": "???",
+        "missing": None,
         "folder": "${hydra:runtime.output_dir}",
         "token": "${oc.env:TOKEN}",
         "parts": [1, 0.1, {"deep": None}],
@@ -92,13 +94,15 @@ def test_it_runs_as_a_job_of_hydras(make: Make, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
     def task(cfg: DictConfig) -> float:
-        seen.update(cfg=cfg, cwd=Path.cwd(), num=HydraConfig.get().job.num, trial=sweep.current_trial())
+        seen.update(
+            cfg=cfg, folder=cfg.folder, cwd=Path.cwd(), num=HydraConfig.get().job.num, trial=sweep.current_trial()
+        )
         sweep.current_trial().report(1, {"loss": cfg.lr, "other": 3})
         return 2.5
 
     outcome = trained(make(task), tmp_path / "trial")
     folder = tmp_path / "trial" / "job"
-    assert (seen["cwd"], seen["cfg"].folder, seen["num"], seen["cfg"].double) == (folder, str(folder), 7, 0.5)
+    assert (seen["cwd"], seen["folder"], seen["num"], seen["cfg"].double) == (folder, str(folder), 7, 0.5)
     assert outcome.metrics == {"objective": 2.5}
     assert {name: curve.values.tolist() for name, curve in outcome.history.items()} == {
         "loss": [0.5],
