@@ -174,4 +174,4 @@ def test_the_page_is_as_it_says(tmp_path: Path) -> None:
         done = train(tmp_path, *words, *([UNTRACKED] if "-m" in words else []))
         assert (done.returncode, done.stderr) == (0, ""), command
     studies = [load_study(folder) for folder in (tmp_path / "outputs" / "studies").iterdir()]
-    assert sorted(len(study.trials) for study in studies) == [8, 20]
+    assert sorted(len(study.trials) for study in studies) == [8, 9]
