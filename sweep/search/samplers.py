@@ -51,7 +51,8 @@ def is_uniform(node: Mapping[str, Any]) -> bool:
 
 def is_replayed(node: Mapping[str, Any], space: Space) -> bool:
     """Return whether the sampler draws what hydra-optuna-sweeper would draw for another application."""
-    return node["_target_"] == RANDOM_SAMPLER and node.get("seed") is not None and bool(space.composer.application)
+    is_seeded = node["_target_"] == RANDOM_SAMPLER and node.get("seed") is not None
+    return is_seeded and space.composer.application is not None and space.custom is None
 
 
 def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:

@@ -190,7 +190,6 @@ def _objective_of_application(node: dict[str, Any]) -> None:
     n = len(direction) if isinstance(direction, list | tuple) else 1
     if node["objective"] is None:
         node["objective"], node["direction"] = returned_names(n), direction or "minimize"
-    _require(node["custom_search_space"] is None, "custom_search_space", "is not supported; give ranges with params")
     for key in ("seeds", "folds", "pack"):
         _require(key not in node, key, "needs sweep's own loop; leave it out")
     for key in _OF_APPLICATIONS:

@@ -16,11 +16,12 @@ from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.config.hydra_errors import config_error
-from sweep.config.overrides import key_of, sets
+from sweep.config.overrides import key_of, sets, value_of
 from sweep.config.schema import Config, has_function, is_auto, is_own_key, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.conditions import NoCondition, holds
+from sweep.search.custom import KEY, SuggestingTrial, extend
 from sweep.search.ranges import (
     alike,
     contains,
@@ -54,11 +55,13 @@ class Configuration(NamedTuple):
         groups: the option of each searched group.
         values: the other searched values, by config key.
         params: both, by Optuna's names.
+        more: the distributions of values that `custom_search_space` chose, by Optuna's names.
     """
 
     groups: dict[str, str]
     values: dict[str, Any]
     params: dict[str, Any]
+    more: Mapping[str, BaseDistribution] | None = None
 
 
 Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> value
@@ -92,6 +95,11 @@ class Space:
         """Whether range tests choose where to search learning rates. Raises ConfigError if `bounds` has a bad value."""
         return not self.composer.application and is_auto(self.composer.master.bounds)
 
+    @property
+    def custom(self) -> str | None:
+        """The dotted path of another application's `custom_search_space`; None if there is none."""
+        return self.composer.application and self.composer.application.custom_search_space
+
     def __post_init__(self) -> None:
         self._cuts: dict[str, None] = {}
         self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
@@ -114,14 +122,24 @@ class Space:
 
     def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
         """Return the distribution of each of the configuration's parameters, by Optuna's names."""
-        return {**self.groups, **dict(self.ranges(configuration.groups).values())}
+        return {**self.groups, **dict(self.ranges(configuration.groups).values()), **(configuration.more or {})}
 
     def configuration(self, suggest: Suggest) -> Configuration:
         """Choose a configuration: the options first, and then the values that are searched under them."""
         groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
         named = self.ranges(groups)
         values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
-        return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
+        params = {**groups, **{named[key][0]: value for key, value in values.items()}}
+        if self.custom is None:
+            return Configuration(groups, values, params)
+        trial = SuggestingTrial(suggest, {**groups, **values}, {key_of(o): value_of(o) for o in self.composer.fixed})
+        extend(self.custom, self.composer.master, trial)
+        chosen = {name: trial.params[name] for name in trial.distributions}
+        for name in chosen:
+            if key_of(name) in self.fixed:
+                raise ConfigError(name, f"is set on the command line, but {KEY} searches it; leave it out there")
+        values |= {key_of(name): value for name, value in chosen.items()}
+        return Configuration(groups, values, params | chosen, trial.distributions)
 
     def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
         """Choose a configuration that meets the conditions of `where`.
@@ -229,7 +247,9 @@ class Space:
 
     def size(self) -> float:
         """Count the configurations, ignoring conditions. The result is infinite if a range is continuous."""
-        if math.inf in map(n_values, self.named_ranges().values()):  # avoids composing every choice of options
+        if self.custom is not None or math.inf in map(
+            n_values, self.named_ranges().values()
+        ):  # avoids composing every choice of options
             return math.inf
         return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
 

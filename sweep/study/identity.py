@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sweep.config.outputs import folder_name
 from sweep.config.schema import named_call, own_defaults
 from sweep.config.task_node import AUTO_TASK
+from sweep.search.custom import KEY as CUSTOM
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
@@ -127,6 +128,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
+    if space.custom is not None:
+        facts[CUSTOM] = json.dumps(space.custom)
     own = {f"hydra.sweeper.{key}": getattr(settings, key) for key in _SETTINGS}
     return facts | {key: json.dumps(value) for key, value in own.items()}
 

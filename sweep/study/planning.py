@@ -10,6 +10,7 @@ from sweep.config.function_node import needs_loop
 from sweep.config.schema import Config, has_function, validate
 from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
+from sweep.search.custom import KEY as CUSTOM
 from sweep.search.initial_trials import known_params
 from sweep.search.pruners import check_pruner
 from sweep.search.samplers import is_grid, is_replayed, is_shuffled, is_uniform, shuffled
@@ -122,6 +123,8 @@ def _order(
 
     It is for a grid, and for random search in a small space, where draws would repeat: the space is shuffled instead.
     """
+    if is_grid(settings.sampler) and space.custom is not None:
+        raise ConfigError("hydra/sweeper/sampler", f"cannot list what {CUSTOM} chooses; choose another")
     if is_shuffled(settings.sampler):
         order = shuffled(space, seed, known)
     elif is_grid(settings.sampler):

@@ -185,7 +185,14 @@ def _application(context: HydraContext, master: DictConfig, task: TaskFunction, 
     }
     script = os.path.relpath(sys.argv[0]) if os.path.isfile(sys.argv[0]) else name
     return Application(
-        name=name, script=script, context=context, master=master, task=task, settings=own, returns=returns
+        name=name,
+        script=script,
+        context=context,
+        master=master,
+        task=task,
+        settings=own,
+        returns=returns,
+        custom_search_space=node.custom_search_space,
     )
 
 

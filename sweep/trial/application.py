@@ -36,6 +36,7 @@ class Application:
         task: its task function.
         settings: values of sweep's own config, such as {"output_dir": "outputs"}.
         returns: names of the values that the task function returns; empty if the objectives are what it reports.
+        custom_search_space: the dotted path of a function that chooses further values (sweep/search/custom.py).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Application:
     task: TaskFunction
     settings: Mapping[str, Any]
     returns: Sequence[str]
+    custom_search_space: str | None = None
 
     def trial_config(self, config: DictConfig) -> DictConfig:
         """Return sweep's own config of a trial, which has the given config of the application as one of its keys."""

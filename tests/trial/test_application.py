@@ -33,6 +33,8 @@ hydra:
   job: {chdir: true}
 """
 
+pytestmark = pytest.mark.process  # the record asks git for its state
+
 Make = Callable[..., Application]
 
 
