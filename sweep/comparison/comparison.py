@@ -12,7 +12,6 @@ from sweep.comparison.contenders import Contender
 from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import make_plan, refuse_foreign_files
-from sweep.config.schema import validate
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import range_text
 from sweep.search.settings import direction_of_function, directions_of
@@ -272,7 +271,7 @@ def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> Non
     """Raise ConfigError if contenders on the same task differ in their data, their split or their number of epochs."""
     first: dict[str, tuple[Contender, dict[str, Any]]] = {}
     for contender, task, tuning in tunings:
-        config = validate(tuning.space.composer.base({}).config)
+        config = tuning.space.of_options({})
         found = {f"data.{key}": value for key, value in (config.data or {}).items()}
         found |= {f"split.{key}": value for key, value in asdict(config.split).items()}
         found["trainer.epochs"] = config.trainer.epochs

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "examples"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"(?:# @package \w+\n)?# ([\w/]+\.(py|yaml))\n")  # how a block with a file begins
 COMMAND = re.compile(r"^(?:\$ )?python -m (sweep\.\w+) ?(.*)$")
 ELSEWHERE = ("submitit_slurm", "hydra/launcher=ray", "db.example")  # a cluster, a package that is not here, a server
 STUDY = re.compile(r"(?<=from_study=)[\w+-]+|(?<=sweep\.report )[\w+-]+")
@@ -51,7 +52,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workshop")
     for page in PAGES:
         for language, text in blocks(page):
-            if language in ("python", "yaml") and (name := re.match(r"# ([\w/]+\.(py|yaml))\n", text)):
+            if language in ("python", "yaml") and (name := FILE.match(text)):
                 path = folder / name[1]
                 if not name[1].startswith("conf/"):  # which is there
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,17 @@ def test_what_was_recorded_before_and_not_reported_is_reported():
     assert means.n_epochs == 4
 
 
+def test_steps_are_those_that_were_reported():
+    means = Means(2, "minimize")
+    means.extend(0, [100, 200, 300], [4.0, 2.0, 3.0])
+    assert means.unreported() == []
+    means.add(1, 150, 6.0)
+    assert means.unreported() == [(150, 5.0)], "the second has no value at 100"
+    means.reported(150)
+    means.add(1, 300, 8.0)
+    assert means.unreported() == [(200, 4.0), (300, 4.0)]
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_trials_in_turn_are_as_they_are_alone(tmp_path):

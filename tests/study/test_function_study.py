@@ -13,7 +13,8 @@ import yaml
 from processes import environment, error_line, make_store, mlflow_curve, mlflow_runs, only_run, quick, recorded
 from waiting import wait_until
 
-from sweep import ConfigError, compose, load_study, run_comparison, run_lr_range, run_study, run_trial, write_report
+from sweep import ConfigError, compose, load_model, load_study, run_comparison, run_lr_range, run_study, run_trial
+from sweep.api import write_report
 from sweep.study.study_result import StudyResult
 from sweep.tracking.folders import RunFolder, StudyFolder
 
@@ -82,6 +83,11 @@ def test_its_report_is_written(study: StudyResult, monkeypatch: pytest.MonkeyPat
     page = write_report(load_study("s")).read_text()
     assert "functions.quadratic" in page
     assert "score" in page
+
+
+def test_its_model_is_the_functions_own(study: StudyResult) -> None:
+    with pytest.raises(ConfigError, match=r"^run: functions.quadratic trained '.*', and keeps models in a"):
+        load_model(study.folder)
 
 
 def test_its_best_configuration_is_trained_again(study: StudyResult, monkeypatch: pytest.MonkeyPatch) -> None:
