@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial
+    from sweep.trial.current import current_trial as current_trial
     from sweep.trial.node import build as build
     from sweep.trial.run import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
@@ -42,6 +43,7 @@ _HOMES = {
     "StopTraining": "sweep.training.callbacks",
     "Trial": "sweep.training.trial",
     "build": "sweep.trial.node",
+    "current_trial": "sweep.trial.current",
     "run_trial": "sweep.trial.run",
     "load_model": "sweep.trial.stored_model",
     "run_study": "sweep.api",
@@ -67,6 +69,7 @@ __all__ = [
     "Trial",
     "build",
     "compose",
+    "current_trial",
     "list_studies",
     "load_model",
     "load_study",

@@ -15,7 +15,7 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.hydra_errors import UNAVAILABLE, config_error
+from sweep.config.hydra_errors import UNAVAILABLE, config_error, foreign_config_error
 from sweep.config.options import CONF_DIR
 from sweep.config.overrides import setting
 from sweep.config.schema import refuse_unknown_keys, register_schema, with_origin
@@ -53,22 +53,26 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 
 @contextmanager
-def composing(overrides: Sequence[str]) -> Iterator[None]:
+def composing(overrides: Sequence[str], of_sweep: bool = True) -> Iterator[None]:
     """Turn an error of Hydra's about the config into a ConfigError, while Hydra composes `overrides`.
 
-    Other errors pass through unchanged.
+    Other errors pass through unchanged. `of_sweep` is False for the config of another application.
     """
     try:
         yield
     except Exception as error:
-        refusal = config_error(error, overrides)
+        refusal = config_error(error, overrides) if of_sweep else foreign_config_error(error)
         if refusal is None:
             raise
         raise refusal from error
 
 
 def load_multirun(
-    loader: ConfigLoader, name: str, overrides: Sequence[str], like: DictConfig | None = None
+    loader: ConfigLoader,
+    name: str,
+    overrides: Sequence[str],
+    like: DictConfig | None = None,
+    of_sweep: bool = True,
 ) -> DictConfig:
     """Return config `name` as Hydra composes it for a multirun.
 
@@ -77,11 +81,12 @@ def load_multirun(
         name: the name of the primary config.
         overrides: as on the command line.
         like: a config whose cached resolver results are reused, so that `${now:...}` gives the same time in both.
+        of_sweep: False for the config of another application.
 
     Raises:
         ConfigError: Hydra cannot compose the overrides.
     """
-    with composing(overrides):
+    with composing(overrides, of_sweep):
         config = loader.load_configuration(name, [*overrides], RunMode.MULTIRUN)
     if like is not None:
         OmegaConf.copy_cache(from_config=like, to_config=config)

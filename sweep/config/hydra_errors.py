@@ -69,6 +69,14 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
     return _of_hydra(error, overrides)
 
 
+def foreign_config_error(error: Exception) -> ConfigError | None:
+    """Return the error of another application's config, in Hydra's own words; None if Hydra did not raise it."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    key = getattr(error, "full_key", None) or _key_in(str(error)) or "config"
+    return ConfigError(str(key), one_line(error).rstrip("."))
+
+
 def _unreadable(error: OverrideParseException) -> ConfigError:
     """Return the error for an override that Hydra's grammar does not have."""
     _, _, reason = str(error).partition("\n")  # the first line only counts overrides

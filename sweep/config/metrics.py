@@ -11,12 +11,19 @@ DIRECTIONS = ("minimize", "maximize")
 OF_NOISE = ("test/noise_ratio", "test/excess")  # of data whose noise is known
 MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
 _OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
+RETURNED = "objective"  # what the task function of another application returns; with several, objective/0 and so on
+REPORTED = "objective/reported"  # the curve by which trials are pruned if that is the objective
 _ONCE = ("test", "time", "model")  # what comes before the slash in the name of a metric of a whole run
 
 
 def is_curve(metric: str) -> bool:
     """Return whether a metric is recorded after each epoch. The others are recorded once, at the end of a run."""
     return metric.partition("/")[0] not in _ONCE
+
+
+def returned_names(n: int) -> list[str]:
+    """Return the names of `n` values that a task function returns."""
+    return [RETURNED] if n == 1 else [f"{RETURNED}/{i}" for i in range(n)]
 
 
 def is_own(metric: str) -> bool:

@@ -33,6 +33,7 @@ from sweep.utils.paths import absolute, refuse_links_at
 
 COMPONENTS = ("data", "model", "optimizer", "scheduler")
 _ORIGIN = ("choices", "overrides", "composed")  # `with_origin` fills in these keys
+APPLICATION = "hydra_application"  # the key that only the trials of another Hydra application have
 _LONGEST_NAME = 500
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
@@ -71,6 +72,13 @@ class Config:
     overrides: list[str] | None = None  # the command line that composes this config; None if it is not known
     composed: str | None = None  # the fingerprint of the config that those overrides composed
     own: dict[str, Any] = field(default_factory=dict, metadata={"omegaconf_ignore": True})
+    # The whole config of an application with a `@hydra.main` of its own, whose task function trains the trial.
+    hydra_application: dict[str, Any] | None = field(default=None, metadata={"omegaconf_ignore": True})
+
+    @property
+    def is_application(self) -> bool:
+        """Whether the task function of another Hydra application trains the trial. Then `is_function` is true too."""
+        return self.hydra_application is not None
 
     @property
     def is_function(self) -> bool:
@@ -80,7 +88,7 @@ class Config:
     @property
     def has_split(self) -> bool:
         """Whether something divides the data as `split` says: sweep's loop, or a function with an option of `split`."""
-        return not self.is_function or "split" in self.choices
+        return not self.is_function or ("split" in self.choices and not self.is_application)
 
     @property
     def monitor_direction(self) -> str:
@@ -158,7 +166,7 @@ def is_edited(config: "Config", cfg: DictConfig) -> bool:
 
 def keys_of(node: str) -> list[str]:
     """Return the keys of a node that the schema describes ("" is the root); an empty list for any other node."""
-    return [name for name in _names(node) if name not in _ORIGIN] if node in _SCHEMA else []
+    return [name for name in _names(node) if name not in (*_ORIGIN, APPLICATION)] if node in _SCHEMA else []
 
 
 def _names(node: str) -> list[str]:
@@ -212,11 +220,12 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
     is_auto(config.bounds)
-    if config.is_function:
+    if config.is_function and not config.is_application:
         check_call(config.trainer.call, config.choices.get("trainer"))
         check_own_keys(config.own)
         message = "is set, but has no option, so your function would not get it; add split=random"
         require(config.has_split or config.split == Split(), "split", message)
+    if config.is_function:
         for key in COMPONENTS:
             if _is_left_out(key, getattr(config, key)):
                 setattr(config, key, None)

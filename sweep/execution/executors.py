@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from sweep.config.schema import has_function
 from sweep.execution.sequential import SequentialExecutor
 from sweep.execution.session import WorkerSession
 
@@ -22,7 +21,7 @@ class Executor(Protocol):
 def make_executor(session: WorkerSession) -> Executor:
     """Return the executor that `hydra.sweeper.pack` asks for."""
     sequential = SequentialExecutor(session)
-    if session.settings.pack == 1 or has_function(session.composer.master):
+    if session.settings.pack == 1 or session.composer.is_function:
         return sequential
     from sweep.execution.packed import PackedExecutor  # it imports torch
 

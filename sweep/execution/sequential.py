@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
+from sweep.config.schema import Config
 from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
 from sweep.execution.replicates import Means
 from sweep.execution.session import WorkerSession, log
 from sweep.search.space import Configuration
 from sweep.tracking.run_recorder import Membership
+from sweep.trial.application import ApplicationTraining
 from sweep.trial.recorded import Pause
 from sweep.trial.run import run_trial
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned
@@ -63,7 +65,8 @@ class SequentialExecutor:
         def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Training:
             config = session.composer.compose(configuration.groups, values)
             member = session.membership(trial, session.replicate(place), configuration)
-            return partial(self._train_one, trial, config, member, means, anew)
+            application = session.application(configuration.groups, values, trial)
+            return partial(self._train_one, trial, config, member, means, anew, application)
 
         runs = session.runs(configuration)
         if len(runs) == 1:
@@ -118,7 +121,14 @@ class SequentialExecutor:
                 turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
 
     def _train_one(
-        self, trial: FrozenTrial, config: DictConfig, member: Membership, means: Means, anew: bool, pause: Pause | None
+        self,
+        trial: FrozenTrial,
+        config: DictConfig,
+        member: Membership,
+        means: Means,
+        anew: bool,
+        application: Callable[[Config], ApplicationTraining] | None,
+        pause: Pause | None,
     ) -> list[float]:
         """Train or resume one run of the trial. If it had finished before its worker died, only read its results.
 
@@ -128,6 +138,7 @@ class SequentialExecutor:
             member: the run's place in the study.
             means: gets the values of the run.
             anew: True resumes a run that failed.
+            application: what trains a trial of another Hydra application.
             pause: lets other runs train after each epoch.
 
         Returns:
@@ -148,6 +159,7 @@ class SequentialExecutor:
                     load=session.load,
                     pause=pause,
                     stop=session.stop_of(trial),
+                    application=application,
                 )
                 values = session.objectives(run)
             means.end(place)

@@ -12,9 +12,9 @@ import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.config.metrics import is_curve
+from sweep.config.metrics import REPORTED, RETURNED, is_curve
 from sweep.config.overrides import key_of, value_of
-from sweep.config.schema import has_function, validate
+from sweep.config.schema import Config, has_function, validate
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -33,6 +33,7 @@ from sweep.storage.url import storage_place
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
+from sweep.trial.application import ApplicationTraining
 from sweep.trial.run import record_refused
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import (
@@ -244,6 +245,16 @@ class WorkerSession:
             return seeds
         return [{**own, "split.folds": n_folds, "split.fold": fold} for own in seeds for fold in range(n_folds)]
 
+    def application(
+        self, groups: Mapping[str, str], values: Mapping[str, Any], trial: FrozenTrial
+    ) -> Callable[[Config], ApplicationTraining] | None:
+        """Return what makes the training of a trial of another Hydra application; None for sweep's own."""
+        application = self.composer.application
+        if application is None:
+            return None
+        overrides = self.composer.job_overrides(groups, values)
+        return lambda config: ApplicationTraining(config, application, overrides, trial.number)
+
     def replicate(self, place: int) -> int | None:
         """Return the number of a run among the runs of its trial; None if the trial has only one."""
         return None if self.settings.n_runs == 1 else place
@@ -305,9 +316,11 @@ class WorkerSession:
 
     def _watched(self) -> tuple[str, str]:
         """Return the metric that is reported while a trial trains, and its direction."""
+        if self.settings.objective == [RETURNED]:  # of which what is reported is a preview
+            return REPORTED, self.settings.direction[0]
         if self.settings.prunes:
             return self.settings.objective[0], self.settings.direction[0]
-        if has_function(self.composer.master):  # of the metrics that it reports, only the objectives are known
+        if self.composer.is_function:  # of the metrics that it reports, only the objectives are known
             curves = [n for n, name in enumerate(self.settings.objective) if is_curve(name)] or [0]
             return self.settings.objective[curves[0]], self.settings.direction[curves[0]]
         return "val/loss", "minimize"

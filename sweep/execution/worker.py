@@ -28,7 +28,8 @@ class Worker:
     def __call__(self, cfg: DictConfig) -> int | None:
         """Train the study's trials as one job of a launcher. Return what `work` does."""
         secure_streams()
-        check_hydra(HydraConfig.get())
+        if self.plan.space.composer.application is None:
+            check_hydra(HydraConfig.get())
         with quiet_optuna():
             return self.work(HydraConfig.get().job.num)
 

@@ -90,13 +90,14 @@ class WorkerPool:
     def _jobs(self) -> list[list[str]]:
         """Return the overrides of each job to launch: as many jobs as workers are useful."""
         plan = self._plan
+        is_application = plan.space.composer.application is not None
         job = [
             *plan.space.composer.fixed,
             *plan.space.composer.options(plan.space.first_groups()),
             setting("hydra.sweep.dir", str(plan.folder.path)),
             f"hydra.sweep.subdir=workers/{plan.launch}-${{hydra.job.num}}",
             "hydra.output_subdir=null",
-            "hydra/job_logging=worker",
+            *(["hydra/job_logging=none", "hydra.job.chdir=false"] if is_application else ["hydra/job_logging=worker"]),
         ]
         return [job] * min(plan.settings.n_jobs, max(1, plan.n_trials - self._n_finished()))
 

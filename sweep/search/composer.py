@@ -26,6 +26,7 @@ from sweep.config.schema import (
 )
 from sweep.search.plain_config import PlainConfig
 from sweep.search.variants import Kind, Variants
+from sweep.trial.application import Application
 from sweep.utils.errors import ConfigError
 from sweep.utils.terminal import say
 
@@ -86,6 +87,7 @@ class Composer:
         starts: learning rates, and ranges to search, that replace the options' own.
         monitor: the value of `trainer.monitor` if neither an option nor the command line sets it.
         direction: with a training function that monitors the objective, the value of `trainer.direction`.
+        application: another Hydra application, of which these are the configs; None for sweep's own.
     """
 
     loader: ConfigLoaderImpl
@@ -95,6 +97,12 @@ class Composer:
     starts: Starts = field(default_factory=dict)
     monitor: str | None = None
     direction: str | None = None
+    application: Application | None = None
+
+    @property
+    def is_function(self) -> bool:
+        """Whether a function of the user's own trains the trials: a training function, or another application's."""
+        return self.application is not None or has_function(self.master)
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -113,10 +121,11 @@ class Composer:
             self._show_progress()
             overrides = [*self.fixed, *self.options(groups)]
             config, choices, searchpath = self._composed(groups, overrides)
-            refuse_unknown_keys(config)
-            if config.bounds is not None:  # for the study, not for a trial
-                config.bounds = None
-                overrides.append("bounds=null")
+            if self.application is None:
+                refuse_unknown_keys(config)
+                if config.bounds is not None:  # for the study, not for a trial
+                    config.bounds = None
+                    overrides.append("bounds=null")
             searched = {}
             for key, start in self.starts.get(chosen(groups), {}).items():
                 if any(sets(o, key) for o in self.fixed):
@@ -124,16 +133,22 @@ class Composer:
                 OmegaConf.update(config, key, start["value"])
                 searched[key] = f"tag(log, interval({start['low']:g}, {start['high']:g}))"
             own = [*searchpath, *overrides]
-            if self.monitor is not None and config.trainer.monitor is None:
-                config.trainer.monitor = self.monitor
-                own.append(override("trainer.monitor", self.monitor))  # training the best again then monitors the same
-            is_objective = config.trainer.monitor == self.monitor
-            if self.direction is not None and is_objective and has_function(config) and not config.trainer.direction:
-                config.trainer.direction = self.direction
-                own.append(override("trainer.direction", self.direction))
+            self._set_monitor(config, own)
             OmegaConf.set_struct(config, True)
             self._bases[choice] = Base(config, pickle.dumps(config), choices, own, searched)
         return self._bases[choice]
+
+    def _set_monitor(self, config: DictConfig, own: list[str]) -> None:
+        """Set what trials monitor, unless the config says it, and add it to the overrides `own`."""
+        if self.application is not None:
+            return
+        if self.monitor is not None and config.trainer.monitor is None:
+            config.trainer.monitor = self.monitor
+            own.append(override("trainer.monitor", self.monitor))  # training the best again then monitors the same
+        is_objective = config.trainer.monitor == self.monitor
+        if self.direction is not None and is_objective and has_function(config) and not config.trainer.direction:
+            config.trainer.direction = self.direction
+            own.append(override("trainer.direction", self.direction))
 
     def _composed(self, groups: Mapping[str, str], overrides: list[str]) -> _Composed:
         """Return the config without Hydra's node, the choice in every group, and the overrides of the searchpath.
@@ -174,7 +189,14 @@ class Composer:
 
     def compose(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> DictConfig:
         """Return a new config with `values` set, for a trial. It names the choices and overrides that composed it."""
-        return with_origin(self._config(groups, values), self.base(groups).choices, self._overrides(groups, values))
+        config = self._config(groups, values)
+        if self.application is not None:
+            config = self.application.trial_config(config)
+        return with_origin(config, self.base(groups).choices, self._overrides(groups, values))
+
+    def job_overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
+        """Return the overrides of the job of another application that `compose` describes, with passwords."""
+        return [o for o in self._overrides(groups, values) if not o.startswith("hydra.")]
 
     def validated(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Config:
         """Return what `compose` returns, validated. Raises ConfigError."""
@@ -226,7 +248,7 @@ class Composer:
         return copy.deepcopy(self._parsed[key, value])
 
     def _load(self, overrides: list[str]) -> DictConfig:
-        with composing(overrides):
+        with composing(overrides, of_sweep=self.application is None):
             return self.loader.load_sweep_config(self.master, overrides)
 
 

@@ -1,14 +1,20 @@
-"""sweep's own pruner. A study reports each trial's best value so far, which Optuna's PatientPruner cannot handle."""
+"""sweep's own pruners.
+
+A study reports each trial's best value so far, which Optuna's PatientPruner cannot handle. And trials of another Hydra
+application have a length that nobody has to say.
+"""
 
 import optuna
 from optuna import Study
-from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.metrics import sign_of
 from sweep.search import build
 from sweep.search.settings import StudySettings
 from sweep.utils.errors import ConfigError, one_line
+
+_RUNGS = 12  # as in conf/hydra/sweeper/pruner/asha.yaml
 
 
 class PatientPruner(BasePruner):
@@ -41,6 +47,27 @@ class PatientPruner(BasePruner):
             return False
         gain = sign_of(study.direction.name) * (values[-1 - self._patience] - values[-1])
         return gain <= self._min_delta and (self._wrapped is None or self._wrapped.prune(study, trial))
+
+
+class HalvingByFirstTrial(BasePruner):
+    """Asynchronous successive halving for trials whose last epoch is not known.
+
+    The lowest rung is a twelfth of the steps of the first complete trial. Until there is one, nothing is pruned.
+    """
+
+    def __init__(self, reduction_factor: int = 2, min_early_stopping_rate: int = 0) -> None:
+        """Configure the pruner. The arguments are those of Optuna's SuccessiveHalvingPruner."""
+        self._arguments = {"reduction_factor": reduction_factor, "min_early_stopping_rate": min_early_stopping_rate}
+        self._made: BasePruner | None = None
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        if self._made is None:
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            last = next((t.last_step for t in complete if t.last_step is not None), None)
+            if last is None:
+                return False
+            self._made = SuccessiveHalvingPruner(min_resource=max(1, last // _RUNGS), **self._arguments)
+        return self._made.prune(study, trial)
 
 
 def check_pruner(settings: StudySettings) -> None:

@@ -49,6 +49,12 @@ def is_uniform(node: Mapping[str, Any]) -> bool:
     return node.get("_target_") in (RANDOM_SAMPLER, _QMC)
 
 
+def is_replayed(node: Mapping[str, Any], space: Space) -> bool:
+    """Return whether the sampler draws what hydra-optuna-sweeper would draw for another application."""
+    is_seeded = node["_target_"] == RANDOM_SAMPLER and node.get("seed") is not None
+    return is_seeded and space.composer.application is not None and space.custom is None
+
+
 def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> list[Configuration]:
     """List every configuration of a finite space once, in an order that depends on the seed.
 
@@ -79,6 +85,8 @@ def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) 
         ConfigError: the sampler cannot be made.
     """
     target = node["_target_"]
+    if is_replayed(node, space):
+        return Replayed(int(node["seed"]), number, space)
     arguments = {**node, "seed": derive_seed(seed, f"trial/{number}") % 2**32}
     if target == _TPE and space.groups:
         arguments = {"group": True, **arguments}  # model parameters jointly that occur in the same trials
@@ -139,6 +147,47 @@ def draw(
         again()
         configuration = space.accepted(suggest, again)
     return configuration
+
+
+class Replayed(BaseSampler):
+    """Draws what hydra-optuna-sweeper's random sampler draws with the same seed, for a trial of another application.
+
+    That sampler has one generator for all trials. Its draws for earlier trials are repeated here, which takes less than
+    0.1 ms each. Values that it would not draw, such as those of a further attempt, are drawn from the trial's own seed.
+    """
+
+    def __init__(self, seed: int, number: int, space: Space) -> None:
+        """Draw all values of the trial.
+
+        Args:
+            seed: of the sampler.
+            number: of the trial.
+            space: of the study. Keys of the command line and of hydra.sweeper.params are drawn in their order.
+        """
+        self._further = RandomSampler(derive_seed(seed, f"trial/{number}") % 2**32)
+        self._drawn = dict[str, Any]()
+        ranges = {**space.groups, **space.swept}
+        order = {key: ranges[key] for key in space.composer.prefixes if not ranges[key].single()}
+        drawing, study, trial = RandomSampler(seed), optuna.create_study(), optuna.trial.create_trial(value=0.0)
+        for _ in range(number + 1):
+            self._drawn = {k: drawing.sample_independent(study, trial, k, d) for k, d in order.items()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the value that was drawn; on a further call a new one."""
+        name = param_name.partition("[")[0]
+        if name in self._drawn:
+            return self._drawn.pop(name)
+        return self._further.sample_independent(study, trial, param_name, param_distribution)
 
 
 class QuasiRandom(BaseSampler):

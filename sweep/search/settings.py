@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import DIRECTIONS, OF_NOISE, is_curve
+from sweep.config.metrics import DIRECTIONS, OF_NOISE, RETURNED, is_curve, returned_names
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
 from sweep.config.schema import has_function
@@ -35,6 +35,10 @@ RANDOM_SAMPLER = "optuna.samplers.RandomSampler"
 _OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by target
 _EPOCHS = ("hydra.sweeper.max_epochs", "trainer.epochs")  # what a pruner's node may refer to
 _N_TRIALS = 32  # if n_trials is not set
+_OF_APPLICATIONS = (  # further keys of sweep/study/search_path/hydra/sweeper/study.yaml
+    *("params", "custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
+)
+_ASHA = "optuna.pruners.SuccessiveHalvingPruner"
 
 
 @dataclass(kw_only=True)
@@ -160,10 +164,12 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         pruner = {"_target_": NO_PRUNER}
     if sampler["_target_"] == _CMAES and pruner.get("_target_") != NO_PRUNER and not sampler.get("source_trials"):
         sampler = {"consider_pruned_trials": True, **sampler}
+    if is_application(config):
+        _objective_of_application(node)
     node["objective"] = _texts("objective", node["objective"])
     if node["max_epochs"] is None and "pruner" not in (changes or {}):
         pruner = _without_epochs(config, pruner, node["objective"])
-    if node["direction"] is None and has_function(config):
+    if node["direction"] is None and (is_application(config) or has_function(config)):
         node["direction"] = [_direction_of_cost(name) for name in node["objective"]]
     elif node["direction"] is None:
         task, callbacks = (
@@ -171,6 +177,23 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         )
         node["direction"] = directions_of(node["objective"], task, callbacks)
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def is_application(config: DictConfig) -> bool:
+    """Return whether a composed config is of another Hydra application, whose task function trains the trials."""
+    return "experiment_name" in (config.hydra.sweeper or {})
+
+
+def _objective_of_application(node: dict[str, Any]) -> None:
+    """Set objective and direction of an application: what it returns, one value for each direction, unless named."""
+    direction = node["direction"]
+    n = len(direction) if isinstance(direction, list | tuple) else 1
+    if node["objective"] is None:
+        node["objective"], node["direction"] = returned_names(n), direction or "minimize"
+    for key in ("seeds", "folds", "pack"):
+        _require(key not in node, key, "needs sweep's own loop; leave it out")
+    for key in _OF_APPLICATIONS:
+        del node[key]
 
 
 def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +204,9 @@ def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Seque
         return pruner
     if len(objective) > 1 or not is_curve(objective[0]):  # nothing is pruned
         return {"_target_": NO_PRUNER}
+    if is_application(config) and pruner["_target_"] == _ASHA:
+        kept = {key: value for key, value in pruner.items() if key != "min_resource"}
+        return {**kept, "_target_": "sweep.search.pruners.HalvingByFirstTrial"}
     message = "is what this pruner has to know: the last epoch that your function reports; set it or trainer.epochs, or"
     raise ConfigError("hydra.sweeper.max_epochs", f"{message} choose hydra/sweeper/pruner=none")
 
@@ -247,6 +273,8 @@ def implied_monitor(objective: Any) -> str | None:
     Return None if that is the validation loss, which is the default, or not a curve. objective: as in the config.
     """
     first = objective if isinstance(objective, str) else objective[0]
+    if first.partition("/")[0] == RETURNED:
+        return None
     return first if is_curve(first) and first != "val/loss" else None
 
 

@@ -7,7 +7,7 @@ in `scheduler.max_lr[sgd]`: a sampler must not learn about one range from values
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from sweep.config.hydra_errors import config_error
-from sweep.config.overrides import key_of, sets
+from sweep.config.overrides import key_of, sets, value_of
 from sweep.config.schema import Config, has_function, is_auto, is_own_key, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.conditions import NoCondition, holds
+from sweep.search.custom import KEY, SuggestingTrial, extend
 from sweep.search.ranges import (
     alike,
     contains,
@@ -34,6 +35,7 @@ from sweep.search.ranges import (
     range_text,
 )
 from sweep.search.settings import implied_direction, implied_monitor
+from sweep.trial.application import Application
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError, one_line
 
@@ -42,6 +44,7 @@ _LONGEST_SHOWN = 100  # characters of a condition in a message
 _NOT_A_TRIALS = re.compile(
     r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
+_HYDRAS = re.compile(r"(search|where|hydra)(/|\.|$)")  # of the keys of another application
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -52,11 +55,13 @@ class Configuration(NamedTuple):
         groups: the option of each searched group.
         values: the other searched values, by config key.
         params: both, by Optuna's names.
+        more: the distributions of values that `custom_search_space` chose, by Optuna's names.
     """
 
     groups: dict[str, str]
     values: dict[str, Any]
     params: dict[str, Any]
+    more: Mapping[str, BaseDistribution] | None = None
 
 
 Suggest = Callable[[str, BaseDistribution], Any]  # (name, distribution) -> value
@@ -88,7 +93,12 @@ class Space:
     @property
     def bounds_are_auto(self) -> bool:
         """Whether range tests choose where to search learning rates. Raises ConfigError if `bounds` has a bad value."""
-        return is_auto(self.composer.master.bounds)
+        return not self.composer.application and is_auto(self.composer.master.bounds)
+
+    @property
+    def custom(self) -> str | None:
+        """The dotted path of another application's `custom_search_space`; None if there is none."""
+        return self.composer.application and self.composer.application.custom_search_space
 
     def __post_init__(self) -> None:
         self._cuts: dict[str, None] = {}
@@ -112,14 +122,24 @@ class Space:
 
     def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
         """Return the distribution of each of the configuration's parameters, by Optuna's names."""
-        return {**self.groups, **dict(self.ranges(configuration.groups).values())}
+        return {**self.groups, **dict(self.ranges(configuration.groups).values()), **(configuration.more or {})}
 
     def configuration(self, suggest: Suggest) -> Configuration:
         """Choose a configuration: the options first, and then the values that are searched under them."""
         groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
         named = self.ranges(groups)
         values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
-        return Configuration(groups, values, {**groups, **{named[key][0]: value for key, value in values.items()}})
+        params = {**groups, **{named[key][0]: value for key, value in values.items()}}
+        if self.custom is None:
+            return Configuration(groups, values, params)
+        trial = SuggestingTrial(suggest, {**groups, **values}, {key_of(o): value_of(o) for o in self.composer.fixed})
+        extend(self.custom, self.composer.master, trial)
+        chosen = {name: trial.params[name] for name in trial.distributions}
+        for name in chosen:
+            if key_of(name) in self.fixed:
+                raise ConfigError(name, f"is set on the command line, but {KEY} searches it; leave it out there")
+        values |= {key_of(name): value for name, value in chosen.items()}
+        return Configuration(groups, values, params | chosen, trial.distributions)
 
     def accepted(self, suggest: Suggest, again: Callable[[], None] = lambda: None) -> Configuration:
         """Choose a configuration that meets the conditions of `where`.
@@ -161,11 +181,11 @@ class Space:
 
         Raises ConfigError if a condition cannot be evaluated.
         """
-        if BATCH_SIZE in configuration.values and any(map(depends_on, configuration.values)):
+        if self._cuts_batches(configuration.values) and any(map(depends_on, configuration.values)):
             config = self.composer.validated(configuration.groups, configuration.values)
             if config.trainer.batch_size > self.splits.size(config):
                 return BATCH_SIZE
-        if not self.composer.base(configuration.groups).config.where:
+        if not _node(self.composer.base(configuration.groups).config, "where"):
             return None
         config = self.composer.readable(configuration.groups, configuration.values)
         for name, condition in config["where"].items():
@@ -187,7 +207,7 @@ class Space:
             if not self.composer.base(groups).has(key):
                 continue
             value = OmegaConf.select(config, key)
-            if key == BATCH_SIZE and isinstance(value, int) and value > self._n_train(groups):
+            if self._cuts_batches([key]) and isinstance(value, int) and value > self._n_train(groups):
                 value = largest(distribution, self._n_train(groups))
             value = self.as_sampled(groups, key, distribution, value)
             if contains(distribution, value):
@@ -227,7 +247,9 @@ class Space:
 
     def size(self) -> float:
         """Count the configurations, ignoring conditions. The result is infinite if a range is continuous."""
-        if math.inf in map(n_values, self.named_ranges().values()):  # avoids composing every choice of options
+        if self.custom is not None or math.inf in map(
+            n_values, self.named_ranges().values()
+        ):  # avoids composing every choice of options
             return math.inf
         return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
 
@@ -302,21 +324,27 @@ class Space:
         base = self.composer.base(groups)
         config = base.config
         try:
-            search = _flat(OmegaConf.to_container(config.search, resolve=True))
+            search = _flat(_node(config, "search"))
         except Exception as error:
             raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
-        found, is_function = {}, has_function(config)
+        found, is_application = {}, self.composer.application is not None
+        may_lack = is_application or has_function(config)
         for key, text in (search | base.searched).items():
-            if is_function and text is not None and is_own_key(key) and not base.has(key):
+            is_own = is_application or is_own_key(key)
+            if may_lack and text is not None and is_own and not base.has(key):
                 message = f"the config has no key '{key}'; correct it, or add the key with its default: +{key}=..."
                 raise ConfigError(f"search.{key}", message)
             if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
         found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
-        if BATCH_SIZE in found and not any(map(depends_on, found)):
+        if self._cuts_batches(found) and not any(map(depends_on, found)):
             self._cut_batch_size(found, groups)
         return found
+
+    def _cuts_batches(self, keys: Collection[str]) -> bool:
+        """Return whether one of the keys is sweep's own batch size, which must fit the data."""
+        return BATCH_SIZE in keys and self.composer.application is None
 
     def _cut_batch_size(self, found: dict[str, BaseDistribution], groups: Mapping[str, str]) -> None:
         """Remove from `found` the batch sizes that are larger than the training split.
@@ -345,7 +373,7 @@ class Space:
         """Return a line for the user about each range that the data cut."""
         for groups in self.combinations():
             keys = self.ranges(groups)
-            if BATCH_SIZE in keys and any(map(depends_on, keys)):
+            if self._cuts_batches(keys) and any(map(depends_on, keys)):
                 self._cuts[f"{BATCH_SIZE}: a batch larger than the training split of its own trial is not tried"] = None
         return [*self._cuts]
 
@@ -376,6 +404,7 @@ def make_space(
     objective: Sequence[str] = ("val/loss",),
     n_folds: int = 1,
     direction: Sequence[str] = ("minimize",),
+    application: Application | None = None,
 ) -> Space:
     """Make the search space of a study.
 
@@ -387,20 +416,31 @@ def make_space(
         objective: of the study.
         n_folds: on how many folds it trains each configuration.
         direction: of each objective.
+        application: another Hydra application that is searched; None for sweep's own.
 
     Raises:
         ConfigError: an override cannot be parsed, or its key cannot be searched.
     """
     sweeps, plain = read_command_line(arguments)
-    plain = [o for o in plain if not sets(o, "bounds")]  # for the study, not for a trial
-    groups, swept = _swept(loader, sweeps)
+    own = _HYDRAS if application else _NOT_A_TRIALS
+    if application is None:
+        plain = [o for o in plain if not sets(o, "bounds")]  # for the study, not for a trial
+    groups, swept = _swept(loader, sweeps, own)
     for key in ranges or ():
-        _refuse_unsearchable(key)
+        _refuse_unsearchable(key, own)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     monitor, better = implied_monitor(objective), implied_direction(objective, direction)
-    composer = Composer(loader, master, plain, prefixes, monitor=monitor, direction=better)
+    composer = Composer(loader, master, plain, prefixes, monitor=monitor, direction=better, application=application)
     splits = TrainingSplits(n_folds)
     return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
+
+
+def _node(config: DictConfig, name: str) -> dict[str, Any]:
+    """Return the config's node `search` or `where`; empty if another application has none, or something else there."""
+    node = config.get(name)
+    plain = OmegaConf.to_container(node, resolve=name == "search") if OmegaConf.is_dict(node) else {}
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _flat(search: Any, prefix: str = "") -> dict[str, Any]:
@@ -412,7 +452,7 @@ def _flat(search: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _swept(
-    loader: Any, sweeps: Sequence[Override]
+    loader: Any, sweeps: Sequence[Override], not_a_trials: re.Pattern[str]
 ) -> tuple[dict[str, CategoricalDistribution], dict[str, BaseDistribution]]:
     """Return the options of each swept group, and the range of each swept key. Raises ConfigError."""
     groups: dict[str, CategoricalDistribution] = {}
@@ -423,7 +463,7 @@ def _swept(
             raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave the package out")
         if override.is_value_path:
             raise ConfigError(key, "cannot be searched by itself; search the whole list, as in key=[1,2],[3,4]")
-        _refuse_unsearchable(key)
+        _refuse_unsearchable(key, not_a_trials)
         options = loader.get_group_options(key)
         value = override.value()
         if isinstance(value, Glob):
@@ -439,8 +479,8 @@ def _swept(
     return groups, ranges
 
 
-def _refuse_unsearchable(key: str) -> None:
-    if _NOT_A_TRIALS.match(key):
+def _refuse_unsearchable(key: str, not_a_trials: re.Pattern[str]) -> None:
+    if not_a_trials.match(key):
         raise ConfigError(key, "is not a setting of a trial, so it cannot be searched; give it one value")
 
 

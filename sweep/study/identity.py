@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sweep.config.outputs import folder_name
 from sweep.config.schema import named_call, own_defaults
 from sweep.config.task_node import AUTO_TASK
+from sweep.search.custom import KEY as CUSTOM
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
@@ -70,7 +71,8 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
     """
     if settings.study_name is not None:
         return checked_name("hydra.sweeper.study_name", settings.study_name)
-    call = named_call(space.composer.base(space.configured_groups()).config)
+    application = space.composer.application
+    call = application.name if application else named_call(space.composer.base(space.configured_groups()).config)
     parts = [] if call is None else [call]
     parts += [
         "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
@@ -113,7 +115,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
     facts: dict[str, str] = {}
     first = space.first_groups()
     for options in space.each_group_alone():
-        plain = OmegaConf.to_container(space.composer.base(options).config, resolve=True)
+        resolves = space.composer.application is None  # another application's may need the job to be resolved
+        plain = OmegaConf.to_container(space.composer.base(options).config, resolve=resolves)
         searched = space.ranges(options)
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         assert isinstance(plain, dict)
@@ -125,6 +128,8 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
             if key not in searched and facts.get(key) != json.dumps(value):
                 facts[f"{key}{suffix}"] = json.dumps(value)
     facts |= {f"search.{name}": range_text(distribution) for name, distribution in space.named_ranges().items()}
+    if space.custom is not None:
+        facts[CUSTOM] = json.dumps(space.custom)
     own = {f"hydra.sweeper.{key}": getattr(settings, key) for key in _SETTINGS}
     return facts | {key: json.dumps(value) for key, value in own.items()}
 

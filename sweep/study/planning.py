@@ -10,9 +10,10 @@ from sweep.config.function_node import needs_loop
 from sweep.config.schema import Config, has_function, validate
 from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
+from sweep.search.custom import KEY as CUSTOM
 from sweep.search.initial_trials import known_params
 from sweep.search.pruners import check_pruner
-from sweep.search.samplers import is_grid, is_shuffled, is_uniform, shuffled
+from sweep.search.samplers import is_grid, is_replayed, is_shuffled, is_uniform, shuffled
 from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
@@ -72,7 +73,9 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
         check_objectives(plan.settings.objective, config, space.splits.load(config))
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
         tried = space.splits.fit(validate(space.compose(configuration)))
-        if tried.is_function:
+        if tried.is_application:
+            pass  # its task function cannot be checked before it is called
+        elif tried.is_function:
             training_function(str(tried.trainer.call))
         else:
             check_data(space.splits.load(tried), tried)
@@ -120,13 +123,15 @@ def _order(
 
     It is for a grid, and for random search in a small space, where draws would repeat: the space is shuffled instead.
     """
+    if is_grid(settings.sampler) and space.custom is not None:
+        raise ConfigError("hydra/sweeper/sampler", f"cannot list what {CUSTOM} chooses; choose another")
     if is_shuffled(settings.sampler):
         order = shuffled(space, seed, known)
     elif is_grid(settings.sampler):
         if settings.enqueue:
             raise ConfigError("hydra.sweeper.enqueue", "has no effect in a grid, which tries every configuration")
         order = list(space.everything())
-    elif is_uniform(settings.sampler) and space.size() <= _SMALL:
+    elif is_uniform(settings.sampler) and not is_replayed(settings.sampler, space) and space.size() <= _SMALL:
         order = shuffled(space, seed, known)
     else:
         return None

@@ -26,7 +26,7 @@ from sweep.study.recording import Recording
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.study.status import eta_s, eta_text, params_text, running_table, running_trial, status_of
 from sweep.tracking.folders import StudyFolder
-from sweep.tracking.provenance import from_study_command, report_command
+from sweep.tracking.provenance import from_study_command, report_command, rerun_command
 from sweep.trial.summary import where_to_look
 from sweep.utils.console import Console
 from sweep.utils.notebook import Cell
@@ -149,8 +149,18 @@ class Watch:
         return Group(running_table(running), *lines)
 
 
-def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None) -> None:
-    """Print the counts, the best configuration, the command that trains it again, and how to see it all in MLflow."""
+def print_outcome(
+    study: optuna.Study, folder: StudyFolder, n_trials: int, tracking_uri: str | None, script: str | None = None
+) -> None:
+    """Print the counts, the best configuration, the command that trains it again, and how to see it all in MLflow.
+
+    Args:
+        study: the study.
+        folder: its folder.
+        n_trials: the number of its trials.
+        tracking_uri: the tracking store of MLflow; None without tracking.
+        script: the file of another Hydra application that was searched; None for sweep's own.
+    """
     console = Console(soft_wrap=True)
 
     def say(text: str) -> None:
@@ -174,10 +184,11 @@ def print_outcome(study: optuna.Study, folder: StudyFolder, n_trials: int, track
     if not is_complete(trials, n_trials):
         say("Not complete:    run the same command again to resume it")
     if best:
-        overrides = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
-        again = from_study_command(
-            study.study_name, folder.path.parent.parent, [str(override) for override in overrides]
-        )
+        stored = stored_best(folder.best, "study")["overrides"] if folder.best.exists() else []
+        overrides = [str(override) for override in stored]
+        again = from_study_command(study.study_name, folder.path.parent.parent, overrides)
+        if script is not None:
+            again = rerun_command(overrides, script)
         say(f"Train it again:  {again}")
         if note := only_one_run(study.user_attrs):
             say(f"                 ({note})")

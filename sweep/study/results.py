@@ -1,6 +1,7 @@
 """The results of a study: files in its folder, and the journal from which its own run in MLflow is made."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -59,12 +60,7 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     best = best_trials(study)
     if not best:
         return
-    if len(study.directions) == 1:
-        found = {"name": "optuna", "best_params": _stock(best[0], space), "best_value": best[0].value}
-    else:
-        solutions = [{"params": _stock(t, space), "values": t.values} for t in best]
-        found = {"name": "optuna", "solutions": solutions}
-    write_checked(folder.results, to_yaml(found))
+    write_checked(folder.results, to_yaml(_stock_results(study, best, space)))
     number, is_given = best[0].number, "seed" not in config_values(best[0])
     recorded = recorded_overrides(folder.trial(number), folder.trial(number, 0), is_given)
     overrides = recorded or _composed(best[0], space)
@@ -76,6 +72,20 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     folder.option.parent.mkdir(exist_ok=True)
     text = _option(f"{study.study_name}: trial {best[0].number}", overrides, space)
     write_checked(folder.option, text, first=OF_AN_OPTION)
+
+
+def write_stock_results(study: optuna.Study, sweep_dir: Path, space: Space) -> None:
+    """Write `optimization_results.yaml` where hydra-optuna-sweeper writes it, for programs that read it there."""
+    if best := best_trials(study):
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        (sweep_dir / "optimization_results.yaml").write_text(to_yaml(_stock_results(study, best, space)))
+
+
+def _stock_results(study: optuna.Study, best: Sequence[FrozenTrial], space: Space) -> dict[str, Any]:
+    if len(study.directions) == 1:
+        return {"name": "optuna", "best_params": _stock(best[0], space), "best_value": best[0].value}
+    solutions = [{"params": _stock(t, space), "values": t.values} for t in best]
+    return {"name": "optuna", "solutions": solutions}
 
 
 def _stock(trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -202,7 +212,9 @@ def start_facts(
         params["folds"] = settings.folds
     params |= {"objective": ", ".join(settings.objective), "direction": ", ".join(settings.direction)}
     params |= {f"search.{n}".translate(_PARAM_KEY): range_text(d) for n, d in space.named_ranges().items()}
-    tags = {**provenance_tags(arguments), "study": name, "kind": "study"}
+    application = space.composer.application
+    script = None if application is None else application.script
+    tags = {**provenance_tags(arguments, script), "study": name, "kind": "study"}
     return {
         "uid": uid,
         "name": name,

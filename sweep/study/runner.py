@@ -161,7 +161,7 @@ class StudyRunner:
                 self._keep_model()
             recording.end(ending, self._config.tracking.close_timeout_s)
         if self._output is Output.ALL:
-            self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri))
+            self._patiently(lambda: print_outcome(study, self.folder, plan.n_trials, self._store.uri, self._script))
         if failure is not None:
             message = failure.user_attrs.get(PROBLEM, "no reason recorded")
             raise StudyFailed(self.name, failure.number, message, self.folder.trial(failure.number).path)
@@ -175,6 +175,11 @@ class StudyRunner:
         """Ask a run of the study, in another thread, to save its trials and stop, as a signal does."""
         self.folder.workers.mkdir(parents=True, exist_ok=True)
         self.check().stop_request.touch()
+
+    @property
+    def _script(self) -> str | None:
+        application = self.space.composer.application
+        return None if application is None else application.script
 
     @property
     def is_recorded(self) -> bool:

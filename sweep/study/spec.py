@@ -1,22 +1,29 @@
 """The specification of a study as objects, and what a study needs of Hydra: composing configs, and launchers."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import BaseDistribution
 
 from sweep.config.composition import load_multirun, searchpath_overrides
+from sweep.config.metrics import REPORTED, RETURNED, returned_names
 from sweep.config.overrides import key_of, sets
+from sweep.config.schema import checked_output_dir
 from sweep.execution.worker import Worker
 from sweep.search.ranges import spelled_range
-from sweep.search.settings import StudySettings, settings_of, spelled_settings
+from sweep.search.settings import StudySettings, is_application, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
+from sweep.trial.application import Application
+from sweep.utils.paths import absolute
 
 # The recorded command, which resumes the study, leaves these out: -m replaces the first, the second is recorded with
 # absolute paths, and the others hold for one command only.
@@ -36,6 +43,7 @@ class HydraRoot:
         like: a config whose cached values, such as the time, the composed configs share.
         embedded: True if a Python program runs the study. Its logging stays as it is, and a single worker runs in its
             process.
+        task: the task function of another Hydra application; None for sweep's own.
     """
 
     context: HydraContext
@@ -45,6 +53,7 @@ class HydraRoot:
     changes: Mapping[str, object]
     like: DictConfig
     embedded: bool = False
+    task: TaskFunction | None = None
 
     def compose(self, arguments: Sequence[str]) -> DictConfig:
         """Compose the config of a sweep with the given overrides of a trial's keys.
@@ -53,7 +62,7 @@ class HydraRoot:
             ConfigError: Hydra cannot compose them.
         """
         overrides = [*self.own, *self.launcher, *arguments]
-        master = load_multirun(self.context.config_loader, self.name, overrides, self.like)
+        master = load_multirun(self.context.config_loader, self.name, overrides, self.like, of_sweep=self.task is None)
         with open_dict(master):
             master.hydra.mode = RunMode.MULTIRUN
         return master
@@ -64,6 +73,7 @@ def make_root(
     config: DictConfig,
     changes: Mapping[str, object] | None = None,
     embedded: bool = False,
+    task: TaskFunction | None = None,
 ) -> HydraRoot:
     """Return the source that the config of a sweep was composed from, with a launcher for its number of workers.
 
@@ -74,13 +84,15 @@ def make_root(
         config: the config of the sweep.
         changes: settings that a program gives.
         embedded: True if a Python program runs the study.
+        task: the task function of another Hydra application.
 
     Raises:
         ConfigError: the settings are invalid.
     """
     own, n_jobs = list(config.hydra.overrides.hydra), settings_of(config, changes).n_jobs
     name = config.hydra.runtime.choices.get("hydra/launcher")
-    launcher = [f"hydra/hydra_logging={'none' if embedded else 'study'}"]
+    is_quiet = embedded or is_application(config)
+    launcher = [f"hydra/hydra_logging={'none' if is_quiet else 'study'}"]
     if n_jobs > 1 and name == "basic":
         name = "joblib"
         launcher.append("hydra/launcher=joblib")
@@ -94,6 +106,7 @@ def make_root(
         changes=changes or {},
         like=config,
         embedded=embedded,
+        task=task,
     )
 
 
@@ -134,6 +147,7 @@ def make_spec(
     changes, ranges = {**root.changes, **(changes or {})}, ranges or {}
     master = root.compose(arguments)
     settings = settings_of(master, changes)
+    application = None if root.task is None else _application(root.context, master, root.task, settings)
     words = [*_recorded(root.own, spelled_settings(changes)), *arguments]
     words += [f"{key}={spelled_range(distribution)}" for key, distribution in ranges.items()]
     return StudySpec(
@@ -146,9 +160,39 @@ def make_spec(
             settings.objective,
             settings.folds,
             settings.direction,
+            application,
         ),
-        launching=Launching(root.context, master, root.embedded),
+        launching=Launching(root.context, master, root.embedded, application is not None),
         command=["-m", *searchpath_overrides(master.hydra), *words],
+    )
+
+
+def _application(context: HydraContext, master: DictConfig, task: TaskFunction, settings: StudySettings) -> Application:
+    """Return the application whose config is `master`, with the settings of its record. Raise ConfigError."""
+    name, node = str(master.hydra.job.name), master.hydra.sweeper
+    returns = settings.objective if settings.objective == returned_names(len(settings.objective)) else []
+    trainer = {
+        "epochs": settings.max_epochs,
+        "checkpoint_interval_s": node.checkpoint_interval_s,
+        "monitor": REPORTED if settings.objective == [RETURNED] else settings.objective[0],
+        "direction": settings.direction[0],
+    }
+    own = {
+        "output_dir": str(absolute(checked_output_dir(str(node.output_dir)))),
+        "experiment_name": name if node.experiment_name is None else str(node.experiment_name),
+        "tracking": OmegaConf.to_container(node.tracking, resolve=True),
+        "trainer": trainer,
+    }
+    script = os.path.relpath(sys.argv[0]) if os.path.isfile(sys.argv[0]) else name
+    return Application(
+        name=name,
+        script=script,
+        context=context,
+        master=master,
+        task=task,
+        settings=own,
+        returns=returns,
+        custom_search_space=node.custom_search_space,
     )
 
 
@@ -170,6 +214,7 @@ class Launching:
     context: HydraContext
     config: DictConfig
     embedded: bool
+    of_application: bool = False
 
     @property
     def is_here(self) -> bool:
@@ -182,12 +227,13 @@ class Launching:
 
     def launcher(self, worker: Worker, folder: Path) -> Launcher:
         """Return the launcher, set up to run `worker`. Some launchers write files of their own into `folder`."""
-        if self.embedded and self.is_here:
+        if (self.embedded or self.of_application) and self.is_here:
             return _InProcess(worker)
         self.config.hydra.sweep.dir = str(folder)
-        return Plugins.instance().instantiate_launcher(
-            hydra_context=self.context, task_function=worker, config=self.config
-        )
+        context = self.context
+        if self.of_application:  # a worker is no job of the application's, so its callbacks do not hear of it
+            context = HydraContext(context.config_loader, Callbacks(), context.execution_whitelist)
+        return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=worker, config=self.config)
 
 
 class _InProcess(Launcher):

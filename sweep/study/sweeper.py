@@ -1,30 +1,49 @@
-"""`hydra/sweeper=study`: the Hydra plug-in. It is light to import, since Hydra loads it for `--help` too."""
+"""`hydra/sweeper=study`: the Hydra plug-ins. They are light to import, since Hydra loads them for `--help` too."""
 
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.output_folders import register
-from sweep.search.settings import settings_of
-from sweep.utils.errors import ConfigError
+from sweep.config.overrides import key_of
+from sweep.search.settings import is_application, settings_of
+from sweep.utils.errors import ConfigError, Interrupted, SweepError
+from sweep.utils.terminal import complain
 
 register()  # a new process of a launcher imports this module, and the config needs the resolvers
 
+_SEARCH_PATH = Path(__file__).parent / "search_path"
+
+
+class StudySearchPath(SearchPathPlugin):
+    """Puts `hydra/sweeper=study` on the search path of every Hydra application. sweep's own conf/ precedes it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="sweep", path=f"file://{_SEARCH_PATH}")
+
 
 class StudySweeper(Sweeper):
-    """Runs a study. Its arguments are the keys of conf/hydra/sweeper/study.yaml."""
+    """Runs a study: of sweep's own trials, or of calls of another application's task function.
+
+    Its arguments are the keys of conf/hydra/sweeper/study.yaml; those for another application are in
+    search_path/hydra/sweeper/study.yaml.
+    """
 
     def __init__(self, **node: Any) -> None:
         """Ignore the node: it is a copy in which references to the rest of the config no longer resolve."""
         del node
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep Hydra's context and config. Raise ConfigError for an application other than sweep."""
-        self.hydra_context, self.config = hydra_context, config
-        if "experiment_name" not in config:
-            raise ConfigError("hydra/sweeper", "study searches sweep's own trials; choose another for this application")
+        """Keep what Hydra gives."""
+        self.hydra_context, self.config, self._task = hydra_context, config, task_function
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the trials that the study still lacks.
@@ -38,15 +57,51 @@ class StudySweeper(Sweeper):
         Raises:
             ConfigError: the study cannot be run. Nothing is started or stored then.
             StudyFailed, Interrupted, Unsent: see `StudyRunner.run`.
+            SystemExit: instead of the errors above, after one line that shows them, in another application.
         """
+        assert self.config is not None
+        if not is_application(self.config):
+            return self._sweep(arguments, None)
+        try:
+            return self._sweep([*_params(self.config, arguments), *arguments], self._task)
+        except SweepError as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            complain(f"error: {error}")
+            sys.exit(error.exit_status)
+        except Interrupted as stop:
+            sys.exit(128 + stop.signum)
+
+    def _sweep(self, arguments: Sequence[str], task: TaskFunction | None) -> Any:
+        """Run the study. `task`: the task function of another application."""
         assert self.hydra_context is not None
         assert self.config is not None
         settings_of(self.config)  # check the settings before Optuna is loaded
         from sweep.storage.quiet import quiet_optuna
-        from sweep.study.results import best_value
+        from sweep.study.results import best_value, write_stock_results
         from sweep.study.runner import StudyRunner
         from sweep.study.spec import make_root, make_spec
 
         with quiet_optuna():
-            study = StudyRunner(make_spec(make_root(self.hydra_context, self.config), arguments)).run()
-            return None if study is None else best_value(study)
+            spec = make_spec(make_root(self.hydra_context, self.config, task=task), arguments)
+            study = StudyRunner(spec).run()
+            if study is None:
+                return None
+            if task is not None:
+                write_stock_results(study, Path(str(self.config.hydra.sweep.dir)), spec.space)
+            return best_value(study)
+
+
+def _params(config: DictConfig, arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of `hydra.sweeper.params`, the stock sweeper's key, that the command line does not replace.
+
+    Raises ConfigError if it is not a mapping.
+    """
+    params = config.hydra.sweeper.params
+    if params is None:
+        return []
+    plain = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params
+    if not isinstance(plain, dict):
+        raise ConfigError("hydra.sweeper.params", "must map keys to ranges, such as {lr: 'interval(0.01, 0.1)'}")
+    given = {key_of(argument) for argument in arguments}
+    return [f"{key}={value}" for key, value in plain.items() if key_of(str(key)) not in given]

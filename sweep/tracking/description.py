@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.overrides import sets
@@ -46,6 +47,8 @@ def group_choices(config: Config) -> dict[str, str]:
 def run_name(config: Config) -> str:
     """Return a run's name, such as adam-cyclic-mlp-noisy_sine-s0, or gan.train-s0 of a training function."""
     choices = group_choices(config)
+    if config.is_application:
+        return Path(str(config.trainer.call)).stem
     function = [str(config.trainer.call)] if config.is_function else []
     parts = [choices[key] for key in ("optimizer", "scheduler", "model", "data") if key in choices]
     return "-".join([*function, *parts, f"s{config.seed}"])
@@ -55,8 +58,12 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     """Return the settings in which trials may differ, by config key, without those that are None.
 
     Of the optimizer's keys that are not arguments of its target, only those that are set. Of a training function, its
-    own keys, and of the groups that sweep's loop needs, those that are chosen.
+    own keys, and of the groups that sweep's loop needs, those that are chosen. Of another Hydra application, its whole
+    config.
     """
+    if config.hydra_application is not None:
+        leaves = (leaf for key, node in config.hydra_application.items() for leaf in _leaves(str(key), node))
+        return {key: value for key, value in leaves if value is not None}
     params: dict[str, Any] = {"seed": config.seed}
     if config.has_split:
         params |= {f"split.{name}": getattr(config.split, name) for name in _SPLIT_PARAMS}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.config.overrides import command, sets, setting, with_variable
+from sweep.config.overrides import command, program, sets, setting, with_variable
 from sweep.config.schema import Config
 from sweep.tracking.git import git
 from sweep.tracking.store import Store
@@ -39,12 +39,14 @@ def _setting() -> dict[str, str]:
     return tags
 
 
-def provenance_tags(overrides: Sequence[str] | None) -> dict[str, str]:
+def provenance_tags(overrides: Sequence[str] | None, script: str | None = None) -> dict[str, str]:
     """Return tags with the git state, versions, machine and user, and the command that runs this again.
 
-    `overrides` is None if that command is unknown.
+    Args:
+        overrides: those of the command; None if it is unknown.
+        script: the file of another Hydra application; None for sweep's own.
     """
-    rerun = "" if overrides is None else rerun_command(overrides)
+    rerun = "" if overrides is None else rerun_command(overrides, script)
     return {**_setting(), "command": rerun, "mlflow.source.name": rerun or "sweep.run_trial"}
 
 
@@ -54,8 +56,8 @@ def uncommitted_diff() -> str:
     return diff + "\n" if diff else ""
 
 
-def rerun_command(overrides: Sequence[str]) -> str:
-    return command("sweep.run", *overrides)
+def rerun_command(overrides: Sequence[str], script: str | None = None) -> str:
+    return command("sweep.run", *overrides) if script is None else program("python", script, *overrides)
 
 
 def resume_command(folder: Path, store: Store | None = None) -> str:

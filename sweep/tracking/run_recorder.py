@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.nodes import Tracking
-from sweep.config.schema import Config
+from sweep.config.schema import APPLICATION, Config
 from sweep.tracking import journal as journals
 from sweep.tracking.chunks import MODEL, REGISTER_TAG, artifact_names, forget_offsets, most_sent
 from sweep.tracking.description import group_choices, hyperparameters, run_name
@@ -106,7 +106,8 @@ class RunRecorder:
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed
             if member is None and (diff := uncommitted_diff()):
                 write_atomic(run.diff, diff)
-        tags = {**provenance_tags(config.overrides), **group_choices(config)}
+        script = str(config.trainer.call) if config.is_application else None
+        tags = {**provenance_tags(config.overrides, script), **group_choices(config)}
         parent = None
         if member is not None:
             tags |= member.tags()
@@ -195,6 +196,8 @@ def stored_text(config: Config) -> str:
     tracking = replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     plain = asdict(replace(config, tracking=tracking))
     own = plain.pop("own")
+    if not config.is_application:
+        del plain[APPLICATION]
     return to_yaml({**plain, **own})
 
 

@@ -30,9 +30,15 @@ class CheckedTrial:
         has_values: whether the function has reported or finished anything.
     """
 
-    def __init__(self, trial: Trial, call: str) -> None:
-        """Wrap `trial`. `call` is the dotted path of the function, for errors."""
-        self._trial, self._call = trial, call
+    def __init__(self, trial: Trial, call: str, first_as: str | None = None) -> None:
+        """Wrap `trial`.
+
+        Args:
+            trial: gets what was checked.
+            call: the dotted path of the function, for errors.
+            first_as: report the first metric of each epoch under this name, too.
+        """
+        self._trial, self._call, self._first_as = trial, call, first_as
         self._reported: tuple[int, set[str]] = -1, set()  # the last epoch, and the metrics reported in it
         self._logged: dict[str, int] = {}  # the last step of each metric
         self.ended: BaseException | None = None
@@ -88,6 +94,8 @@ class CheckedTrial:
                 self._refuse(f"reported no metrics in epoch {step}")
             if owned := next(filter(is_own, values), None):
                 self._refuse(f"reported '{owned}', a name that only sweep itself uses; choose another")
+            if self._first_as is not None:
+                values[self._first_as] = next(iter(values.values()))
             if step == last:
                 values = {name: value for name, value in values.items() if name not in names}
             self._reported = step, {*values} | (names if step == last else set())

@@ -15,6 +15,7 @@ from sweep.config.task_node import AUTO_TASK
 from sweep.training.trial import Trial
 from sweep.trial.binding import located
 from sweep.trial.checked_trial import CheckedTrial, as_number
+from sweep.trial.current import training
 from sweep.utils import gc_control
 from sweep.utils.errors import DISK_FULL, ConfigError, FunctionFailed, Pruned, SweepError, one_line
 
@@ -62,7 +63,9 @@ class FunctionTraining:
             if trainer.threads is not None:
                 torch.set_num_threads(trainer.threads)
             seed_generators(trainer.seed, "train")
-            metrics = self._metrics(self._returned(checked))
+            with training(checked):
+                returned = self._returned(checked)
+            metrics = self._metrics(returned)
             checked.finish(metrics)
         if not checked.has_values:
             raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")

@@ -24,6 +24,7 @@ from sweep.tracking.store import Store, belongs_to, recorded_uri, store_of, trac
 from sweep.tracking.stored_run import stored_config, study_command
 from sweep.tracking.upload_process import UploadProcess
 from sweep.training.trial import Trial
+from sweep.trial.application import ApplicationTraining
 from sweep.trial.builtin import BuiltInTraining
 from sweep.trial.function import FunctionTraining
 from sweep.trial.prepare import Data, load_data
@@ -83,6 +84,7 @@ def run_trial(
     load: Callable[[Config], Data] = load_data,
     pause: Pause | None = None,
     stop: StopRequest | None = None,
+    application: Callable[[Config], ApplicationTraining] | None = None,
 ) -> Outcome:
     """Train the trial that `cfg` describes, or resume the run in the folder `cfg.resume`.
 
@@ -97,6 +99,7 @@ def run_trial(
         load: loads and divides the data.
         pause: called with the epoch after each report. Other trials may train until it returns.
         stop: a request to save and stop; by default a signal makes one.
+        application: returns what trains the trial of another Hydra application.
 
     Raises:
         ConfigError: the config cannot be used, or the folder is taken. Nothing is recorded.
@@ -128,7 +131,10 @@ def run_trial(
     store = tracking_store(config.tracking, output_dir)
     if member is None:  # a study decides where its trials are sent
         store = store_of(run, config.tracking, output_dir)
-    train = FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
+    if application is not None:
+        train = application(config)
+    else:
+        train = FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
     config = train.config
     with ExitStack() as stack:
         try:

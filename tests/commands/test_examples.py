@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import quick, run
+from processes import mlflow_curve, mlflow_runs, quick, recorded, run
 
 from sweep import compose, load_study
 from sweep.config.schema import validate
 from sweep.data.split import Part
+from sweep.tracking.folders import StudyFolder
 from sweep.trial.prepare import load_data
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,27 @@ def _gan(found: list[Metrics], folder: Path) -> None:
     assert best.value < 0.1
 
 
+def _application(found: list[Metrics], folder: Path) -> None:
+    """It is pruned by what it reports, MLflow has it all, and its value is that of the noise: a variance of 0.01."""
+    (path,) = (folder / "outputs" / "studies").iterdir()
+    study = load_study(path)
+    assert {trial.state for trial in study.trials} == {"complete", "pruned"}
+    runs = {run.data.tags.get("trial"): run for run in mlflow_runs(folder)}
+    assert len(runs) == 13, "a run for each trial, and one for the study"
+    for trial in study.trials:
+        steps, values = recorded(StudyFolder(path).trial(trial.number))["val/loss"]
+        run = runs[str(trial.number)]
+        assert mlflow_curve(folder, run.info.run_id, "val/loss") == (steps, values)
+        assert {"lr": str(trial.params["lr"]), "data.n": "200"}.items() <= run.data.params.items()
+        assert run.data.tags["command"].startswith("python train.py hparams_search=rates lr=")
+        if trial.state == "complete":
+            assert (len(steps), trial.value) == (60, min(values))
+        else:
+            assert len(steps) < 60
+    assert study.value is not None
+    assert study.value < 0.05
+
+
 CHECKS = {
     "titanic": _titanic,
     "patients": _patients,
@@ -149,4 +171,5 @@ CHECKS = {
     "sensors": _sensors,
     "callback": _callback,
     "gan": _gan,
+    "application": _application,
 }

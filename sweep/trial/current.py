@@ -1,0 +1,45 @@
+"""The trial that this process is training, for code that is not handed its trial: `sweep.current_trial()`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from sweep.training.trial import Trial, UnrecordedTrial
+
+_current: ContextVar[Trial | None] = ContextVar("current_trial", default=None)
+_in_process: list[Trial] = []  # for threads that the training starts, which do not see the context's variable
+
+
+def current_trial() -> Trial:
+    """Return the trial that is being trained.
+
+    Outside a study it is a `Trial` all the same, so that the same code runs alone: it records nothing, has nothing to
+    restore, and is never pruned or asked to stop. Its folder is that of Hydra's job, or else the working directory.
+    """
+    if (trial := _current.get()) is not None:
+        return trial
+    if _in_process:
+        return _in_process[-1]
+    alone = UnrecordedTrial()
+    job: Any = HydraConfig.instance().cfg
+    if job is not None:
+        output_dir = OmegaConf.select(job, "hydra.runtime.output_dir", throw_on_missing=False)
+        alone.folder = Path() if output_dir is None else Path(str(output_dir))
+    return alone
+
+
+@contextmanager
+def training(trial: Trial) -> Iterator[None]:
+    """Make `trial` the current one."""
+    token = _current.set(trial)
+    _in_process.append(trial)
+    try:
+        yield
+    finally:
+        _in_process.remove(trial)
+        _current.reset(token)

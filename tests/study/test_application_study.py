@@ -1,0 +1,177 @@
+"""Studies of another Hydra application: as the stock sweeper's, killed, refused. For pruning see test_examples.py."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import environment, error_line, recorded, run
+from waiting import wait_until
+
+from sweep import load_study
+from sweep.tracking.folders import StudyFolder
+
+pytestmark = pytest.mark.process
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "application"
+SEARCH = ("-m", "hparams_search=rates", "epochs=5", "hydra.sweeper.n_trials=8")
+UNTRACKED = "hydra.sweeper.tracking.mlflow=false"
+
+BAD = """
+import sys
+
+import hydra
+import sweep
+
+
+@hydra.main(config_path="conf", config_name="train")
+def main(cfg):
+    if cfg.seed == 0:
+        raise ValueError("of two\\nlines")
+    if cfg.seed == 1:
+        sys.exit(3)
+    if cfg.seed == 2:
+        return None
+    if cfg.seed == 3:
+        return float("nan")
+    if cfg.seed == 4:
+        sweep.current_trial().report(1, {"loss": "low"})
+    return 1.0, 2.0
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+KILLED = """
+import os
+import re
+import shlex
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+import sweep
+
+
+@hydra.main(config_path="conf", config_name="train")
+def main(cfg):
+    trial = sweep.current_trial()
+    assert Path.cwd() == Path(HydraConfig.get().runtime.output_dir) == trial.folder / "job"
+    assert HydraConfig.get().job.num == trial.number
+    state = trial.restore()
+    total = 0.0 if state is None else state["total"]
+    for epoch in range(trial.epoch + 1, 9):
+        total += cfg.seed * epoch + torch.rand(()).item()
+        trial.report(epoch, {"loss": total})
+        with open("trace", "a") as file:  # in the job's folder
+            file.write(f"{epoch}\\n")
+        trial.save(epoch, {"total": total})
+        if epoch == 4 and trial.number == 1 and not Path(cfg.here).exists():
+            Path(cfg.here).write_text(str(os.getpid()))
+            time.sleep(600)
+    return -total
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the example."""
+    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("outputs", "multirun"))
+    return tmp_path
+
+
+def train(folder: Path, *overrides: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
+    return run(folder, script, *overrides, command=(sys.executable,))
+
+
+def test_one_changed_line_finds_what_the_stock_sweeper_finds(folder: Path) -> None:
+    """In one process, without a pruner, as the stock sweeper runs."""
+    options = folder / "conf" / "hparams_search"
+    text = (options / "rates.yaml").read_text()
+    (options / "stock.yaml").write_text(text.replace("sweeper: study # it was: optuna", "sweeper: optuna"))
+    stock = train(folder, *SEARCH[:1], "hparams_search=stock", *SEARCH[2:], "hydra.sweep.dir=stock")
+    ours = train(folder, *SEARCH, "hydra.sweep.dir=ours", UNTRACKED, "hydra/sweeper/pruner=none")
+    assert (stock.returncode, ours.returncode, ours.stderr) == (0, 0, "")
+    assert "8 of 8 trials: 8 complete" in ours.stdout
+    results = [folder / name / "optimization_results.yaml" for name in ("stock", "ours")]
+    assert yaml.safe_load(results[0].read_text()) == yaml.safe_load(results[1].read_text())
+
+
+def test_a_killed_study_continues_each_trial(folder: Path) -> None:
+    """Its controller is its worker, and is killed with `kill -9` in the middle of the second trial."""
+    (folder / "killed.py").write_text(KILLED)
+    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=1,2,3", f"+here={folder / 'here'}")
+    command += ("hydra.sweeper.study_name=k", "hydra.job.chdir=true", UNTRACKED, "hydra.sweeper.direction=maximize")
+    words = [sys.executable, "killed.py", *command]
+    with subprocess.Popen(words, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        wait_until((folder / "here").exists, process)
+        os.kill(int((folder / "here").read_text()), signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    done = train(folder, *command, script="killed.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    study = StudyFolder(folder / "outputs" / "studies" / "k")
+    trials = load_study(study.path).results
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    for trial in trials:
+        steps, values = recorded(study.trial(trial.number))["loss"]
+        assert steps == [*range(1, 9)]
+        assert trial.value == -values[-1]
+        trace = study.trial(trial.number).path / "job" / "trace"
+        assert trace.read_text().split() == [str(step) for step in steps], "each epoch was trained once"
+
+
+def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:
+    (folder / "bad.py").write_text(BAD)
+    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5", UNTRACKED)
+    done = train(folder, *command, "hydra.sweeper.max_failure_rate=1", script="bad.py")
+    assert done.returncode == 0
+    lines = [line for line in done.stdout.splitlines() if "  trial " in line]
+    told = [line.partition("  trial ")[2] for line in lines]
+    assert told[:3] == [
+        "0  failed: bad: ValueError: of two lines",
+        "1  failed: bad: called sys.exit(3); return, or raise",
+        "2  failed: bad: returned None, not a number; return it, or name a metric that it reports with "
+        "hydra.sweeper.objective",
+    ]
+    assert told[3].startswith("3  -  diverged: objective is nan")
+    assert told[4].startswith("4  failed: bad: reported in epoch 1: loss = 'low', which is not a number")
+    assert told[5].startswith("5  failed: bad: returned (1.0, 2.0), not a number")
+
+
+def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
+    done = train(folder, "-m", "hydra/sweeper=study", "lrr=1,2")
+    assert done.returncode == 2
+    assert error_line(done).startswith("error: lrr: Could not override 'lrr'")
+    assert not (folder / "outputs").exists()
+
+
+def test_the_page_is_as_it_says(tmp_path: Path) -> None:
+    """Its files, and each command of the first block."""
+    page = (EXAMPLE.parents[1] / "docs" / "applications.md").read_text(encoding="utf-8")
+    for language, text in re.findall(r"^```(python|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        name = re.match(r"# (\S+)\n", text)
+        assert name is not None, language
+        (tmp_path / name[1]).parent.mkdir(exist_ok=True)
+        (tmp_path / name[1]).write_text(text)
+    block = re.search(r"^```\n(python train.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    for command in block[1].replace("\\\n", " ").splitlines():
+        words = shlex.split(command)[2:]
+        done = train(tmp_path, *words, *([UNTRACKED] if "-m" in words else []))
+        assert (done.returncode, done.stderr) == (0, ""), command
+    studies = [load_study(folder) for folder in (tmp_path / "outputs" / "studies").iterdir()]
+    assert sorted(len(study.results) for study in studies) == [8, 9]
