@@ -142,10 +142,10 @@ def _application(found: list[Metrics], folder: Path) -> None:
     """It is pruned by what it reports, MLflow has it all, and its value is that of the noise: a variance of 0.01."""
     (path,) = (folder / "outputs" / "studies").iterdir()
     study = load_study(path)
-    assert {trial.state for trial in study.trials} == {"complete", "pruned"}
+    assert {trial.state for trial in study.results} == {"complete", "pruned"}
     runs = {run.data.tags.get("trial"): run for run in mlflow_runs(folder)}
     assert len(runs) == 13, "a run for each trial, and one for the study"
-    for trial in study.trials:
+    for trial in study.results:
         steps, values = recorded(StudyFolder(path).trial(trial.number))["val/loss"]
         run = runs[str(trial.number)]
         assert mlflow_curve(folder, run.info.run_id, "val/loss") == (steps, values)
