@@ -48,7 +48,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
-    refuse_unknown_keys(cfg)
+    refuse_unknown_keys(cfg, choices)
     return with_origin(cfg, choices, [*searchpath, *overrides])
 
 

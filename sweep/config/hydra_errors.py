@@ -24,9 +24,6 @@ from sweep.config.schema import COMPONENTS, keys_of
 from sweep.utils.errors import ConfigError, one_line
 
 UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")  # of a warning
-_OF_NO_PACKAGE = re.compile(
-    r"In '(experiment/[^']*)': ConfigKeyError raised while composing config:\s+Key 'experiment'"
-)
 _IN_A_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:")
 _TWO_OPTIONS = re.compile(r"Multiple values for ([^\s.]+)\..* Conflicting choices: '(.+)' from '(.+)' and '")
 _QUOTED_KEY = re.compile(r"[{,]\s*(['\"])([^'\"]*)\1\s*:")
@@ -173,9 +170,6 @@ def _suspected(overrides: Sequence[str], problem: str = "") -> str:
 
 def _of_key(error: BaseException, default: str = "config") -> ConfigError:
     """Return the error, in one line, about the config key that Hydra's or OmegaConf's message names, or `default`."""
-    if (option := _OF_NO_PACKAGE.match(str(error))) is not None:
-        message = "for its keys to be those of the config, it must begin with the line  # @package _global_"
-        return ConfigError("experiment", f"'{option[1]}.yaml' is taken for keys below experiment; {message}")
     if (file := _IN_A_FILE.match(str(error))) is not None and isinstance(error.__context__, OmegaConfBaseException):
         group = os.path.dirname(file[1]) or "config"
         inner = _of_key(error.__context__, group)

@@ -286,12 +286,20 @@ def own_defaults() -> Mapping[str, Any]:
     return found
 
 
-def refuse_unknown_keys(cfg: DictConfig) -> None:
+def refuse_unknown_keys(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> None:
     """Raise ConfigError for an unknown key. Hydra accepts a key that is added with +, and it would be ignored.
 
     With a training function, which gets the config, the user's own keys at the root are welcome.
+
+    Args:
+        cfg: the composed config.
+        choices: the option of each group, by default those that the config names.
     """
     is_function = has_function(cfg)
+    if "experiment" in cfg:  # an option of the group without a package
+        option = (choices or cfg.choices or {}).get("experiment")
+        message = "for its keys to be those of the config, it must begin with the line  # @package _global_"
+        raise ConfigError("experiment", f"'experiment/{option}.yaml' is taken for keys below experiment; {message}")
     for node in _SCHEMA:
         known = {*_names(node)}
         for key in cfg[node] if node else cfg:

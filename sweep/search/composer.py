@@ -122,7 +122,7 @@ class Composer:
             overrides = [*self.fixed, *self.options(groups)]
             config, choices, searchpath = self._composed(groups, overrides)
             if self.application is None:
-                refuse_unknown_keys(config)
+                refuse_unknown_keys(config, choices)
                 if config.bounds is not None:  # for the study, not for a trial
                     config.bounds = None
                     overrides.append("bounds=null")

@@ -16,7 +16,7 @@ from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
 from sweep.config.schema import has_function
 from sweep.config.task_node import direction_of, names_of
-from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.errors import ConfigError, one_line, require
 
 _OF_ANY_TASK = ("train/loss", *OF_NOISE, "time/train_s", "model/n_weights")
 _SAMPLER = "hydra.sweeper.sampler."
@@ -167,6 +167,8 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
     if is_application(config):
         _objective_of_application(node)
     node["objective"] = _texts("objective", node["objective"])
+    if (epochs := OmegaConf.select(config, "trainer.epochs")) == node["max_epochs"] and isinstance(epochs, int):
+        require(epochs >= 1, "trainer.epochs", f"must be >= 1, got {epochs}")
     if node["max_epochs"] is None and "pruner" not in (changes or {}):
         pruner = _without_epochs(config, pruner, node["objective"])
     if node["direction"] is None and (is_application(config) or has_function(config)):

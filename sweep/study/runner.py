@@ -252,6 +252,8 @@ class StudyRunner:
         is_searched = any(name.partition("[")[0] == BATCH_SIZE for name in self.space.named_ranges())
         lowered = self.space.cuts() or ([] if is_searched else [*self._lowered])  # a default that is searched is unused
         config = self.default_config
+        if config.is_function:  # it may need no data
+            return lowered
         data = self.space.splits.load(config)
         return [*lowered, *warnings_of_undefined(config, data), *warnings_of_size(config, data)]
 

@@ -29,7 +29,7 @@ ODD = {
     "infinity": (["seed=1e999"], "seed"),
     "a dict for a number": (["seed={a:1}"], "seed"),
     "an option of another package": (["+optimizer@x=adam"], "x"),
-    "a group left out": (["~scheduler"], "scheduler: has no value; set scheduler=..."),
+    "a group left out": (["~scheduler"], "scheduler: needs a _target_; choose an option such as scheduler=constant"),
     "a target left out": (["~optimizer._target_"], "optimizer"),
     "a cycle": (["trainer.seed=${trainer.seed}"], "trainer.seed"),
     "a variable that is not set": (["trainer.epochs=${oc.env:NOPE}"], "trainer.epochs: needs the environment variable"),
