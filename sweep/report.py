@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.reporting.writing import write_page_of
+from sweep.api import write_report
 from sweep.utils import gc_control
 from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, one_line
-from sweep.utils.terminal import complain, say
+from sweep.utils.terminal import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_command_line(sys.argv[1:] if arguments is None else arguments)
         given = _parser().parse_args(arguments)
-        write_page_of(given.study, given.output_dir, given.trials, given.page, given.storage, say)
+        write_report(
+            given.study,
+            output_dir=given.output_dir,
+            trials=given.trials,
+            page=given.page,
+            storage=given.storage,
+            show=True,
+        )
     except ConfigError as error:
         complain(f"error: {error}")
         return error.exit_status

@@ -217,7 +217,7 @@ def _upload_process(output_dir: Path) -> "UploadProcess":
     """Return the upload process of an `output_dir`, which all trials of this process share."""
     from sweep.tracking.upload_process import UploadProcess
 
-    upload_process = UploadProcess(output_dir / "mirror.log")
+    upload_process = UploadProcess(output_dir)
     atexit.register(upload_process.close)
     return upload_process
 

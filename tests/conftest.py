@@ -225,7 +225,7 @@ def upload_process(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Upload
     """One helper process for all trials that run inside the test process."""
     from sweep.tracking.upload_process import UploadProcess
 
-    upload_process = UploadProcess(tmp_path_factory.mktemp("uploads") / "mirror.log")
+    upload_process = UploadProcess(tmp_path_factory.mktemp("uploads"))
     yield upload_process
     upload_process.close()
 

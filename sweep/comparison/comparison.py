@@ -180,7 +180,7 @@ class Comparison:
     def _upload_process(self, output_dir: Path) -> UploadProcess:
         """Return the upload process of an `output_dir`, which all studies share."""
         if output_dir not in self._upload_processes:
-            self._upload_processes[output_dir] = UploadProcess(output_dir / "mirror.log")
+            self._upload_processes[output_dir] = UploadProcess(output_dir)
         return self._upload_processes[output_dir]
 
     def _checked(self) -> Iterator[tuple[Contender, str, StudyRunner]]:

@@ -164,7 +164,7 @@ def _upload_process(folder: StudyFolder, store: Store | None) -> "closing[Upload
     from sweep.tracking.upload_process import UploadProcess
 
     try:
-        upload_process = UploadProcess(folder.path.parent.parent / "mirror.log")
+        upload_process = UploadProcess(folder.path.parent.parent)
     except OSError:  # the folder cannot be written; writing the page will report it
         return nullcontext()
     upload_process.add_run(folder.run, store)

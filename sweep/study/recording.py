@@ -125,7 +125,7 @@ class Recording:
         if is_shorter:
             forget_offsets(run)
         if self._shared is None:
-            self._upload_process = UploadProcess(self._output_dir / "mirror.log")
+            self._upload_process = UploadProcess(self._output_dir)
             self._stack.callback(self._upload_process.close)
         else:
             self._upload_process = self._shared(self._output_dir)

@@ -40,6 +40,7 @@ from sweep.tracking.store import Store
 from sweep.tracking.study_upload import PUSH_EVERY_S, RETRY_EVERY_S, Damage, StudyUpload, attempt
 from sweep.utils.command_line import secure_streams
 from sweep.utils.ownership import remove_made
+from sweep.utils.paths import UPLOAD_LOG
 from sweep.utils.private import private
 
 if TYPE_CHECKING:
@@ -51,9 +52,10 @@ log = logging.getLogger(__name__)
 class UploadProcess:
     """The training process's handle on an upload process. If the upload process dies, training continues."""
 
-    def __init__(self, log: Path) -> None:
-        self._log, self._runs = log, list[RunFolder]()
-        errors, self._made_log = _open_log(log)
+    def __init__(self, output_dir: Path) -> None:
+        """Start the process. What it cannot send goes to the log in `output_dir`."""
+        self._log, self._runs = output_dir / UPLOAD_LOG, list[RunFolder]()
+        errors, self._made_log = _open_log(self._log)
         with errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sweep.tracking.upload_process"],

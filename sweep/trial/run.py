@@ -142,7 +142,7 @@ def run_trial(
             if member is not None:
                 upload_process = None
             elif upload_process is None:
-                upload_process = UploadProcess(output_dir / "mirror.log")
+                upload_process = UploadProcess(output_dir)
                 stack.callback(upload_process.close)
             elif callable(upload_process):
                 upload_process = upload_process(output_dir)

@@ -10,8 +10,9 @@ from typing import Any
 
 from sweep.utils.errors import ConfigError
 
+UPLOAD_LOG = "mirror.log"  # of the upload process, in an `output_dir`
 # Everything directly below an `output_dir` that commands write to.
-_OURS = ("runs", "studies", "multirun", "lr_range", "comparisons", "mlartifacts", "mirror.log", ".mlflow.lock")
+_OURS = ("runs", "studies", "multirun", "lr_range", "comparisons", "mlartifacts", UPLOAD_LOG, ".mlflow.lock")
 _DATABASE = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new")
 
 

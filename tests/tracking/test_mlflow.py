@@ -343,7 +343,7 @@ def test_a_store_that_is_down_costs_a_warning_and_sync_sends_the_run_once(
             wait_until(lambda: len(rows(server.database)["metrics"]) > n_before, what="a first part to arrive")
             server.stop()
 
-    helper = UploadProcess(tmp_path / "mirror.log")
+    helper = UploadProcess(tmp_path)
     try:
         cut_off = run_trial(compose(overrides), kill_server, upload_process=helper)
         offline = run_trial(compose([*overrides, "seed=1"]), upload_process=helper)

@@ -46,7 +46,7 @@ def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
 @pytest.fixture
 def another(tmp_path: Path) -> Iterator[UploadProcess]:
     """A helper process of its own, as a second controller has it."""
-    upload_process = UploadProcess(tmp_path / "mirror.log")
+    upload_process = UploadProcess(tmp_path)
     yield upload_process
     upload_process.close()
     wait_until(lambda: upload_process._process.poll() is not None, what="the helper to end")
@@ -174,7 +174,7 @@ from sweep.tracking.upload_process import UploadProcess
 from sweep.tracking.store import Store
 
 outputs, folder = map(Path, sys.argv[1:])
-UploadProcess(outputs / "mirror.log").add_study(
+UploadProcess(outputs).add_study(
     StudyFolder(folder), Store(f"sqlite:///{outputs}/mlflow.db", outputs / "mlartifacts")
 )
 os.kill(os.getpid(), signal.SIGKILL)
@@ -197,13 +197,13 @@ def test_a_controller_that_is_killed_leaves_a_helper_that_sends_what_is_there(
 
 def test_helpers_that_no_run_began_with_leave_no_log_and_none_takes_the_log_of_another(tmp_path: Path) -> None:
     log, run = tmp_path / "mirror.log", RunFolder(tmp_path / "runs" / "x")
-    first, second = UploadProcess(log), UploadProcess(log)
+    first, second = UploadProcess(tmp_path), UploadProcess(tmp_path)
     first.add_run(run, embedded(tmp_path))
     first.close()
     assert log.exists()
     second.close()
     log.unlink()
-    alone = UploadProcess(log)
+    alone = UploadProcess(tmp_path)
     alone.add_run(run, embedded(tmp_path))
     alone.close()
     assert list(tmp_path.iterdir()) == []

@@ -316,7 +316,7 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_more_is_recorded(small_tr
 
 
 def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) -> None:
-    helper = UploadProcess(tmp_path / "mirror.log")
+    helper = UploadProcess(tmp_path)
     cfg = compose(["tracking=off", f"output_dir={tmp_path}/outputs", *SMALL])
 
     def report(epoch: int, metrics: Mapping[str, float]) -> None:
