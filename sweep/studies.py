@@ -137,8 +137,8 @@ def _move(given: argparse.Namespace) -> int:
     for name, place in moved.storages.items():
         complain(f"study {name} keeps its trials in {place}: name it from now on (--storage, hydra.sweeper.storage)")
     storages = {name: str(place) for name, place in moved.storages.items()}
-    told = {"folder": str(moved.folder), "n_locations": moved.n_locations, "storages": storages}
-    _done(given, told, f"moved to {moved.folder}; {moved.n_locations} artifact locations in MLflow are changed")
+    facts = {"folder": str(moved.folder), "n_locations": moved.n_locations, "storages": storages}
+    _done(given, facts, f"moved to {moved.folder}; {moved.n_locations} artifact locations in MLflow are changed")
     return 0
 
 

@@ -316,7 +316,7 @@ class WorkerSession:
 
     def _watched(self) -> tuple[str, str]:
         """Return the metric that is reported while a trial trains, and its direction."""
-        if self.settings.objective == [RETURNED]:  # of which what is reported is a preview
+        if self.settings.objective == [RETURNED]:  # what it reports is a preview of that
             return REPORTED, self.settings.direction[0]
         if self.settings.prunes:
             return self.settings.objective[0], self.settings.direction[0]

@@ -68,11 +68,11 @@ class ArtifactPlaces:
 
         The run is not in the store yet, so nobody can see it half complete.
         """
-        is_local = artifact_uri.startswith("file:///")
+        is_file = artifact_uri.startswith("file:///")
         repository = None
         for artifact, above in artifact_files(folder, end):
             self._check_place(artifact_uri, artifact, above)
-            if is_local:  # MLflow's own copying takes 1 ms a file
+            if is_file:  # MLflow's own copying takes 1 ms a file
                 target = os.path.join(local_file_uri_to_path(artifact_uri), above or "")
                 os.makedirs(target, exist_ok=True)
                 shutil.copy2(artifact, target)
@@ -95,8 +95,7 @@ class ArtifactPlaces:
         if self._own_database is None:
             return True
         assert self._artifact_root is not None
-        is_local = uri.startswith("/") or uri.startswith("file:///")
-        return is_local and is_inside(Path(local_file_uri_to_path(uri), name), self._artifact_root)
+        return is_local(uri) and is_inside(Path(local_file_uri_to_path(uri), name), self._artifact_root)
 
     def send(self, folder: RunFolder, run_id: str, end: journal.Record) -> list[Damaged]:
         """Send the artifacts that the `end` record lists and that exist. Draw the curves first if they are among them.
@@ -130,6 +129,11 @@ class ArtifactPlaces:
             if artifact not in damage:
                 self._client.log_artifact(run_id, str(artifact), above)
         return list(damage.values())
+
+
+def is_local(uri: str) -> bool:
+    """Return whether an artifact URI names a folder of this machine."""
+    return uri.startswith(("/", "file:///"))
 
 
 def _is_damaged(path: Path) -> bool:

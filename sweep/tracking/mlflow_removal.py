@@ -13,6 +13,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from sweep.tracking import journal
 from sweep.tracking.chunks import MODEL, artifact_names, run_id_of
 from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_artifacts import is_local
 from sweep.tracking.mlflow_client import FAILURES
 from sweep.tracking.mlflow_runs import UID_TAG
 from sweep.tracking.store import Store
@@ -86,7 +87,7 @@ def _registered(client: MlflowClient, run_id: str) -> list[str]:
 def _remove_artifacts(store: Store, run: Run, names: Sequence[str]) -> None:
     """Remove the files that were sent with a run, if the store keeps them in the outputs where it should."""
     uri = str(run.info.artifact_uri)
-    if store.artifact_root is None or not uri.startswith(("/", "file:///")):
+    if store.artifact_root is None or not is_local(uri):
         return
     folder = Path(local_file_uri_to_path(uri))
     is_own = folder.parts[-2:] == (run.info.run_id, "artifacts") and folder.parents[2] == store.artifact_root

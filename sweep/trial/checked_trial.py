@@ -206,7 +206,7 @@ class CheckedTrial:
         return step
 
     def _numbers(self, what: str, metrics: Any, step: int) -> dict[str, float]:
-        """Return metrics as floats. Raise FunctionFailed for what is none, Diverged for one that is not finite."""
+        """Return metrics as floats. Raise FunctionFailed if one is no number, Diverged if it is not finite."""
         if not isinstance(metrics, Mapping):
             self._refuse(f"{what}: {_shown(metrics)}, where names and numbers belong, such as {{'val/loss': 0.1}}")
         numbers = {}

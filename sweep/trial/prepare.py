@@ -109,7 +109,7 @@ class Data:
             from sweep.training.augmented import AugmentedSamples
 
             train = AugmentedSamples(self.content, self.splits)
-            with _loaded(Datasets(train, val=train), config, device) as feed:  # of which only `train` is loaded
+            with _loaded(Datasets(train, val=train), config, device) as feed:  # only `train` is loaded
                 yield replace(to_device(self.splits, device), feed=feed)
 
 

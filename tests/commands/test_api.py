@@ -165,7 +165,7 @@ def test_a_study_is_resumed_by_its_result_by_its_record_and_under_its_name() -> 
 
 
 @pytest.mark.parametrize(
-    ("recorded", "told"),
+    ("recorded", "problem"),
     [
         ("hydra/launcher=joblib", r"study: its command sets hydra/launcher=joblib, which only your own call may"),
         ("tracking.uri=http://elsewhere", r"study: its command sets tracking.uri=http://elsewhere, which only"),
@@ -176,12 +176,12 @@ def test_a_study_is_resumed_by_its_result_by_its_record_and_under_its_name() -> 
     ],
 )
 def test_a_record_decides_neither_where_results_go_nor_what_is_started(
-    recorded: str, told: str | None, tmp_path: Path
+    recorded: str, problem: str | None, tmp_path: Path
 ) -> None:
     command = shlex.join(["python", "-m", "sweep.run", "-m", *SMALL, recorded])
     study = Study(tmp_path / "outputs", "s", tags={"kind": "study", "command": command})
-    if told is not None:
-        with pytest.raises(ConfigError, match=told):
+    if problem is not None:
+        with pytest.raises(ConfigError, match=problem):
             recorded_call(study.folder, [])
         assert recorded in recorded_call(study.folder, [recorded])
     else:
