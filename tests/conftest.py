@@ -89,8 +89,15 @@ def _unmarked_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator
         assert _started[n_before:] == [], "mark the test as one of processes: @pytest.mark.process"
 
 
+@pytest.fixture
+def _tracking_uri_is_left_unset() -> Iterator[None]:
+    yield
+    if uris := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        assert uris._tracking_uri is None
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(_tracking_uri_is_left_unset: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tester's own settings must not reach the tests."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS")
     for name in names:

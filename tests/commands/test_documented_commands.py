@@ -121,13 +121,13 @@ def test_no_command_is_overlooked() -> None:
 
 
 @pytest.fixture
-def tracking_uri() -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    yield
-    mlflow.set_tracking_uri(before)
+def _tracking_uri_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mlflow.set_tracking_uri` sets both, for good; a value put back through it would count before any environment."""
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
 
 
-@pytest.mark.usefixtures("tracking_uri")
+@pytest.mark.usefixtures("_tracking_uri_of_this_test")
 def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for blocks that are files. tests/commands/test_api.py runs those of README and docs/studies.md."""
     for arguments in (
