@@ -33,8 +33,8 @@ class Split:
     """How the samples are divided.
 
     `val` and `test` are shares of the samples, in (0, 1). The rest is for training. `max_samples` draws a random subset
-    of that size first; null takes all samples. `kind` is one of SPLITS, see `sweep.data.split`. `by` and `column` are
-    columns of a table. With `folds`, `val` is the fold number `fold` of all samples that are not for testing.
+    of that size first; null takes all samples. `kind` is one of SPLITS, see `sweep.data.assignment`. `by` and `column`
+    are columns of a table. With `folds`, `val` is the fold number `fold` of all samples that are not for testing.
     """
 
     val: float = 0.15

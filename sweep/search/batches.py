@@ -8,7 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sweep.config.nodes import UNLIMITED, epoch_size
 from sweep.config.schema import Config
 from sweep.data import Datasets
-from sweep.data.split import assign
+from sweep.data.assignment import assign
 from sweep.search.ranges import range_text
 from sweep.trial.checks import check_batch_size
 from sweep.trial.prepare import BATCH_SIZE, data_key, with_fitting_batch

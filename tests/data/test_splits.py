@@ -14,7 +14,8 @@ from numpy.testing import assert_array_equal
 from sweep import ConfigError, Samples, compose
 from sweep.config.nodes import Split
 from sweep.config.schema import validate
-from sweep.data.split import Assignment, assign, divide
+from sweep.data.assignment import Assignment, assign
+from sweep.data.split import divide
 from sweep.data.table import table
 from sweep.trial.prepare import load_data
 from sweep.trial.remembered import RememberedData

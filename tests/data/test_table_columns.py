@@ -17,9 +17,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sweep import ConfigError, Samples, compose
 from sweep.config.nodes import Split
 from sweep.config.schema import validate
+from sweep.data.assignment import assign
 from sweep.data.encoding import expand, fitted
 from sweep.data.preprocessing import apply
-from sweep.data.split import assign, prepare
+from sweep.data.split import prepare
 from sweep.data.table import table
 from sweep.training.tensors import to_device
 from sweep.trial.prepare import load_samples
