@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from sweep.training.packed.rules import Rule, rule_of_group
+from sweep.training.packed.rule import Rule
+from sweep.training.packed.rules import rule_of_group
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from sweep.config.nodes import Trainer
 from sweep.tasks.task import BatchLoss
 from sweep.training.packed.parameters import FlatParameters
-from sweep.training.packed.rules import Rule
+from sweep.training.packed.rule import Rule
 from sweep.training.packed.tracing import TracedFunction
 from sweep.training.runtime import in_precision
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from sweep.testing import check_packed_rule
-from sweep.training.packed.rules import Rule, rule_of
+from sweep.training.packed.rule import Rule
+from sweep.training.packed.rules import rule_of
 from sweep.utils.errors import TrainingFailed
 
 N_UPDATES = 12
