@@ -6,16 +6,12 @@ Params, tags and artifacts are overwritten with the same content. `mlflow.json` 
 saves work.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import chain
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -42,9 +38,11 @@ from sweep.tracking.chunks import (
 )
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.mlflow_artifacts import ArtifactPlaces, artifact_uri_of
+from sweep.tracking.mlflow_batches import batches
 from sweep.tracking.mlflow_bulk import Changed, CompleteRun, Gone, Tables
+from sweep.tracking.mlflow_creation import first_start, make_tables
 from sweep.tracking.mlflow_runs import UID_TAG, StoredRuns, own_tags
-from sweep.tracking.store import Store, sqlite_url
+from sweep.tracking.store import Store
 from sweep.tracking.stored_run import require_not_ended
 from sweep.utils.checked_file import damage_of
 from sweep.utils.errors import Damaged, DamagedJournal, DeletedInStore
@@ -52,9 +50,6 @@ from sweep.utils.errors import Damaged, DamagedJournal, DeletedInStore
 # Raised if a store is down, full, or rejects a request.
 FAILURES = (MlflowException, DeletedInStore, sqlalchemy.exc.SQLAlchemyError, OSError)
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter also for what is marked as deleted
-_MAX_ENTITIES = 1000  # in one log_batch; this and the next are MLflow's own limits
-_MAX_OF_A_KIND = {"metrics": 1000, "params": 100, "tags": 100}
-_MAX_BYTES = 900_000  # a server accepts 1,000,000
 
 
 class Uploader:
@@ -65,8 +60,8 @@ class Uploader:
         self._store = key_of_store(store.uri)
         self._tables = Tables(store.uri) if Tables.may_be_at(store.uri) else None
         self._agreed = False  # whether `Tables.agree` has accepted the tables
-        with _first_start(store.lock):
-            _make_tables(store.uri)
+        with first_start(store.lock):
+            make_tables(store.uri)
             self._client = MlflowClient(store.uri)
             self.reach()
         self._artifacts = ArtifactPlaces(self._client, store)
@@ -285,7 +280,7 @@ class Uploader:
         run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
         params = chunk.params if is_first else {}  # MLflow's params cannot change, and those of a resumed trial do not
-        for batch in _batches(
+        for batch in batches(
             [Metric(*point) for point in chunk.points],
             [Param(key, value) for key, value in params.items()],
             [] if created else [RunTag(key, value) for key, value in chunk.tags.items()],
@@ -348,26 +343,6 @@ def check_length(folder: RunFolder) -> None:
         raise DamagedJournal(folder.journal, None, f"it is shorter than the {n_bytes} bytes that were sent to MLflow")
 
 
-def _batches(metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> Iterator[dict[str, list[Any]]]:
-    """Yield keyword arguments of `log_batch`, in as few batches as MLflow's limits allow."""
-    batch: dict[str, list[Any]] = {"params": [], "tags": [], "metrics": []}
-    n_entities = n_bytes = 0
-    for kind, entity in chain(
-        (("params", param) for param in params),
-        (("tags", tag) for tag in tags),
-        (("metrics", metric) for metric in metrics),
-    ):
-        size = len(json.dumps([entity.key, entity.value])) + 100  # with its time, step and punctuation
-        if len(batch[kind]) == _MAX_OF_A_KIND[kind] or n_entities == _MAX_ENTITIES or n_bytes + size > _MAX_BYTES:
-            yield batch
-            batch = {"params": [], "tags": [], "metrics": []}
-            n_entities = n_bytes = 0
-        batch[kind].append(entity)
-        n_entities, n_bytes = n_entities + 1, n_bytes + size
-    if n_entities:
-        yield batch
-
-
 def _dataset_input(dataset: dict[str, Any]) -> DatasetInput:
     source, profile = json.dumps(dataset["source"]), json.dumps(dataset["profile"])
     entity = Dataset(dataset["name"], dataset["digest"], "local", source, profile=profile)
@@ -381,33 +356,3 @@ def _entered(stack: ExitStack, folder: RunFolder) -> bool:
     except Busy:
         return False
     return True
-
-
-def _make_tables(uri: str) -> None:
-    """Create a new SQLite store under a temporary name and rename it.
-
-    If MLflow is killed while it creates one itself, it leaves a file that it cannot use.
-    """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
-        return
-    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        MlflowClient(sqlite_url(made)).search_experiments(max_results=1)
-        if not path.exists():
-            os.rename(made, path)
-
-
-@contextmanager
-def _first_start(path: Path | None) -> Iterator[None]:
-    """Hold a lock while the tables of an embedded store are created, since two first starts of MLflow would race.
-
-    `path` is the lock file; None for a store that needs no lock.
-    """
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

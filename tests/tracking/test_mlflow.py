@@ -28,7 +28,8 @@ from sweep import ConfigError, Diverged, Outcome, compose, load_model, run_trial
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder
 from sweep.tracking.journal import Journal
-from sweep.tracking.mlflow_client import Uploader, _batches
+from sweep.tracking.mlflow_batches import batches
+from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 from sweep.tracking.upload_process import UploadProcess
 
@@ -214,7 +215,7 @@ def test_portions_are_within_the_limits_that_mlflow_documents(
     n = [n_metrics, n_metrics + len(params)]
     read_chunks = [
         [chunk[kind] for kind in ("metrics", "params", "tags")]
-        for chunk in _batches(entities[: n[0]], entities[n[0] : n[1]], entities[n[1] :])
+        for chunk in batches(entities[: n[0]], entities[n[0] : n[1]], entities[n[1] :])
     ]
     assert [entity for kind in range(3) for chunk in read_chunks for entity in chunk[kind]] == entities
     for chunk in read_chunks:
@@ -433,6 +434,7 @@ import sys
 import uuid
 from pathlib import Path
 from sweep.tracking.folders import RunFolder
+from sweep.tracking.mlflow_batches import batches
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
