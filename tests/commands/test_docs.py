@@ -1,4 +1,4 @@
-"""The documentation: every relative link leads somewhere."""
+"""The documentation: every relative link leads somewhere, and docs/structure.md names every module."""
 
 import re
 from pathlib import Path
@@ -14,3 +14,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert lost == []
+
+
+def test_the_structure_names_every_module() -> None:
+    """But for the tasks: a kind has a file each, which the page says."""
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    modules = {
+        path for path in (ROOT / "sweep").rglob("*.py") if path.stem != "__init__" and path.parent.name != "tasks"
+    }
+    assert sorted(path.name for path in modules if not re.search(rf"(?m)^[^|]*\b{path.name}", page)) == []
