@@ -28,7 +28,7 @@ from sweep.config.overrides import sets
 from sweep.config.schema import is_auto, with_origin
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.ownership import JobFolder, require_unused
-from sweep.utils import gc_control
+from sweep.utils import gc_control, late_compiler
 from sweep.utils.command_line import check_command_line, hydra_arguments, secure_streams
 from sweep.utils.errors import DISK_FULL, ConfigError, Interrupted, SweepError
 from sweep.utils.ownership import note_directories, remove_empty_logs, remove_hydras_files
@@ -134,6 +134,7 @@ def main(config_name: str = "config", task: Callable[[DictConfig], object] = run
     """
     secure_streams()
     gc_control.pause()
+    late_compiler.postpone()
     show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors, so that they become one line here
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # training replaces this handler, to save a checkpoint first

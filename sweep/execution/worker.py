@@ -15,6 +15,7 @@ from sweep.execution.executors import make_executor
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.session import WorkerSession
 from sweep.storage.quiet import quiet_optuna
+from sweep.utils import late_compiler
 from sweep.utils.command_line import secure_streams
 from sweep.utils.signals import stop_on_signal
 
@@ -28,6 +29,7 @@ class Worker:
     def __call__(self, cfg: DictConfig) -> int | None:
         """Train the study's trials as one job of a launcher. Return what `work` does."""
         secure_streams()
+        late_compiler.postpone()
         if self.plan.space.composer.application is None:
             check_hydra(HydraConfig.get())
         with quiet_optuna():

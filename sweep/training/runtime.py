@@ -86,6 +86,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
 
 
+def _set_deterministic_algorithms(enabled: bool, warn_only: bool) -> None:
+    """Call torch.use_deterministic_algorithms if that changes anything, since it loads torch's compiler."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (enabled, warn_only):
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Hold random generators and a number of CPU threads for one trial, then restore the process's.
@@ -107,7 +114,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        _set_deterministic_algorithms(*before[1:3])
         random.setstate(before[3])
         np.random.set_state(before[4])  # noqa: NPY002
 
@@ -192,7 +199,7 @@ def _settings() -> dict[str, Any]:
 def _set_settings(settings: Mapping[str, Any]) -> None:
     torch.set_grad_enabled(settings["grad"])
     torch.set_num_threads(settings["threads"])
-    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
+    _set_deterministic_algorithms(settings["deterministic"], settings["warn_only"])
     set_random_states(settings["random"])
 
 
