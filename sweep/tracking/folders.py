@@ -41,8 +41,13 @@ class RunFolder:
     @property
     def written(self) -> list[Path]:
         """Every file and folder that a run writes, except locks, which have no content."""
-        files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
-        return [*files, self.signature, self.predictions, self.artifacts, self.error, self.sync_state, self.log]
+        files = [self.config, self.overrides, self.journal, self.checkpoint, self.curves, self.diff]
+        return [*files, *self.of_model, self.artifacts, self.error, self.sync_state, self.log]
+
+    @property
+    def of_model(self) -> list[Path]:
+        """The files that describe the trained model. A training function writes them, and logs them as artifacts."""
+        return [self.best, self.predictions, self.signature]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.schema import Config
@@ -103,8 +104,11 @@ class BuiltInTraining:
 
         Raises OSError if the disk is full.
         """
-        if problem := write_model_files(RunFolder(trial.folder), facts, collector, self._data):
+        run = RunFolder(trial.folder)
+        if problem := write_model_files(run, facts, collector, self._data):
             log.warning("warning: %s", problem)
+        for file in filter(Path.exists, (run.predictions, run.signature)):
+            trial.log_artifact(file)
 
 
 def _warn(lines: list[str]) -> None:
@@ -130,6 +134,9 @@ def record_best(
     from sweep.training import checkpoint
 
     assert state.best is not None
+    file = RunFolder(trial.folder).best
     best: dict[str, Any] = {"model": state.best.weights, "epoch": state.best.epoch, "value": state.best.value}
-    checkpoint.save(RunFolder(trial.folder).best, {**best, "monitor": state.trainer.monitored, FACTS: facts.stored()})
+    checkpoint.save(file, {**best, "monitor": state.trainer.monitored, FACTS: facts.stored()})
+    if trial.number is None:  # in a study, it stays on the disk only
+        trial.log_artifact(file)
     trial.finish({"model/n_weights": n_weights, **test})

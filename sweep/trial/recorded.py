@@ -1,7 +1,6 @@
 """The trial that a training function gets in a run or a study. It records, reports to the study, saves and stops."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -231,18 +230,15 @@ class RecordedTrial:
         self._values.update(metrics)
 
     def log_artifact(self, path: Path) -> None:
-        """Copy a file to `artifacts/` in the trial's folder, from where it is uploaded to MLflow.
+        """Keep a file in the trial's folder, from where it is uploaded to MLflow (`RunRecorder.add_artifact`).
 
         Args:
-            path: the file. One that is in that folder already is not copied. One of the same name is replaced.
+            path: the file.
 
         Raises:
             OSError: the file cannot be copied.
         """
-        self._begin()
-        self._run.artifacts.mkdir(exist_ok=True)
-        if path.resolve().parent != self._run.artifacts.resolve():
-            shutil.copy2(path, self._run.artifacts)
+        self._begin().add_artifact(path)
 
     def end(self, error: BaseException | None = None) -> None:
         """Record how the trial ended. If the record has not begun, do nothing.
