@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sweep.config.schema import Config
     from sweep.tracking.upload_process import UploadProcess
     from sweep.training.loop import TrainingLoop
+    from sweep.trial.outcome import Outcome
     from sweep.trial.recorded import Report
-    from sweep.trial.run import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is known to be, at once

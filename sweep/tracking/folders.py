@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -115,6 +116,11 @@ class StudyFolder:
     def is_stopped(self, number: int) -> bool:
         """Return whether somebody has asked for a stop of that trial alone."""
         return self.stop_request(number).exists()
+
+    def stopped_trials(self) -> set[int]:
+        """Return the numbers of all trials for which somebody has asked for a stop of that trial alone."""
+        names = os.listdir(self.workers) if self.workers.exists() else []
+        return {int(found[1]) for name in names if (found := re.fullmatch(r"trial-(\d+)\.stop", name))}
 
     def runs(self) -> list[RunFolder]:
         """Return every child run that has begun."""

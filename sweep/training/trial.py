@@ -110,7 +110,7 @@ class Trial(Protocol):
     def log_artifact(self, path: Path) -> None:
         """Store a file as an artifact: in the trial's folder, and in MLflow.
 
-        best.pt, predictions.parquet and model.yaml stay where they are if they lie in the trial's folder. MLflow's model
+        The files best.pt, predictions.parquet and model.yaml in the trial's folder stay where they are. MLflow's model
         is made of best.pt and model.yaml. Any other file is copied to `artifacts/` in that folder.
 
         Raises:
