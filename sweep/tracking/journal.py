@@ -55,7 +55,7 @@ class Journal:
     def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]], **fields: Any) -> None:
         """Append the values of each metric at the given steps.
 
-        Steps that are already recorded are skipped, so that epochs trained again after a crash appear once.
+        Steps that are already recorded are skipped, so that epochs that are reported or trained again appear once.
 
         Args:
             steps: the steps, ascending.
@@ -66,6 +66,7 @@ class Journal:
         for n in sorted({*n_known.values()} - {len(steps)}):  # one for all, unless an earlier try recorded only some
             columns = {key: list(column[n:]) for key, column in values.items() if n_known[key] == n}
             self.event("metrics", steps=list(steps[n:]), values=columns, **fields)
+            self._recorded.update(dict.fromkeys(columns, steps[-1]))
 
     def sync(self) -> None:
         """Wait until all records have reached the disk, so that they survive a power cut."""

@@ -12,6 +12,7 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.progress import Show, progress
 from sweep.tracking.run_recorder import Membership, RunRecorder
 from sweep.tracking.stored_run import saved_state
+from sweep.training.trial import refuse_other_epoch
 from sweep.utils.errors import Damaged, Interrupted
 from sweep.utils.signals import StopRequest, stop_on_signal
 
@@ -195,10 +196,7 @@ class RecordedTrial:
             Interrupted: a stop was requested. The state is saved.
             OSError: there is no room; the earlier checkpoint stays.
         """
-        if state.get("epoch", epoch) != epoch:
-            raise ValueError(
-                f"state['epoch'] is {state['epoch']}, but the epoch is {epoch}; leave it out or make them equal"
-            )
+        refuse_other_epoch(epoch, state)
         self._begin().save({**state, "epoch": epoch})
         self._epoch, self._saved = epoch, None
         self._saved_at = self._clock()
