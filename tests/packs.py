@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from torch import Tensor, nn
 
 from sweep.tasks import TensorTask
@@ -119,7 +119,7 @@ CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-4")
 
 
 def both_ways(
-    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_fit, rtol: float, width: int = 8
+    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_loop, rtol: float, width: int = 8
 ) -> tuple[Pack, list[PackMember], list[Heard]]:
     """Trains each trial alone and all in a pack, of `width` at a time, and compares what is heard and the best weights.
 
@@ -161,7 +161,7 @@ def half_trained(
 
 
 def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
-    return double(make_fit(*overrides, **different))
+    return double(make_loop(*overrides, **different))
 
 
 def seeded(*overrides: str, lrs: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[tuple[str, ...]]:

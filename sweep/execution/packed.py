@@ -97,7 +97,7 @@ class PackedExecutor:
         """
         gc_control.resume()
         try:
-            with self._session.queue.beating(self._claimed):
+            with self._session.queue.heartbeats(self._claimed):
                 self._fill()
                 while self._trainings or self._unpackable:
                     self._train_unpackable()

@@ -41,7 +41,7 @@ class SequentialExecutor:
             if trial is None:
                 return None
             try:
-                with session.queue.beating([trial]):
+                with session.queue.heartbeats([trial]):
                     session.settle(trial, partial(self._configure_and_train, trial))
             except KeyboardInterrupt as stopped:
                 session.queue.release(trial)

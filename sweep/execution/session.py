@@ -51,7 +51,7 @@ class WorkerSession:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
         self.composer, self.splits = plan.space.composer, plan.space.splits
         self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
-        self._is_child = os.getppid() == plan.controller
+        self._is_child = os.getppid() == plan.launcher_pid
         self.storage = self.patiently(lambda: open_storage(self.settings.storage, plan.folder))
         pruner = build.pruner(self.settings.pruner)
         self._study = self.patiently(
@@ -106,7 +106,7 @@ class WorkerSession:
 
     def is_orphaned(self) -> bool:
         """Return True if this process is a child of the study's command and the command has died."""
-        return self._is_child and os.getppid() != self.plan.controller
+        return self._is_child and os.getppid() != self.plan.launcher_pid
 
     def settle(self, trial: FrozenTrial, values_of: Callable[[], list[float]]) -> None:
         """Call `values_of`, which trains the trial and returns its objectives, and store how the trial ended.

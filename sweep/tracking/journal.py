@@ -275,23 +275,23 @@ def uid(path: Path) -> str | None:
 def last(path: Path) -> Record | None:
     """Return the last complete record without reading the others; None if there is none, or if it is damaged."""
     with open(path, "rb") as file:
-        end = _whole_bytes(file)
+        end = _complete_bytes(file)
         try:
             return _parsed(_line_before(file, end))[0] if end else None
         except ValueError:
             return None
 
 
-def whole_size(path: Path) -> int:
+def complete_size(path: Path) -> int:
     """Return the size of the file in bytes, without a torn last line; 0 if there is no file."""
     try:
         with open(path, "rb") as file:
-            return _whole_bytes(file)
+            return _complete_bytes(file)
     except FileNotFoundError:
         return 0
 
 
-def _whole_bytes(file: IO[bytes]) -> int:
+def _complete_bytes(file: IO[bytes]) -> int:
     start = file.seek(0, os.SEEK_END)
     while start:
         block = min(start, _TAIL_BYTES)

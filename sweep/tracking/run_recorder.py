@@ -69,7 +69,7 @@ class RunRecorder:
         self._run, self._member = run, member
         self._tracking = Tracking()
         self._of_model: list[str] = []  # the names of the model's files that were logged
-        is_shorter = journals.whole_size(run.journal) < most_sent(run)
+        is_shorter = journals.complete_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
         if is_shorter:  # only its end was lost; if epochs were missing, the checkpoint would have been refused
             forget_offsets(run)

@@ -11,7 +11,7 @@ from sweep.training.trial import Trial
 from sweep.trial.checks import check_data, has_test, warnings_of_size, warnings_of_undefined
 from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.model_files import has_files, shown_batches, write_model_files
-from sweep.trial.predictions import Collector
+from sweep.trial.predictions import PredictionBuffer
 from sweep.trial.prepare import (
     Data,
     load_data,
@@ -80,32 +80,32 @@ class BuiltInTraining:
             finally:
                 trial.finish(loop.reached())
             facts = ModelFacts.of(self.config, self._data, loop.task)
-            collector = self._collector(trial, loop, facts)
-            test = loop.test(self._data.content.noise, None if collector is None else collector.add)
+            buffer = self._buffer(trial, loop, facts)
+            test = loop.test(self._data.content.noise, None if buffer is None else buffer.add)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test, facts)
-            if collector is not None:
+            if buffer is not None:
                 if not has_test(self._data):
-                    collector.fill(loop.forward, shown_batches(loop.data))
-                self._write_files(trial, collector, facts)
+                    buffer.fill(loop.forward, shown_batches(loop.data))
+                self._write_files(trial, buffer, facts)
         return test
 
-    def _collector(self, trial: Trial, loop: "TrainingLoop", facts: ModelFacts) -> Collector | None:
+    def _buffer(self, trial: Trial, loop: "TrainingLoop", facts: ModelFacts) -> PredictionBuffer | None:
         """Return what collects the predictions for the test split; None if the trial leaves none.
 
         A study makes the files of its best trial at its end.
         """
         if trial.number is not None or not has_files(loop.task):
             return None
-        return Collector(loop.model, facts, loop.device)
+        return PredictionBuffer(loop.model, facts, loop.device)
 
-    def _write_files(self, trial: Trial, collector: Collector, facts: ModelFacts) -> None:
+    def _write_files(self, trial: Trial, buffer: PredictionBuffer, facts: ModelFacts) -> None:
         """Write predictions.parquet and model.yaml. If that fails, warn: the results do not depend on these files.
 
         Raises OSError if the disk is full.
         """
         run = RunFolder(trial.folder)
-        if problem := write_model_files(run, facts, collector, self._data):
+        if problem := write_model_files(run, facts, buffer, self._data):
             log.warning("warning: %s", problem)
         for file in filter(Path.exists, (run.predictions, run.signature)):
             trial.log_artifact(file)

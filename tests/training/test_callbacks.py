@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from processes import recorded
 from torch import nn
 
@@ -139,7 +139,7 @@ def node(name: str, **arguments: Any) -> str:
 
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides, "model.dropout=0.2"), Heard()
+    fit, heard = make_loop(*overrides, "model.dropout=0.2"), Heard()
     fit.run(heard)
     return fit, heard
 
@@ -182,10 +182,10 @@ def test_a_resumed_trial_has_the_callbacks_state_and_stays_stopped() -> None:
 
     overrides = (with_callbacks(node("StopsAfter", n=3)), "model.dropout=0.2")
     whole = Heard(saves=True, on_save=save)
-    make_fit(*overrides).run(whole)
+    make_loop(*overrides).run(whole)
     assert list(whole.epochs) == [1, 2, 3]
     for state in saved:
-        fit, heard = make_fit(*overrides), Heard()
+        fit, heard = make_loop(*overrides), Heard()
         fit.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
         fit.run(heard)
         assert heard.points.items() <= whole.points.items()
@@ -277,14 +277,14 @@ def test_a_declared_metric_that_does_not_come_fails_the_trial_in_one_line(goes: 
 
 def test_what_is_no_callback_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_fit(with_callbacks(node("Norm"), node("Nothing")))
+        make_loop(with_callbacks(node("Norm"), node("Nothing")))
     assert str(caught.value).startswith(
         f"trainer.callbacks.1._target_: {__name__}.Nothing returned Nothing, which has none of on_train_start, "
     )
     with pytest.raises(
         ConfigError, match=r"^trainer\.callbacks\.0\.size: Norm takes no such argument; it takes: order"
     ):
-        make_fit(with_callbacks(node("Norm", size=3)))
+        make_loop(with_callbacks(node("Norm", size=3)))
 
 
 def test_trials_with_callbacks_train_sequentially() -> None:
@@ -319,4 +319,4 @@ def test_a_run_has_a_callbacks_curves_and_artifacts(small_trial: Any) -> None:
     files = sorted(run.artifacts.glob("outputs-*.txt"))
     assert [float(file.read_text()) for file in files] == curves["val/loss"][1]
     weights = checkpoint.load(run.best)["model"]
-    assert {*weights} == {*make_fit().model.state_dict()}
+    assert {*weights} == {*make_loop().model.state_dict()}

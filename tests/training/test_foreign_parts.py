@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from processes import quick
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -32,7 +32,7 @@ def own(name: str) -> str:
 
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides), Heard()
+    fit, heard = make_loop(*overrides), Heard()
     fit.run(heard)
     return fit, heard
 
@@ -206,7 +206,7 @@ class Dead(nn.Linear):
 
 
 def test_a_loss_that_eps_0_ruins_is_not_blamed_on_the_learning_rate() -> None:
-    fit = make_fit("optimizer=adam", "optimizer.eps=0", make_model=lambda: Dead(1, 1))
+    fit = make_loop("optimizer=adam", "optimizer.eps=0", make_model=lambda: Dead(1, 1))
     with pytest.raises(Diverged, match=r"set optimizer\.eps above 0"):
         fit.run(Heard())
 
@@ -293,7 +293,7 @@ def normalised(in_features: int, out_features: int) -> nn.Module:
 def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_fail(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     model = ("model=mlp", f"model._target_={own('normalised')}", *only)
-    n = make_fit(*DEBUG, base=()).data.n_train
+    n = make_loop(*DEBUG, base=()).data.n_train
     sizes = [size for size in range(2, n) if n % size == 1]
     assert sizes, "the case needs a size that leaves one sample"
     told = refused(tmp_path, *model, f"trainer.batch_size={sizes[0]}")

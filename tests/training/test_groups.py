@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from packs import member_of, pack_of, tensor_data, together
 from torch import Tensor, nn
 from torch.nn import functional
@@ -47,7 +47,7 @@ def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides), Heard()
+    fit, heard = make_loop(*overrides), Heard()
     fit.run(heard)
     return fit, heard
 
@@ -59,7 +59,7 @@ def weights(fit: TrainingLoop) -> dict[str, Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_groups_train_as_in_a_plain_loop_and_follow_the_schedule_in_proportion(schedule: tuple[str, ...]) -> None:
     overrides = ("optimizer=sgd", "optimizer.weight_decay=0.1", *schedule)
-    fit = make_fit(*overrides, GROUPS)
+    fit = make_loop(*overrides, GROUPS)
     model, heard = copy.deepcopy(fit.model), Heard()
     fit.run(heard)
     named = dict(model.named_parameters())
@@ -174,7 +174,7 @@ def test_a_group_cannot_set_what_the_schedule_cycles() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer\.groups\.\*\.bias\.momentum: the schedule sets it for all groups"
     ):
-        make_fit("optimizer=momentum", *TORCH_ONECYCLE, "optimizer.groups={*.bias: {momentum: 0.5}}")
+        make_loop("optimizer=momentum", *TORCH_ONECYCLE, "optimizer.groups={*.bias: {momentum: 0.5}}")
 
 
 # Freezing
@@ -187,7 +187,7 @@ def test_frozen_weights_stay_and_the_others_train(tmp_path: Path) -> None:
     initial = checkpoint.load(outcome.folder / "best.pt")["model"]
     again = run_trial(compose([*quick, "model.widths=[8]", "optimizer=adamw", "trainer.epochs=1"]))
     free = checkpoint.load(again.folder / "best.pt")["model"]
-    fresh = make_fit("model.widths=[8]").model.state_dict()
+    fresh = make_loop("model.widths=[8]").model.state_dict()
     assert torch.equal(initial["layers.0.weight"], fresh["layers.0.weight"])
     assert not torch.equal(initial["layers.2.weight"], fresh["layers.2.weight"])
     assert not torch.equal(free["layers.0.weight"], fresh["layers.0.weight"])
@@ -246,7 +246,7 @@ def test_an_optimizer_gets_names_or_the_model_where_it_asks_for_them(target: str
     assert heard.curve("val/loss")[-1] < heard.curve("val/loss")[0]
     if target != "of_both":
         with pytest.raises(ConfigError, match=r"takes the model or the weights' names, and makes its own groups"):
-            make_fit(*overrides, "optimizer.groups={*.bias: {eps: 1}}")
+            make_loop(*overrides, "optimizer.groups={*.bias: {eps: 1}}")
 
 
 # Resuming, packing, records
@@ -262,9 +262,9 @@ def test_groups_resume_bit_for_bit(tmp_path: Path) -> None:
         checkpoint.save(path, {**state})
         saved.append(path)
 
-    make_fit(*overrides).run(Heard(saves=True, on_save=save))
+    make_loop(*overrides).run(Heard(saves=True, on_save=save))
     for path in saved[3::5]:
-        fit, heard = make_fit(*overrides), Heard()
+        fit, heard = make_loop(*overrides), Heard()
         fit.load_state_dict(checkpoint.load(path))
         fit.run(heard)
         assert heard.epochs.items() <= whole_heard.epochs.items()
@@ -297,7 +297,7 @@ def test_trials_with_groups_share_a_pack_unless_the_optimizer_divides_the_weight
 def test_one_group_of_all_weights_and_frozen_weights_are_packed() -> None:
     overrides = [("optimizer.groups={*: {lr_scale: 0.5}}", f"seed={seed}", "scheduler=cyclic") for seed in (0, 1)]
     alone = [trained(*own)[1] for own in overrides]
-    fits = [make_fit(*own) for own in overrides]
+    fits = [make_loop(*own) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
     for (_, heard), one in zip(placed, alone, strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -26,7 +26,7 @@ ACCURACY = "trainer.monitor=val/accuracy"
 
 
 def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*ROUGH, *overrides, base=DIGITS), Heard()
+    fit, heard = make_loop(*ROUGH, *overrides, base=DIGITS), Heard()
     fit.run(heard)
     return fit, heard
 
@@ -40,7 +40,7 @@ def test_best_weights_and_patience_follow_the_monitored_curve_alone_and_in_a_pac
         ("trainer.monitor=train/loss",),
     ]
     alone = [trained(*own) for own in overrides]
-    fits = [make_fit(*ROUGH, *own, base=DIGITS) for own in overrides]
+    fits = [make_loop(*ROUGH, *own, base=DIGITS) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [slot for slot, _ in placed])
     for own, (fit, heard), (slot, _) in zip(overrides, alone, placed, strict=True):

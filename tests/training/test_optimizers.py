@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Heard, as_file, make_fit
+from conftest import Heard, as_file, make_loop
 from packs import tensor_data, tensor_task
 
 from sweep import ConfigError, compose
@@ -57,12 +57,12 @@ def only_lr(target: str) -> tuple[str, ...]:
 def test_the_table_of_torchs_optimizers_is_true(name: str) -> None:
     overrides = only_lr(f"torch.optim.{name}")
     if name not in REFUSED:
-        fit, heard = make_fit(*overrides), Heard()
+        fit, heard = make_loop(*overrides), Heard()
         fit.run(heard)
         assert heard.curve("val/loss")[-1] < heard.curve("val/loss")[0]
         return
     with pytest.raises(SweepError) as caught:
-        make_fit(*overrides).run(Heard())
+        make_loop(*overrides).run(Heard())
     assert REFUSED[name] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -75,10 +75,10 @@ def test_the_table_names_optimizers_that_exist() -> None:
 def assert_trains_and_resumes(overrides: tuple[str, ...], targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", targets)
     saved: list[bytes] = []
-    fit, heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
+    fit, heard = make_loop(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
     fit.run(heard)
     uninterrupted = Heard()
-    make_fit(*overrides).run(uninterrupted)
+    make_loop(*overrides).run(uninterrupted)
     assert heard.points == uninterrupted.points, "saving, which happens in both modes, changes nothing"
     assert fit.best is not None
     assert fit.best.value < heard.curve("val/loss")[0]
@@ -87,7 +87,7 @@ def assert_trains_and_resumes(overrides: tuple[str, ...], targets: str, monkeypa
         outputs = fit.forward(tensor_data(fit).val.x)
     assert fit.best.value == pytest.approx(tensor_task(fit).loss_of(outputs, tensor_data(fit).val.y).item(), rel=1e-6)
     for state in (saved[6], saved[11], saved[14]):
-        resumed, again = make_fit(*overrides), Heard()
+        resumed, again = make_loop(*overrides), Heard()
         resumed.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
         resumed.run(again)
         assert again.points.items() <= heard.points.items()
@@ -123,6 +123,6 @@ def test_an_optimizer_of_a_package_that_does_not_work_is_refused_in_one_line(
     pytest.importorskip(package)
     monkeypatch.setenv("SWEEP_TARGETS", f"{package}.*")
     with pytest.raises(ConfigError) as caught:
-        make_fit(*only_lr(target))
+        make_loop(*only_lr(target))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)

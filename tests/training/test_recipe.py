@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, as_file, make_fit
+from conftest import Heard, as_file, make_loop
 from packs import member_of, pack_of, tensor_data, together, weighted
 from processes import recorded
 from torch import nn
@@ -33,7 +33,7 @@ CYCLIC = ("optimizer=adam", "scheduler=cyclic", "scheduler.cycle_epochs=2")
 
 def trained(*overrides: str, has_weights: bool = False) -> tuple[TrainingLoop, Heard]:
     """4 epochs of 68 samples, in batches of 16, unless the overrides say otherwise."""
-    fit, heard = make_fit(*overrides), Heard()
+    fit, heard = make_loop(*overrides), Heard()
     fit = weighted(fit) if has_weights else fit
     fit.run(heard)
     return fit, heard
@@ -65,7 +65,7 @@ def test_accumulated_batches_train_like_one_batch_of_their_samples(n: int, has_w
 
 def test_weighted_samples_train_as_in_a_plain_loop() -> None:
     """Though all samples of the second update have the weight 0, and a validation is in the middle of an epoch."""
-    fit, heard = weighted(make_fit(*PLAIN, "trainer.val_interval=7 steps", "trainer.epochs=3")), Heard()
+    fit, heard = weighted(make_loop(*PLAIN, "trainer.val_interval=7 steps", "trainer.epochs=3")), Heard()
     train, val = tensor_data(fit).train, tensor_data(fit).val
     assert train.weights is not None
     train.weights[epoch_order(0, 1, 68)[16:32]] = 0
@@ -111,7 +111,7 @@ def by_hand(fit: TrainingLoop, clip_value: float, decay: float) -> tuple[nn.Modu
 
 
 def test_gradients_are_clipped_by_value() -> None:
-    fit = make_fit(*PLAIN, "trainer.clip_value=0.02", "trainer.epochs=2")
+    fit = make_loop(*PLAIN, "trainer.clip_value=0.02", "trainer.epochs=2")
     model, _ = by_hand(fit, 0.02, 0.5)
     unclipped, _ = by_hand(fit, 1e9, 0.5)
     fit.run(Heard())
@@ -125,7 +125,7 @@ def test_packed_trials_are_clipped_by_value_each_by_its_own() -> None:
         for seed, value in enumerate((0.01, 0.1, 9))
     ]
     alone = [trained(*own)[1] for own in overrides]
-    fits = [make_fit(*own) for own in overrides]
+    fits = [make_loop(*own) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
     for (_, heard), expected in zip(placed, alone, strict=True):
@@ -134,7 +134,7 @@ def test_packed_trials_are_clipped_by_value_each_by_its_own() -> None:
 
 
 def test_the_average_of_the_weights_is_validated_kept_and_tested() -> None:
-    fit = make_fit(*PLAIN, "trainer.ema=0.8", "trainer.epochs=2")
+    fit = make_loop(*PLAIN, "trainer.ema=0.8", "trainer.epochs=2")
     model, average = by_hand(fit, 1e9, 0.8)
     heard = Heard()
     fit.run(heard)
@@ -261,12 +261,12 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(recipe: tuple[s
     schedule = () if any("scheduler" in o for o in recipe) else CYCLIC
     overrides = (*schedule, *recipe, "model.dropout=0.3")
     saved: list[bytes] = []
-    whole, whole_heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
+    whole, whole_heard = make_loop(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
     whole.run(whole_heard)
     assert len(saved) > len(whole_heard.epochs)
     assert trained(*overrides)[1].points == whole_heard.points, "saving changes nothing"
     for state in saved:
-        fit = make_fit(*overrides)
+        fit = make_loop(*overrides)
         with torch.no_grad():
             for weight in fit.model.parameters():
                 weight.uniform_()
@@ -296,7 +296,7 @@ def test_a_run_records_and_resumes_validations_in_updates(small_trial: Any, tmp_
     assert outcome.n_epochs == 5
     assert outcome.value == min(values)
     saved = checkpoint.load(run.best)
-    fit = make_fit(*overrides)
+    fit = make_loop(*overrides)
     fit.run(Heard())
     assert fit.best is not None
     assert all(torch.equal(weight, saved["model"][name]) for name, weight in fit.best.weights.items())
@@ -340,7 +340,7 @@ def test_a_value_that_makes_no_sense_is_refused(override: str, says: str) -> Non
 
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.precision: fp16 needs a GPU; use bf16 or float32 on a CPU$"):
-        make_fit("trainer.precision=fp16", "trainer.device=cpu")
+        make_loop("trainer.precision=fp16", "trainer.device=cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
@@ -363,7 +363,7 @@ class WithModes(Adam):
 def test_an_average_of_an_average_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
     with pytest.raises(ConfigError, match=r"^trainer\.ema: this optimizer averages the weights itself"):
-        make_fit("optimizer=adam", f"optimizer._target_={__name__}.WithModes", "trainer.ema=0.9")
+        make_loop("optimizer=adam", f"optimizer._target_={__name__}.WithModes", "trainer.ema=0.9")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Heard, make_fit
+from conftest import SMALL, Heard, make_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,8 +64,8 @@ def test_a_thinned_curve_is_bounded_and_no_thinner_than_it_has_to_be(n_steps: in
 
 def test_step_curves_are_evenly_spaced_across_epochs_from_the_first_step_on() -> None:
     whole, heard = Heard(), Heard()
-    make_fit().run(whole)
-    fit = make_fit()
+    make_loop().run(whole)
+    fit = make_loop()
     fit._stride = stride(20, 7)
     fit.run(heard)
     assert list(heard.points) == list(range(1, 21, 3)), "of 5 updates an epoch"
@@ -180,13 +180,13 @@ def test_the_loop_saves_when_it_is_told_to(
     assert isinstance(trial, Watched)
     trial.saves = []
     with trial:
-        make_fit(f"trainer.checkpoint_interval_s={interval}").run(trial)
+        make_loop(f"trainer.checkpoint_interval_s={interval}").run(trial)
     assert trial.saves == expected
 
 
 def test_the_loop_saves_inside_an_epoch_when_it_is_due(make_trial: MakeTrial) -> None:
     now = 0.0
-    fit = make_fit("trainer.checkpoint_interval_s=3")
+    fit = make_loop("trainer.checkpoint_interval_s=3")
 
     def tick(module: object, inputs: object) -> None:
         nonlocal now

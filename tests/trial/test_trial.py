@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_fit, the_run
+from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_loop, the_run
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from packs import tensor_data
@@ -83,7 +83,7 @@ def test_the_history_has_every_recorded_curve_as_arrays(small_trial: Trial) -> N
 
 def test_the_tested_weights_are_those_in_best_pt(small_trial: Trial) -> None:
     outcome = small_trial(*OVERSHOOTING)
-    fit = make_fit(*OVERSHOOTING)
+    fit = make_loop(*OVERSHOOTING)
     saved = checkpoint.load(outcome.folder / "best.pt")
     assert (saved["epoch"], saved["value"]) == (outcome.best_epoch, outcome.value)
     fit.model.load_state_dict(saved["model"])

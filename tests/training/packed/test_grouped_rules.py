@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import Heard, make_loop
 from packs import (
     CYCLIC,
     Odd,
@@ -157,7 +157,7 @@ def test_a_trial_with_groups_moves_out_of_a_pack_and_into_another_at_a_checkpoin
 def test_trials_share_a_pack_if_their_groups_differ_in_numbers_only() -> None:
     base = "optimizer=adamw"
     first, number, structure, weights = (
-        rules_of(make_fit(base, own))
+        rules_of(make_loop(base, own))
         for own in (
             groups(weight_decay="0.1"),
             groups(weight_decay="0.2"),

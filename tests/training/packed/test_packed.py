@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, SMALL, Heard, make_fit
+from conftest import OVERSHOOTING, SMALL, Heard, make_loop
 from packs import (
     CYCLIC,
     Odd,
@@ -175,9 +175,9 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
         """Of three; the one in the middle has one epoch only."""
         common = ("optimizer=sgd", "scheduler=constant", *rest)
         fits = [
-            make_fit(*common, "optimizer.lr=0.05"),
-            make_fit(*common, f"optimizer.lr={middle}", "seed=1", "trainer.epochs=1"),
-            make_fit(*common, "optimizer.lr=0.1", "seed=2"),
+            make_loop(*common, "optimizer.lr=0.05"),
+            make_loop(*common, f"optimizer.lr={middle}", "seed=1", "trainer.epochs=1"),
+            make_loop(*common, "optimizer.lr=0.1", "seed=2"),
         ]
         placed = [member_of(fit) for fit in fits]
         ended = together(pack_of(fits[0]), [member for member, _ in placed])
@@ -196,10 +196,10 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
 @pytest.mark.parametrize(("lr", "batch_size"), [("100", 4), ("1e25", 68)], ids=["in training", "in validation"])
 def test_a_trial_diverges_as_it_does_alone(lr: str, batch_size: int) -> None:
     common = ("optimizer=sgd", "scheduler=constant", "model.widths=[]", f"trainer.batch_size={batch_size}")
-    fit, expected = make_fit(*common, f"optimizer.lr={lr}"), Heard()
+    fit, expected = make_loop(*common, f"optimizer.lr={lr}"), Heard()
     with pytest.raises(Diverged) as caught:
         fit.run(expected)
-    fits = [make_fit(*common, "optimizer.lr=0.01"), make_fit(*common, f"optimizer.lr={lr}")]
+    fits = [make_loop(*common, "optimizer.lr=0.01"), make_loop(*common, f"optimizer.lr={lr}")]
     (good, _), (bad, heard) = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [good, bad])
     ending = ended[bad]
@@ -229,7 +229,7 @@ def test_patience_ends_each_trial_where_it_ends_alone() -> None:
 
 def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
     n_epochs = (3, 1, 2, 4, 1)
-    fits = [make_fit(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
+    fits = [make_loop(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
     placed = [member_of(fit) for fit in fits]
     waiting, pack, widths = [member for member, _ in placed], pack_of(fits[0]), []
     while waiting or pack.members:
@@ -240,11 +240,11 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
             pack.release(member)
     assert widths == [2, 2, 2, 2, 1, 1, 1]
     for (_, heard), n, i in zip(placed, n_epochs, range(5), strict=True):
-        assert_close(heard, alone(make_fit(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
+        assert_close(heard, alone(make_loop(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
 
 
 def test_a_report_that_ends_a_trial_ends_no_other() -> None:
-    fits = [make_fit(f"seed={i}") for i in range(3)]
+    fits = [make_loop(f"seed={i}") for i in range(3)]
     placed = [member_of(fit) for fit in fits]
 
     def prune(epoch: int) -> None:
@@ -256,7 +256,7 @@ def test_a_report_that_ends_a_trial_ends_no_other() -> None:
     assert [type(ended[member]) for member, _ in placed] == [type(None), Pruned, type(None)]
     assert list(pruned.epochs) == [1, 2]
     for i in (0, 2):
-        assert_close(placed[i][1], alone(make_fit(f"seed={i}")), rtol=1e-4)
+        assert_close(placed[i][1], alone(make_loop(f"seed={i}")), rtol=1e-4)
 
 
 DIGITS = ("data=digits", "split.max_samples=50", "trainer.batch_size=16", "trainer.epochs=2")
@@ -320,8 +320,8 @@ def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(opti
 @pytest.mark.process
 def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
-    expected = [alone(make_fit(*own)) for own in overrides]
-    fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    expected = [alone(make_loop(*own)) for own in overrides]
+    fits = [make_loop(*own, "trainer.compile=true") for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
     for (_, heard), one in zip(placed, expected, strict=True):
@@ -371,7 +371,7 @@ def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str)
 def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     common = ("trainer.precision=bf16", f"model.dropout={dropout}", "trainer.epochs=6")
     _, members, _ = both_ways(*seeded(*common), rtol=0.03)
-    exact = alone(make_fit(*seeded(*common, "trainer.precision=float32")[0]))
+    exact = alone(make_loop(*seeded(*common, "trainer.precision=float32")[0]))
     assert members[0].best is not None
     assert {weight.dtype for weight in members[0].best.weights.values()} == {torch.float32}
     heard = members[0].trial
@@ -444,7 +444,7 @@ def mixed() -> nn.Module:
     ids=["BatchNorm", "functional dropout", "other dropout", "control flow", "buffer", "dropout used twice"],
 )
 def test_what_cannot_be_stacked_is_refused_and_told_why(make_model: Callable[[], nn.Module], told: str) -> None:
-    fit = make_fit(make_model=make_model)
+    fit = make_loop(make_model=make_model)
     before = copy.deepcopy(fit.model.state_dict())
     random = torch.random.get_rng_state()
     with pytest.raises(Unpackable, match=told) as caught:
@@ -504,7 +504,7 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
-    fit, another = make_fit(), make_fit(other)
+    fit, another = make_loop(), make_loop(other)
     member, _ = member_of(fit)
     with pytest.raises(ConfigError, match=re.escape(told)):
         pack_of(fit).load_state_dict(member, another.state_dict())
@@ -519,8 +519,8 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
         (*small, f"trainer.epochs={n}", f"seed={n}", "scheduler=constant", f"optimizer.lr={0.01 * n}")
         for n in (5, 4, 2, 1, 3)
     ]
-    expected = [alone(make_fit(*own)) for own in overrides]
-    fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    expected = [alone(make_loop(*own)) for own in overrides]
+    fits = [make_loop(*own, "trainer.compile=true") for own in overrides]
     assert fits[0].data.n_train % 4 == 1, "the case needs a last batch of one sample"
     placed = [member_of(fit) for fit in fits]
     calls = []
@@ -535,7 +535,7 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
 def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
     def with_lr(lr: str) -> TrainingLoop:
         """Without a config of its own, which takes longer to compose than the trial to train."""
-        fit = make_fit("scheduler=constant", "trainer.epochs=10")
+        fit = make_loop("scheduler=constant", "trainer.epochs=10")
         for optimizer in (fit.optimizer, fit.schedule.optimizer):
             optimizer.param_groups[0]["lr"] = float(lr)
         return fit
@@ -552,7 +552,7 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
 
 def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_BLOCK", {})  # as on a GPU, where all rows are one block
-    fits = [make_fit(f"seed={i}") for i in range(2)]
+    fits = [make_loop(f"seed={i}") for i in range(2)]
     (good, heard), (bad, _) = [member_of(fit) for fit in fits]
 
     def fail(n_updates: int, begun: Sequence[int]) -> None:
@@ -561,22 +561,22 @@ def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad])
     assert isinstance(ended[bad], ValueError)
-    (bad, _) = member_of(make_fit("seed=1"))
+    (bad, _) = member_of(make_loop("seed=1"))
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad, good])
     assert (type(ended[bad]), ended[good]) == (ValueError, None)
-    assert_close(heard, alone(make_fit("seed=0")), rtol=1e-4)
+    assert_close(heard, alone(make_loop("seed=0")), rtol=1e-4)
 
 
 def test_a_trial_that_was_over_when_it_was_saved_is_not_trained_on() -> None:
     """Its worker was killed after the last checkpoint, and before the end of its record."""
     saved: list[dict[str, Any]] = []
-    fit = make_fit("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
+    fit = make_loop("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
     fit.run(Heard(saves=True, on_save=lambda state: saved.append(copy.deepcopy({**state}))))
-    fits = [make_fit("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
+    fits = [make_loop("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
     (over, heard), (other, others) = [member_of(one) for one in fits]
     pack = pack_of(fits[0])
     pack.load_state_dict(over, saved[-1])
     assert together(pack, [over, other]) == {over: None, other: None}
     assert (heard.points, heard.epochs, over.epoch) == ({}, {}, 4)
-    assert_close(others, alone(make_fit("scheduler=onecycle", "seed=1")), rtol=1e-4)
+    assert_close(others, alone(make_loop("scheduler=onecycle", "seed=1")), rtol=1e-4)
