@@ -237,6 +237,41 @@ def test_an_artifact_from_elsewhere_is_copied(run: RunFolder, tmp_path: Path, ma
     assert sent == ["own.txt", "table.csv"]
 
 
+@pytest.mark.parametrize(("makes_model", "listed"), [("true", ["best.pt", "model"]), ("false", ["best.pt"])])
+def test_the_files_of_the_model_are_listed_where_they_are_if_they_are_logged(
+    makes_model: str, listed: list[str], run: RunFolder, make_trial: MakeTrial
+) -> None:
+    own = {"best.pt", "predictions.parquet", "model"}
+    with make_trial(f"tracking.model={makes_model}") as trial:
+        for file in run.of_model:
+            file.write_text("content")
+        trial.log_artifact(run.best)
+        trial.log_artifact(run.signature)
+        trial.log_artifact(run.best)
+        trial.end()
+    end = journal.last_end(run.journal)
+    assert end is not None
+    assert [name for name in end["artifacts"] if name in own] == listed, "predictions were not logged"
+    assert not run.artifacts.exists()
+
+
+def test_a_model_that_was_not_logged_or_whose_trial_failed_is_none_of_mlflows(
+    run: RunFolder, make_trial: MakeTrial
+) -> None:
+    for logs in (False, True):
+        with make_trial() as trial:
+            trial.describe()
+            for file in (run.best, run.signature):
+                file.write_text("content")
+                if logs:
+                    trial.log_artifact(file)
+            trial.end(ValueError("of the function's") if logs else None)
+        end = journal.last_end(run.journal)
+        assert end is not None
+        assert "model" not in end["artifacts"]
+        assert ("best.pt" in end["artifacts"]) == logs
+
+
 def test_a_damaged_checkpoint_is_refused_and_in_a_study_trained_from_its_beginning(
     run: RunFolder, tmp_path: Path, make_trial: MakeTrial
 ) -> None:
