@@ -174,8 +174,8 @@ def as_file(state: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-class Heard(UnrecordedTrial):
-    """A trial that keeps what it hears: (loss, lr) by step, metrics by epoch. Told again, it must be the same.
+class RecordingTrial(UnrecordedTrial):
+    """A trial that keeps what it gets: (loss, lr) by step, metrics by epoch. What it gets again must be the same.
 
     stop: asks for a stop, which ends the trial once it has saved. on_save: called with the state.
     """
@@ -193,10 +193,10 @@ class Heard(UnrecordedTrial):
         self._after_epoch, self._stop, self._on_save, self._saves = after_epoch, stop or StopRequest(), on_save, saves
 
     @classmethod
-    def again(cls, heard: "Heard", **more: Any) -> "Heard":
-        """One that goes on with what another has heard."""
+    def again(cls, earlier: "RecordingTrial", **more: Any) -> "RecordingTrial":
+        """Continues what another has recorded."""
         made = cls(**more)
-        made.points, made.epochs = heard.points, heard.epochs
+        made.points, made.epochs = earlier.points, earlier.epochs
         return made
 
     def log(self, metrics: Mapping[str, Any], step: Any) -> None:

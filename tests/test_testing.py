@@ -85,7 +85,7 @@ def test_a_plain_function_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "told"),
+    ("train", "message"),
     [
         (reports_once, "1 epochs are reported"),
         (reports_nan, "val/loss is nan in epoch 2"),
@@ -96,8 +96,8 @@ def test_a_plain_function_passes(tmp_path: Path) -> None:
         (begins_again, "an epoch that was saved is trained again"),
     ],
 )
-def test_what_is_wrong_with_a_function_is_named(train: Callable[[Trial], None], told: str, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=told):
+def test_what_is_wrong_with_a_function_is_named(train: Callable[[Trial], None], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=message):
         check_training_function(train, tmp_path)
 
 

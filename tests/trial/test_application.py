@@ -152,11 +152,11 @@ def test_what_it_returns_is_recorded(
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [(None, "returned None, not a number"), ((1, 2), r"returned \(1, 2\), not a number"), ("x", "returned 'x', not")],
 )
-def test_no_objective_is_refused(returned: Any, told: str, make: Make, tmp_path: Path) -> None:
-    with pytest.raises(FunctionFailed, match=told):
+def test_no_objective_is_refused(returned: Any, message: str, make: Make, tmp_path: Path) -> None:
+    with pytest.raises(FunctionFailed, match=message):
         trained(make(lambda cfg: returned), tmp_path / "trial")
 
 

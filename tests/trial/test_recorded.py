@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Heard, make_loop
+from conftest import SMALL, RecordingTrial, make_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,13 +63,13 @@ def test_a_thinned_curve_is_bounded_and_no_thinner_than_it_has_to_be(n_steps: in
 
 
 def test_step_curves_are_evenly_spaced_across_epochs_from_the_first_step_on() -> None:
-    whole, heard = Heard(), Heard()
-    make_loop().run(whole)
-    fit = make_loop()
-    fit._stride = stride(20, 7)
-    fit.run(heard)
-    assert list(heard.points) == list(range(1, 21, 3)), "of 5 updates an epoch"
-    assert heard.points == {step: whole.points[step] for step in heard.points}
+    complete, observed = RecordingTrial(), RecordingTrial()
+    make_loop().run(complete)
+    loop = make_loop()
+    loop._stride = stride(20, 7)
+    loop.run(observed)
+    assert list(observed.points) == list(range(1, 21, 3)), "of 5 updates an epoch"
+    assert observed.points == {step: complete.points[step] for step in observed.points}
 
 
 @pytest.mark.process
@@ -186,18 +186,18 @@ def test_the_loop_saves_when_it_is_told_to(
 
 def test_the_loop_saves_inside_an_epoch_when_it_is_due(make_trial: MakeTrial) -> None:
     now = 0.0
-    fit = make_loop("trainer.checkpoint_interval_s=3")
+    loop = make_loop("trainer.checkpoint_interval_s=3")
 
     def tick(module: object, inputs: object) -> None:
         nonlocal now
-        now += fit.model.training  # an update takes a second
+        now += loop.model.training  # an update takes a second
 
-    fit.model.register_forward_pre_hook(tick)
+    loop.model.register_forward_pre_hook(tick)
     trial = make_trial("trainer.checkpoint_interval_s=3", kind=Watched, clock=lambda: now)
     assert isinstance(trial, Watched)
     trial.saves = []
     with trial:
-        fit.run(trial)
+        loop.run(trial)
     assert [step for _, step in trial.saves] == [3, 6, 9, 12, 15, 18]
 
 
