@@ -310,10 +310,7 @@ class PackedExecutor:
 
     def _save(self, training: _Training) -> None:
         """Write the run's checkpoint."""
-        with (
-            advise_when_full(training.run.folder),
-            suppress(Interrupted),
-        ):  # `run` itself notices that a stop was requested
+        with advise_when_full(training.run.folder), suppress(Interrupted):  # `run` itself notices a request to stop
             training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:

@@ -79,6 +79,7 @@ class TrainingLoop(TrainState):
         return self.best
 
     def _run(self, trial: Trial) -> None:
+        self.model.train()  # checks before the training leave it in evaluation mode
         self._callbacks.start(trial, self.model)
         while not self.is_over:
             try:
