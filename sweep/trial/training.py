@@ -1,4 +1,4 @@
-"""What trains a trial, and how to train: sweep's own loop, a function of the user's own, or another application."""
+"""Choose what trains a trial, train it, and record how it ended."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,9 +33,6 @@ class Training(Protocol):
     def __call__(self, trial: Trial) -> dict[str, float]:
         """Train the trial, from its checkpoint if it has one. Return single values, such as test metrics, by name."""
         ...
-
-
-MakeTraining = Callable[[Config], Training]
 
 
 def make_training(config: Config, load: Callable[[Config], Data] = load_data) -> Training:

@@ -133,6 +133,7 @@ def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_work
             request_stop(trial, folder)
         release_stopped(trials(folder), folder)
         assert [folder.is_stopped(number) for number in (0, 1)] == [False, True]
+        assert folder.stopped_trials() == {1}
     release_stopped(trials(folder), folder)
     assert not folder.is_stopped(1), "its worker is dead"
 
