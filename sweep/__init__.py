@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sweep.training.trial import Trial as Trial
     from sweep.trial.current import current_trial as current_trial
     from sweep.trial.node import build as build
-    from sweep.trial.run import Outcome as Outcome
+    from sweep.trial.outcome import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
     from sweep.trial.stored_model import load_model as load_model
     from sweep.utils.errors import ConfigError as ConfigError
@@ -38,7 +38,7 @@ _HOMES = {
     "Samples": "sweep.data",
     "ConfigError": "sweep.utils.errors",
     "Diverged": "sweep.utils.errors",
-    "Outcome": "sweep.trial.run",
+    "Outcome": "sweep.trial.outcome",
     "Callback": "sweep.training.callbacks",
     "StopTraining": "sweep.training.callbacks",
     "Trial": "sweep.training.trial",

@@ -108,7 +108,7 @@ def _check_begun(run: RunFolder) -> None:
         if record["kind"] != "start":
             raise damage[0] if damage else DamagedJournal(run.journal, 1, "the record does not begin with its start")
         break
-    if journal.whole_size(run.journal) == 0 and any(
+    if journal.complete_size(run.journal) == 0 and any(
         path.exists() for path in (run.sync_state, run.checkpoint, run.best, StudyFolder(run.path).results)
     ):
         raise DamagedJournal(run.journal, None, "it is empty, but the run has other files")

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from sweep.config.schema import Config
     from sweep.tracking.upload_process import UploadProcess
     from sweep.training.loop import TrainingLoop
+    from sweep.trial.outcome import Outcome
     from sweep.trial.recorded import Report
-    from sweep.trial.run import Outcome
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is known to be, at once
@@ -134,7 +135,7 @@ SMALL = ("data.n=96", "model.widths=[8]", "trainer.batch_size=16", "trainer.epoc
 OVERSHOOTING = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.9", "trainer.epochs=12")  # best in the middle
 
 
-def make_fit(
+def make_loop(
     *overrides: str,
     base: tuple[str, ...] = SMALL,
     make_model: "Callable[[], nn.Module] | None" = None,
@@ -143,21 +144,17 @@ def make_fit(
 
     make_model: makes another model than the config says.
     """
-    from sweep.training.runtime import pick_device, seed_generators
-    from sweep.training.tensors import to_device
+    from sweep.training.runtime import seed_generators
     from sweep.trial import build
-    from sweep.trial.build_task import build_task
-    from sweep.trial.prepare import load_data, new_loop
+    from sweep.trial.prepare import load_data, prepared
 
     config = _config((*base, *overrides))
-    data, device = load_data(config), pick_device(config.trainer.device)
-    task = build_task(config.task, data.samples, data.splits, device)
-    seed_generators(config.trainer.seed, "init")
-    model = (make_model or (lambda: build.model(config.model, data.samples, getattr(task, "out_features", None))))().to(
-        device
-    )
     config.tracking.step_points = 1_000_000  # all of them
-    return new_loop(config, task, to_device(data.splits, device), model)
+    model = nullcontext() if make_model is None else patch.object(build, "model", lambda *_: make_model())
+    with model, prepared(config, load_data(config)) as loop:
+        pass
+    seed_generators(config.trainer.seed, "train")  # as in `prepared`, which restores the generators
+    return loop
 
 
 @functools.cache
@@ -177,8 +174,8 @@ def as_file(state: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-class Heard(UnrecordedTrial):
-    """A trial that keeps what it hears: (loss, lr) by step, metrics by epoch. Told again, it must be the same.
+class RecordingTrial(UnrecordedTrial):
+    """A trial that keeps what it gets: (loss, lr) by step, metrics by epoch. What it gets again must be the same.
 
     stop: asks for a stop, which ends the trial once it has saved. on_save: called with the state.
     """
@@ -196,10 +193,10 @@ class Heard(UnrecordedTrial):
         self._after_epoch, self._stop, self._on_save, self._saves = after_epoch, stop or StopRequest(), on_save, saves
 
     @classmethod
-    def again(cls, heard: "Heard", **more: Any) -> "Heard":
-        """One that goes on with what another has heard."""
+    def again(cls, earlier: "RecordingTrial", **more: Any) -> "RecordingTrial":
+        """Continues what another has recorded."""
         made = cls(**more)
-        made.points, made.epochs = heard.points, heard.epochs
+        made.points, made.epochs = earlier.points, earlier.epochs
         return made
 
     def log(self, metrics: Mapping[str, Any], step: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from torch import Tensor, nn
 
 from sweep.tasks import TensorTask
@@ -27,7 +27,7 @@ def rules_of(fit: TrainingLoop) -> GroupedRules:
     return rules
 
 
-def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
+def member_of(fit: TrainingLoop) -> tuple[PackMember, RecordingTrial]:
     """The trial's place in a pack, before it has begun."""
     member = PackMember(
         schedule=fit.schedule,
@@ -37,9 +37,9 @@ def member_of(fit: TrainingLoop) -> tuple[PackMember, Heard]:
         rules=rules_of(fit),
         direction=fit.direction,
     )
-    heard = Heard()
-    member.trial = heard
-    return member, heard
+    observed = RecordingTrial()
+    member.trial = observed
+    return member, observed
 
 
 def tensor_data(fit: TrainingLoop) -> TensorData:
@@ -99,19 +99,19 @@ def _doubled(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
 
 
-def alone(fit: TrainingLoop) -> Heard:
-    heard = Heard()
-    fit.run(heard)
-    return heard
+def alone(fit: TrainingLoop) -> RecordingTrial:
+    observed = RecordingTrial()
+    fit.run(observed)
+    return observed
 
 
-def assert_close(heard: Heard, expected: Heard, rtol: float) -> None:
-    assert list(heard.points) == list(expected.points)
-    assert list(heard.epochs) == list(expected.epochs)
-    for step, (loss, lr) in heard.points.items():
+def assert_close(observed: RecordingTrial, expected: RecordingTrial, rtol: float) -> None:
+    assert list(observed.points) == list(expected.points)
+    assert list(observed.epochs) == list(expected.epochs)
+    for step, (loss, lr) in observed.points.items():
         assert loss == pytest.approx(expected.points[step][0], rel=rtol), f"step {step}"
         assert lr == expected.points[step][1]
-    for epoch, metrics in heard.epochs.items():
+    for epoch, metrics in observed.epochs.items():
         assert metrics == pytest.approx(expected.epochs[epoch], rel=rtol, abs=rtol / 10), f"epoch {epoch}"
 
 
@@ -119,11 +119,11 @@ CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-4")
 
 
 def both_ways(
-    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_fit, rtol: float, width: int = 8
-) -> tuple[Pack, list[PackMember], list[Heard]]:
-    """Trains each trial alone and all in a pack, of `width` at a time, and compares what is heard and the best weights.
+    *overrides: tuple[str, ...], make: Callable[..., TrainingLoop] = make_loop, rtol: float, width: int = 8
+) -> tuple[Pack, list[PackMember], list[RecordingTrial]]:
+    """Trains each trial alone and all in a pack, of `width` at a time, and compares the records and the best weights.
 
-    Returns the pack, its members, and what was heard of the trials alone.
+    Returns the pack, its members, and what the trials alone recorded.
     """
     expected, best = [], []
     for own in overrides:
@@ -135,8 +135,8 @@ def both_ways(
     members, pack = [member for member, _ in placed], pack_of(fits[0])
     ended = together(pack, members, width)
     assert ended == dict.fromkeys(members)
-    for (member, heard), one, kept in zip(placed, expected, best, strict=True):
-        assert_close(heard, one, rtol)
+    for (member, observed), one, kept in zip(placed, expected, best, strict=True):
+        assert_close(observed, one, rtol)
         assert member.best is not None
         assert kept is not None
         assert member.best.epoch == kept.epoch
@@ -148,8 +148,8 @@ def both_ways(
 
 def half_trained(
     overrides: Sequence[tuple[str, ...]], make: Callable[..., TrainingLoop]
-) -> tuple[Pack, list[tuple[PackMember, Heard]], list[Heard]]:
-    """A pack whose trials are trained for two epochs, its members, and what is heard of each that trains alone."""
+) -> tuple[Pack, list[tuple[PackMember, RecordingTrial]], list[RecordingTrial]]:
+    """A pack whose trials are trained for two epochs, its members, and what each that trains alone records."""
     expected = [alone(make(*own)) for own in overrides]
     fits = [make(*own) for own in overrides]
     placed, pack = [member_of(fit) for fit in fits], pack_of(fits[0])
@@ -161,7 +161,7 @@ def half_trained(
 
 
 def in_float64(*overrides: str, **different: Any) -> TrainingLoop:
-    return double(make_fit(*overrides, **different))
+    return double(make_loop(*overrides, **different))
 
 
 def seeded(*overrides: str, lrs: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[tuple[str, ...]]:

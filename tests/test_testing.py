@@ -85,19 +85,19 @@ def test_a_plain_function_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "told"),
+    ("train", "message"),
     [
         (reports_once, "1 epochs are reported"),
         (reports_nan, "val/loss is nan in epoch 2"),
         (reports_backwards, "epoch 1 is reported after epoch 2"),
         (swallows_pruned, "must not be caught"),
-        (never_saves, "did not stop when it was asked to"),
+        (never_saves, "nothing is saved"),
         (forgets, "other numbers"),
-        (begins_again, "epoch 1 is reported after epoch 1"),
+        (begins_again, "an epoch that was saved is trained again"),
     ],
 )
-def test_what_is_wrong_with_a_function_is_named(train: Callable[[Trial], None], told: str, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=told):
+def test_what_is_wrong_with_a_function_is_named(train: Callable[[Trial], None], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=message):
         check_training_function(train, tmp_path)
 
 

@@ -293,7 +293,7 @@ class Comparison:
         """
         start = time.monotonic()
         who = " on ".join(filter(None, [entry.name, entry.task]))
-        trials = study.tried() if study.is_recorded else None
+        trials = study.trial_results() if study.is_recorded else None
         again = trials is not None
         if trials is None:
             try:
@@ -302,7 +302,7 @@ class Comparison:
                 entry.problem = f"{error.reason} ({error.folder})"
                 self._say(f"{who}: fails, and is left out: {entry.problem}")
                 return None
-            trials = study.tried()
+            trials = study.trial_results()
         if trials is None:
             raise NothingToCompare(f"study {study.name} is not complete; run the same command again to resume it")
         n_complete = sum(t.state == "complete" for t in trials)

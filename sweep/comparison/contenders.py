@@ -37,7 +37,7 @@ class ComparisonSpec(NamedTuple):
     shared: list[str]
 
 
-def read_field(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> ComparisonSpec:
+def read_comparison(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> ComparisonSpec:
     """Read the contenders and tasks of a comparison.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_field
+from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_comparison
 from sweep.config.composition import searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
@@ -129,7 +129,7 @@ def make_plan(
     over = OmegaConf.to_container(master.compare.over)
     assert isinstance(over, dict)
     loader = root.context.config_loader
-    field = read_field(loader, arguments, {str(key): value for key, value in over.items()})
+    field = read_comparison(loader, arguments, {str(key): value for key, value in over.items()})
     options = [*field.shared, *_options(field.contenders[0], field.tasks[0])]
     root_of_studies = _root_of_studies(root)
     composed, better = root_of_studies.compose(options), settings.direction

@@ -2,28 +2,23 @@
 
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
 from sweep.execution.queue import MEMORY, PACKING
-from sweep.execution.replicates import Means
+from sweep.execution.run_end import is_pruned
 from sweep.execution.sequential import SequentialExecutor
 from sweep.execution.session import WorkerSession, log
+from sweep.execution.study_run import StudyRun, runs_of
 from sweep.search.samplers import is_uniform
 from sweep.search.space import Configuration
 from sweep.storage.optuna_internals import trial_id
-from sweep.tracking.folders import RunFolder
-from sweep.tracking.run_recorder import Membership, locked
-from sweep.tracking.store import recorded_uri, tracking_store
-from sweep.tracking.stored_run import stored_config
+from sweep.tracking.run_recorder import locked
 from sweep.training.packed.member import PackMember
 from sweep.training.packed.pack import report
 from sweep.training.packed.parameters import Unpackable
@@ -31,11 +26,10 @@ from sweep.training.runtime import is_out_of_memory, keep_freed_memory
 from sweep.trial.builtin import record_best
 from sweep.trial.pack_scheduler import Group, PackScheduler
 from sweep.trial.recorded import RecordedTrial
-from sweep.trial.run import advise_when_full
+from sweep.trial.training import advise_when_full, end_recorded
 from sweep.utils import gc_control
-from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned, one_line
+from sweep.utils.errors import DiskFull, Interrupted, Pruned, one_line
 from sweep.utils.fsync import synced_together
-from sweep.utils.paths import absolute
 
 # With `pack=auto` and a sampler that learns, a pack holds at most 1/8 of the study's trials, or 4 if that is more. So
 # the sampler sees results about 8 times before the study ends.
@@ -50,7 +44,6 @@ class _Entry:
     """
 
     trial: FrozenTrial
-    means: Means
     trainings: "list[_Training]" = field(default_factory=list)
     values: dict[int, list[float]] = field(default_factory=dict)
     problem: Exception | None = None
@@ -60,23 +53,15 @@ class _Entry:
 class _Training:
     """One run of a trial, and its member in a pack.
 
-    `composed` returns the run's config as Hydra composes it. `held` holds the run's lock and its open record, once the
-    run has begun.
+    `held` holds the run's lock and its open record, once the run has begun.
     """
 
     entry: _Entry
-    membership: Membership
-    run: RunFolder
-    composed: Callable[[], DictConfig]
+    run: StudyRun
     group: Group
     member: PackMember
     trial: RecordedTrial
     held: ExitStack = field(default_factory=ExitStack)
-
-    @property
-    def place(self) -> int:
-        """The number of the run among the runs of its trial, from 0."""
-        return self.membership.replicate or 0
 
 
 class PackedExecutor:
@@ -112,7 +97,7 @@ class PackedExecutor:
         """
         gc_control.resume()
         try:
-            with self._session.queue.beating(self._claimed):
+            with self._session.queue.heartbeats(self._claimed):
                 self._fill()
                 while self._trainings or self._unpackable:
                     self._train_unpackable()
@@ -159,14 +144,11 @@ class PackedExecutor:
 
         If a run cannot be packed, the whole trial waits for the sequential executor.
         """
-        entry = _Entry(trial, self._session.open(trial))
+        entry, means = _Entry(trial), self._session.open(trial)
         try:
             configuration = self._session.patiently(lambda: self._session.configure(trial))
             try:
-                trainings = [
-                    self._prepare(entry, configuration, place, values)
-                    for place, values in enumerate(self._session.runs(configuration))
-                ]
+                trainings = [self._prepare(entry, run) for run in runs_of(self._session, trial, configuration, means)]
             except Unpackable as why:
                 self._note(trial, PACKING, f"trains sequentially: {why}")
                 self._unpackable.append((trial, configuration))
@@ -196,58 +178,27 @@ class PackedExecutor:
                 self._session.queue.release(trial)
             self._claimed.remove(trial)
 
-    def _prepare(
-        self, entry: _Entry, configuration: Configuration, place: int, values: Mapping[str, Any]
-    ) -> _Training | None:
+    def _prepare(self, entry: _Entry, run: StudyRun) -> _Training | None:
         """Build a run as a member of a pack, without admitting it yet. Return None if the run has finished before.
-
-        Args:
-            entry: the trial.
-            configuration: what the trial tries.
-            place: the number of the run in its trial, from 0.
-            values: the run's values by config key, with its seed.
 
         Raises:
             Ended: the run ended its whole trial before.
             Unpackable: the run cannot be packed.
-            BeingTrained: another process trains the run.
             Damaged: its record or its checkpoint cannot be read.
             Exception: the run cannot be built. Its failure is recorded, unless there is memory for it later.
         """
-        session, trial, groups = self._session, entry.trial, configuration.groups
-        membership = session.membership(trial, session.replicate(place), configuration)
-        run = session.plan.folder.trial(trial.number, membership.replicate)
-        composed = partial(session.composer.compose, groups, values)
-        try:
-            if (earlier := session.values_of_earlier(trial, run)) is not None:
-                self._finished(entry, place, earlier)
+        with run.recorded_end(lambda error: isinstance(error, Unpackable) or self._fits_later(entry, error)):
+            if (earlier := run.earlier_values()) is not None:
+                entry.values[run.place] = earlier
                 return None
-            config = session.splits.fit(session.composer.validated(groups, values))
-            if session.has_begun(run, membership, config.overrides or []):
-                config = stored_config(run, config)
+            config = run.config()
             group, member = self._scheduler.member(config)
-            output_dir = absolute(config.output_dir)
-            recorded = RecordedTrial(
-                run,
-                config,
-                output_dir=output_dir,
-                store=recorded_uri(tracking_store(config.tracking, output_dir), output_dir),
-                member=membership,
-                report=session.reporter(trial, entry.means, place, config.trainer.n_passes),
-                stop=session.stop_of(trial),
-                is_timed=False,  # `_advance` adds each member's share of the epoch
-            )
-            if (state := recorded.restore()) is not None:
+            trial = run.recorded(config, is_packed=True)  # `_advance` adds each member's share of the epoch
+            if (state := trial.restore()) is not None:
                 if state["losses"]:
                     raise Unpackable("its checkpoint was saved inside an epoch")
                 group.pack.load_state_dict(member, state)
-        except (Ended, Unpackable, BeingTrained, Damaged):
-            raise
-        except Exception as error:
-            if not self._fits_later(entry, error):
-                session.record_failure(run, composed(), error, membership)
-            raise
-        return _Training(entry, membership, run, composed, group, member, recorded)
+        return _Training(entry, run, group, member, trial)
 
     def _fits_later(self, entry: _Entry, error: Exception) -> bool:
         """Return whether memory ran out only because other trials hold it."""
@@ -256,8 +207,9 @@ class PackedExecutor:
     def _begin(self, training: _Training) -> None:
         """Take the run's lock, begin its record, and admit it to its pack."""
         data, device = training.group.data.description, training.group.pack.device.type
-        with ExitStack() as held, advise_when_full(training.run):
-            held.enter_context(locked(training.run))
+        folder = training.run.folder
+        with ExitStack() as held, advise_when_full(folder):
+            held.enter_context(locked(folder))
             held.enter_context(training.trial)
             training.trial.describe(dataset=data, device=device)
             training.held = held.pop_all()
@@ -277,6 +229,7 @@ class PackedExecutor:
         ended: dict[PackMember, Exception | None] = {}
         for group in self._scheduler.groups:
             ended |= self._advance(group)
+        self._session.heed_requests(entry.trial for entry in self._entries())
         report(sorted(self._trainings, key=self._order), ended)
         with synced_together():
             for member in sorted(ended.keys() & self._trainings.keys(), key=self._order):
@@ -289,7 +242,7 @@ class PackedExecutor:
 
     def _order(self, member: PackMember) -> tuple[int, int]:
         training = self._trainings[member]
-        return training.entry.trial.number, training.place
+        return training.entry.trial.number, training.run.place
 
     def _advance(self, group: Group) -> dict[PackMember, Exception | None]:
         """Train a pack for one epoch. Return the runs that have ended early, each with what ended it."""
@@ -308,38 +261,29 @@ class PackedExecutor:
 
         The trial ends too if this was its last run, or if the run did not complete.
         """
-        entry = training.entry
+        entry, run = training.entry, training.run
         try:
-            with advise_when_full(training.run):
+            with run.recorded_end():
                 try:
-                    training.trial.finish(training.member.reached())
-                    if ending is not None:
-                        raise ending
-                    group = training.group
-                    test = group.test(training.member)
-                    record_best(training.trial, training.member, group.n_weights, test, group.facts)
-                    training.trial.end()
-                except Exception as error:
-                    training.trial.end(error)
+                    self._test(training, ending)
+                    entry.values[run.place] = run.finished_values()
+                except Exception:
+                    self._release(training)
                     raise
-            self._finished(entry, training.place, self._session.objectives(training.run))
-            self._release(training)
-        except (Pruned, Diverged) as error:
-            self._release(training)
-            self._end(entry, ended(training.run) or error)
-        except (Damaged, DiskFull) as error:
-            self._release(training)
-            self._end(entry, error)
-        except Exception as error:
-            self._release(training)
-            self._session.record_failure(training.run, training.composed(), error, training.membership)
-            self._end(entry, error)
+                self._release(training)
+        except Exception as problem:
+            self._end(entry, problem)
         if not entry.trainings:
             self._closed.append(entry)
 
-    def _finished(self, entry: _Entry, place: int, values: list[float]) -> None:
-        entry.values[place] = values
-        entry.means.end(place)
+    def _test(self, training: _Training, ending: Exception | None) -> None:
+        """Test and record the best weights of a run. Raise the `ending` that stopped it early, and record that."""
+        group, member, trial = training.group, training.member, training.trial
+        with end_recorded(trial):
+            trial.finish(member.reached())
+            if ending is not None:
+                raise ending
+            record_best(trial, member, group.n_weights, group.test(member), group.facts)
 
     def _end(self, entry: _Entry, problem: Exception) -> None:
         """End the trial's other runs: they are pruned with it, or stopped so that a later attempt can resume them."""
@@ -366,7 +310,7 @@ class PackedExecutor:
 
     def _save(self, training: _Training) -> None:
         """Write the run's checkpoint."""
-        with advise_when_full(training.run), suppress(Interrupted):  # `run` itself notices that a stop was requested
+        with advise_when_full(training.run.folder), suppress(Interrupted):  # `run` itself notices a request to stop
             training.trial.save(training.member.epoch, training.group.pack.state_dict(training.member))
 
     def _give_up(self, group: Group, trainings: list[_Training], error: Exception) -> None:
@@ -382,7 +326,7 @@ class PackedExecutor:
         else:  # whoever claims one of them then stores with it why it trains sequentially
             message = one_line(error, 160)
             self._scheduler.refuse(group, Unpackable(message))
-        self._return_entries([*{id(training.entry): training.entry for training in trainings}.values()], message, error)
+        self._return_entries(_entries(trainings), message, error)
 
     def _return_entries(self, entries: list[_Entry], message: str, error: Exception) -> None:
         """Release trials, which this or another worker will soon claim again, and log why."""
@@ -409,16 +353,23 @@ class PackedExecutor:
 
     def _release_stopped(self) -> None:
         """Save and release the trials that are to stop alone. They are at the end of an epoch."""
-        entries = {id(training.entry): training.entry for training in self._trainings.values()}
-        for entry in entries.values():
+        for entry in self._entries():
             if self._session.stop_of(entry.trial).is_alone:
                 self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=True)
                 self._claimed.remove(entry.trial)
                 self._session.queue.release(entry.trial)
 
+    def _entries(self) -> list[_Entry]:
+        return _entries(self._trainings.values())
+
     def _note(self, trial: FrozenTrial, name: str, message: str) -> None:
         """Store a line as the trial's user attribute `name`. The study's command shows the same line only once."""
         self._session.patiently(lambda: self._session.storage.set_trial_user_attr(trial_id(trial), name, message))
+
+
+def _entries(trainings: Iterable[_Training]) -> list[_Entry]:
+    """Return the trials of the runs, each once."""
+    return [*{id(training.entry): training.entry for training in trainings}.values()]
 
 
 def _values(entry: _Entry) -> list[float]:

@@ -37,7 +37,7 @@ class WorkerPlan:
         stop_before: a time in seconds since 1970. From then on no trial starts, and trials stop after their epoch.
         first: the number of the first trial whose failure counts.
         n_shares: the number of workers that share the cores of a machine.
-        controller: the id of the process that launches the workers.
+        launcher_pid: the id of the process that launches the workers.
         launch: a random name of this launch, which the names of its workers contain.
     """
 
@@ -53,7 +53,7 @@ class WorkerPlan:
     stop_before: float = math.inf
     first: int = 0
     n_shares: int = 1
-    controller: int = field(default_factory=os.getpid)
+    launcher_pid: int = field(default_factory=os.getpid)
     launch: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def is_trained(trial: FrozenTrial, folder: StudyFolder) -> bool:
 
 
 class TrialQueue:
-    """One worker's view of the queue. Not thread-safe, except for the thread of `beating`."""
+    """One worker's view of the queue. Not thread-safe, except for the thread of `heartbeats`."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class TrialQueue:
         return now - since > _DEAD_AFTER_S
 
     @contextmanager
-    def beating(self, trials: Collection[FrozenTrial], every_s: float = _HEARTBEAT_INTERVAL_S) -> Iterator[None]:
+    def heartbeats(self, trials: Collection[FrozenTrial], every_s: float = _HEARTBEAT_INTERVAL_S) -> Iterator[None]:
         """Store a heartbeat with each of the trials every `every_s` seconds, in a thread, until the context ends.
 
         The collection may change in the meantime. An error of the storage is ignored: other calls will raise it.

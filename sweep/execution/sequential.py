@@ -1,30 +1,25 @@
 """The sequential executor, which trains one trial after another."""
 
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from sweep.config.schema import Config
-from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
-from sweep.execution.replicates import Means
+from sweep.execution.run_end import is_pruned
 from sweep.execution.session import WorkerSession, log
+from sweep.execution.study_run import StudyRun, runs_of
 from sweep.search.space import Configuration
-from sweep.tracking.run_recorder import Membership
-from sweep.trial.application import ApplicationTraining
+from sweep.tracking.run_recorder import locked
 from sweep.trial.recorded import Pause
-from sweep.trial.run import run_trial
-from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned
+from sweep.trial.training import advise_when_full, train
+from sweep.utils.errors import Interrupted, Pruned
 
 if TYPE_CHECKING:
     from sweep.training.runtime import Turn
-
-Training = Callable[[Pause | None], list[float]]  # trains one run and returns its objectives
 
 
 class SequentialExecutor:
@@ -46,7 +41,7 @@ class SequentialExecutor:
             if trial is None:
                 return None
             try:
-                with session.queue.beating([trial]):
+                with session.queue.heartbeats([trial]):
                     session.settle(trial, partial(self._configure_and_train, trial))
             except KeyboardInterrupt as stopped:
                 session.queue.release(trial)
@@ -59,24 +54,15 @@ class SequentialExecutor:
 
         Raises whatever ends the trial early; `WorkerSession.settle` handles it.
         """
-        session = self._session
-        means = session.open(trial)
-
-        def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Training:
-            config = session.composer.compose(configuration.groups, values)
-            member = session.membership(trial, session.replicate(place), configuration)
-            application = session.application(configuration.groups, values, trial)
-            return partial(self._train_one, trial, config, member, means, anew, application)
-
-        runs = session.runs(configuration)
+        runs = runs_of(self._session, trial, configuration, self._session.open(trial))
         if len(runs) == 1:
-            return mean_values([training(0, runs[0])(None)])
-        return mean_values(self._train_in_turn(trial, [partial(training, *run) for run in enumerate(runs)]))
+            return mean_values([_train_one(runs[0])])
+        return mean_values(self._train_in_turn(trial, runs))
 
     def _configure_and_train(self, trial: FrozenTrial) -> list[float]:
         return self.train(trial, self._session.patiently(lambda: self._session.configure(trial)))
 
-    def _train_in_turn(self, trial: FrozenTrial, trainings: Sequence[Callable[..., Training]]) -> list[list[float]]:
+    def _train_in_turn(self, trial: FrozenTrial, runs: Sequence[StudyRun]) -> list[list[float]]:
         """Train the runs of a trial in turns of one epoch, so that the mean over the runs is known early.
 
         If memory runs out, this and later trials train their runs one after another.
@@ -87,7 +73,7 @@ class SequentialExecutor:
         from sweep.training.runtime import Turn, is_out_of_memory
 
         values: dict[int, list[float]] = {}
-        left = {place: Turn(training()) for place, training in enumerate(trainings)}
+        left = {run.place: Turn(partial(_train_one, run)) for run in runs}
         at_once = not self._one_by_one
         while left:
             place = min(left, key=lambda place: (left[place].epoch * at_once, place))
@@ -104,7 +90,7 @@ class SequentialExecutor:
                 log.warning("trial %d: out of memory, its runs train one after the other", trial.number)
                 self._end_turns(trial, left.values(), Interrupted(signal.SIGTERM))
                 self._one_by_one, at_once = True, False
-                left = {p: Turn(trainings[p](anew=p == place)) for p in sorted({*left, place})}
+                left = {p: Turn(partial(_train_one, runs[p], retry=p == place)) for p in sorted({*left, place})}
         return [values[place] for place in sorted(values)]
 
     def _end_turns(self, trial: FrozenTrial, turns: Iterable["Turn[list[float]]"], problem: BaseException) -> None:
@@ -120,56 +106,22 @@ class SequentialExecutor:
                     turn.train()  # saves a checkpoint and stops
                 turn.end(Pruned(turn.epoch) if is_pruned(problem) else Interrupted(signal.SIGTERM))
 
-    def _train_one(
-        self,
-        trial: FrozenTrial,
-        config: DictConfig,
-        member: Membership,
-        means: Means,
-        anew: bool,
-        application: Callable[[Config], ApplicationTraining] | None,
-        pause: Pause | None,
-    ) -> list[float]:
-        """Train or resume one run of the trial. If it had finished before its worker died, only read its results.
 
-        Args:
-            trial: the trial.
-            config: the run's config as Hydra composes it.
-            member: the run's place in the study.
-            means: gets the values of the run.
-            anew: True resumes a run that failed.
-            application: what trains a trial of another Hydra application.
-            pause: lets other runs train after each epoch.
+def _train_one(run: StudyRun, pause: Pause | None = None, *, retry: bool = False) -> list[float]:
+    """Train or resume a run. If it had finished before its worker died, only read its results.
 
-        Returns:
-            The run's objectives.
-        """
-        session, place = self._session, member.replicate or 0
-        run = session.plan.folder.trial(trial.number, member.replicate)
-        try:
-            values = session.values_of_earlier(trial, run, retry=anew)
-            if values is None:
-                report = session.reporter(trial, means, place, session.n_epochs(config))
-                config.resume = str(run.path) if session.has_begun(run, member, config.overrides) else None
-                run_trial(
-                    config,
-                    report,
-                    folder=run.path,
-                    member=member,
-                    load=session.load,
-                    pause=pause,
-                    stop=session.stop_of(trial),
-                    application=application,
-                )
-                values = session.objectives(run)
-            means.end(place)
+    Args:
+        run: the run.
+        pause: lets other runs train after each epoch.
+        retry: True resumes a run that failed.
+
+    Returns:
+        The run's objectives.
+    """
+    with run.recorded_end():
+        if (values := run.earlier_values(retry)) is not None:
             return values
-        except (Pruned, Diverged) as error:
-            if end := ended(run):
-                raise end from error
-            raise
-        except (Ended, BeingTrained, DiskFull, Damaged):
-            raise
-        except Exception as error:
-            session.record_failure(run, config, error, member)
-            raise
+        training = run.training()
+        with advise_when_full(run.folder), locked(run.folder):
+            train(training, run.recorded(training.config, pause=pause))
+        return run.finished_values()

@@ -5,37 +5,27 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.metrics import REPORTED, RETURNED, is_curve
-from sweep.config.overrides import key_of, value_of
-from sweep.config.schema import Config, has_function, validate
+from sweep.config.schema import Config
 from sweep.execution.attempts import n_failed
-from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
-from sweep.execution.objective import run_values
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, TrialQueue
 from sweep.execution.replicates import Means
+from sweep.execution.run_end import Ended
 from sweep.search import build
-from sweep.search.ranges import alike
 from sweep.search.space import Configuration
 from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
-from sweep.storage.url import storage_place
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder
-from sweep.tracking.run_recorder import Membership
-from sweep.trial.application import ApplicationTraining
-from sweep.trial.run import record_refused
-from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import (
     TRACEBACK_HINT,
     BeingTrained,
@@ -61,7 +51,7 @@ class WorkerSession:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
         self.composer, self.splits = plan.space.composer, plan.space.splits
         self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
-        self._is_child = os.getppid() == plan.controller
+        self._is_child = os.getppid() == plan.launcher_pid
         self.storage = self.patiently(lambda: open_storage(self.settings.storage, plan.folder))
         pruner = build.pruner(self.settings.pruner)
         self._study = self.patiently(
@@ -88,13 +78,19 @@ class WorkerSession:
     def _is_out_of_time(self) -> bool:
         return time.time() >= self.plan.stop_before
 
-    def _heed_requests(self) -> None:
-        """After a stop request or the timeout, make the training trials save and stop at the end of their epoch."""
-        if self.stop.signum is not None:
-            return
-        self._has_timed_out = self._is_out_of_time() and not self.is_asked_to_stop()
-        if self._has_timed_out or self.is_asked_to_stop():
-            self.stop.signum = signal.SIGTERM
+    def heed_requests(self, trials: Iterable[FrozenTrial]) -> None:
+        """Make training trials save and stop at the end of their epoch if that was requested.
+
+        All of them stop after a stop request or the timeout; a single one if somebody asked for a stop of it alone.
+        """
+        if self.stop.signum is None:
+            self._has_timed_out = self._is_out_of_time() and not self.is_asked_to_stop()
+            if self._has_timed_out or self.is_asked_to_stop():
+                self.stop.signum = signal.SIGTERM
+        stopped = self.plan.folder.stopped_trials()
+        for trial in trials:
+            if trial.number in stopped:
+                self.stop_of(trial).signum = signal.SIGTERM
 
     def stop_of(self, trial: FrozenTrial) -> StopRequest:
         """Return the request to stop that trial, which is also set if the worker has to stop."""
@@ -110,7 +106,7 @@ class WorkerSession:
 
     def is_orphaned(self) -> bool:
         """Return True if this process is a child of the study's command and the command has died."""
-        return self._is_child and os.getppid() != self.plan.controller
+        return self._is_child and os.getppid() != self.plan.launcher_pid
 
     def settle(self, trial: FrozenTrial, values_of: Callable[[], list[float]]) -> None:
         """Call `values_of`, which trains the trial and returns its objectives, and store how the trial ended.
@@ -147,56 +143,6 @@ class WorkerSession:
                 raise
         else:
             self._tell(trial, TrialState.COMPLETE, values)
-
-    def values_of_earlier(self, trial: FrozenTrial, run: RunFolder, retry: bool = False) -> list[float] | None:
-        """Return the objectives of a run that finished before its worker died; None if it still has to train.
-
-        Args:
-            trial: the claimed trial.
-            run: the folder of the run.
-            retry: True ignores that the run ended its whole trial before, so that it trains again.
-
-        Raises:
-            Ended: the run ended its whole trial.
-            RuntimeError: the trial's workers died too often.
-        """
-        if not retry and (end := ended(run)):
-            raise end
-        if PROBLEM in trial.user_attrs:
-            raise RuntimeError(trial.user_attrs[PROBLEM])
-        if journal.status(run.journal) == "FINISHED":
-            return self.objectives(run)
-        return None
-
-    def has_begun(self, run: RunFolder, member: Membership, overrides: Sequence[str]) -> bool:
-        """Return whether an earlier attempt at the run is to be resumed.
-
-        Args:
-            run: the run's folder.
-            member: its place in the study, with the parameters that the storage has.
-            overrides: what the study composes the run from now.
-
-        Raises:
-            Damaged: the run began with other parameters than the storage has, or its journal or overrides are damaged.
-        """
-        if journal.first(run.journal, "start") is None:
-            return False
-        if not run.overrides.exists():  # as in outputs of earlier versions
-            return True
-        folder = self.plan.folder.trial(member.number).path
-        remedy = f"restore it from a copy, or move '{folder}' away: the same command trains the trial anew"
-        recorded = load_checked(run.overrides, "resume", remedy, list)
-        before, now = ({key_of(o): value_of(o) for o in found} for found in (map(str, recorded), overrides))
-        for key in member.params.keys() & before.keys() & now.keys():
-            if not alike(*(self.composer.plain(key, found[key]) for found in (before, now))):
-                place = storage_place(self.settings.storage, self.plan.folder)
-                reason = f"trial {member.number} began with {key}={before[key]}, and there it has another value or none"
-                raise Damaged("hydra.sweeper.study_name", place, reason, remedy)
-        return True
-
-    def objectives(self, run: RunFolder) -> list[float]:
-        """Return the objectives of a finished run."""
-        return run_values(run, self.settings.objective, self.settings.direction)
 
     def claim(self) -> FrozenTrial | None:
         """Claim the next trial from the queue; None if there is none left."""
@@ -245,36 +191,9 @@ class WorkerSession:
             return seeds
         return [{**own, "split.folds": n_folds, "split.fold": fold} for own in seeds for fold in range(n_folds)]
 
-    def application(
-        self, groups: Mapping[str, str], values: Mapping[str, Any], trial: FrozenTrial
-    ) -> Callable[[Config], ApplicationTraining] | None:
-        """Return what makes the training of a trial of another Hydra application; None for sweep's own."""
-        application = self.composer.application
-        if application is None:
-            return None
-        overrides = self.composer.job_overrides(groups, values)
-        return lambda config: ApplicationTraining(config, application, overrides, trial.number)
-
     def replicate(self, place: int) -> int | None:
         """Return the number of a run among the runs of its trial; None if the trial has only one."""
         return None if self.settings.n_runs == 1 else place
-
-    def membership(self, trial: FrozenTrial, replicate: int | None, configuration: Configuration) -> Membership:
-        """Return the place of a run in the study, and what the study sampled for it."""
-        return Membership(
-            study=self.plan.name,
-            folder=self.plan.folder.path,
-            parent=self.plan.uid,
-            number=trial.number,
-            replicate=replicate,
-            params={**configuration.groups, **configuration.values},
-        )
-
-    def record_failure(self, run: RunFolder, config: DictConfig, error: Exception, member: Membership) -> None:
-        """Record the failure of a run, unless the run has recorded it itself."""
-        if journal.status(run.journal) != "FAILED":  # it failed before its record began, or after it was finished
-            config.resume = None
-            record_refused(run, config, error, member)
 
     def reporter(
         self, trial: FrozenTrial, means: Means, place: int, n_epochs: int
@@ -282,8 +201,8 @@ class WorkerSession:
         """Return a function to call after each epoch of a run, with the epoch and its metrics.
 
         It reports the trial's value so far to the storage: the objective, or if trials cannot be pruned the validation
-        loss, or the first objective of a training function that is a curve, so that the
-        study can show progress. It raises Pruned if the pruner stops the trial, except after the last epoch.
+        loss, or the first objective of a training function that is a curve, so that the study can show progress. It
+        raises Pruned if the pruner stops the trial, except after the last epoch.
 
         Args:
             trial: the trial.
@@ -294,9 +213,6 @@ class WorkerSession:
         name, _ = self._watched()
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
-            self._heed_requests()
-            if self.plan.folder.is_stopped(trial.number):
-                self.stop_of(trial).signum = signal.SIGTERM
             if name not in metrics:  # not a curve; it is read when the trial ends
                 return
             means.add(place, epoch, metrics[name])
@@ -305,14 +221,14 @@ class WorkerSession:
 
         return report
 
-    def n_epochs(self, config: DictConfig) -> int:
-        """Return the number of the last epoch that a run reports, unless it ends early."""
+    def n_epochs(self, config: Config) -> int:
+        """Return the number of the last epoch that a run of that config reports, unless it ends early."""
         trainer = config.trainer
-        if has_function(config):
+        if config.is_function:
             return self.settings.max_epochs or sys.maxsize
         if trainer.max_steps is None and trainer.val_interval == 1:
-            return trainer.epochs
-        return self.splits.n_epochs(self.splits.fit(validate(config)))
+            return trainer.n_passes
+        return self.splits.n_epochs(config)
 
     def _watched(self) -> tuple[str, str]:
         """Return the metric that is reported while a trial trains, and its direction."""

@@ -11,7 +11,7 @@ from sweep.utils.errors import ConfigError
 _KEY = "hydra.sweeper.enqueue"
 
 
-def known_params(settings: StudySettings, space: Space, groups: Mapping[str, str]) -> list[dict[str, Any]]:
+def initial_params(settings: StudySettings, space: Space, groups: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the parameters of each initial trial, by Optuna's names. The sampler chooses those that are missing.
 
     Args:

@@ -54,9 +54,9 @@ def dry_run(plan: WorkerPlan, base: DictConfig) -> None:
             continue
         data = load(config)
         check_data(data, config)
-        with prepared(config, data) as fit:
+        with prepared(config, data) as loop:
             if configuration is configurations[0]:
-                epoch_s, n_epochs = _epoch_s(fit), fit.n_epochs
+                epoch_s, n_epochs = _epoch_s(loop), loop.n_epochs
     if is_function:
         console.print("each composes; a training function is not called\n")
         return
@@ -98,11 +98,11 @@ class _Timed(UnrecordedTrial):
             raise _OneEpoch
 
 
-def _epoch_s(fit: "TrainingLoop") -> float:
+def _epoch_s(loop: "TrainingLoop") -> float:
     """Return the seconds that an epoch takes."""
     timed = _Timed(n_epochs=2)
     with suppress(_OneEpoch):
-        fit.run(timed)
+        loop.run(timed)
     return timed.epoch_s
 
 

@@ -11,7 +11,7 @@ from sweep.config.schema import Config, has_function, validate
 from sweep.execution.objective import check_objectives
 from sweep.execution.plan import WorkerPlan
 from sweep.search.custom import KEY as CUSTOM
-from sweep.search.initial_trials import known_params
+from sweep.search.initial_trials import initial_params
 from sweep.search.pruners import check_pruner
 from sweep.search.samplers import is_grid, is_replayed, is_shuffled, is_uniform, shuffled
 from sweep.search.settings import StudySettings
@@ -45,7 +45,7 @@ def make_plan(
     """
     seed = settings.sampler.get("seed")
     seed = int(base.seed if seed is None else seed)
-    known = known_params(settings, space, space.configured_groups())
+    known = initial_params(settings, space, space.configured_groups())
     order = _order(settings, space, seed, known)
     return WorkerPlan(
         settings=settings,
@@ -72,14 +72,14 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
     if not config.is_function:
         check_objectives(plan.settings.objective, config, space.splits.load(config))
     for n, configuration in enumerate(plan.rehearse(range(min(len(plan.known) + 1, plan.n_trials)))):
-        tried = space.splits.fit(validate(space.compose(configuration)))
-        if tried.is_application:
+        trial_config = space.splits.fit(validate(space.compose(configuration)))
+        if trial_config.is_application:
             pass  # its task function cannot be checked before it is called
-        elif tried.is_function:
-            training_function(str(tried.trainer.call))
+        elif trial_config.is_function:
+            training_function(str(trial_config.trainer.call))
         else:
-            check_data(space.splits.load(tried), tried)
-            check_model_target(tried.model)
+            check_data(space.splits.load(trial_config), trial_config)
+            check_model_target(trial_config.model)
         if n < _MOST_CHECKED:
             space.composer.check(configuration.groups, configuration.values)
     if not config.is_function:

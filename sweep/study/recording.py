@@ -15,7 +15,7 @@ from sweep.study.plots import draw_plots
 from sweep.study.results import StudyRecord
 from sweep.tracking.chunks import forget_offsets, most_sent
 from sweep.tracking.folders import Busy, StudyFolder
-from sweep.tracking.journal import Journal, whole_size
+from sweep.tracking.journal import Journal, complete_size
 from sweep.tracking.provenance import sync_command
 from sweep.tracking.store import Store, recorded_uri
 from sweep.tracking.study_upload import Damage
@@ -115,7 +115,7 @@ class Recording:
             self._stack.enter_context(run.lock())
         except Busy:
             return
-        is_shorter = whole_size(run.journal) < most_sent(run)  # lost lines are written again, from the storage
+        is_shorter = complete_size(run.journal) < most_sent(run)  # lost lines are written again, from the storage
         try:
             journal = self._stack.enter_context(Journal(run.journal))
         except DamagedJournal as error:  # the study's storage has the same data

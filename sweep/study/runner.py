@@ -38,7 +38,7 @@ from sweep.study.progress import Output, Watch, print_outcome
 from sweep.study.recording import Recording
 from sweep.study.results import start_facts, write_results
 from sweep.study.spec import StudySpec
-from sweep.study.trial_result import TrialResult, tried
+from sweep.study.trial_result import TrialResult, trial_result
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import status
 from sweep.tracking.run_recorder import stored_text
@@ -186,7 +186,7 @@ class StudyRunner:
         """True if the study's record says that a command has finished the study."""
         return status(self.folder.run.journal) == "FINISHED"
 
-    def tried(self) -> list[TrialResult] | None:
+    def trial_results(self) -> list[TrialResult] | None:
         """Return the study's trials if it is complete, otherwise None. Begins the study if it does not exist.
 
         Raises:
@@ -194,7 +194,11 @@ class StudyRunner:
         """
         plan = self.check()
         trials = trials_of(self._entry.open(plan.uid)[0])
-        return [tried(t, self.folder) for t in trials[: plan.n_trials]] if is_complete(trials, plan.n_trials) else None
+        return (
+            [trial_result(t, self.folder) for t in trials[: plan.n_trials]]
+            if is_complete(trials, plan.n_trials)
+            else None
+        )
 
     def _find_bounds(self) -> None:
         """Give the space the bounds that range tests suggest, or suggested when the study was started.

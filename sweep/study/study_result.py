@@ -13,7 +13,7 @@ from sweep.study.reading import objective_names, snapshot
 from sweep.study.results import best_trials
 from sweep.study.status import StudyStatus, status_of
 from sweep.study.table import trials_table, write_table
-from sweep.study.trial_result import TrialResult, tried
+from sweep.study.trial_result import TrialResult, trial_result
 from sweep.tracking.folders import StudyFolder
 from sweep.utils import html
 from sweep.utils.errors import ConfigError
@@ -72,13 +72,13 @@ class StudyResult:
     def results(self) -> list[TrialResult]:
         """The finished trials, by number. Of a trial that was trained again, this has the latest attempt."""
         folder = StudyFolder(self.folder)
-        return [tried(trial, folder) for trial in trials_of(self.optuna) if trial.state.is_finished()]
+        return [trial_result(trial, folder) for trial in trials_of(self.optuna) if trial.state.is_finished()]
 
     @cached_property
     def best_trials(self) -> list[TrialResult]:
         """The best trial; with several objectives, the trials of the Pareto front. Empty if no trial is complete."""
         folder = StudyFolder(self.folder)
-        return [tried(trial, folder) for trial in best_trials(self.optuna)]
+        return [trial_result(trial, folder) for trial in best_trials(self.optuna)]
 
     @property
     def best(self) -> TrialResult | None:

@@ -117,7 +117,7 @@ def curves_of(run: Path) -> dict[str, Curve]:
     return journal.curves(RunFolder(run).journal)
 
 
-def tried(trial: FrozenTrial, study: StudyFolder) -> TrialResult:
+def trial_result(trial: FrozenTrial, study: StudyFolder) -> TrialResult:
     """Convert a finished trial of Optuna's, which must be `numbered`. `study` is the study's folder."""
     problem = trial.user_attrs.get(PROBLEM)
     diverged = trial.state == TrialState.PRUNED and problem is not None  # a trial that the pruner stops has no problem

@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -41,8 +42,13 @@ class RunFolder:
     @property
     def written(self) -> list[Path]:
         """Every file and folder that a run writes, except locks, which have no content."""
-        files = [self.config, self.overrides, self.journal, self.checkpoint, self.best, self.curves, self.diff]
-        return [*files, self.signature, self.predictions, self.artifacts, self.error, self.sync_state, self.log]
+        files = [self.config, self.overrides, self.journal, self.checkpoint, self.curves, self.diff]
+        return [*files, *self.of_model, self.artifacts, self.error, self.sync_state, self.log]
+
+    @property
+    def of_model(self) -> list[Path]:
+        """The files that describe the trained model. A training function writes them, and logs them as artifacts."""
+        return [self.best, self.predictions, self.signature]
 
     def create(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -110,6 +116,11 @@ class StudyFolder:
     def is_stopped(self, number: int) -> bool:
         """Return whether somebody has asked for a stop of that trial alone."""
         return self.stop_request(number).exists()
+
+    def stopped_trials(self) -> set[int]:
+        """Return the numbers of all trials for which somebody has asked for a stop of that trial alone."""
+        names = os.listdir(self.workers) if self.workers.exists() else []
+        return {int(found[1]) for name in names if (found := re.fullmatch(r"trial-(\d+)\.stop", name))}
 
     def runs(self) -> list[RunFolder]:
         """Return every child run that has begun."""

@@ -55,7 +55,7 @@ class Journal:
     def metrics(self, steps: Sequence[int], values: Mapping[str, Sequence[float]], **fields: Any) -> None:
         """Append the values of each metric at the given steps.
 
-        Steps that are already recorded are skipped, so that epochs trained again after a crash appear once.
+        Steps that are already recorded are skipped, so that epochs that are reported or trained again appear once.
 
         Args:
             steps: the steps, ascending.
@@ -66,6 +66,7 @@ class Journal:
         for n in sorted({*n_known.values()} - {len(steps)}):  # one for all, unless an earlier try recorded only some
             columns = {key: list(column[n:]) for key, column in values.items() if n_known[key] == n}
             self.event("metrics", steps=list(steps[n:]), values=columns, **fields)
+            self._recorded.update(dict.fromkeys(columns, steps[-1]))
 
     def sync(self) -> None:
         """Wait until all records have reached the disk, so that they survive a power cut."""
@@ -274,23 +275,23 @@ def uid(path: Path) -> str | None:
 def last(path: Path) -> Record | None:
     """Return the last complete record without reading the others; None if there is none, or if it is damaged."""
     with open(path, "rb") as file:
-        end = _whole_bytes(file)
+        end = _complete_bytes(file)
         try:
             return _parsed(_line_before(file, end))[0] if end else None
         except ValueError:
             return None
 
 
-def whole_size(path: Path) -> int:
+def complete_size(path: Path) -> int:
     """Return the size of the file in bytes, without a torn last line; 0 if there is no file."""
     try:
         with open(path, "rb") as file:
-            return _whole_bytes(file)
+            return _complete_bytes(file)
     except FileNotFoundError:
         return 0
 
 
-def _whole_bytes(file: IO[bytes]) -> int:
+def _complete_bytes(file: IO[bytes]) -> int:
     start = file.seek(0, os.SEEK_END)
     while start:
         block = min(start, _TAIL_BYTES)

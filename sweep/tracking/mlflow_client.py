@@ -339,7 +339,7 @@ class _Complete(NamedTuple):
 
 def check_length(folder: RunFolder) -> None:
     """Raise DamagedJournal if the journal is shorter than the part of it that was sent to a store."""
-    if journal.whole_size(folder.journal) < (n_bytes := most_sent(folder)):
+    if journal.complete_size(folder.journal) < (n_bytes := most_sent(folder)):
         raise DamagedJournal(folder.journal, None, f"it is shorter than the {n_bytes} bytes that were sent to MLflow")
 
 

@@ -1,6 +1,7 @@
 """Writes the record of one run: its start, curves, checkpoints and end, and artifacts that are added later."""
 
 import os
+import shutil
 import time
 import traceback
 import uuid
@@ -66,8 +67,9 @@ class RunRecorder:
             OSError: the journal cannot be opened.
         """
         self._run, self._member = run, member
-        self._tracking: Tracking | None = None
-        is_shorter = journals.whole_size(run.journal) < most_sent(run)
+        self._tracking = Tracking()
+        self._of_model: list[str] = []  # the names of the model's files that were logged
+        is_shorter = journals.complete_size(run.journal) < most_sent(run)
         self._journal = Journal(run.journal)
         if is_shorter:  # only its end was lost; if epochs were missing, the checkpoint would have been refused
             forget_offsets(run)
@@ -137,6 +139,20 @@ class RunRecorder:
         self._journal.sync()  # a checkpoint must not contain epochs that the journal lacks
         checkpoint.save(self._run.checkpoint, state)
 
+    def add_artifact(self, path: Path) -> None:
+        """Keep a file in the run's folder, for `end` to list.
+
+        Args:
+            path: the file. A file of the model (`RunFolder.of_model`) and one in `artifacts/` stay where they are. Any
+                other is copied to `artifacts/`, where it replaces one of the same name.
+
+        Raises:
+            OSError: the file cannot be copied.
+        """
+        name = kept_artifact(self._run, path)
+        if name not in (self._run.artifacts.name, *self._of_model):
+            self._of_model.append(name)
+
     def end(self, error: BaseException | None, values: Mapping[str, float] | None = None) -> None:
         """Write how the attempt ended.
 
@@ -169,11 +185,10 @@ class RunRecorder:
         columns = {name: [value] for name, value in (values or {}).items()}
         artifacts = [run.config.name, run.overrides.name, run.error.name]
         if member is None:  # in a study, these files stay on the disk only
-            artifacts += [run.best.name, run.predictions.name, run.curves.name, run.diff.name]
-            if self._tracking is not None and self._tracking.model and error is None and run.signature.exists():
-                artifacts.append(MODEL)
-                if self._tracking.register is not None:
-                    tags[REGISTER_TAG] = self._tracking.register
+            artifacts += [run.curves.name, run.diff.name]
+        names, of_model = _model_artifacts(run, self._of_model, self._tracking, is_complete=error is None)
+        artifacts += names
+        tags |= of_model
         if run.artifacts.is_dir():
             artifacts.append(run.artifacts.name)
         self._journal.event(
@@ -246,14 +261,43 @@ def add_model(run: RunFolder, tracking: Tracking) -> None:
     Raises:
         Busy, DamagedJournal, OSError: as for `add_artifacts`.
     """
-    files = [file.name for file in (run.best, run.predictions) if file.exists()]
-    tags = {}
-    if tracking.model and run.signature.exists():
-        files.append(MODEL)
-        tags = {} if tracking.register is None else {REGISTER_TAG: tracking.register}
+    files, tags = _model_artifacts(run, [file.name for file in run.of_model if file.exists()], tracking)
     ended = journals.last_end(run.journal) or {}
     if not {*files} <= {*artifact_names(run, ended)} or not tags.items() <= ended.get("tags", {}).items():
         _repeat_end(run, lambda before: [*before, *files], tags)
+
+
+def kept_artifact(run: RunFolder, path: Path) -> str:
+    """Keep a file in the run's folder. See `RunRecorder.add_artifact`.
+
+    Returns:
+        The name of the file or folder in the run's folder that has it: one of `RunFolder.of_model`, or artifacts.
+    """
+    if path.absolute() in run.of_model:
+        return path.name
+    run.artifacts.mkdir(exist_ok=True)
+    if path.resolve().parent != run.artifacts.resolve():
+        shutil.copy2(path, run.artifacts)
+    return run.artifacts.name
+
+
+def _model_artifacts(
+    run: RunFolder, logged: Sequence[str], tracking: Tracking, is_complete: bool = True
+) -> tuple[list[str], dict[str, str]]:
+    """Return what an `end` event says about a model: the artifacts to list, and tags.
+
+    MLflow's model stands for model.yaml, of which it is made.
+
+    Args:
+        run: the folder of the run.
+        logged: the names of the model's files that the run has.
+        tracking: says whether MLflow gets a model of its own, and its name in the registry.
+        is_complete: False lists no MLflow model.
+    """
+    names = [name for name in logged if name != run.signature.name]
+    if not (tracking.model and is_complete and run.signature.name in logged):
+        return names, {}
+    return [*names, MODEL], {} if tracking.register is None else {REGISTER_TAG: tracking.register}
 
 
 def remove_model(run: RunFolder) -> None:

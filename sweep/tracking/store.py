@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.nodes import Tracking
 from sweep.config.overrides import setting, word
-from sweep.config.schema import literal
+from sweep.config.schema import Config, literal
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import ConfigError, Damaged, one_line
 from sweep.utils.passwords import is_hidden, without_password
-from sweep.utils.paths import absolute
+from sweep.utils.paths import absolute, refuse_links_at
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow itself would keep their artifacts in ./mlruns
 _SCHEMES = ("http", "https", *_DATABASES, "databricks")
@@ -115,6 +116,40 @@ def recorded_uri(store: Store, output_dir: Path) -> str | None:
     Return None for the store in `output_dir`, so that the folder can be moved.
     """
     return None if store.uri in (None, _own_uri(output_dir)) else without_password(store.uri)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run is recorded: its folder, the folder that all results go to, and the tracking store."""
+
+    run: RunFolder
+    output_dir: Path
+    store: Store
+
+    @property
+    def recorded(self) -> str | None:
+        """The store as the run's record names it. See `recorded_uri`."""
+        return recorded_uri(self.store, self.output_dir)
+
+
+def destination_of(run: RunFolder, config: Config, in_study: bool = False) -> Destination:
+    """Return where a run is recorded, which may have begun.
+
+    Args:
+        run: the run's folder.
+        config: the config of the run, with the user's own output settings.
+        in_study: whether the run is part of a study. The study decides where its runs are sent.
+
+    Raises:
+        ConfigError: the run's record names an `output_dir` or a store that is not the user's own, the `output_dir`
+            contains links that lead out of it, or MLflow does not support the store.
+    """
+    own = absolute(config.output_dir)
+    output_dir = belongs_to(run, own) if run.config.exists() else own
+    refuse_links_at(output_dir)
+    tracking = config.tracking
+    store = tracking_store(tracking, output_dir) if in_study else store_of(run, tracking, output_dir)
+    return Destination(run, output_dir, store)
 
 
 def store_of(run: RunFolder, tracking: Tracking, output_dir: Path) -> Store:

@@ -79,6 +79,7 @@ class TrainingLoop(TrainState):
         return self.best
 
     def _run(self, trial: Trial) -> None:
+        self.model.train()  # checks before the training leave it in evaluation mode
         self._callbacks.start(trial, self.model)
         while not self.is_over:
             try:
@@ -269,7 +270,7 @@ class TrainingLoop(TrainState):
             "average": None if self._average is None else self._average.state_dict(),
             "callbacks": self._callbacks.state_dict(),
             "data": self.data.state_dict(),
-            **self.course_state(),
+            **self.progress_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -288,7 +289,7 @@ class TrainingLoop(TrainState):
         if self._callbacks:
             self._callbacks.load_state_dict(state["callbacks"])
         self.data.load_state_dict(state.get("data"))
-        self.load_course_state(state)
+        self.load_progress(state)
         set_random_states(state["random"])
 
     def _kinds(self) -> dict[str, str]:

@@ -132,7 +132,7 @@ class TrainState:
         if self._sign * value < self._milestone[1] - self.trainer.min_delta:
             self._milestone = (self.epoch, self._sign * value)
 
-    def course_state(self) -> dict[str, Any]:
+    def progress_state(self) -> dict[str, Any]:
         """Return what a checkpoint needs of this state."""
         return {
             "schedule": self.schedule.state_dict(),
@@ -144,8 +144,8 @@ class TrainState:
             "stopped": self.is_stopped,
         }
 
-    def load_course_state(self, state: dict[str, Any]) -> None:
-        """Load all of `course_state` except the schedule. That one may not fit, so the caller loads and checks it."""
+    def load_progress(self, state: dict[str, Any]) -> None:
+        """Load all of `progress_state` except the schedule. That one may not fit, so the caller loads and checks it."""
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.best = None if state["best"] is None else Best(**state["best"])
         self._milestone = tuple(state["milestone"])

@@ -65,7 +65,7 @@ class Trial(Protocol):
         If the epoch was reported before, the first report stands.
 
         Args:
-            epoch: from 1; larger than the one reported before.
+            epoch: from 1; not smaller than the one reported before.
             metrics: by name, such as `val/loss`.
 
         Raises:
@@ -91,6 +91,7 @@ class Trial(Protocol):
             state: tensors, numbers, strings, and lists and mappings of these, as `torch.load(weights_only=True)` needs.
 
         Raises:
+            ValueError: `state` has a key `epoch` with another value.
             Interrupted: a stop was requested. The state is saved.
             OSError: the disk is full or the file cannot be written. The previous checkpoint is kept.
         """
@@ -108,8 +109,23 @@ class Trial(Protocol):
         ...
 
     def log_artifact(self, path: Path) -> None:
-        """Store a file as an artifact: in `artifacts/` in the trial's folder, and in MLflow."""
+        """Store a file as an artifact: in the trial's folder, and in MLflow.
+
+        The files best.pt, predictions.parquet and model.yaml in the trial's folder stay where they are. MLflow's model
+        is made of best.pt and model.yaml. Any other file is copied to `artifacts/` in that folder.
+
+        Raises:
+            OSError: the file cannot be copied.
+        """
         ...
+
+
+def refuse_other_epoch(epoch: int, state: Mapping[str, Any]) -> None:
+    """Raise ValueError if a state to save has a key `epoch` with another value."""
+    if state.get("epoch", epoch) != epoch:
+        raise ValueError(
+            f"state['epoch'] is {state['epoch']}, but the epoch is {epoch}; leave it out or make them equal"
+        )
 
 
 class UnrecordedTrial:

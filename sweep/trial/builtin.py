@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config.schema import Config
@@ -10,7 +11,7 @@ from sweep.training.trial import Trial
 from sweep.trial.checks import check_data, has_test, warnings_of_size, warnings_of_undefined
 from sweep.trial.model_facts import FACTS, ModelFacts
 from sweep.trial.model_files import has_files, shown_batches, write_model_files
-from sweep.trial.predictions import Collector
+from sweep.trial.predictions import PredictionBuffer
 from sweep.trial.prepare import (
     Data,
     load_data,
@@ -79,32 +80,35 @@ class BuiltInTraining:
             finally:
                 trial.finish(loop.reached())
             facts = ModelFacts.of(self.config, self._data, loop.task)
-            collector = self._collector(trial, loop, facts)
-            test = loop.test(self._data.content.noise, None if collector is None else collector.add)
+            buffer = self._buffer(trial, loop, facts)
+            test = loop.test(self._data.content.noise, None if buffer is None else buffer.add)
             n_weights = sum(weight.numel() for weight in loop.model.parameters() if weight.requires_grad)
             record_best(trial, loop, n_weights, test, facts)
-            if collector is not None:
+            if buffer is not None:
                 if not has_test(self._data):
-                    collector.fill(loop.forward, shown_batches(loop.data))
-                self._write_files(trial, collector, facts)
+                    buffer.fill(loop.forward, shown_batches(loop.data))
+                self._write_files(trial, buffer, facts)
         return test
 
-    def _collector(self, trial: Trial, loop: "TrainingLoop", facts: ModelFacts) -> Collector | None:
+    def _buffer(self, trial: Trial, loop: "TrainingLoop", facts: ModelFacts) -> PredictionBuffer | None:
         """Return what collects the predictions for the test split; None if the trial leaves none.
 
         A study makes the files of its best trial at its end.
         """
         if trial.number is not None or not has_files(loop.task):
             return None
-        return Collector(loop.model, facts, loop.device)
+        return PredictionBuffer(loop.model, facts, loop.device)
 
-    def _write_files(self, trial: Trial, collector: Collector, facts: ModelFacts) -> None:
+    def _write_files(self, trial: Trial, buffer: PredictionBuffer, facts: ModelFacts) -> None:
         """Write predictions.parquet and model.yaml. If that fails, warn: the results do not depend on these files.
 
         Raises OSError if the disk is full.
         """
-        if problem := write_model_files(RunFolder(trial.folder), facts, collector, self._data):
+        run = RunFolder(trial.folder)
+        if problem := write_model_files(run, facts, buffer, self._data):
             log.warning("warning: %s", problem)
+        for file in filter(Path.exists, (run.predictions, run.signature)):
+            trial.log_artifact(file)
 
 
 def _warn(lines: list[str]) -> None:
@@ -130,6 +134,9 @@ def record_best(
     from sweep.training import checkpoint
 
     assert state.best is not None
+    file = RunFolder(trial.folder).best
     best: dict[str, Any] = {"model": state.best.weights, "epoch": state.best.epoch, "value": state.best.value}
-    checkpoint.save(RunFolder(trial.folder).best, {**best, "monitor": state.trainer.monitored, FACTS: facts.stored()})
+    checkpoint.save(file, {**best, "monitor": state.trainer.monitored, FACTS: facts.stored()})
+    if trial.number is None:  # in a study, it stays on the disk only
+        trial.log_artifact(file)
     trial.finish({"model/n_weights": n_weights, **test})

@@ -12,7 +12,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.stored_run import config_of
 from sweep.trial.checks import has_test
-from sweep.trial.predictions import Collector, write_predictions
+from sweep.trial.predictions import PredictionBuffer, write_predictions
 from sweep.trial.prepare import Data
 from sweep.trial.signature import signature_of
 from sweep.trial.stored_model import KEY, load_file
@@ -43,13 +43,13 @@ def shown_batches(data: "TrainingData") -> "Iterator[tuple[Tensor, Tensor]]":
     return islice(data.val.batches(), 1) if data.test is None else data.test.batches()
 
 
-def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector, data: Data) -> str | None:
+def write_model_files(run: RunFolder, facts: "ModelFacts", buffer: PredictionBuffer, data: Data) -> str | None:
     """Write model.yaml and, if there is a test split, predictions.parquet.
 
     Args:
         run: the folder of the run.
         facts: of its model.
-        collector: has what the model predicts for `shown_batches`.
+        buffer: has what the model predicts for `shown_batches`.
         data: of the run.
 
     Returns:
@@ -60,7 +60,7 @@ def write_model_files(run: RunFolder, facts: "ModelFacts", collector: Collector,
     """
     file = run.signature
     try:
-        found = collector.joined()
+        found = buffer.joined()
         rows, truth, inputs = data.test_samples(found.targets, found.first_inputs)
         write_checked(file, to_yaml(signature_of(facts, found.predictions, inputs)), durable=False)
         if has_test(data):
@@ -105,9 +105,9 @@ def make_model_files(run: RunFolder, load: Callable[[Config], Data]) -> str | No
         if not has_files(build_task(config.task, data.content, data.divided, device)):
             return None
         predictor = load_file(run.best, str(device))
-        collector = Collector(predictor.module, predictor.facts, device)
-        collector.fill(predictor.forward, shown_batches(on_device))
-        return write_model_files(run, predictor.facts, collector, data)
+        buffer = PredictionBuffer(predictor.module, predictor.facts, device)
+        buffer.fill(predictor.forward, shown_batches(on_device))
+        return write_model_files(run, predictor.facts, buffer, data)
 
 
 def refuse_changed_data(run: RunFolder, data: Data, follows: str) -> None:

@@ -37,7 +37,7 @@ class Predicted(NamedTuple):
     first_inputs: NDArray
 
 
-class Collector:
+class PredictionBuffer:
     """Collects what a model predicts for a split, batch by batch, while the split is evaluated.
 
     Only predictions are kept, not the outputs: those of a language model are larger by the number of its tokens.

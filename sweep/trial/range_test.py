@@ -91,17 +91,17 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
     from sweep.training.packed.parameters import Unpackable
     from sweep.trial.pack_scheduler import PackScheduler
 
-    packer = PackScheduler(width, len(trials), load)
+    scheduler = PackScheduler(width, len(trials), load)
     ramps = []
     try:
         for trial in trials:
-            group, member = packer.member(trial)
+            group, member = scheduler.member(trial)
             member.trial = ramp = _ramp(trial)
             ramps.append(ramp)
             group.pack.admit(member)
             if len(group.pack.members) == group.width:
-                _train(packer)
-        _train(packer)
+                _train(scheduler)
+        _train(scheduler)
     except Unpackable:
         return None
     except SweepError:
@@ -111,13 +111,13 @@ def _side_by_side(trials: list[Config], width: int | None, load: Load) -> "list[
     return ramps
 
 
-def _train(packer: "PackScheduler") -> None:
+def _train(scheduler: "PackScheduler") -> None:
     """Train every trial that is in a pack, to the end of its ramp."""
     from sweep.training.packed.pack import report
     from sweep.training.range_test import Ramp, RampOver
 
-    while packer.groups:
-        for group in packer.groups:
+    while scheduler.groups:
+        for group in scheduler.groups:
             ended, _ = group.advance()
             report(group.pack.members, ended)
             for member, error in ended.items():

@@ -1,7 +1,6 @@
 """The trial that a training function gets in a run or a study. It records, reports to the study, saves and stops."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -13,6 +12,7 @@ from sweep.tracking.folders import RunFolder
 from sweep.tracking.progress import Show, progress
 from sweep.tracking.run_recorder import Membership, RunRecorder
 from sweep.tracking.stored_run import saved_state
+from sweep.training.trial import refuse_other_epoch
 from sweep.utils.errors import Damaged, Interrupted
 from sweep.utils.signals import StopRequest, stop_on_signal
 
@@ -196,10 +196,7 @@ class RecordedTrial:
             Interrupted: a stop was requested. The state is saved.
             OSError: there is no room; the earlier checkpoint stays.
         """
-        if state.get("epoch", epoch) != epoch:
-            raise ValueError(
-                f"state['epoch'] is {state['epoch']}, but the epoch is {epoch}; leave it out or make them equal"
-            )
+        refuse_other_epoch(epoch, state)
         self._begin().save({**state, "epoch": epoch})
         self._epoch, self._saved = epoch, None
         self._saved_at = self._clock()
@@ -231,18 +228,15 @@ class RecordedTrial:
         self._values.update(metrics)
 
     def log_artifact(self, path: Path) -> None:
-        """Copy a file to `artifacts/` in the trial's folder, from where it is uploaded to MLflow.
+        """Keep a file in the trial's folder, from where it is uploaded to MLflow (`RunRecorder.add_artifact`).
 
         Args:
-            path: the file. One that is in that folder already is not copied. One of the same name is replaced.
+            path: the file.
 
         Raises:
             OSError: the file cannot be copied.
         """
-        self._begin()
-        self._run.artifacts.mkdir(exist_ok=True)
-        if path.resolve().parent != self._run.artifacts.resolve():
-            shutil.copy2(path, self._run.artifacts)
+        self._begin().add_artifact(path)
 
     def end(self, error: BaseException | None = None) -> None:
         """Record how the trial ended. If the record has not begun, do nothing.

@@ -11,7 +11,7 @@ from sweep.utils.console import Console
 from sweep.utils.passwords import without_password
 
 if TYPE_CHECKING:
-    from sweep.trial.run import Outcome
+    from sweep.trial.outcome import Outcome
 
 _MEANINGS = {
     "test/noise_ratio": "test MSE / sigma^2",

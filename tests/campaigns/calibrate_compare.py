@@ -66,7 +66,7 @@ class Packed:
     """Trains runs of the small model, WIDTH at a time."""
 
     def __init__(self, *overrides: str) -> None:
-        self._packer = PackScheduler(WIDTH, WIDTH, RememberedData())
+        self._scheduler = PackScheduler(WIDTH, WIDTH, RememberedData())
         self._config = validate(compose([*SMALL, *overrides]))
 
     def train(self, rates: Sequence[float], seeds: Sequence[int]) -> list[Run | None]:
@@ -78,14 +78,14 @@ class Packed:
         heard: list[_Losses] = []
         members: list[PackMember] = []
         for rate, seed in pairs:
-            group, slot = self._packer.member(self._with(rate, seed))
+            group, slot = self._scheduler.member(self._with(rate, seed))
             heard.append(_Losses())
             slot.trial = heard[-1]
             group.pack.admit(slot)
             members.append(slot)
         found: dict[PackMember, Run | None] = {}
-        while self._packer.groups:
-            for group in self._packer.groups:
+        while self._scheduler.groups:
+            for group in self._scheduler.groups:
                 ended, _ = group.advance()
                 report(group.pack.members, ended)
                 for slot, ending in ended.items():

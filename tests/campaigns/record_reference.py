@@ -22,8 +22,9 @@ from sweep.tracking.folders import StudyFolder
 
 N_TRIALS = 20
 KINDS = {"sequential": 1, "packed": 8}  # and their `hydra.sweeper.pack`
+CONFIG = ("tracking=off", "data.n=200", "trainer.epochs=3", "trainer.threads=1")
 _SEARCH = (
-    *("-m", "tracking=off", "data.n=200", "trainer.epochs=3", "trainer.threads=1", "hydra.sweeper.study_name=s"),
+    *("-m", *CONFIG, "hydra.sweeper.study_name=s"),
     *("optimizer=sgd,momentum,adam,adamw,rmsprop", "scheduler=constant,cyclic,onecycle,cosine"),
     *("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=1", "hydra/sweeper/pruner=none"),
     f"hydra.sweeper.n_trials={N_TRIALS}",

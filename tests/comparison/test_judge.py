@@ -11,7 +11,7 @@ import pytest
 from spaces import hydra_of_its_own
 
 from sweep.comparison import formatting, plot
-from sweep.comparison.contenders import ComparisonSpec, Contender, read_field
+from sweep.comparison.contenders import ComparisonSpec, Contender, read_comparison
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config.nodes import Compare
@@ -184,7 +184,7 @@ def test_each_tuning_chooses_among_its_own_trials() -> None:
 
 def field_of(*arguments: str, **over: str) -> ComparisonSpec:
     with hydra_of_its_own() as hydra:
-        return read_field(hydra.config_loader, arguments, over)
+        return read_comparison(hydra.config_loader, arguments, over)
 
 
 def test_options_make_contenders_and_data_make_tasks() -> None:

@@ -171,10 +171,10 @@ def test_side_by_side_workers_pack_what_can_be_packed_and_tell_once_what_cannot(
             assert "RuntimeError: a broken model" in folder_of(tmp_path).trial(trial.number).error.read_text()
         else:
             assert trial.value == min(recorded(folder_of(tmp_path).trial(trial.number))["val/loss"][1])
-    (told,) = [line for line in shown.splitlines() if "trains sequentially" in line]
+    (message,) = [line for line in shown.splitlines() if "trains sequentially" in line]
     normed = [str(t.number) for t in trials if t.params["model.kind"] == "normed"]
-    match = re.fullmatch(r"trial (\d+) trains sequentially: BatchNorm1d \('1'\) keeps running statistics", told)
-    assert match is not None, told
+    match = re.fullmatch(r"trial (\d+) trains sequentially: BatchNorm1d \('1'\) keeps running statistics", message)
+    assert match is not None, message
     assert match[1] in normed
     reasons = {str(t.number): t.packing for t in load_study(folder_of(tmp_path).path).results if t.packing}
     assert reasons == dict.fromkeys(normed, "trains sequentially: BatchNorm1d ('1') keeps running statistics")
@@ -356,11 +356,11 @@ def test_auto_packs_small_models_and_leaves_large_ones_alone(tmp_path: Path) -> 
     )
     trials, shown = searched(tmp_path, *search, "hydra.sweeper.pack=auto")
     assert [(t.number, t.state) for t in trials] == [(number, TrialState.COMPLETE) for number in range(8)]
-    (told,) = [line for line in shown.splitlines() if "trains sequentially" in line]
+    (message,) = [line for line in shown.splitlines() if "trains sequentially" in line]
     match = re.fullmatch(
-        r"trial (\d+) trains sequentially: an update takes \d+ ms, and a pack of them would gain nothing", told
+        r"trial (\d+) trains sequentially: an update takes \d+ ms, and a pack of them would gain nothing", message
     )
-    assert match is not None, told
+    assert match is not None, message
     large = {t.number for t in trials if t.params["model.widths"] == "[3000,3000]"}
     assert int(match[1]) in large
     assert n_at_once(tmp_path) > 2

@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
 
-def ledger(folder: StudyFolder, worker: str, clock: Clock | None = None, max_retries: int = 2) -> TrialQueue:
+def queue_of(folder: StudyFolder, worker: str, clock: Clock | None = None, max_retries: int = 2) -> TrialQueue:
     storage = open_storage(None, folder)
     return TrialQueue(storage, "s", folder, StudyLock(None, folder), worker, max_retries, clock or Clock())
 
@@ -84,7 +84,7 @@ def test_workers_share_the_numbers_below_n_trials(folder):
     with ExitStack() as alive:
         for worker in ("a", "b"):
             alive.enter_context(folder.worker_lock(worker))
-        a, b = ledger(folder, "a"), ledger(folder, "b")
+        a, b = queue_of(folder, "a"), queue_of(folder, "b")
         claimed = [a.claim(N_TRIALS), b.claim(N_TRIALS), a.claim(N_TRIALS), b.claim(N_TRIALS)]
         assert [t.number for t in claimed if t is not None] == [0, 1, 2, 3]
         assert a.claim(N_TRIALS) is None
@@ -93,7 +93,7 @@ def test_workers_share_the_numbers_below_n_trials(folder):
 
 def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claimed(folder):
     with folder.worker_lock("a"):
-        a = ledger(folder, "a")
+        a = queue_of(folder, "a")
         first = a.claim(N_TRIALS)
         assert first is not None
         a.claim(N_TRIALS)
@@ -107,7 +107,7 @@ def test_a_trial_that_is_given_back_keeps_its_number_and_is_the_next_to_be_claim
 def test_a_trial_that_was_stopped_alone_waits_until_it_is_queued_again(folder):
     """Its worker, and a command, may end: there is nothing else to train."""
     with folder.worker_lock("a"):
-        a = ledger(folder, "a")
+        a = queue_of(folder, "a")
         first = a.claim(1)
         assert first is not None
         request_stop(first, folder)
@@ -124,7 +124,7 @@ def test_a_trial_that_was_stopped_alone_waits_until_it_is_queued_again(folder):
 
 def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_worker_trains(folder):
     with folder.worker_lock("h-0"):
-        a = ledger(folder, "h-0")
+        a = queue_of(folder, "h-0")
         stopped, trained = a.claim(2), a.claim(2)
         assert stopped is not None
         assert trained is not None
@@ -133,6 +133,7 @@ def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_work
             request_stop(trial, folder)
         release_stopped(trials(folder), folder)
         assert [folder.is_stopped(number) for number in (0, 1)] == [False, True]
+        assert folder.stopped_trials() == {1}
     release_stopped(trials(folder), folder)
     assert not folder.is_stopped(1), "its worker is dead"
 
@@ -141,7 +142,7 @@ def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_work
 def test_the_trial_of_a_killed_worker_is_claimed_at_once(folder):
     assert claim_and_die(folder, "dead") == 0
     with folder.worker_lock("a"):
-        trial = ledger(folder, "a").claim(N_TRIALS)
+        trial = queue_of(folder, "a").claim(N_TRIALS)
     assert trial is not None
     assert (trial.number, trial.user_attrs[RETRIES]) == (0, 1)
     assert trial.user_attrs[OWNER].endswith("/a")
@@ -153,7 +154,7 @@ def test_a_trial_whose_workers_die_again_and_again_is_handed_out_to_be_failed(fo
     for i in range(3):
         assert claim_and_die(folder, f"dead{i}") == 0
     with folder.worker_lock("a"):
-        failing = ledger(folder, "a").claim(N_TRIALS)
+        failing = queue_of(folder, "a").claim(N_TRIALS)
     assert failing is not None
     assert failing.number == 0
     assert "died 3 times" in failing.user_attrs[PROBLEM]  # for the worker to record
@@ -173,8 +174,8 @@ def test_deaths_between_which_the_trial_gets_further_do_not_add_up(directions, t
 def test_a_living_worker_of_this_machine_keeps_its_trial_however_silent(folder):
     clock = Clock()
     with folder.worker_lock("a"), folder.worker_lock("b"):
-        ledger(folder, "a").claim(1)
-        b = ledger(folder, "b", clock)
+        queue_of(folder, "a").claim(1)
+        b = queue_of(folder, "b", clock)
         for clock.now in (0.0, 1e3, 1e6):
             assert b.claim(1) is None
 
@@ -184,7 +185,7 @@ def test_a_worker_of_another_machine_is_dead_once_it_has_been_silent_for_long(fo
     elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     trial_id = storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
     with folder.worker_lock("a"):
-        a = ledger(folder, "a", clock)
+        a = queue_of(folder, "a", clock)
         for clock.now in (0.0, 60.0, 89.0):
             assert a.claim(1) is None
         storage.set_trial_user_attr(trial_id, HEARTBEAT, 2)
@@ -201,28 +202,28 @@ def test_a_worker_that_starts_after_another_machine_died_finds_its_trial(folder)
     clock, storage = Clock(), open_storage(None, folder)
     elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
-    command = ledger(folder, "controller", clock)
+    command = queue_of(folder, "controller", clock)
     for clock.now in (0.0, 60.0, 90.0):
         assert not command.has_work(1)
     clock.now = 91.0
     assert command.has_work(1)
     with folder.worker_lock("a"):
-        trial = ledger(folder, "a", Clock()).claim(1)
+        trial = queue_of(folder, "a", Clock()).claim(1)
     assert trial is not None
     assert (trial.number, trial.user_attrs[RETRIES]) == (0, 1)
 
 
 def test_a_beat_is_heard_while_a_trial_runs(folder):
     with folder.worker_lock("a"):
-        a = ledger(folder, "a")
+        a = queue_of(folder, "a")
         trial = a.claim(N_TRIALS)
         assert trial is not None
-        with a.beating([trial], every_s=0.01):
+        with a.heartbeats([trial], every_s=0.01):
             from waiting import wait_until
 
             wait_until(lambda: trials(folder)[0].user_attrs.get(HEARTBEAT, 0) >= 2, what="two beats")
         finish(folder, 0)
-        with a.beating([trial], every_s=0.01):  # of a trial that is over: no harm
+        with a.heartbeats([trial], every_s=0.01):  # of a trial that is over: no harm
             pass
 
 
@@ -231,7 +232,7 @@ def test_a_trial_taken_from_a_silent_worker_that_lives_goes_back_to_it(folder):
     elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w", HEARTBEAT: 1})
     storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
     with folder.worker_lock("a"):
-        a = ledger(folder, "a", clock)
+        a = queue_of(folder, "a", clock)
         assert a.claim(1) is None
         clock.now = 91.0
         taken = a.claim(1)
@@ -246,7 +247,7 @@ def test_a_trial_taken_from_a_silent_worker_that_lives_goes_back_to_it(folder):
 
 def test_finished_trials_count_and_are_not_claimed_again(folder):
     with folder.worker_lock("a"):
-        a = ledger(folder, "a")
+        a = queue_of(folder, "a")
         for number in range(N_TRIALS):
             claimed = a.claim(N_TRIALS)
             assert claimed is not None

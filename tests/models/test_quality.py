@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from quality import NGram, ngram_bits
 
 from sweep.config.nodes import Split
@@ -29,9 +29,9 @@ def test_a_transformer_sees_further_back_than_an_ngram_model(tmp_path: Path):
     path.write_text("".join(f"{letter}....{letter.lower()}" for letter in words))
     data = ("data=text", f"data.path={path}", "data.block_size=24", "trainer.batch_size=32", "trainer.epochs=8")
     model = ("model=transformer", "model.width=32", "model.n_layers=1", "scheduler=onecycle", "scheduler.max_lr=1e-2")
-    fit = make_fit(*model, "optimizer=adamw", base=data)
-    fit.run(Heard())
-    bits = fit.test(None)["test/bits_per_token"]
+    loop = make_loop(*model, "optimizer=adamw", base=data)
+    loop.run(RecordingTrial())
+    bits = loop.test(None)["test/bits_per_token"]
     splits = divide(text(str(path), block_size=24), Split())
     assert ngram_bits(splits.train, splits.test, order=3) > 0.95  # it cannot know the second letter of a word
     assert 2 / 6 < bits < 0.75  # the first letters alone cost 2 bits of 6 bytes

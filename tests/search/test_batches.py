@@ -14,7 +14,7 @@ from spaces import ranges_of, space_of
 
 from sweep.search.batches import cut
 from sweep.search.ranges import contains
-from sweep.trial.run import Outcome
+from sweep.trial.outcome import Outcome
 from sweep.utils.errors import ConfigError
 
 TINY = ("data.n=20", "split.seed=3", "model.widths=[4]", "tracking=off", "trainer.epochs=2")  # 14 samples to train on

@@ -9,7 +9,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from spaces import space_of
 
-from sweep.search.initial_trials import known_params
+from sweep.search.initial_trials import initial_params
 from sweep.search.samplers import QuasiRandom, draw, make_sampler, shuffled
 from sweep.search.settings import StudySettings, sampler_node
 from sweep.search.space import Space
@@ -210,6 +210,6 @@ def test_a_sampler_of_the_users_own_that_fails_is_one_line(space, monkeypatch):
 
 def test_an_enqueued_value_of_a_stepped_range_is_tried_first(stepped):
     settings = StudySettings(enqueue=[{"optimizer.lr": 0.7}, {"optimizer.lr": 0.1 + 0.2}], defaults_first=False)
-    known = known_params(settings, stepped, {})
+    known = initial_params(settings, stepped, {})
     order = shuffled(stepped, 0, known)
     assert [c.values["optimizer.lr"] for c in order[:2]] == [0.7, 0.3]

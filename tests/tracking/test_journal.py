@@ -136,6 +136,7 @@ def test_steps_recorded_before_a_crash_stand_once(path: Path) -> None:
         made.metrics([3, 4], {"step/loss": [0.1, 0.05], "step/lr": [1.0, 1.0]})
         made.metrics([1], {"train/loss": [0.2], "val/loss": [0.5]})
         made.metrics([2], {"train/loss": [0.1], "val/loss": [0.4]})
+        made.metrics([2], {"val/loss": [0.9]})  # a training function reports it twice
     curves = journal.curves(path)
     assert curves["step/loss"].steps.tolist() == [1, 2, 3, 4]
     assert curves["step/loss"].values.tolist() == [0.3, 0.2, 0.1, 0.05]

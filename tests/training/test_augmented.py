@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, as_file
+from conftest import RecordingTrial, as_file
 from torch import Tensor
 
 from sweep import ConfigError, Samples, compose
@@ -39,11 +39,11 @@ def loop_of(samples: Samples, *overrides: str) -> Iterator[TrainingLoop]:
         yield loop
 
 
-def trained(samples: Samples, *overrides: str) -> tuple[Heard, dict[str, float]]:
-    heard = Heard()
+def trained(samples: Samples, *overrides: str) -> tuple[RecordingTrial, dict[str, float]]:
+    observed = RecordingTrial()
     with loop_of(samples, *overrides) as loop:
-        loop.run(heard)
-        return heard, loop.test(None)
+        loop.run(observed)
+        return observed, loop.test(None)
 
 
 def sine(augment: Callable[[Any], Any] | None, *overrides: str) -> Samples:
@@ -73,11 +73,11 @@ def test_augmenting_nothing_trains_bit_by_bit_as_without(more: tuple[str, ...]) 
 def test_what_is_drawn_follows_from_the_seed_and_neither_from_workers_nor_from_a_resume(n_workers: int) -> None:
     samples, workers = sine(shaken), f"loader.num_workers={n_workers}"
     before = samples.x.copy()
-    whole, tested = trained(samples)
-    assert whole.points != trained(samples, "seed=1")[0].points
+    complete, tested = trained(samples)
+    assert complete.points != trained(samples, "seed=1")[0].points
     stop, states = StopRequest(), list[Any]()
 
-    class Stopping(Heard):
+    class Stopping(RecordingTrial):
         @property
         def should_stop(self) -> bool:  # asked after each update
             if loop.step == 7:  # inside the second epoch
@@ -87,12 +87,12 @@ def test_what_is_drawn_follows_from_the_seed_and_neither_from_workers_nor_from_a
     first = Stopping(stop=stop, on_save=lambda state: states.append(as_file(state)))
     with pytest.raises(Interrupted), loop_of(samples, workers) as loop:
         loop.run(first)
-    second = Heard.again(first)
+    second = RecordingTrial.again(first)
     with loop_of(samples, workers) as loop:
         loop.load_state_dict(torch.load(io.BytesIO(states[-1]), weights_only=True))
         loop.run(second)
         assert loop.test(None) == tested
-    assert (second.points, second.epochs) == (whole.points, whole.epochs)
+    assert (second.points, second.epochs) == (complete.points, complete.epochs)
     assert np.array_equal(samples.x, before), "the arrays are not changed"
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from processes import recorded
 from torch import nn
 
@@ -138,17 +138,17 @@ def node(name: str, **arguments: Any) -> str:
     return f"{{_target_: {__name__}.{name}{more}}}"
 
 
-def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides, "model.dropout=0.2"), Heard()
-    fit.run(heard)
-    return fit, heard
+def trained(*overrides: str) -> tuple[TrainingLoop, RecordingTrial]:
+    fit, observed = make_loop(*overrides, "model.dropout=0.2"), RecordingTrial()
+    fit.run(observed)
+    return fit, observed
 
 
 def test_a_callback_adds_curves_and_changes_no_number() -> None:
-    _, heard = trained(with_callbacks(node("Norm"), node("Watches")))
+    _, observed = trained(with_callbacks(node("Norm"), node("Watches")))
     _, plain = trained()
-    assert heard.points == plain.points
-    for epoch, metrics in heard.epochs.items():
+    assert observed.points == plain.points
+    for epoch, metrics in observed.epochs.items():
         assert metrics["norm"] > 0
         assert {name: value for name, value in metrics.items() if name != "norm"} == plain.epochs[epoch]
 
@@ -165,9 +165,9 @@ def test_callbacks_are_called_in_order_with_the_validated_model_and_at_the_end_w
 
 
 def test_a_callback_that_stops_ends_the_training_after_its_epoch() -> None:
-    fit, heard = trained(with_callbacks(node("StopsAfter", n=2), node("Norm")))
-    assert list(heard.epochs) == [1, 2]
-    assert "norm" in heard.epochs[2], "callbacks after it are called"
+    fit, observed = trained(with_callbacks(node("StopsAfter", n=2), node("Norm")))
+    assert list(observed.epochs) == [1, 2]
+    assert "norm" in observed.epochs[2], "callbacks after it are called"
     assert fit.best is not None
     assert fit.is_over
 
@@ -181,15 +181,15 @@ def test_a_resumed_trial_has_the_callbacks_state_and_stays_stopped() -> None:
         saved.append(file.getvalue())
 
     overrides = (with_callbacks(node("StopsAfter", n=3)), "model.dropout=0.2")
-    whole = Heard(saves=True, on_save=save)
-    make_fit(*overrides).run(whole)
-    assert list(whole.epochs) == [1, 2, 3]
+    complete = RecordingTrial(saves=True, on_save=save)
+    make_loop(*overrides).run(complete)
+    assert list(complete.epochs) == [1, 2, 3]
     for state in saved:
-        fit, heard = make_fit(*overrides), Heard()
+        fit, observed = make_loop(*overrides), RecordingTrial()
         fit.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
-        fit.run(heard)
-        assert heard.points.items() <= whole.points.items()
-        assert heard.epochs.items() <= whole.epochs.items()
+        fit.run(observed)
+        assert observed.points.items() <= complete.points.items()
+        assert observed.epochs.items() <= complete.epochs.items()
         assert fit.epoch == 3
 
 
@@ -215,8 +215,8 @@ TURN = "trainer.monitor=turn"
 
 
 def test_best_weights_patience_and_plateau_follow_a_declared_metric() -> None:
-    fit, heard = trained(with_callbacks(node("Turning")), TURN, "trainer.epochs=9", "trainer.patience=3")
-    assert heard.curve("turn") == [9, 10, 9, 8, 7]
+    fit, observed = trained(with_callbacks(node("Turning")), TURN, "trainer.epochs=9", "trainer.patience=3")
+    assert observed.curve("turn") == [9, 10, 9, 8, 7]
     assert fit.best is not None
     assert (fit.best.epoch, fit.best.value) == (2, 10)
     assert fit.reached() == {"best/epoch": 2, "best/turn": 10}
@@ -235,19 +235,19 @@ def test_best_weights_patience_and_plateau_follow_a_declared_metric() -> None:
 
 
 def test_what_a_callback_declares_for_the_end_stands_beside_the_tests_metrics() -> None:
-    fit, heard = trained(with_callbacks(node("Norm"), node("Turning")))
-    assert {"turn", "norm"} <= heard.epochs[1].keys()
-    assert "test/turn" not in heard.epochs[4]
+    fit, observed = trained(with_callbacks(node("Norm"), node("Turning")))
+    assert {"turn", "norm"} <= observed.epochs[1].keys()
+    assert "test/turn" not in observed.epochs[4]
     plain, _ = trained()
     assert fit.test(None) == {**plain.test(None), "test/turn": 7.0}
 
 
 def test_a_callback_that_stops_may_give_its_metrics() -> None:
-    fit, heard = trained(with_callbacks(node("Turning", at=3, goes="stops"), node("Norm")), TURN)
-    assert heard.curve("turn") == [8, 9, 100]
+    fit, observed = trained(with_callbacks(node("Turning", at=3, goes="stops"), node("Norm")), TURN)
+    assert observed.curve("turn") == [8, 9, 100]
     assert fit.best is not None
     assert fit.best.epoch == 3
-    assert "norm" in heard.epochs[3]
+    assert "norm" in observed.epochs[3]
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_a_declared_metric_that_does_not_come_fails_the_trial_in_one_line(goes: 
 
 def test_what_is_no_callback_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_fit(with_callbacks(node("Norm"), node("Nothing")))
+        make_loop(with_callbacks(node("Norm"), node("Nothing")))
     assert str(caught.value).startswith(
         f"trainer.callbacks.1._target_: {__name__}.Nothing returned Nothing, which has none of on_train_start, "
     )
     with pytest.raises(
         ConfigError, match=r"^trainer\.callbacks\.0\.size: Norm takes no such argument; it takes: order"
     ):
-        make_fit(with_callbacks(node("Norm", size=3)))
+        make_loop(with_callbacks(node("Norm", size=3)))
 
 
 def test_trials_with_callbacks_train_sequentially() -> None:
@@ -319,4 +319,4 @@ def test_a_run_has_a_callbacks_curves_and_artifacts(small_trial: Any) -> None:
     files = sorted(run.artifacts.glob("outputs-*.txt"))
     assert [float(file.read_text()) for file in files] == curves["val/loss"][1]
     weights = checkpoint.load(run.best)["model"]
-    assert {*weights} == {*make_fit().model.state_dict()}
+    assert {*weights} == {*make_loop().model.state_dict()}

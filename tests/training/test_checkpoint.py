@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -73,10 +73,10 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_old_checkpoint_alone(path: Pat
 
 
 def test_a_truncated_checkpoint_is_refused_wherever_it_ends(path: Path) -> None:
-    checkpoint.save(path, make_fit().state_dict())
-    whole = path.read_bytes()
-    for n_bytes in {0, 1, 2, 4, 64, *range(100, len(whole), len(whole) // 20), len(whole) - 1}:
-        path.write_bytes(whole[:n_bytes])
+    checkpoint.save(path, make_loop().state_dict())
+    complete = path.read_bytes()
+    for n_bytes in {0, 1, 2, 4, 64, *range(100, len(complete), len(complete) // 20), len(complete) - 1}:
+        path.write_bytes(complete[:n_bytes])
         with pytest.raises(ConfigError, match="is damaged") as caught:
             checkpoint.load(path)
         assert caught.value.key == "resume"
@@ -141,22 +141,22 @@ def test_any_bytes_are_refused_in_one_line(data: bytes, path: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(change: str, part: str, path: Path) -> None:
-    fit = make_fit("trainer.epochs=1")
-    fit.run(Heard())
-    checkpoint.save(path, fit.state_dict())
-    make_fit("trainer.epochs=1").load_state_dict(checkpoint.load(path))
+    loop = make_loop("trainer.epochs=1")
+    loop.run(RecordingTrial())
+    checkpoint.save(path, loop.state_dict())
+    make_loop("trainer.epochs=1").load_state_dict(checkpoint.load(path))
     with pytest.raises(ConfigError, match=f"another {part} than the config") as caught:
-        make_fit("trainer.epochs=1", change).load_state_dict(checkpoint.load(path))
+        make_loop("trainer.epochs=1", change).load_state_dict(checkpoint.load(path))
     assert caught.value.key == "resume"
     assert "\n" not in str(caught.value)
 
 
 def test_best_weights_are_no_checkpoint_to_resume_from(path: Path) -> None:
-    fit = make_fit("trainer.epochs=1")
-    best = fit.run(Heard())
+    loop = make_loop("trainer.epochs=1")
+    best = loop.run(RecordingTrial())
     checkpoint.save(path, {"model": best.weights, "epoch": best.epoch, "value": best.value})
     with pytest.raises(ConfigError) as caught:
-        make_fit().load_state_dict(checkpoint.load(path))
+        make_loop().load_state_dict(checkpoint.load(path))
     assert caught.value.key == "resume"
 
 

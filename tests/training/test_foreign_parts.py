@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from processes import quick
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -31,10 +31,10 @@ def own(name: str) -> str:
     return f"{__name__}.{name}"
 
 
-def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides), Heard()
-    fit.run(heard)
-    return fit, heard
+def trained(*overrides: str) -> tuple[TrainingLoop, RecordingTrial]:
+    fit, observed = make_loop(*overrides), RecordingTrial()
+    fit.run(observed)
+    return fit, observed
 
 
 def refused(tmp_path: Path, *overrides: str) -> str:
@@ -104,21 +104,23 @@ def test_a_run_that_was_stepped_per_epoch_goes_on_so() -> None:
 @pytest.mark.parametrize(("pct_start", "epochs"), [("0.5", 1), ("0.1", 5), ("1", 1), ("1.0", 1)])
 def test_a_rise_of_one_update_or_of_all_is_a_rise(pct_start: str, epochs: int) -> None:
     sizes = ("trainer.batch_size=34", f"trainer.epochs={epochs}")  # two updates an epoch
-    _, heard = trained("scheduler=onecycle", "scheduler.max_lr=0.01", f"scheduler.pct_start={pct_start}", *sizes)
-    lrs = [lr for _, lr in heard.points.values()]
+    _, observed = trained("scheduler=onecycle", "scheduler.max_lr=0.01", f"scheduler.pct_start={pct_start}", *sizes)
+    lrs = [lr for _, lr in observed.points.values()]
     assert max(lrs) == pytest.approx(0.01)
     assert (lrs.index(max(lrs)) == 1) is (float(pct_start) == 1)
 
 
 @pytest.mark.process
 def test_one_cycle_has_no_room_in_one_update(tmp_path: Path) -> None:
-    told = refused(tmp_path, "scheduler=onecycle", "trainer.epochs=1", "trainer.batch_size=44")
-    assert told == "scheduler: a rise and a fall need two updates, the run has one; raise trainer.epochs, or lower " + (
-        "trainer.batch_size"
+    message = refused(tmp_path, "scheduler=onecycle", "trainer.epochs=1", "trainer.batch_size=44")
+    assert (
+        message
+        == "scheduler: a rise and a fall need two updates, the run has one; raise trainer.epochs, or lower "
+        + ("trainer.batch_size")
     )
     torchs = ("scheduler=constant", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.1")
-    told = refused(tmp_path, *torchs, "+scheduler.pct_start=0.5", "trainer.batch_size=44")
-    assert told.startswith("scheduler: divides by 0 with 2 updates; change scheduler.pct_start")
+    message = refused(tmp_path, *torchs, "+scheduler.pct_start=0.5", "trainer.batch_size=44")
+    assert message.startswith("scheduler: divides by 0 with 2 updates; change scheduler.pct_start")
 
 
 # Optimizers
@@ -162,12 +164,12 @@ def test_a_schedule_free_optimizer_trains_in_train_mode_and_is_judged_in_eval_mo
         "optimizer.lr=0.01",
     )
     only = [f"~optimizer.{key}" for key in compose(["optimizer=sgd"]).optimizer if key not in ("_target_", "lr")]
-    fit, heard = trained(*optimizer, *only)
+    fit, observed = trained(*optimizer, *only)
     assert fit.optimizer.param_groups[0]["train_mode"] is False
     assert fit.optimizer.param_groups[0]["k"] == fit.step
     assert fit.best is not None
     fit.model.load_state_dict(fit.best.weights)
-    assert fit.evaluate("val")["val/loss"] == fit.best.value == min(heard.curve("val/loss"))
+    assert fit.evaluate("val")["val/loss"] == fit.best.value == min(observed.curve("val/loss"))
     outcome = run_trial(compose([*DEBUG, *optimizer, *only, f"output_dir={tmp_path}"]))
     assert np.isfinite(outcome.value)
 
@@ -181,17 +183,17 @@ class Broken(SGD):
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("torch.optim.LBFGS", "optimizer._target_: torch.optim.LBFGS evaluates the loss itself"),
         ("torch.optim.Muon", "optimizer: Muon only supports 2D parameters"),
         (own("Broken"), "optimizer: no such thing"),
     ],
 )
-def test_an_optimizer_that_does_not_work_is_refused_in_one_line(target: str, told: str, tmp_path: Path) -> None:
+def test_an_optimizer_that_does_not_work_is_refused_in_one_line(target: str, message: str, tmp_path: Path) -> None:
     only = [f"~optimizer.{key}" for key in compose(["optimizer=sgd"]).optimizer if key not in ("_target_", "lr")]
     line = refused(tmp_path, "optimizer=sgd", f"optimizer._target_={target}", *only)
-    assert line.startswith(told)
+    assert line.startswith(message)
     assert "\n" not in line
 
 
@@ -206,9 +208,9 @@ class Dead(nn.Linear):
 
 
 def test_a_loss_that_eps_0_ruins_is_not_blamed_on_the_learning_rate() -> None:
-    fit = make_fit("optimizer=adam", "optimizer.eps=0", make_model=lambda: Dead(1, 1))
+    fit = make_loop("optimizer=adam", "optimizer.eps=0", make_model=lambda: Dead(1, 1))
     with pytest.raises(Diverged, match=r"set optimizer\.eps above 0"):
-        fit.run(Heard())
+        fit.run(RecordingTrial())
 
 
 # Models
@@ -249,7 +251,7 @@ def plain_function(in_features: int) -> int:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         (own("LightningModule"), f"model._target_: {own('LightningModule')} is a LightningModule, whose training_step"),
         ("torch.optim.Adam", "model._target_: torch.optim.Adam is an optimizer, not a torch.nn.Module; see optimizer"),
@@ -257,9 +259,9 @@ def plain_function(in_features: int) -> int:
         (own("Answers"), "model: returned dict for a batch of "),
     ],
 )
-def test_what_is_no_model_is_refused(target: str, told: str, tmp_path: Path) -> None:
+def test_what_is_no_model_is_refused(target: str, message: str, tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
-    assert refused(tmp_path, "model=mlp", f"model._target_={target}", *only).startswith(told)
+    assert refused(tmp_path, "model=mlp", f"model._target_={target}", *only).startswith(message)
 
 
 @pytest.mark.process
@@ -293,14 +295,14 @@ def normalised(in_features: int, out_features: int) -> nn.Module:
 def test_a_last_batch_of_one_sample_is_refused_where_batch_normalisation_would_fail(tmp_path: Path) -> None:
     only = [f"~model.{key}" for key in compose(["model=mlp"]).model if key != "_target_"]
     model = ("model=mlp", f"model._target_={own('normalised')}", *only)
-    n = make_fit(*DEBUG, base=()).data.n_train
+    n = make_loop(*DEBUG, base=()).data.n_train
     sizes = [size for size in range(2, n) if n % size == 1]
     assert sizes, "the case needs a size that leaves one sample"
-    told = refused(tmp_path, *model, f"trainer.batch_size={sizes[0]}")
-    assert told.startswith(
+    message = refused(tmp_path, *model, f"trainer.batch_size={sizes[0]}")
+    assert message.startswith(
         f"trainer.batch_size: is {sizes[0]}, so that the last batch of the {n} training samples has one"
     )
-    named = [int(size) for size in told.rpartition("such as ")[2].split(", ")]
+    named = [int(size) for size in message.rpartition("such as ")[2].split(", ")]
     assert named
     assert all(n % size != 1 and size > 1 for size in named)
     run_trial(compose([*DEBUG, *model, f"output_dir={tmp_path}", f"trainer.batch_size={named[0]}"]))
@@ -314,7 +316,7 @@ def test_r2_of_one_row_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCa
     assert "test/r2: left out" in caplog.text
     assert "test/r2" not in outcome.metrics
     assert {"val/r2", "test/mse"} < outcome.metrics.keys()
-    told = refused(tmp_path / "no", *one_row, "split.test=0.5", "split.val=0.025", "trainer.monitor=val/r2")
-    assert told.startswith(
+    message = refused(tmp_path / "no", *one_row, "split.test=0.5", "split.val=0.025", "trainer.monitor=val/r2")
+    assert message.startswith(
         "trainer.monitor: trials on this data have no 'val/r2'; choose one of: train/loss, val/loss, val/mse"
     )

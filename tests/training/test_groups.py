@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from packs import member_of, pack_of, tensor_data, together
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,10 +46,10 @@ def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
 
 
-def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*overrides), Heard()
-    fit.run(heard)
-    return fit, heard
+def trained(*overrides: str) -> tuple[TrainingLoop, RecordingTrial]:
+    fit, observed = make_loop(*overrides), RecordingTrial()
+    fit.run(observed)
+    return fit, observed
 
 
 def weights(fit: TrainingLoop) -> dict[str, Tensor]:
@@ -59,9 +59,9 @@ def weights(fit: TrainingLoop) -> dict[str, Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_groups_train_as_in_a_plain_loop_and_follow_the_schedule_in_proportion(schedule: tuple[str, ...]) -> None:
     overrides = ("optimizer=sgd", "optimizer.weight_decay=0.1", *schedule)
-    fit = make_fit(*overrides, GROUPS)
-    model, heard = copy.deepcopy(fit.model), Heard()
-    fit.run(heard)
+    fit = make_loop(*overrides, GROUPS)
+    model, observed = copy.deepcopy(fit.model), RecordingTrial()
+    fit.run(observed)
     named = dict(model.named_parameters())
     by_hand = SGD(
         [
@@ -75,14 +75,14 @@ def test_groups_train_as_in_a_plain_loop_and_follow_the_schedule_in_proportion(s
         for rows in epoch_order(0, epoch, 68).split(16):
             step += 1
             for group in by_hand.param_groups:
-                group["lr"] = heard.points[step][1] * group["scale"]
+                group["lr"] = observed.points[step][1] * group["scale"]
             by_hand.zero_grad()
             functional.mse_loss(model(train.x[rows]), train.y[rows]).backward()
             by_hand.step()
     torch.testing.assert_close(weights(fit), dict(model.state_dict()))
     if "plateau" not in schedule[0]:  # that one follows the losses, which differ
-        assert heard.curve("lr") == trained(*overrides)[1].curve("lr"), "the recorded rate is the schedule's own"
-    assert len(set(heard.curve("lr"))) > 1 or "constant" in schedule[0]
+        assert observed.curve("lr") == trained(*overrides)[1].curve("lr"), "the recorded rate is the schedule's own"
+    assert len(set(observed.curve("lr"))) > 1 or "constant" in schedule[0]
 
 
 def test_no_decay_spares_biases_and_norms_and_a_pattern_may_decide_otherwise() -> None:
@@ -174,7 +174,7 @@ def test_a_group_cannot_set_what_the_schedule_cycles() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer\.groups\.\*\.bias\.momentum: the schedule sets it for all groups"
     ):
-        make_fit("optimizer=momentum", *TORCH_ONECYCLE, "optimizer.groups={*.bias: {momentum: 0.5}}")
+        make_loop("optimizer=momentum", *TORCH_ONECYCLE, "optimizer.groups={*.bias: {momentum: 0.5}}")
 
 
 # Freezing
@@ -187,7 +187,7 @@ def test_frozen_weights_stay_and_the_others_train(tmp_path: Path) -> None:
     initial = checkpoint.load(outcome.folder / "best.pt")["model"]
     again = run_trial(compose([*quick, "model.widths=[8]", "optimizer=adamw", "trainer.epochs=1"]))
     free = checkpoint.load(again.folder / "best.pt")["model"]
-    fresh = make_fit("model.widths=[8]").model.state_dict()
+    fresh = make_loop("model.widths=[8]").model.state_dict()
     assert torch.equal(initial["layers.0.weight"], fresh["layers.0.weight"])
     assert not torch.equal(initial["layers.2.weight"], fresh["layers.2.weight"])
     assert not torch.equal(free["layers.0.weight"], fresh["layers.0.weight"])
@@ -237,16 +237,16 @@ def test_an_optimizer_gets_names_or_the_model_where_it_asks_for_them(target: str
     keys = compose(["optimizer=sgd"]).optimizer
     only = [f"~optimizer.{key}" for key in keys if key not in ("_target_", "lr", "groups")]
     overrides = ("optimizer=sgd", f"optimizer._target_={__name__}.{target}", *only)
-    fit, heard = trained(*overrides, "scheduler=cosine")
+    fit, observed = trained(*overrides, "scheduler=cosine")
     assert len(fit.optimizer.param_groups) == len(fit.schedule.optimizer.param_groups) == n_groups
     held = {id(weight) for group in fit.optimizer.param_groups for weight in group["params"]}
     assert held == {id(weight) for weight in fit.model.parameters()}
     shadows = {id(weight) for group in fit.schedule.optimizer.param_groups for weight in group["params"]}
     assert not held & shadows
-    assert heard.curve("val/loss")[-1] < heard.curve("val/loss")[0]
+    assert observed.curve("val/loss")[-1] < observed.curve("val/loss")[0]
     if target != "of_both":
         with pytest.raises(ConfigError, match=r"takes the model or the weights' names, and makes its own groups"):
-            make_fit(*overrides, "optimizer.groups={*.bias: {eps: 1}}")
+            make_loop(*overrides, "optimizer.groups={*.bias: {eps: 1}}")
 
 
 # Resuming, packing, records
@@ -254,7 +254,7 @@ def test_an_optimizer_gets_names_or_the_model_where_it_asks_for_them(target: str
 
 def test_groups_resume_bit_for_bit(tmp_path: Path) -> None:
     overrides = ("optimizer=adam", "scheduler=cyclic", "scheduler.cycle_epochs=2", GROUPS)
-    whole, whole_heard = trained(*overrides)
+    complete, complete_observed = trained(*overrides)
     saved: list[Path] = []
 
     def save(state: Any) -> None:
@@ -262,13 +262,13 @@ def test_groups_resume_bit_for_bit(tmp_path: Path) -> None:
         checkpoint.save(path, {**state})
         saved.append(path)
 
-    make_fit(*overrides).run(Heard(saves=True, on_save=save))
+    make_loop(*overrides).run(RecordingTrial(saves=True, on_save=save))
     for path in saved[3::5]:
-        fit, heard = make_fit(*overrides), Heard()
+        fit, observed = make_loop(*overrides), RecordingTrial()
         fit.load_state_dict(checkpoint.load(path))
-        fit.run(heard)
-        assert heard.epochs.items() <= whole_heard.epochs.items()
-        assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(fit).items())
+        fit.run(observed)
+        assert observed.epochs.items() <= complete_observed.epochs.items()
+        assert all(torch.equal(weight, weights(complete)[name]) for name, weight in weights(fit).items())
 
 
 def of_halves(params: Any, lr: float) -> Optimizer:
@@ -297,12 +297,12 @@ def test_trials_with_groups_share_a_pack_unless_the_optimizer_divides_the_weight
 def test_one_group_of_all_weights_and_frozen_weights_are_packed() -> None:
     overrides = [("optimizer.groups={*: {lr_scale: 0.5}}", f"seed={seed}", "scheduler=cyclic") for seed in (0, 1)]
     alone = [trained(*own)[1] for own in overrides]
-    fits = [make_fit(*own) for own in overrides]
+    fits = [make_loop(*own) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
-    for (_, heard), one in zip(placed, alone, strict=True):
-        assert heard.curve("val/loss") == pytest.approx(one.curve("val/loss"), rel=1e-4)
-        assert heard.curve("lr") == one.curve("lr")
+    for (_, observed), one in zip(placed, alone, strict=True):
+        assert observed.curve("val/loss") == pytest.approx(one.curve("val/loss"), rel=1e-4)
+        assert observed.curve("lr") == one.curve("lr")
     unscaled = trained("seed=0", "scheduler=cyclic")[1]
     assert alone[0].curve("lr") == unscaled.curve("lr")
     assert alone[0].curve("val/loss") != unscaled.curve("val/loss")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, as_file
+from conftest import RecordingTrial, as_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset, TensorDataset
@@ -51,12 +51,12 @@ def loop_of(datasets: Datasets | Samples, *overrides: str) -> Iterator[TrainingL
         yield loop
 
 
-def trained(datasets: Datasets | Samples, *overrides: str) -> tuple[Heard, dict[str, float]]:
+def trained(datasets: Datasets | Samples, *overrides: str) -> tuple[RecordingTrial, dict[str, float]]:
     """The curves, and the metrics on the test split."""
-    heard = Heard()
+    observed = RecordingTrial()
     with loop_of(datasets, *overrides) as loop:
-        loop.run(heard)
-        return heard, loop.test(None)
+        loop.run(observed)
+        return observed, loop.test(None)
 
 
 def loaded(data: LoaderData, trainer: Trainer, n: int, step: int = 0) -> list[Tensor]:
@@ -169,7 +169,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bitwise(kind: str, n_workers: int
 
     stop, states = StopRequest(), list[Any]()
 
-    class Stopping(Heard):
+    class Stopping(RecordingTrial):
         @property
         def should_stop(self) -> bool:  # asked after each update
             if loop.step == at:
@@ -180,7 +180,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bitwise(kind: str, n_workers: int
     with pytest.raises(Interrupted), loop_of(curve(kind=kind), *loader) as loop:
         loop.run(first)
     datasets = curve(kind=kind)
-    second = Heard.again(first)
+    second = RecordingTrial.again(first)
     with loop_of(datasets, *loader) as loop:
         loop.load_state_dict(torch.load(io.BytesIO(states[-1]), weights_only=True))
         assert loop.step == at
@@ -194,9 +194,9 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bitwise(kind: str, n_workers: int
 
 
 def test_a_stream_without_a_length_has_epochs_of_max_steps() -> None:
-    heard, _ = trained(curve(kind="stream"), "trainer.max_steps=20")  # 5 updates a pass, 7 an epoch
-    assert sorted(heard.points) == [*range(1, 21)]
-    assert [*heard.epochs] == [1, 2, 3]
+    observed, _ = trained(curve(kind="stream"), "trainer.max_steps=20")  # 5 updates a pass, 7 an epoch
+    assert sorted(observed.points) == [*range(1, 21)]
+    assert [*observed.epochs] == [1, 2, 3]
     trainer = Trainer(batch_size=16, max_steps=20, epochs=3)
     data = LoaderData(curve(kind="stream", noise=0.0), Loader(), trainer, CPU)
     updates = loaded(data, trainer, 10)
@@ -350,7 +350,7 @@ def test_a_config_that_does_not_fit_the_datasets_is_refused(
 def test_a_dataset_that_raises_fails_the_run_in_one_line(kind: str, n_workers: int) -> None:
     datasets = curve(kind=kind, fault="raise")
     with pytest.raises(TrainingFailed) as error, loop_of(datasets, f"loader.num_workers={n_workers}") as loop:
-        loop.run(Heard())
+        loop.run(RecordingTrial())
     where = "Datasets.train[66]" if kind == "map" else "Datasets.train"
     assert f": {where}: ValueError: no such point in two lines (HYDRA" in str(error.value)
     assert "line" in str(error.value.__cause__.__cause__), "the traceback can be shown"  # pyright: ignore
@@ -359,7 +359,7 @@ def test_a_dataset_that_raises_fails_the_run_in_one_line(kind: str, n_workers: i
 @pytest.mark.process
 def test_a_worker_that_dies_fails_the_run_in_one_line() -> None:
     with pytest.raises(TrainingFailed) as error, loop_of(curve(fault="die"), "loader.num_workers=2") as loop:
-        loop.run(Heard())
+        loop.run(RecordingTrial())
     assert "a worker process that loads data died (" in str(error.value)
     assert "lower loader.num_workers, where 0 loads in the process that trains" in str(error.value)
 
@@ -367,7 +367,7 @@ def test_a_worker_that_dies_fails_the_run_in_one_line() -> None:
 def test_a_split_that_becomes_empty_fails_the_run() -> None:
     datasets = Datasets(Curve(), Stream(Curve(0)), task="regression")
     with pytest.raises(TrainingFailed, match=r"Datasets\.val has no samples"), loop_of(datasets) as loop:
-        loop.run(Heard())
+        loop.run(RecordingTrial())
 
 
 @pytest.mark.parametrize(
@@ -451,11 +451,11 @@ def test_torchs_own_datasets_are_asked_before_training_whether_they_allow_a_metr
 
 
 def test_any_other_dataset_ends_the_run_at_its_first_validation() -> None:
-    heard = Heard()
+    observed = RecordingTrial()
     with pytest.raises(ConfigError) as error, loop_of(of_kinds(Kinds(20), Kinds(0)), *AUROC) as loop:
-        loop.run(heard)
+        loop.run(observed)
     assert str(error.value).startswith(f"task.metrics.auroc: cannot be computed on Datasets.val: {NO_POSITIVES}")
-    assert heard.epochs == {}, "no misleading value is recorded"
+    assert observed.epochs == {}, "no misleading value is recorded"
 
 
 def test_after_the_training_such_a_metric_is_left_out_with_a_line(caplog: pytest.LogCaptureFixture) -> None:

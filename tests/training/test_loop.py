@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import OVERSHOOTING, Heard, make_fit
+from conftest import OVERSHOOTING, RecordingTrial, make_loop
 from hypothesis import given
 from hypothesis import strategies as st
 from packs import tensor_data
@@ -28,10 +28,10 @@ from sweep.utils.signals import StopRequest
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
 
 
-def run(fit: TrainingLoop, heard: Heard | None = None) -> Heard:
-    heard = heard or Heard()
-    fit.run(heard)
-    return heard
+def run(fit: TrainingLoop, observed: RecordingTrial | None = None) -> RecordingTrial:
+    observed = observed or RecordingTrial()
+    fit.run(observed)
+    return observed
 
 
 def plain_loop(
@@ -74,19 +74,19 @@ def test_training_equals_the_plain_pytorch_loop(
     optimizer: str, rule: Callable[..., Optimizer], clip_norm: float | None
 ) -> None:
     clip = () if clip_norm is None else (f"trainer.clip_norm={clip_norm}",)
-    fit = make_fit(f"optimizer={optimizer}", *CYCLIC, *clip)
+    fit = make_loop(f"optimizer={optimizer}", *CYCLIC, *clip)
     model = copy.deepcopy(fit.model)
     losses, epochs = plain_loop(model, rule(model.parameters(), lr=1e-3), fit, clip_norm)
-    heard = run(fit)
+    observed = run(fit)
     rounding = 1e-7 if fit.device.type == "cpu" else 2e-6  # a GPU adds up in another order
-    assert_close([loss for loss, _ in heard.points.values()], losses, rtol=rounding, atol=rounding)
+    assert_close([loss for loss, _ in observed.points.values()], losses, rtol=rounding, atol=rounding)
     for name in ("train/loss", "val/loss", "lr"):
-        assert_close(heard.curve(name), [epoch[name] for epoch in epochs], rtol=rounding, atol=rounding)
+        assert_close(observed.curve(name), [epoch[name] for epoch in epochs], rtol=rounding, atol=rounding)
     assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
-    full, half = make_fit(*CYCLIC), make_fit(*CYCLIC, "trainer.precision=bf16")
+    full, half = make_loop(*CYCLIC), make_loop(*CYCLIC, "trainer.precision=bf16")
     with torch.no_grad():
         exact, rounded = full.forward(tensor_data(full).val.x), half.forward(tensor_data(half).val.x)
     assert rounded.dtype == torch.float32
@@ -104,7 +104,7 @@ def test_a_compiled_model_trains_like_the_plain_one() -> None:
 
     one_shape = ("data.n=48", "split.val=0.25", "split.test=0.25", "trainer.batch_size=12")  # each one more to compile
     one_shape = (*one_shape, "model.widths=[]", "trainer.epochs=2")
-    plain, compiled = make_fit(*one_shape), make_fit(*one_shape, "trainer.compile=true")
+    plain, compiled = make_loop(*one_shape), make_loop(*one_shape, "trainer.compile=true")
     n_compiled = counters["frames"]["ok"]
     assert_close(run(compiled).curve("val/loss"), run(plain).curve("val/loss"), rtol=1e-4, atol=1e-5)
     assert counters["frames"]["ok"] > n_compiled
@@ -134,16 +134,16 @@ def test_the_batches_of_an_epoch_cover_each_sample_once(limit_bytes: int, monkey
 
 
 def test_the_best_epoch_is_kept_and_its_weights_are_tested() -> None:
-    fit = make_fit(*OVERSHOOTING)
+    fit = make_loop(*OVERSHOOTING)
     weights: list[dict[str, Tensor]] = []
-    heard = run(fit, Heard(lambda epoch: weights.append(copy.deepcopy(fit.model.state_dict()))))
-    values = heard.curve("val/loss")
+    observed = run(fit, RecordingTrial(lambda epoch: weights.append(copy.deepcopy(fit.model.state_dict()))))
+    values = observed.curve("val/loss")
     best = values.index(min(values))
     assert best < len(values) - 1, "the case needs a last epoch that is not the best"
     assert fit.best is not None
     assert (fit.best.epoch, fit.best.value) == (best + 1, values[best])
     assert_close(fit.best.weights, dict(weights[best]), rtol=0, atol=0)
-    reference = make_fit(*OVERSHOOTING).model
+    reference = make_loop(*OVERSHOOTING).model
     reference.load_state_dict(weights[best])
     with torch.no_grad():
         expected = functional.mse_loss(reference(tensor_data(fit).test.x), tensor_data(fit).test.y).item()
@@ -152,7 +152,7 @@ def test_the_best_epoch_is_kept_and_its_weights_are_tested() -> None:
 
 @pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (2, 0.0), (2, 0.05), (4, 0.2)])
 def test_early_stopping_counts_epochs_without_a_better_value(patience: int, min_delta: float) -> None:
-    values = run(make_fit(*OVERSHOOTING)).curve("val/loss")
+    values = run(make_loop(*OVERSHOOTING)).curve("val/loss")
     bar, waited, expected = math.inf, 0, 0
     for value in values:
         expected += 1
@@ -162,7 +162,7 @@ def test_early_stopping_counts_epochs_without_a_better_value(patience: int, min_
             waited += 1
         if waited == patience:
             break
-    fit = make_fit(*OVERSHOOTING, f"trainer.patience={patience}", f"trainer.min_delta={min_delta}")
+    fit = make_loop(*OVERSHOOTING, f"trainer.patience={patience}", f"trainer.min_delta={min_delta}")
     stopped = run(fit).curve("val/loss")
     assert 0 < len(stopped) < len(values), "the case needs a run that stops early"
     assert stopped == values[:expected]
@@ -174,7 +174,9 @@ def test_early_stopping_counts_epochs_without_a_better_value(patience: int, min_
 def test_divergence_stops_at_its_step_and_tells_the_losses_before(
     sync_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = make_fit("optimizer=sgd", "scheduler=constant", "optimizer.lr=100", "model.widths=[]", "trainer.batch_size=4")
+    fit = make_loop(
+        "optimizer=sgd", "scheduler=constant", "optimizer.lr=100", "model.widths=[]", "trainer.batch_size=4"
+    )
     monkeypatch.setattr(fit, "_sync_every", sync_every)  # more than 1 on a GPU
     model, losses = copy.deepcopy(fit.model), []
     order = epoch_order(0, 1, 68)
@@ -189,15 +191,15 @@ def test_divergence_stops_at_its_step_and_tells_the_losses_before(
                 weight -= 100 * weight.grad
         losses.append(loss.item())
     assert 7 < len(losses) < 14, "the case needs to diverge in the second group of 7"
-    heard = Heard()
+    observed = RecordingTrial()
     with pytest.raises(Diverged) as caught:
-        run(fit, heard)
+        run(fit, observed)
     assert (caught.value.metric, caught.value.step, caught.value.lr) == ("train/loss", len(losses), 100)
     assert not math.isfinite(caught.value.value)
-    told = [loss for loss, _ in heard.points.values()]
-    assert list(heard.points) == list(range(1, len(losses)))
-    assert_close(told, losses[:-1], rtol=1e-4, atol=0)
-    assert heard.epochs == {}
+    message = [loss for loss, _ in observed.points.values()]
+    assert list(observed.points) == list(range(1, len(losses)))
+    assert_close(message, losses[:-1], rtol=1e-4, atol=0)
+    assert observed.epochs == {}
 
 
 @pytest.mark.parametrize(("sync_every", "n_told"), [(1, 13), (5, 12)])
@@ -205,7 +207,7 @@ def test_an_error_inside_the_model_tells_the_losses_before(
     sync_every: int, n_told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In update 14, the last of the second epoch."""
-    fit, expected = make_fit("trainer.batch_size=10"), run(make_fit("trainer.batch_size=10"))
+    fit, expected = make_loop("trainer.batch_size=10"), run(make_loop("trainer.batch_size=10"))
     monkeypatch.setattr(fit, "_sync_every", sync_every)  # more than 1 on a GPU
 
     n_updates = 0
@@ -217,21 +219,21 @@ def test_an_error_inside_the_model_tells_the_losses_before(
             raise MemoryError
 
     fit.model.register_forward_pre_hook(fail)
-    heard = Heard()
+    observed = RecordingTrial()
     with pytest.raises(TrainingFailed, match="step 14: MemoryError") as caught:
-        run(fit, heard)
+        run(fit, observed)
     assert isinstance(caught.value.__cause__, MemoryError)
-    assert heard.points == dict(list(expected.points.items())[:n_told])
+    assert observed.points == dict(list(expected.points.items())[:n_told])
 
 
 def test_weights_that_explode_after_the_last_update_are_found_by_validation() -> None:
-    fit = make_fit("optimizer=sgd", "scheduler=constant", "optimizer.lr=1e25", "trainer.batch_size=68")
-    heard = Heard()
+    fit = make_loop("optimizer=sgd", "scheduler=constant", "optimizer.lr=1e25", "trainer.batch_size=68")
+    observed = RecordingTrial()
     with pytest.raises(Diverged, match="val/loss") as caught:
-        run(fit, heard)
+        run(fit, observed)
     assert (caught.value.step, caught.value.lr) == (1, 1e25)
-    assert list(heard.points) == [1]
-    assert heard.epochs == {}
+    assert list(observed.points) == [1]
+    assert observed.epochs == {}
 
 
 def stop_after(fit: TrainingLoop, step: int) -> StopRequest:
@@ -248,49 +250,53 @@ def stop_after(fit: TrainingLoop, step: int) -> StopRequest:
     return stop
 
 
-def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[TrainingLoop, Heard]:
+def run_in_two(overrides: tuple[str, ...], step: int, path: Path) -> tuple[TrainingLoop, RecordingTrial]:
     """Stopped in update `step`, and continued by a new TrainingLoop from the checkpoint file alone."""
-    heard, first = Heard(), make_fit(*overrides)
+    observed, first = RecordingTrial(), make_loop(*overrides)
     with pytest.raises(Interrupted) as caught:
         first.run(
-            Heard.again(heard, stop=stop_after(first, step), on_save=lambda state: checkpoint.save(path, {**state}))
+            RecordingTrial.again(
+                observed, stop=stop_after(first, step), on_save=lambda state: checkpoint.save(path, {**state})
+            )
         )
     assert caught.value.signum == signal.SIGTERM
     assert first.step == step
-    second = make_fit(*overrides)
+    second = make_loop(*overrides)
     with torch.no_grad():
         for weight in second.model.parameters():
             weight.uniform_()
     second.load_state_dict(checkpoint.load(path))
-    return second, run(second, heard)
+    return second, run(second, observed)
 
 
-def assert_same(fit: TrainingLoop, heard: Heard, whole: TrainingLoop, whole_heard: Heard) -> None:
+def assert_same(
+    fit: TrainingLoop, observed: RecordingTrial, complete: TrainingLoop, complete_observed: RecordingTrial
+) -> None:
     """Bit for bit."""
-    assert (heard.points, heard.epochs) == (whole_heard.points, whole_heard.epochs)
-    for name, weight in whole.model.state_dict().items():
+    assert (observed.points, observed.epochs) == (complete_observed.points, complete_observed.epochs)
+    for name, weight in complete.model.state_dict().items():
         assert torch.equal(fit.model.state_dict()[name], weight), name
     assert fit.best is not None
-    assert whole.best is not None
-    assert (fit.best.epoch, fit.best.value) == (whole.best.epoch, whole.best.value)
-    assert fit.test(noise=0.1) == whole.test(noise=0.1)
+    assert complete.best is not None
+    assert (fit.best.epoch, fit.best.value) == (complete.best.epoch, complete.best.value)
+    assert fit.test(noise=0.1) == complete.test(noise=0.1)
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 10, 19, 20])
 def test_a_stop_at_any_update_changes_nothing(step: int, tmp_path: Path) -> None:
-    whole = make_fit(*CYCLIC, "model.dropout=0.3")  # updates 5, 10, 15 and 20 end an epoch
-    whole_heard = run(whole)
-    fit, heard = run_in_two((*CYCLIC, "model.dropout=0.3"), step, tmp_path / "checkpoint.pt")
-    assert_same(fit, heard, whole, whole_heard)
+    complete = make_loop(*CYCLIC, "model.dropout=0.3")  # updates 5, 10, 15 and 20 end an epoch
+    complete_observed = run(complete)
+    fit, observed = run_in_two((*CYCLIC, "model.dropout=0.3"), step, tmp_path / "checkpoint.pt")
+    assert_same(fit, observed, complete, complete_observed)
 
 
 def test_the_best_epoch_so_far_survives_a_stop(tmp_path: Path) -> None:
-    whole = make_fit(*OVERSHOOTING)
-    whole_heard = run(whole)
-    assert whole.best is not None
-    assert whole.best.epoch < 11, "the case needs its best epoch before the stop, in epoch 11"
-    fit, heard = run_in_two(OVERSHOOTING, 53, tmp_path / "checkpoint.pt")
-    assert_same(fit, heard, whole, whole_heard)
+    complete = make_loop(*OVERSHOOTING)
+    complete_observed = run(complete)
+    assert complete.best is not None
+    assert complete.best.epoch < 11, "the case needs its best epoch before the stop, in epoch 11"
+    fit, observed = run_in_two(OVERSHOOTING, 53, tmp_path / "checkpoint.pt")
+    assert_same(fit, observed, complete, complete_observed)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,7 @@ def test_the_best_epoch_so_far_survives_a_stop(tmp_path: Path) -> None:
 )
 def test_every_optimizer_and_scheduler_resumes_bit_for_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
     overrides = (*overrides, "model.dropout=0.3")
-    whole = make_fit(*overrides)
-    whole_heard = run(whole)
-    fit, heard = run_in_two(overrides, 8, tmp_path / "checkpoint.pt")
-    assert_same(fit, heard, whole, whole_heard)
+    complete = make_loop(*overrides)
+    complete_observed = run(complete)
+    fit, observed = run_in_two(overrides, 8, tmp_path / "checkpoint.pt")
+    assert_same(fit, observed, complete, complete_observed)

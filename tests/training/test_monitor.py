@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -25,10 +25,10 @@ ROUGH = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.5", "trainer.epo
 ACCURACY = "trainer.monitor=val/accuracy"
 
 
-def trained(*overrides: str) -> tuple[TrainingLoop, Heard]:
-    fit, heard = make_fit(*ROUGH, *overrides, base=DIGITS), Heard()
-    fit.run(heard)
-    return fit, heard
+def trained(*overrides: str) -> tuple[TrainingLoop, RecordingTrial]:
+    fit, observed = make_loop(*ROUGH, *overrides, base=DIGITS), RecordingTrial()
+    fit.run(observed)
+    return fit, observed
 
 
 @pytest.mark.slow
@@ -40,11 +40,11 @@ def test_best_weights_and_patience_follow_the_monitored_curve_alone_and_in_a_pac
         ("trainer.monitor=train/loss",),
     ]
     alone = [trained(*own) for own in overrides]
-    fits = [make_fit(*ROUGH, *own, base=DIGITS) for own in overrides]
+    fits = [make_loop(*ROUGH, *own, base=DIGITS) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [slot for slot, _ in placed])
-    for own, (fit, heard), (slot, _) in zip(overrides, alone, placed, strict=True):
-        curve = heard.curve(fit.trainer.monitored)
+    for own, (fit, observed), (slot, _) in zip(overrides, alone, placed, strict=True):
+        curve = observed.curve(fit.trainer.monitored)
         best = np.argmax(curve) if ACCURACY in own else np.argmin(curve)
         for course in (fit, slot):
             assert course.best is not None
@@ -70,7 +70,7 @@ def test_a_plateau_is_one_of_the_monitored_curve() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["trainer.monitor=val/accuracy"],
@@ -80,10 +80,10 @@ def test_a_plateau_is_one_of_the_monitored_curve() -> None:
         (["scheduler=plateau", "+scheduler.mode=max"], "scheduler.mode: is max, but the metric that trainer.monitor"),
     ],
 )
-def test_a_curve_that_trials_lack_is_refused(overrides: list[str], told: str, tmp_path: Path) -> None:
+def test_a_curve_that_trials_lack_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_trial(compose(["experiment=debug", "tracking=off", f"output_dir={tmp_path}", *overrides]))
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.process

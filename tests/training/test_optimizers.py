@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Heard, as_file, make_fit
+from conftest import RecordingTrial, as_file, make_loop
 from packs import tensor_data, tensor_task
 
 from sweep import ConfigError, compose
@@ -57,12 +57,12 @@ def only_lr(target: str) -> tuple[str, ...]:
 def test_the_table_of_torchs_optimizers_is_true(name: str) -> None:
     overrides = only_lr(f"torch.optim.{name}")
     if name not in REFUSED:
-        fit, heard = make_fit(*overrides), Heard()
-        fit.run(heard)
-        assert heard.curve("val/loss")[-1] < heard.curve("val/loss")[0]
+        loop, observed = make_loop(*overrides), RecordingTrial()
+        loop.run(observed)
+        assert observed.curve("val/loss")[-1] < observed.curve("val/loss")[0]
         return
     with pytest.raises(SweepError) as caught:
-        make_fit(*overrides).run(Heard())
+        make_loop(*overrides).run(RecordingTrial())
     assert REFUSED[name] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -75,23 +75,28 @@ def test_the_table_names_optimizers_that_exist() -> None:
 def assert_trains_and_resumes(overrides: tuple[str, ...], targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", targets)
     saved: list[bytes] = []
-    fit, heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
-    fit.run(heard)
-    uninterrupted = Heard()
-    make_fit(*overrides).run(uninterrupted)
-    assert heard.points == uninterrupted.points, "saving, which happens in both modes, changes nothing"
-    assert fit.best is not None
-    assert fit.best.value < heard.curve("val/loss")[0]
-    fit.model.load_state_dict(fit.best.weights)
+    loop, observed = (
+        make_loop(*overrides),
+        RecordingTrial(saves=True, on_save=lambda state: saved.append(as_file(state))),
+    )
+    loop.run(observed)
+    uninterrupted = RecordingTrial()
+    make_loop(*overrides).run(uninterrupted)
+    assert observed.points == uninterrupted.points, "saving, which happens in both modes, changes nothing"
+    assert loop.best is not None
+    assert loop.best.value < observed.curve("val/loss")[0]
+    loop.model.load_state_dict(loop.best.weights)
     with torch.no_grad():
-        outputs = fit.forward(tensor_data(fit).val.x)
-    assert fit.best.value == pytest.approx(tensor_task(fit).loss_of(outputs, tensor_data(fit).val.y).item(), rel=1e-6)
+        outputs = loop.forward(tensor_data(loop).val.x)
+    assert loop.best.value == pytest.approx(
+        tensor_task(loop).loss_of(outputs, tensor_data(loop).val.y).item(), rel=1e-6
+    )
     for state in (saved[6], saved[11], saved[14]):
-        resumed, again = make_fit(*overrides), Heard()
+        resumed, again = make_loop(*overrides), RecordingTrial()
         resumed.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
         resumed.run(again)
-        assert again.points.items() <= heard.points.items()
-        assert again.epochs.items() <= heard.epochs.items()
+        assert again.points.items() <= observed.points.items()
+        assert again.epochs.items() <= observed.epochs.items()
 
 
 @pytest.mark.parametrize("target", PACKAGED)
@@ -123,6 +128,6 @@ def test_an_optimizer_of_a_package_that_does_not_work_is_refused_in_one_line(
     pytest.importorskip(package)
     monkeypatch.setenv("SWEEP_TARGETS", f"{package}.*")
     with pytest.raises(ConfigError) as caught:
-        make_fit(*only_lr(target))
+        make_loop(*only_lr(target))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Heard, as_file, make_fit
+from conftest import RecordingTrial, as_file, make_loop
 from packs import member_of, pack_of, tensor_data, together, weighted
 from processes import recorded
 from torch import nn
@@ -31,20 +31,20 @@ PLAIN = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=0.1")
 CYCLIC = ("optimizer=adam", "scheduler=cyclic", "scheduler.cycle_epochs=2")
 
 
-def trained(*overrides: str, has_weights: bool = False) -> tuple[TrainingLoop, Heard]:
+def trained(*overrides: str, has_weights: bool = False) -> tuple[TrainingLoop, RecordingTrial]:
     """4 epochs of 68 samples, in batches of 16, unless the overrides say otherwise."""
-    fit, heard = make_fit(*overrides), Heard()
+    fit, observed = make_loop(*overrides), RecordingTrial()
     fit = weighted(fit) if has_weights else fit
-    fit.run(heard)
-    return fit, heard
+    fit.run(observed)
+    return fit, observed
 
 
-def losses(heard: Heard) -> list[float]:
-    return [loss for loss, _ in heard.points.values()]
+def losses(observed: RecordingTrial) -> list[float]:
+    return [loss for loss, _ in observed.points.values()]
 
 
-def lrs(heard: Heard) -> list[float]:
-    return [lr for _, lr in heard.points.values()]
+def lrs(observed: RecordingTrial) -> list[float]:
+    return [lr for _, lr in observed.points.values()]
 
 
 # Updates
@@ -54,18 +54,18 @@ def lrs(heard: Heard) -> list[float]:
 @pytest.mark.parametrize("n", [2, 3, 5, 9])
 def test_accumulated_batches_train_like_one_batch_of_their_samples(n: int, has_weights: bool) -> None:
     """Also where the last group is incomplete, and its last batch smaller."""
-    fit, heard = trained(*CYCLIC, f"trainer.accumulate={n}", has_weights=has_weights)
+    fit, observed = trained(*CYCLIC, f"trainer.accumulate={n}", has_weights=has_weights)
     large, expected = trained(*CYCLIC, f"trainer.batch_size={min(68, 16 * n)}", has_weights=has_weights)
     assert fit.step == large.step == 4 * -(-68 // (16 * n))
-    assert lrs(heard) == lrs(expected)
-    assert losses(heard) == pytest.approx(losses(expected), rel=1e-5)
+    assert lrs(observed) == lrs(expected)
+    assert losses(observed) == pytest.approx(losses(expected), rel=1e-5)
     for epoch, metrics in expected.epochs.items():
-        assert heard.epochs[epoch] == pytest.approx(metrics, rel=1e-5)
+        assert observed.epochs[epoch] == pytest.approx(metrics, rel=1e-5)
 
 
 def test_weighted_samples_train_as_in_a_plain_loop() -> None:
     """Though all samples of the second update have the weight 0, and a validation is in the middle of an epoch."""
-    fit, heard = weighted(make_fit(*PLAIN, "trainer.val_interval=7 steps", "trainer.epochs=3")), Heard()
+    fit, observed = weighted(make_loop(*PLAIN, "trainer.val_interval=7 steps", "trainer.epochs=3")), RecordingTrial()
     train, val = tensor_data(fit).train, tensor_data(fit).val
     assert train.weights is not None
     train.weights[epoch_order(0, 1, 68)[16:32]] = 0
@@ -85,12 +85,12 @@ def test_weighted_samples_train_as_in_a_plain_loop() -> None:
                 with torch.no_grad():
                     squares = (model(val.x) - val.y).square().squeeze(1)
                 validations.append(float(np.average(squares, weights=val.weights)))
-    fit.run(heard)
-    assert losses(heard) == pytest.approx(expected, rel=1e-5)
-    assert losses(heard)[1] == 0
-    assert heard.curve("val/loss") == pytest.approx(validations, rel=1e-5)
+    fit.run(observed)
+    assert losses(observed) == pytest.approx(expected, rel=1e-5)
+    assert losses(observed)[1] == 0
+    assert observed.curve("val/loss") == pytest.approx(validations, rel=1e-5)
     means = [np.average(expected[part], weights=sums[part]) for part in (slice(7), slice(7, 14), slice(14, 15))]
-    assert heard.curve("train/loss") == pytest.approx(means, rel=1e-5)
+    assert observed.curve("train/loss") == pytest.approx(means, rel=1e-5)
 
 
 def by_hand(fit: TrainingLoop, clip_value: float, decay: float) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -111,10 +111,10 @@ def by_hand(fit: TrainingLoop, clip_value: float, decay: float) -> tuple[nn.Modu
 
 
 def test_gradients_are_clipped_by_value() -> None:
-    fit = make_fit(*PLAIN, "trainer.clip_value=0.02", "trainer.epochs=2")
+    fit = make_loop(*PLAIN, "trainer.clip_value=0.02", "trainer.epochs=2")
     model, _ = by_hand(fit, 0.02, 0.5)
     unclipped, _ = by_hand(fit, 1e9, 0.5)
-    fit.run(Heard())
+    fit.run(RecordingTrial())
     torch.testing.assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
     assert not torch.allclose(model.get_parameter("layers.0.weight"), unclipped.get_parameter("layers.0.weight"))
 
@@ -125,19 +125,19 @@ def test_packed_trials_are_clipped_by_value_each_by_its_own() -> None:
         for seed, value in enumerate((0.01, 0.1, 9))
     ]
     alone = [trained(*own)[1] for own in overrides]
-    fits = [make_fit(*own) for own in overrides]
+    fits = [make_loop(*own) for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
-    for (_, heard), expected in zip(placed, alone, strict=True):
-        assert losses(heard) == pytest.approx(losses(expected), rel=1e-5)
+    for (_, observed), expected in zip(placed, alone, strict=True):
+        assert losses(observed) == pytest.approx(losses(expected), rel=1e-5)
     assert losses(alone[0]) != losses(trained(*overrides[0], "trainer.clip_value=null")[1])
 
 
 def test_the_average_of_the_weights_is_validated_kept_and_tested() -> None:
-    fit = make_fit(*PLAIN, "trainer.ema=0.8", "trainer.epochs=2")
+    fit = make_loop(*PLAIN, "trainer.ema=0.8", "trainer.epochs=2")
     model, average = by_hand(fit, 1e9, 0.8)
-    heard = Heard()
-    fit.run(heard)
+    observed = RecordingTrial()
+    fit.run(observed)
     assert fit.best is not None
     assert fit.best.epoch == 2, "the case needs the last epoch to be the best"
     torch.testing.assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
@@ -146,7 +146,7 @@ def test_the_average_of_the_weights_is_validated_kept_and_tested() -> None:
     with torch.no_grad():
         expected = functional.mse_loss(model(tensor_data(fit).val.x), tensor_data(fit).val.y).item()
         tested = functional.mse_loss(model(tensor_data(fit).test.x), tensor_data(fit).test.y).item()
-    assert heard.epochs[2]["val/loss"] == pytest.approx(expected, rel=1e-6)
+    assert observed.epochs[2]["val/loss"] == pytest.approx(expected, rel=1e-6)
     assert fit.test(0.1)["test/loss"] == pytest.approx(tested, rel=1e-6)
 
 
@@ -172,22 +172,22 @@ TORCHS = "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"
 @pytest.mark.parametrize("n", [3, 5, 7, 19])
 def test_max_steps_ends_the_training_and_its_schedule(n: int, target: tuple[str, ...]) -> None:
     schedule = ("optimizer=sgd", "scheduler=onecycle", "scheduler.max_lr=0.1", *target)
-    fit, heard = trained(*schedule, f"trainer.max_steps={n}")
-    assert fit.step == len(heard.points) == n
-    assert lrs(heard) == pytest.approx(torchs_lrs(n))
-    assert list(heard.epochs) == list(range(1, -(-n // 5) + 1))
-    assert heard.curve("lr")[-1] == lrs(heard)[-1]
+    fit, observed = trained(*schedule, f"trainer.max_steps={n}")
+    assert fit.step == len(observed.points) == n
+    assert lrs(observed) == pytest.approx(torchs_lrs(n))
+    assert list(observed.epochs) == list(range(1, -(-n // 5) + 1))
+    assert observed.curve("lr")[-1] == lrs(observed)[-1]
     sizes = ([16, 16, 16, 16, 4] * 4)[:n]
-    in_last = slice(5 * (len(heard.epochs) - 1), n)
-    weighted = [loss * size for loss, size in zip(losses(heard), sizes, strict=True)]
-    assert heard.curve("train/loss")[-1] == pytest.approx(sum(weighted[in_last]) / sum(sizes[in_last]), rel=1e-6)
+    in_last = slice(5 * (len(observed.epochs) - 1), n)
+    weighted = [loss * size for loss, size in zip(losses(observed), sizes, strict=True)]
+    assert observed.curve("train/loss")[-1] == pytest.approx(sum(weighted[in_last]) / sum(sizes[in_last]), rel=1e-6)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "warmup_cosine", "cosine_restarts", "cyclic", "step"])
 def test_shares_in_schedules_are_of_the_cut_run(scheduler: str) -> None:
-    _, heard = trained("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_steps=10")
-    _, whole = trained("optimizer=sgd", f"scheduler={scheduler}", "trainer.epochs=2")
-    assert lrs(heard) == pytest.approx(lrs(whole)), "10 updates are 2 epochs"
+    _, observed = trained("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_steps=10")
+    _, complete = trained("optimizer=sgd", f"scheduler={scheduler}", "trainer.epochs=2")
+    assert lrs(observed) == pytest.approx(lrs(complete)), "10 updates are 2 epochs"
 
 
 def test_more_steps_than_the_epochs_have_change_nothing() -> None:
@@ -199,39 +199,39 @@ def test_more_steps_than_the_epochs_have_change_nothing() -> None:
 
 @pytest.mark.parametrize(("interval", "epochs"), [("2", [2, 4]), ("3", [3, 4]), ("9", [4])])
 def test_every_few_epochs_are_validated_and_always_the_last(interval: str, epochs: list[int]) -> None:
-    _, heard = trained(*CYCLIC, f"trainer.val_interval={interval}")
+    _, observed = trained(*CYCLIC, f"trainer.val_interval={interval}")
     _, each = trained(*CYCLIC)
-    assert heard.points == each.points
-    assert list(heard.epochs) == epochs
+    assert observed.points == each.points
+    assert list(observed.epochs) == epochs
     for epoch in epochs:
-        assert heard.epochs[epoch]["val/loss"] == each.epochs[epoch]["val/loss"]
+        assert observed.epochs[epoch]["val/loss"] == each.epochs[epoch]["val/loss"]
     first = epochs[0]
-    assert heard.curve("train/loss")[0] == pytest.approx(sum(each.curve("train/loss")[:first]) / first, rel=1e-6)
+    assert observed.curve("train/loss")[0] == pytest.approx(sum(each.curve("train/loss")[:first]) / first, rel=1e-6)
 
 
 def test_validation_after_some_updates_numbers_its_reports() -> None:
-    fit, heard = trained(*CYCLIC, "trainer.val_interval=3 steps")
-    whole, each = trained(*CYCLIC)
-    assert heard.points == each.points, "validation changes no update"
-    assert list(heard.epochs) == [1, 2, 3, 4, 5, 6, 7], "20 updates"
-    assert heard.epochs[5]["val/loss"] == each.epochs[3]["val/loss"], "both are after update 15"
-    assert heard.epochs[7]["val/loss"] == each.epochs[4]["val/loss"], "both are after update 20"
+    fit, observed = trained(*CYCLIC, "trainer.val_interval=3 steps")
+    complete, each = trained(*CYCLIC)
+    assert observed.points == each.points, "validation changes no update"
+    assert list(observed.epochs) == [1, 2, 3, 4, 5, 6, 7], "20 updates"
+    assert observed.epochs[5]["val/loss"] == each.epochs[3]["val/loss"], "both are after update 15"
+    assert observed.epochs[7]["val/loss"] == each.epochs[4]["val/loss"], "both are after update 20"
     assert fit.best is not None
-    assert whole.best is not None
-    assert fit.best.value <= whole.best.value
+    assert complete.best is not None
+    assert fit.best.value <= complete.best.value
 
 
 @pytest.mark.parametrize("interval", ["1", "2", "3", "3 steps", "7 steps", "12 steps", "99 steps"])
 def test_a_schedule_of_epochs_is_one_of_epochs_whenever_is_validated(interval: str) -> None:
     overrides = ("optimizer=sgd", "scheduler=exponential", "trainer.epochs=6")
-    _, heard = trained(*overrides, f"trainer.val_interval={interval}")
+    _, observed = trained(*overrides, f"trainer.val_interval={interval}")
     optimizer = SGD(nn.Linear(1, 1).parameters(), validate(compose(overrides)).optimizer["lr"])
     schedule, expected = ExponentialLR(optimizer, validate(compose(overrides)).scheduler["gamma"]), []
     for _ in range(6):
         expected += [optimizer.param_groups[0]["lr"]] * 5
         optimizer.step()
         schedule.step()
-    assert lrs(heard) == expected
+    assert lrs(observed) == expected
     assert len(set(expected)) == 6
 
 
@@ -261,25 +261,28 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(recipe: tuple[s
     schedule = () if any("scheduler" in o for o in recipe) else CYCLIC
     overrides = (*schedule, *recipe, "model.dropout=0.3")
     saved: list[bytes] = []
-    whole, whole_heard = make_fit(*overrides), Heard(saves=True, on_save=lambda state: saved.append(as_file(state)))
-    whole.run(whole_heard)
-    assert len(saved) > len(whole_heard.epochs)
-    assert trained(*overrides)[1].points == whole_heard.points, "saving changes nothing"
+    complete, complete_observed = (
+        make_loop(*overrides),
+        RecordingTrial(saves=True, on_save=lambda state: saved.append(as_file(state))),
+    )
+    complete.run(complete_observed)
+    assert len(saved) > len(complete_observed.epochs)
+    assert trained(*overrides)[1].points == complete_observed.points, "saving changes nothing"
     for state in saved:
-        fit = make_fit(*overrides)
+        fit = make_loop(*overrides)
         with torch.no_grad():
             for weight in fit.model.parameters():
                 weight.uniform_()
         fit.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
-        heard = Heard()
-        fit.run(heard)
-        assert heard.points.items() <= whole_heard.points.items()
-        assert heard.epochs.items() <= whole_heard.epochs.items()
+        observed = RecordingTrial()
+        fit.run(observed)
+        assert observed.points.items() <= complete_observed.points.items()
+        assert observed.epochs.items() <= complete_observed.epochs.items()
         assert fit.best is not None
-        assert whole.best is not None
-        assert (fit.best.epoch, fit.best.value) == (whole.best.epoch, whole.best.value)
-        assert all(torch.equal(weight, whole.best.weights[name]) for name, weight in fit.best.weights.items())
-        for name, weight in whole.model.state_dict().items():
+        assert complete.best is not None
+        assert (fit.best.epoch, fit.best.value) == (complete.best.epoch, complete.best.value)
+        assert all(torch.equal(weight, complete.best.weights[name]) for name, weight in fit.best.weights.items())
+        for name, weight in complete.model.state_dict().items():
             assert torch.equal(fit.model.state_dict()[name], weight), name
 
 
@@ -296,8 +299,8 @@ def test_a_run_records_and_resumes_validations_in_updates(small_trial: Any, tmp_
     assert outcome.n_epochs == 5
     assert outcome.value == min(values)
     saved = checkpoint.load(run.best)
-    fit = make_fit(*overrides)
-    fit.run(Heard())
+    fit = make_loop(*overrides)
+    fit.run(RecordingTrial())
     assert fit.best is not None
     assert all(torch.equal(weight, saved["model"][name]) for name, weight in fit.best.weights.items())
 
@@ -340,7 +343,7 @@ def test_a_value_that_makes_no_sense_is_refused(override: str, says: str) -> Non
 
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.precision: fp16 needs a GPU; use bf16 or float32 on a CPU$"):
-        make_fit("trainer.precision=fp16", "trainer.device=cpu")
+        make_loop("trainer.precision=fp16", "trainer.device=cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
@@ -363,7 +366,7 @@ class WithModes(Adam):
 def test_an_average_of_an_average_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
     with pytest.raises(ConfigError, match=r"^trainer\.ema: this optimizer averages the weights itself"):
-        make_fit("optimizer=adam", f"optimizer._target_={__name__}.WithModes", "trainer.ema=0.9")
+        make_loop("optimizer=adam", f"optimizer._target_={__name__}.WithModes", "trainer.ema=0.9")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 import sweep
 from sweep.config.metrics import REPORTED
 from sweep.config.schema import validate
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
 from sweep.trial.application import Application, ApplicationTraining
-from sweep.trial.run import run_trial
+from sweep.trial.recorded import RecordedTrial
+from sweep.trial.training import train
 from sweep.utils.errors import FunctionFailed, Pruned
 
 CONFIG = """
@@ -69,12 +72,13 @@ def plain(application: Application) -> DictConfig:
     return application.trial_config(config)
 
 
-def trained(application: Application, folder: Path, report: Any = None) -> sweep.Outcome:
-    def training(config: Any) -> ApplicationTraining:
-        return ApplicationTraining(config, application, ["lr=0.5", "missing=1"], 7)
-
+def trained(application: Application, folder: Path, report: Any = None) -> dict[str, float]:
+    """Trains the application as trial 7 of a study; returns its metrics."""
+    run, config = RunFolder(folder), validate(plain(application))
+    run.create()
     member = Membership(study="s", folder=folder.parent, parent="0", number=7, replicate=None, params={"lr": 0.5})
-    return run_trial(plain(application), report, folder=folder, member=member, application=training)
+    trial = RecordedTrial(run, config, output_dir=folder.parent, store=None, member=member, report=report)
+    return train(ApplicationTraining(config, application, ["lr=0.5", "missing=1"], 7), trial)
 
 
 def test_its_config_is_recorded_as_far_as_it_can_be_resolved(make: Make) -> None:
@@ -102,11 +106,12 @@ def test_it_runs_as_a_job_of_hydras(make: Make, tmp_path: Path) -> None:
         sweep.current_trial().report(1, {"loss": cfg.lr, "other": 3})
         return 2.5
 
-    outcome = trained(make(task), tmp_path / "trial")
+    metrics = trained(make(task), tmp_path / "trial")
     folder = tmp_path / "trial" / "job"
     assert (seen["cwd"], seen["folder"], seen["num"], seen["cfg"].double) == (folder, str(folder), 7, 0.5)
-    assert outcome.metrics == {"objective": 2.5}
-    assert {name: curve.values.tolist() for name, curve in outcome.history.items()} == {
+    assert metrics == {"objective": 2.5}
+    curves = journal.curves(RunFolder(tmp_path / "trial").journal)
+    assert {name: curve.values.tolist() for name, curve in curves.items()} == {
         "loss": [0.5],
         "other": [3.0],
         REPORTED: [0.5],
@@ -143,15 +148,15 @@ def test_it_is_pruned_even_if_it_catches_everything(make: Make, tmp_path: Path) 
 def test_what_it_returns_is_recorded(
     returned: Any, returns: tuple[str, ...], metrics: dict[str, float], make: Make, tmp_path: Path
 ) -> None:
-    assert trained(make(lambda cfg: returned, returns), tmp_path / "trial").metrics == metrics
+    assert trained(make(lambda cfg: returned, returns), tmp_path / "trial") == metrics
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [(None, "returned None, not a number"), ((1, 2), r"returned \(1, 2\), not a number"), ("x", "returned 'x', not")],
 )
-def test_no_objective_is_refused(returned: Any, told: str, make: Make, tmp_path: Path) -> None:
-    with pytest.raises(FunctionFailed, match=told):
+def test_no_objective_is_refused(returned: Any, message: str, make: Make, tmp_path: Path) -> None:
+    with pytest.raises(FunctionFailed, match=message):
         trained(make(lambda cfg: returned), tmp_path / "trial")
 
 

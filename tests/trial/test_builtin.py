@@ -30,9 +30,9 @@ def test_a_run_warns_of_metrics_that_need_many_outputs_at_once(
         monkeypatch.setattr(module, "MOST_OUTPUTS", 10)
     with caplog.at_level(logging.WARNING, "sweep"):
         trained(tmp_path, "data.n=90", *overrides, in_study=in_study)
-    told = [record.getMessage() for record in caplog.records if "at once" in record.getMessage()]
+    message = [record.getMessage() for record in caplog.records if "at once" in record.getMessage()]
     says = "warning: task.metrics.r2: takes the outputs of the whole val split at once, 0.0 GiB; a class with update, "
-    assert [line.startswith(says) for line in told] == [True] * warns
+    assert [line.startswith(says) for line in message] == [True] * warns
 
 
 @pytest.mark.process

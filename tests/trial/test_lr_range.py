@@ -98,7 +98,7 @@ def test_a_loss_near_zero_does_not_diverge_when_it_doubles_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "key", "told"),
+    ("losses", "key", "message"),
     [
         (falling(1e-3, 1e3, 1e9), "max_lr", "does not rise again up to 10, where the ramp ends; raise it"),
         (np.ones(301), "max_lr", "never falls up to 10; raise it"),
@@ -107,8 +107,8 @@ def test_a_loss_near_zero_does_not_diverge_when_it_doubles_again() -> None:
         ([], "min_lr", "diverges before it could fall"),
     ],
 )
-def test_a_ramp_that_says_nothing_says_what_to_change(losses: Any, key: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as refused:
+def test_a_ramp_that_says_nothing_says_what_to_change(losses: Any, key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
         suggest([ramp_of(losses)])
     assert refused.value.key == f"lr_range.{key}"
 
@@ -209,7 +209,7 @@ def test_a_schedule_without_bounds_gets_a_rate(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("lr_range.min_lr=1", "lr_range.max_lr=1e-3"), "lr_range.min_lr: is 1, less than ten times below"),
         (("lr_range.n_updates=5",), "lr_range.n_updates: must be 30 to"),
@@ -217,10 +217,10 @@ def test_a_schedule_without_bounds_gets_a_rate(tmp_path: Path) -> None:
         (("lr_range.updates=50",), "lr_range.updates: is not a key of the config; choose one of: min_lr"),
     ],
 )
-def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ...], told: str) -> None:
+def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     done = lr_range(tmp_path, *overrides, torch=False)
     assert done.returncode == 2
-    assert error_line(done).startswith(f"error: {told}")
+    assert error_line(done).startswith(f"error: {message}")
     assert [*(tmp_path / "outputs").rglob("*.*")] == []
 
 
@@ -228,8 +228,8 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, overrides: tuple[str, ..
 def test_a_ramp_that_is_too_short_is_one_line_with_a_picture(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "lr_range.max_lr=0.03")
     assert done.returncode == 2
-    told, _, plot = error_line(done).partition(" (plot: ")
-    assert told.startswith("error: lr_range.max_lr: the loss does not rise again up to 0.03")
+    message, _, plot = error_line(done).partition(" (plot: ")
+    assert message.startswith("error: lr_range.max_lr: the loss does not rise again up to 0.03")
     assert Path(plot.rstrip(")")).is_file()
 
 
@@ -289,8 +289,8 @@ def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
     assert error_line(refused).startswith("error: bounds: the tests of study 's' were of other options; ")
     accepted = quick(tmp_path, *changed, "hydra.sweeper.n_trials=2", "hydra.sweeper.accept_changes=true")
     assert accepted.returncode == 0, accepted.stderr
-    (told,) = ranges(accepted.stdout)
-    assert re.match(r"bounds=auto:  optimizer\.lr \S+ \(", told)
+    (message,) = ranges(accepted.stdout)
+    assert re.match(r"bounds=auto:  optimizer\.lr \S+ \(", message)
     resumed = quick(tmp_path, *changed, "hydra.sweeper.n_trials=3")
     assert resumed.returncode == 0, resumed.stderr
     assert ranges(resumed.stdout) == []
@@ -298,17 +298,17 @@ def test_accepted_changes_are_tested_and_kept(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("scheduler.base_lr=1e-3", "scheduler.max_lr=1e-2"), "auto finds no learning rate among the searched keys"),
         (("lr_range.max_lr=1e-4",), "auto finds no learning rates (lr_range.max_lr: the loss "),
         (("bounds=wide",), "'wide' is unknown; choose auto"),
     ],
 )
-def test_bounds_that_cannot_be_found_are_one_line(tmp_path: Path, overrides: tuple[str, ...], told: str) -> None:
+def test_bounds_that_cannot_be_found_are_one_line(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     done = quick(tmp_path, "-m", *([] if overrides == ("bounds=wide",) else ["bounds=auto"]), *QUICK, *overrides)
     assert done.returncode == 2
-    assert error_line(done).startswith(f"error: bounds: {told}")
+    assert error_line(done).startswith(f"error: bounds: {message}")
     assert not (tmp_path / "outputs" / "studies").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Heard, make_fit
+from conftest import SMALL, RecordingTrial, make_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,13 +63,13 @@ def test_a_thinned_curve_is_bounded_and_no_thinner_than_it_has_to_be(n_steps: in
 
 
 def test_step_curves_are_evenly_spaced_across_epochs_from_the_first_step_on() -> None:
-    whole, heard = Heard(), Heard()
-    make_fit().run(whole)
-    fit = make_fit()
-    fit._stride = stride(20, 7)
-    fit.run(heard)
-    assert list(heard.points) == list(range(1, 21, 3)), "of 5 updates an epoch"
-    assert heard.points == {step: whole.points[step] for step in heard.points}
+    complete, observed = RecordingTrial(), RecordingTrial()
+    make_loop().run(complete)
+    loop = make_loop()
+    loop._stride = stride(20, 7)
+    loop.run(observed)
+    assert list(observed.points) == list(range(1, 21, 3)), "of 5 updates an epoch"
+    assert observed.points == {step: complete.points[step] for step in observed.points}
 
 
 @pytest.mark.process
@@ -180,24 +180,24 @@ def test_the_loop_saves_when_it_is_told_to(
     assert isinstance(trial, Watched)
     trial.saves = []
     with trial:
-        make_fit(f"trainer.checkpoint_interval_s={interval}").run(trial)
+        make_loop(f"trainer.checkpoint_interval_s={interval}").run(trial)
     assert trial.saves == expected
 
 
 def test_the_loop_saves_inside_an_epoch_when_it_is_due(make_trial: MakeTrial) -> None:
     now = 0.0
-    fit = make_fit("trainer.checkpoint_interval_s=3")
+    loop = make_loop("trainer.checkpoint_interval_s=3")
 
     def tick(module: object, inputs: object) -> None:
         nonlocal now
-        now += fit.model.training  # an update takes a second
+        now += loop.model.training  # an update takes a second
 
-    fit.model.register_forward_pre_hook(tick)
+    loop.model.register_forward_pre_hook(tick)
     trial = make_trial("trainer.checkpoint_interval_s=3", kind=Watched, clock=lambda: now)
     assert isinstance(trial, Watched)
     trial.saves = []
     with trial:
-        fit.run(trial)
+        loop.run(trial)
     assert [step for _, step in trial.saves] == [3, 6, 9, 12, 15, 18]
 
 
@@ -235,6 +235,41 @@ def test_an_artifact_from_elsewhere_is_copied(run: RunFolder, tmp_path: Path, ma
     assert end is not None
     sent = [path.name for path, above in artifact_files(run, end) if above == "artifacts"]
     assert sent == ["own.txt", "table.csv"]
+
+
+@pytest.mark.parametrize(("makes_model", "listed"), [("true", ["best.pt", "model"]), ("false", ["best.pt"])])
+def test_the_files_of_the_model_are_listed_where_they_are_if_they_are_logged(
+    makes_model: str, listed: list[str], run: RunFolder, make_trial: MakeTrial
+) -> None:
+    own = {"best.pt", "predictions.parquet", "model"}
+    with make_trial(f"tracking.model={makes_model}") as trial:
+        for file in run.of_model:
+            file.write_text("content")
+        trial.log_artifact(run.best)
+        trial.log_artifact(run.signature)
+        trial.log_artifact(run.best)
+        trial.end()
+    end = journal.last_end(run.journal)
+    assert end is not None
+    assert [name for name in end["artifacts"] if name in own] == listed, "predictions were not logged"
+    assert not run.artifacts.exists()
+
+
+def test_a_model_that_was_not_logged_or_whose_trial_failed_is_none_of_mlflows(
+    run: RunFolder, make_trial: MakeTrial
+) -> None:
+    for logs in (False, True):
+        with make_trial() as trial:
+            trial.describe()
+            for file in (run.best, run.signature):
+                file.write_text("content")
+                if logs:
+                    trial.log_artifact(file)
+            trial.end(ValueError("of the function's") if logs else None)
+        end = journal.last_end(run.journal)
+        assert end is not None
+        assert "model" not in end["artifacts"]
+        assert ("best.pt" in end["artifacts"]) == logs
 
 
 def test_a_damaged_checkpoint_is_refused_and_in_a_study_trained_from_its_beginning(

@@ -79,9 +79,9 @@ def test_other_data_are_loaded_where_some_are_shared(tmp_path: Path) -> None:
 
 
 def test_a_path_is_the_same_data_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, whole = RememberedData(), table(tmp_path / "t.csv")
+    load, complete = RememberedData(), table(tmp_path / "t.csv")
     monkeypatch.chdir(tmp_path)
-    assert load(whole) is load(config_of(Path("t.csv")))
+    assert load(complete) is load(config_of(Path("t.csv")))
     files = ("split=given", "data.path={train: t.csv, val: t.csv, test: ./t.csv}")
     given = load(config_of(Path("t.csv"), *files))
     there = f"data.path={{train: {tmp_path}/t.csv, val: {tmp_path}/t.csv, test: {tmp_path}/t.csv}}"

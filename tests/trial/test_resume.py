@@ -221,10 +221,10 @@ def test_a_full_disk_is_a_clear_error_and_what_was_recorded_before_is_whole(tmp_
 
     assert folder.journal.stat().st_size <= limit
     assert folder.journal.read_bytes().endswith(b"}\n")
-    kept, whole = recorded(folder), recorded(uninterrupted)
+    kept, complete = recorded(folder), recorded(uninterrupted)
     n = len(kept["val/loss"][0])
     assert 10 <= n < N_EPOCHS
-    assert kept["val/loss"] == (whole["val/loss"][0][:n], whole["val/loss"][1][:n])
+    assert kept["val/loss"] == (complete["val/loss"][0][:n], complete["val/loss"][1][:n])
 
     done = quick(tmp_path, f"resume={folder.path}")  # with room again
     assert done.returncode == 0, done.stderr

@@ -309,13 +309,13 @@ def test_a_file_of_an_earlier_version_says_what_it_lacks(outputs: Path) -> None:
 
 def test_a_flipped_bit_is_refused(outputs: Path) -> None:
     path = outputs / "runs" / "one" / "best.pt"
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         records = [(record.filename, archive.read(record)) for record in archive.infolist()]
     of_facts = next(content for name, content in records if name.endswith("data.pkl"))
     of_weights = next(content for name, content in records if name.endswith("data/0"))
-    for place in (whole.index(of_facts) + len(of_facts) // 2, whole.index(of_weights)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for place in (complete.index(of_facts) + len(of_facts) // 2, complete.index(of_weights)):
+        path.write_bytes(complete[:place] + bytes([complete[place] ^ 1]) + complete[place + 1 :])
         with pytest.raises(Damaged):
             load_model(path)
 

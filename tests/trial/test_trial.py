@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_fit, the_run
+from conftest import OVERSHOOTING, SMALL, kill_a_trial, make_loop, the_run
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from packs import tensor_data
@@ -83,15 +83,15 @@ def test_the_history_has_every_recorded_curve_as_arrays(small_trial: Trial) -> N
 
 def test_the_tested_weights_are_those_in_best_pt(small_trial: Trial) -> None:
     outcome = small_trial(*OVERSHOOTING)
-    fit = make_fit(*OVERSHOOTING)
+    loop = make_loop(*OVERSHOOTING)
     saved = checkpoint.load(outcome.folder / "best.pt")
     assert (saved["epoch"], saved["value"]) == (outcome.best_epoch, outcome.value)
-    fit.model.load_state_dict(saved["model"])
-    data = tensor_data(fit)
+    loop.model.load_state_dict(saved["model"])
+    data = tensor_data(loop)
     test = data.test
     assert test.clean is not None
     with torch.no_grad():
-        outputs = fit.model(test.x)
+        outputs = loop.model(test.x)
     assert outcome.metrics["test/loss"] == pytest.approx(functional.mse_loss(outputs, test.y).item())
     excess = ((outputs - test.clean) * data.y_std).square().mean().item() / 0.1**2
     assert outcome.metrics["test/excess"] == pytest.approx(excess, rel=1e-5)
@@ -178,11 +178,11 @@ def test_a_trial_does_not_change_the_config_it_was_given(upload_process: UploadP
 
 
 def test_report_hears_every_epoch_and_its_validation_loss(small_trial: Trial) -> None:
-    heard: list[tuple[int, float]] = []
-    outcome = small_trial(report=lambda epoch, metrics: heard.append((epoch, metrics["val/loss"])))
+    observed: list[tuple[int, float]] = []
+    outcome = small_trial(report=lambda epoch, metrics: observed.append((epoch, metrics["val/loss"])))
     steps, values = outcome.history["val/loss"]
-    assert heard == list(zip(steps.tolist(), values.tolist(), strict=True))
-    assert [epoch for epoch, _ in heard] == [1, 2, 3, 4]
+    assert observed == list(zip(steps.tolist(), values.tolist(), strict=True))
+    assert [epoch for epoch, _ in observed] == [1, 2, 3, 4]
 
 
 def test_what_report_raises_ends_the_trial_as_failed_and_propagates(small_trial: Trial, tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_the_trial_goes_on_unchanged(small_
     resumed = small_trial(f"resume={folder}")
     assert resumed.folder == folder
     assert journal.status(RunFolder(folder).journal) == "FINISHED"
-    whole = small_trial(DROPOUT)
-    assert_same_history(resumed.history, whole.history)
-    assert resumed.metrics == whole.metrics
+    complete = small_trial(DROPOUT)
+    assert_same_history(resumed.history, complete.history)
+    assert resumed.metrics == complete.metrics
 
 
 def test_a_trial_killed_at_the_end_of_an_epoch_resumes_to_the_same_numbers(small_trial: Trial, tmp_path: Path) -> None:
@@ -272,10 +272,10 @@ def test_a_trial_killed_at_the_end_of_an_epoch_resumes_to_the_same_numbers(small
     folder = kill_a_trial(tmp_path, *overrides)
     assert journal.status(RunFolder(folder).journal) is None
     assert checkpoint.load(folder / "checkpoint.pt")["step"] == 15, "the last of epoch 3, not yet validated"
-    resumed, whole = small_trial(f"resume={folder}"), small_trial(*overrides)
-    assert_same_history(resumed.history, whole.history)
-    assert resumed.metrics == whole.metrics
-    assert (resumed.best_epoch, resumed.n_epochs) == (whole.best_epoch, whole.n_epochs)
+    resumed, complete = small_trial(f"resume={folder}"), small_trial(*overrides)
+    assert_same_history(resumed.history, complete.history)
+    assert resumed.metrics == complete.metrics
+    assert (resumed.best_epoch, resumed.n_epochs) == (complete.best_epoch, complete.n_epochs)
 
 
 def test_only_an_unfinished_trial_can_be_resumed(small_trial: Trial, tmp_path: Path) -> None:

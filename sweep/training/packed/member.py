@@ -62,7 +62,7 @@ class PackMember(TrainState):
     def load_state_dict(self, state: dict[str, Any], rules: GroupedRules) -> None:
         """Load a checkpoint into a member that has no row yet."""
         self.schedule.load_state_dict(state["schedule"])
-        self.load_course_state(state)
+        self.load_progress(state)
         self._load_random(state["random"])
         self.weights = state["model"]
         kept = state["optimizer"]["state"]  # by the parameter's index; Adagrad has state for untrained weights too

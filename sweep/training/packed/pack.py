@@ -347,7 +347,7 @@ class Pack:
             "model": self.weights(row),
             "optimizer": optimizer,
             "random": member.random_states(),
-            **member.course_state(),
+            **member.progress_state(),
         }
 
     def _draw_masks(self, members: Sequence[PackMember], batch_size: int, width: int) -> dict[str, Tensor]:

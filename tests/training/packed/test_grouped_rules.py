@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Heard, make_fit
+from conftest import RecordingTrial, make_loop
 from packs import (
     CYCLIC,
     Odd,
@@ -106,10 +106,10 @@ def test_a_compiled_pack_has_groups_too() -> None:
     overrides = [(*own, *CYCLIC, f"seed={seed}") for seed in range(2)]
     expected = [alone(in_float64(*one)) for one in overrides]
     fits = [in_float64(*one, "trainer.compile=true") for one in overrides]
-    placed = [member_of(fit) for fit in fits]
+    placed = [member_of(loop) for loop in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-9)
+    for (_, observed), one in zip(placed, expected, strict=True):
+        assert_close(observed, one, rtol=1e-9)
 
 
 RESUMED = [
@@ -129,26 +129,26 @@ def test_a_trial_with_groups_moves_out_of_a_pack_and_into_another_at_a_checkpoin
     overrides = [(*kind, f"seed={seed}", "trainer.epochs=4") for seed in range(2)]
     pack, placed, expected = half_trained(overrides, make)
     again: list[PackMember] = []
-    for i, (member, heard) in enumerate(placed):
+    for i, (member, observed) in enumerate(placed):
         checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(member))
-        fit = make(*overrides[i])  # goes on alone
-        fit.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"))
-        fit.run(heard)
-        assert_close(heard, expected[i], rtol=1e-9)
+        loop = make(*overrides[i])  # goes on alone
+        loop.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"))
+        loop.run(observed)
+        assert_close(observed, expected[i], rtol=1e-9)
         later, in_a_pack = member_of(make(*overrides[i]))  # and in another pack
-        in_a_pack.points = dict([*heard.points.items()][: member.step])
-        in_a_pack.epochs = {epoch: heard.epochs[epoch] for epoch in (1, 2)}
+        in_a_pack.points = dict([*observed.points.items()][: member.step])
+        in_a_pack.epochs = {epoch: observed.epochs[epoch] for epoch in (1, 2)}
         pack.load_state_dict(later, checkpoint.load(tmp_path / f"{i}.pt"))
         again.append(later)
     together(pack_of(make(*overrides[0])), again)
     for later, one in zip(again, expected, strict=True):
         assert_close(later.trial, one, rtol=1e-9)  # pyright: ignore[reportArgumentType]
-    fit, heard = make(*overrides[0]), Heard(stop_after_2)
+    loop, observed = make(*overrides[0]), RecordingTrial(stop_after_2)
     with pytest.raises(Stop):  # from alone into a pack
-        fit.run(heard)
+        loop.run(observed)
     member, later = member_of(make(*overrides[0]))
-    later.points, later.epochs = heard.points, heard.epochs
-    checkpoint.save(tmp_path / "alone.pt", fit.state_dict())
+    later.points, later.epochs = observed.points, observed.epochs
+    checkpoint.save(tmp_path / "alone.pt", loop.state_dict())
     pack.load_state_dict(member, checkpoint.load(tmp_path / "alone.pt"))
     together(pack_of(make(*overrides[0])), [member])
     assert_close(later, expected[0], rtol=1e-9)
@@ -157,7 +157,7 @@ def test_a_trial_with_groups_moves_out_of_a_pack_and_into_another_at_a_checkpoin
 def test_trials_share_a_pack_if_their_groups_differ_in_numbers_only() -> None:
     base = "optimizer=adamw"
     first, number, structure, weights = (
-        rules_of(make_fit(base, own))
+        rules_of(make_loop(base, own))
         for own in (
             groups(weight_decay="0.1"),
             groups(weight_decay="0.2"),

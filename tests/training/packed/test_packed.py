@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import OVERSHOOTING, SMALL, Heard, make_fit
+from conftest import OVERSHOOTING, SMALL, RecordingTrial, make_loop
 from packs import (
     CYCLIC,
     Odd,
@@ -76,8 +76,8 @@ def test_200_steps_in_float64_are_those_of_each_trial_alone(rule: str) -> None:
     members = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [member for member, _ in members], width=3)  # the last takes the third's row
     assert set(ended.values()) == {None}
-    for (_, heard), one in zip(members, expected, strict=True):
-        assert_close(heard, one, rtol=1e-9)
+    for (_, observed), one in zip(members, expected, strict=True):
+        assert_close(observed, one, rtol=1e-9)
 
 
 def labels() -> Samples:
@@ -171,18 +171,18 @@ def test_gradients_are_clipped_trial_by_trial() -> None:
 
 @pytest.mark.parametrize("rest", [(), ("model.dropout=0.2", "trainer.clip_norm=1.0")], ids=["plain", "dropout-clipped"])
 def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(rest: tuple[str, ...]) -> None:
-    def trained(middle: str) -> tuple[list[Heard], Exception | None]:
+    def trained(middle: str) -> tuple[list[RecordingTrial], Exception | None]:
         """Of three; the one in the middle has one epoch only."""
         common = ("optimizer=sgd", "scheduler=constant", *rest)
         fits = [
-            make_fit(*common, "optimizer.lr=0.05"),
-            make_fit(*common, f"optimizer.lr={middle}", "seed=1", "trainer.epochs=1"),
-            make_fit(*common, "optimizer.lr=0.1", "seed=2"),
+            make_loop(*common, "optimizer.lr=0.05"),
+            make_loop(*common, f"optimizer.lr={middle}", "seed=1", "trainer.epochs=1"),
+            make_loop(*common, "optimizer.lr=0.1", "seed=2"),
         ]
         placed = [member_of(fit) for fit in fits]
         ended = together(pack_of(fits[0]), [member for member, _ in placed])
         assert ended[placed[0][0]] is ended[placed[2][0]] is None
-        return [heard for _, heard in placed], ended[placed[1][0]]
+        return [observed for _, observed in placed], ended[placed[1][0]]
 
     calm, ending = trained("0.01")
     assert ending is None
@@ -196,19 +196,19 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
 @pytest.mark.parametrize(("lr", "batch_size"), [("100", 4), ("1e25", 68)], ids=["in training", "in validation"])
 def test_a_trial_diverges_as_it_does_alone(lr: str, batch_size: int) -> None:
     common = ("optimizer=sgd", "scheduler=constant", "model.widths=[]", f"trainer.batch_size={batch_size}")
-    fit, expected = make_fit(*common, f"optimizer.lr={lr}"), Heard()
+    fit, expected = make_loop(*common, f"optimizer.lr={lr}"), RecordingTrial()
     with pytest.raises(Diverged) as caught:
         fit.run(expected)
-    fits = [make_fit(*common, "optimizer.lr=0.01"), make_fit(*common, f"optimizer.lr={lr}")]
-    (good, _), (bad, heard) = [member_of(fit) for fit in fits]
+    fits = [make_loop(*common, "optimizer.lr=0.01"), make_loop(*common, f"optimizer.lr={lr}")]
+    (good, _), (bad, observed) = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [good, bad])
     ending = ended[bad]
     assert ended[good] is None
     assert isinstance(ending, Diverged)
     assert (ending.metric, ending.step, ending.lr) == (caught.value.metric, caught.value.step, caught.value.lr)
-    assert list(heard.points) == list(expected.points)
+    assert list(observed.points) == list(expected.points)
     for step, (loss, _) in expected.points.items():
-        assert heard.points[step][0] == pytest.approx(loss, rel=1e-4)
+        assert observed.points[step][0] == pytest.approx(loss, rel=1e-4)
 
 
 def test_patience_ends_each_trial_where_it_ends_alone() -> None:
@@ -229,7 +229,7 @@ def test_patience_ends_each_trial_where_it_ends_alone() -> None:
 
 def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
     n_epochs = (3, 1, 2, 4, 1)
-    fits = [make_fit(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
+    fits = [make_loop(f"trainer.epochs={n}", f"seed={i}") for i, n in enumerate(n_epochs)]
     placed = [member_of(fit) for fit in fits]
     waiting, pack, widths = [member for member, _ in placed], pack_of(fits[0]), []
     while waiting or pack.members:
@@ -239,24 +239,24 @@ def test_a_row_is_free_for_another_trial_as_soon_as_one_ends() -> None:
         for member in pack.train_epoch():
             pack.release(member)
     assert widths == [2, 2, 2, 2, 1, 1, 1]
-    for (_, heard), n, i in zip(placed, n_epochs, range(5), strict=True):
-        assert_close(heard, alone(make_fit(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
+    for (_, observed), n, i in zip(placed, n_epochs, range(5), strict=True):
+        assert_close(observed, alone(make_loop(f"trainer.epochs={n}", f"seed={i}")), rtol=1e-4)
 
 
 def test_a_report_that_ends_a_trial_ends_no_other() -> None:
-    fits = [make_fit(f"seed={i}") for i in range(3)]
+    fits = [make_loop(f"seed={i}") for i in range(3)]
     placed = [member_of(fit) for fit in fits]
 
     def prune(epoch: int) -> None:
         if epoch == 2:
             raise Pruned(epoch)
 
-    placed[1][0].trial = pruned = Heard(prune)
+    placed[1][0].trial = pruned = RecordingTrial(prune)
     ended = together(pack_of(fits[0]), [member for member, _ in placed])
     assert [type(ended[member]) for member, _ in placed] == [type(None), Pruned, type(None)]
     assert list(pruned.epochs) == [1, 2]
     for i in (0, 2):
-        assert_close(placed[i][1], alone(make_fit(f"seed={i}")), rtol=1e-4)
+        assert_close(placed[i][1], alone(make_loop(f"seed={i}")), rtol=1e-4)
 
 
 DIGITS = ("data=digits", "split.max_samples=50", "trainer.batch_size=16", "trainer.epochs=2")
@@ -320,12 +320,12 @@ def test_a_momentum_that_reaches_0_skips_the_buffer_in_each_trial_by_itself(opti
 @pytest.mark.process
 def test_a_compiled_pack_skips_the_buffer_where_the_momentum_is_0() -> None:
     overrides = [cycling_momentum("momentum", step_size, "model.widths=[4]") for step_size in (2, 3)]
-    expected = [alone(make_fit(*own)) for own in overrides]
-    fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    expected = [alone(make_loop(*own)) for own in overrides]
+    fits = [make_loop(*own, "trainer.compile=true") for own in overrides]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-4)
+    for (_, observed), one in zip(placed, expected, strict=True):
+        assert_close(observed, one, rtol=1e-4)
 
 
 class DecayingLater(LRScheduler):
@@ -371,12 +371,12 @@ def test_weights_may_be_frozen_tied_or_unused_and_buffers_differ(optimizer: str)
 def test_bf16_is_as_rough_as_it_is_alone(dropout: float) -> None:
     common = ("trainer.precision=bf16", f"model.dropout={dropout}", "trainer.epochs=6")
     _, members, _ = both_ways(*seeded(*common), rtol=0.03)
-    exact = alone(make_fit(*seeded(*common, "trainer.precision=float32")[0]))
+    exact = alone(make_loop(*seeded(*common, "trainer.precision=float32")[0]))
     assert members[0].best is not None
     assert {weight.dtype for weight in members[0].best.weights.values()} == {torch.float32}
-    heard = members[0].trial
-    assert isinstance(heard, Heard)
-    assert heard.points[1][0] != exact.points[1][0], "the case needs rounding that shows"
+    observed = members[0].trial
+    assert isinstance(observed, RecordingTrial)
+    assert observed.points[1][0] != exact.points[1][0], "the case needs rounding that shows"
 
 
 @pytest.mark.usefixtures("float64")
@@ -387,8 +387,8 @@ def test_a_pack_keeps_only_so_many_outputs_at_once(most: int, monkeypatch: pytes
     fits = [in_float64(*own) for own in seeded(lrs=[1e-3] * 8)]
     placed = [member_of(fit) for fit in fits]
     together(pack_of(fits[0]), [member for member, _ in placed])
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-9)
+    for (_, observed), one in zip(placed, expected, strict=True):
+        assert_close(observed, one, rtol=1e-9)
 
 
 def normed() -> nn.Module:
@@ -432,7 +432,7 @@ def mixed() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make_model", "told"),
+    ("make_model", "message"),
     [
         (normed, r"BatchNorm1d \('1'\) keeps running statistics"),
         (lambda: Dropping(1, 1), r"torch.func cannot stack the model \(.*random"),
@@ -443,11 +443,11 @@ def mixed() -> nn.Module:
     ],
     ids=["BatchNorm", "functional dropout", "other dropout", "control flow", "buffer", "dropout used twice"],
 )
-def test_what_cannot_be_stacked_is_refused_and_told_why(make_model: Callable[[], nn.Module], told: str) -> None:
-    fit = make_fit(make_model=make_model)
+def test_what_cannot_be_stacked_is_refused_and_told_why(make_model: Callable[[], nn.Module], message: str) -> None:
+    fit = make_loop(make_model=make_model)
     before = copy.deepcopy(fit.model.state_dict())
     random = torch.random.get_rng_state()
-    with pytest.raises(Unpackable, match=told) as caught:
+    with pytest.raises(Unpackable, match=message) as caught:
         pack_of(fit)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(weight, before[name]) for name, weight in fit.model.state_dict().items())
@@ -474,39 +474,39 @@ def test_a_trial_moves_out_of_a_pack_and_into_another_at_a_checkpoint(
     make = partial(in_float64, make_model=model)
     overrides = [(*kind, f"seed={seed}", "trainer.epochs=4") for seed in range(3)]
     pack, placed, expected = half_trained(overrides, make)
-    for i, (member, heard) in enumerate(placed):  # goes on alone
+    for i, (member, observed) in enumerate(placed):  # goes on alone
         checkpoint.save(tmp_path / f"{i}.pt", pack.state_dict(member))
         fit = make(*overrides[i])
         fit.load_state_dict(checkpoint.load(tmp_path / f"{i}.pt"))
-        fit.run(heard)
-        assert_close(heard, expected[i], rtol=1e-9)
+        fit.run(observed)
+        assert_close(observed, expected[i], rtol=1e-9)
 
     placed = []
     for i, own in enumerate(overrides):  # from alone into a pack
-        fit, heard = make(*own), Heard(stop_after_2)
+        fit, observed = make(*own), RecordingTrial(stop_after_2)
         with pytest.raises(Stop):
-            fit.run(heard)
+            fit.run(observed)
         checkpoint.save(tmp_path / f"{i}.pt", fit.state_dict())
         member, later = member_of(make(*own))
-        later.points, later.epochs = heard.points, heard.epochs
+        later.points, later.epochs = observed.points, observed.epochs
         pack.load_state_dict(member, checkpoint.load(tmp_path / f"{i}.pt"))
         placed.append((member, later))
     together(pack_of(make(*overrides[0])), [member for member, _ in placed], width=2)
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-9)
+    for (_, observed), one in zip(placed, expected, strict=True):
+        assert_close(observed, one, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ("model.widths=[16]", "another model than the config (layers.0.weight has the shape [16, 1], not [8, 1])"),
         ("optimizer=sgd", "another optimizer than the config (SGD, not Adam)"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_refused(other: str, told: str) -> None:
-    fit, another = make_fit(), make_fit(other)
+def test_a_checkpoint_of_another_kind_is_refused(other: str, message: str) -> None:
+    fit, another = make_loop(), make_loop(other)
     member, _ = member_of(fit)
-    with pytest.raises(ConfigError, match=re.escape(told)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         pack_of(fit).load_state_dict(member, another.state_dict())
 
 
@@ -519,8 +519,8 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
         (*small, f"trainer.epochs={n}", f"seed={n}", "scheduler=constant", f"optimizer.lr={0.01 * n}")
         for n in (5, 4, 2, 1, 3)
     ]
-    expected = [alone(make_fit(*own)) for own in overrides]
-    fits = [make_fit(*own, "trainer.compile=true") for own in overrides]
+    expected = [alone(make_loop(*own)) for own in overrides]
+    fits = [make_loop(*own, "trainer.compile=true") for own in overrides]
     assert fits[0].data.n_train % 4 == 1, "the case needs a last batch of one sample"
     placed = [member_of(fit) for fit in fits]
     calls = []
@@ -528,14 +528,14 @@ def test_a_compiled_pack_is_compiled_once_whatever_its_width_and_batches(monkeyp
     monkeypatch.setattr(_inductor, "standalone_compile", lambda *a, **k: calls.append(a) or compile_it(*a, **k))
     together(pack_of(fits[0]), [member for member, _ in placed], width=4)  # then 3, 2 and 1
     assert len(calls) == 1
-    for (_, heard), one in zip(placed, expected, strict=True):
-        assert_close(heard, one, rtol=1e-4)
+    for (_, observed), one in zip(placed, expected, strict=True):
+        assert_close(observed, one, rtol=1e-4)
 
 
 def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
     def with_lr(lr: str) -> TrainingLoop:
         """Without a config of its own, which takes longer to compose than the trial to train."""
-        fit = make_fit("scheduler=constant", "trainer.epochs=10")
+        fit = make_loop("scheduler=constant", "trainer.epochs=10")
         for optimizer in (fit.optimizer, fit.schedule.optimizer):
             optimizer.param_groups[0]["lr"] = float(lr)
         return fit
@@ -552,8 +552,8 @@ def test_64_learning_rates_in_float32_rank_as_they_do_alone() -> None:
 
 def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_BLOCK", {})  # as on a GPU, where all rows are one block
-    fits = [make_fit(f"seed={i}") for i in range(2)]
-    (good, heard), (bad, _) = [member_of(fit) for fit in fits]
+    fits = [make_loop(f"seed={i}") for i in range(2)]
+    (good, observed), (bad, _) = [member_of(fit) for fit in fits]
 
     def fail(n_updates: int, begun: Sequence[int]) -> None:
         raise ValueError("a scheduler of the user's")
@@ -561,22 +561,22 @@ def test_a_scheduler_that_raises_ends_its_own_trial(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad])
     assert isinstance(ended[bad], ValueError)
-    (bad, _) = member_of(make_fit("seed=1"))
+    (bad, _) = member_of(make_loop("seed=1"))
     monkeypatch.setattr(bad.schedule, "start_epoch", fail)
     ended = together(pack_of(fits[0]), [bad, good])
     assert (type(ended[bad]), ended[good]) == (ValueError, None)
-    assert_close(heard, alone(make_fit("seed=0")), rtol=1e-4)
+    assert_close(observed, alone(make_loop("seed=0")), rtol=1e-4)
 
 
 def test_a_trial_that_was_over_when_it_was_saved_is_not_trained_on() -> None:
     """Its worker was killed after the last checkpoint, and before the end of its record."""
     saved: list[dict[str, Any]] = []
-    fit = make_fit("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
-    fit.run(Heard(saves=True, on_save=lambda state: saved.append(copy.deepcopy({**state}))))
-    fits = [make_fit("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
-    (over, heard), (other, others) = [member_of(one) for one in fits]
+    fit = make_loop("scheduler=onecycle", "trainer.checkpoint_interval_s=0")
+    fit.run(RecordingTrial(saves=True, on_save=lambda state: saved.append(copy.deepcopy({**state}))))
+    fits = [make_loop("scheduler=onecycle", f"seed={seed}") for seed in range(2)]
+    (over, observed), (other, others) = [member_of(one) for one in fits]
     pack = pack_of(fits[0])
     pack.load_state_dict(over, saved[-1])
     assert together(pack, [over, other]) == {over: None, other: None}
-    assert (heard.points, heard.epochs, over.epoch) == ({}, {}, 4)
-    assert_close(others, alone(make_fit("scheduler=onecycle", "seed=1")), rtol=1e-4)
+    assert (observed.points, observed.epochs, over.epoch) == ({}, {}, 4)
+    assert_close(others, alone(make_loop("scheduler=onecycle", "seed=1")), rtol=1e-4)

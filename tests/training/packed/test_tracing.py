@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_fit
+from conftest import make_loop
 from packs import rules_of, tensor_task
 from torch import Tensor
 from torch.func import vmap
@@ -27,10 +27,10 @@ def test_a_trace_of_gradients_serves_any_number_of_rows_and_samples(has_weights:
 
     With weights of samples, torch traces a squared error for the numbers that it sees.
     """
-    fit = make_fit("model.widths=[8]")
-    rules = rules_of(fit)
-    layout = FlatParameters(fit.model, {*dict(fit.model.named_parameters())}, rules.names)
-    update = Update(fit.model, layout, tensor_task(fit).loss_of, rules.rules, fit.trainer)
+    loop = make_loop("model.widths=[8]")
+    rules = rules_of(loop)
+    layout = FlatParameters(loop.model, {*dict(loop.model.named_parameters())}, rules.names)
+    update = Update(loop.model, layout, tensor_task(loop).loss_of, rules.rules, loop.trainer)
     traced = TracedFunction(update.gradients, worth=0)
     for n_rows, n_samples in ((8, 8), (5, 8), (8, 3), (2, 1), (64, 8)):
         arguments = drawn(layout, n_rows, n_samples, has_weights)
