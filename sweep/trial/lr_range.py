@@ -9,10 +9,11 @@ from sweep.config.function_node import CALL, needs_loop
 from sweep.config.overrides import key_of
 from sweep.config.schema import Config
 from sweep.figures.drawing import drawing_problem
+from sweep.figures.ramps import draw_ramps
 from sweep.tracking.description import group_choices
 from sweep.tracking.provenance import rerun_command
 from sweep.trial.range_test import lr_keys
-from sweep.trial.range_test_record import RangeFolder, draw, write_losses, write_result
+from sweep.trial.range_test_record import RangeFolder, write_losses, write_result
 from sweep.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +110,11 @@ def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | No
 
 def _drawn(folder: RangeFolder, config: Config, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> bool:
     """Draw the plot. Return True if it worked; otherwise a warning is logged."""
-    problem = drawing_problem(lambda: draw(folder, _name(config), ramps, suggestion))
+    bounds, diverged = {}, None
+    if suggestion is not None:
+        bounds, diverged = {"base_lr": suggestion.base_lr, "max_lr": suggestion.max_lr}, suggestion.diverged_lr
+    diverged_lr = None if diverged is None else diverged.value
+    problem = drawing_problem(lambda: draw_ramps(ramps, bounds, diverged_lr, _name(config), folder.plot))
     if problem is not None:
         log.warning("warning: cannot draw the losses (%s)", problem)
     return problem is None
