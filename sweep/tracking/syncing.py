@@ -1,8 +1,8 @@
-"""`python -m sweep.sync OUTPUT_DIR`: send MLflow what it lacks of the runs below a folder. No row is sent twice."""
+"""Send MLflow what it lacks of the runs below a folder. No row is sent twice."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,46 +10,55 @@ from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store, recorded_tracking
 from sweep.utils.checked_file import is_checked
-from sweep.utils.command_line import Parser, check_command_line, secure_streams
 from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
 from sweep.utils.passwords import without_password
 from sweep.utils.paths import absolute, is_inside, refuse_links_at, refuse_links_in
-from sweep.utils.terminal import complain, escaped_line, say
+from sweep.utils.terminal import complain
 
 if TYPE_CHECKING:
     from sweep.tracking.mlflow_client import Uploader
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+@dataclass(frozen=True)
+class SyncResult:
+    """What a store has of the runs below a folder.
+
+    Attributes:
+        folder: the folder.
+        n_tracked: the number of its runs that are tracked.
+        n_sent: how many of them their store has completely.
+        n_refused: how many name a place that cannot be trusted.
+    """
+
+    folder: Path
+    n_tracked: int
+    n_sent: int
+    n_refused: int
+
+
+def sync_outputs(output_dir: str | Path = "outputs", *, uri: str | None = None) -> SyncResult:
+    """Send MLflow what it lacks of the runs below a folder, like `python -m sweep.sync`.
+
+    What cannot be sent is said on standard error, each problem once.
 
     Args:
-        arguments: by default those of the process.
+        output_dir: where to look.
+        uri: an MLflow store for all runs, instead of the one that each names.
 
-    Returns:
-        The exit status: 0 if MLflow has everything; 1 if something could not be sent; 2 if there is no such folder or
-        store, or a run names a place that cannot be trusted.
+    Raises:
+        ConfigError: there is no such folder.
     """
-    secure_streams()
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-        given = _parser().parse_args(arguments)
-    except ConfigError as error:
-        complain(f"error: {error}")
-        return error.exit_status
-    output_dir = absolute(given.output_dir)
-    if not os.path.isdir(output_dir):  # Path.is_dir raises OSError for a name that is too long
-        complain(f"error: output_dir: no folder '{output_dir}'")
-        return 2
-    runs = sorted(_begun(output_dir), key=lambda run: run.path)
+    folder = absolute(output_dir)
+    if not os.path.isdir(folder):  # Path.is_dir raises OSError for a name that is too long
+        raise ConfigError("output_dir", f"no folder '{folder}'")
     tracked: list[tuple[RunFolder, Store]] = []
     refused: list[ConfigError] = []
     shown: set[str] = set()  # one line is enough for a study's journal, or an experiment, that several runs need
-    for run in runs:
+    for run in sorted(_begun(folder), key=lambda run: run.path):
         try:
             _check_begun(run)
-            _refuse_places(run, output_dir)
-            if (store := recorded_store(run, given.uri)) is not None:
+            _refuse_places(run, folder)
+            if (store := recorded_store(run, uri)) is not None:
                 tracked.append((run, store))
         except ConfigError as error:
             refused.append(error)
@@ -58,20 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             refused.append(Damaged("output_dir", run.path, one_line(error), "put back a copy of it"))
             complain(f"error: {refused[-1]}")
-    n_sent, n_tracked = sum(_sync_all(tracked, shown)), len(tracked) + len(refused)
-    say(escaped_line(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow"))
-    if any(not isinstance(error, Damaged) for error in refused):
-        return 2
-    return 0 if n_sent == n_tracked else 1
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m sweep.sync", description=__doc__)
-    parser.add_argument(
-        "output_dir", type=Path, nargs="?", default=Path("outputs"), help="where to look (default: outputs)"
+    return SyncResult(
+        folder=folder,
+        n_tracked=len(tracked) + len(refused),
+        n_sent=sum(_sync_all(tracked, shown)),
+        n_refused=sum(not isinstance(error, Damaged) for error in refused),
     )
-    parser.add_argument("--uri", help="send all runs to this MLflow store instead of the one that each names")
-    return parser
 
 
 def _begun(output_dir: Path) -> Iterator[RunFolder]:
@@ -189,7 +190,3 @@ def _answers(uploader: "Uploader | None") -> bool:
     except FAILURES:
         return False
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main())
