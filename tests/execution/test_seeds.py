@@ -4,19 +4,16 @@ import functools
 import signal
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import quick, recorded, start
+from study_folders import folder_of, trials_of
 from waiting import wait_until
 
 from sweep import compose, run_trial
 from sweep.execution.replicates import Means
 from sweep.tracking import journal
-from sweep.tracking.folders import StudyFolder
 from sweep.training.runtime import Turn
 from sweep.utils.errors import Pruned
 
@@ -30,15 +27,6 @@ ADAMAX = """
 _target_: torch.optim.Adamax
 lr: 0.01
 """
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
-
-
-def trials_of(cwd: Path) -> list[FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
-    return optuna.load_study(study_name="s", storage=storage).get_trials()
 
 
 def searched(cwd: Path, *overrides: str) -> list[FrozenTrial]:
