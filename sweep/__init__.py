@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from sweep.manage import remove_study as remove_study
     from sweep.manage import retry_trials as retry_trials
     from sweep.manage import stop_study as stop_study
+    from sweep.tracking.syncing import sync_outputs as sync_outputs
     from sweep.training.callbacks import Callback as Callback
     from sweep.training.callbacks import StopTraining as StopTraining
     from sweep.training.trial import Trial as Trial
     from sweep.trial.current import current_trial as current_trial
+    from sweep.trial.model_export import export_model as export_model
     from sweep.trial.node import build as build
     from sweep.trial.outcome import Outcome as Outcome
     from sweep.trial.run import run_trial as run_trial
@@ -45,6 +47,8 @@ _HOMES = {
     "build": "sweep.trial.node",
     "current_trial": "sweep.trial.current",
     "run_trial": "sweep.trial.run",
+    "export_model": "sweep.trial.model_export",
+    "sync_outputs": "sweep.tracking.syncing",
     "load_model": "sweep.trial.stored_model",
     "run_study": "sweep.api",
     "load_study": "sweep.api",
@@ -70,6 +74,7 @@ __all__ = [
     "build",
     "compose",
     "current_trial",
+    "export_model",
     "list_studies",
     "load_model",
     "load_study",
@@ -81,6 +86,7 @@ __all__ = [
     "run_study",
     "run_trial",
     "stop_study",
+    "sync_outputs",
     "write_report",
 ]
 

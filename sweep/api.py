@@ -34,14 +34,14 @@ from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot, make_root, make_spec
 from sweep.study.study_result import StudyResult
 from sweep.tracking.folders import StudyFolder, study_at
-from sweep.trial.lr_range import RangeResult, check_range_config, read_ramps
-from sweep.trial.range_test import range_test
+from sweep.tracking.syncing import sync_outputs as sync_outputs
+from sweep.trial.lr_range import RangeResult, read_ramps, train_ramps
+from sweep.trial.model_export import export_model as export_model
 from sweep.trial.range_test_record import RangeFolder
 from sweep.trial.run import run_trial as run_trial
 from sweep.trial.stored_model import load_model as load_model
 from sweep.utils.errors import ConfigError
 from sweep.utils.notebook import is_notebook
-from sweep.utils.ownership import refuse_existing
 from sweep.utils.paths import absolute
 from sweep.utils.terminal import say
 
@@ -260,13 +260,9 @@ def run_lr_range(
         TrainingFailed: the model raises an error while it trains.
     """
     cfg = base if isinstance(base, DictConfig) else compose(base, config_dir)
-    config = check_range_config(validate(cfg))
-    if is_edited(config, cfg):
-        config.overrides = None  # they no longer compose this config
     kept = None if folder is None else RangeFolder(absolute(folder))
-    if kept is not None:
-        refuse_existing("folder", kept.path, kept.written)
-    return read_ramps(config, range_test(config, say=say if show else lambda line: None), kept)
+    config, ramps = train_ramps(cfg, kept, "folder", say if show else lambda line: None)
+    return read_ramps(config, ramps, kept)
 
 
 def write_report(

@@ -1,22 +1,19 @@
 """`python -m sweep.export RUN --format onnx`: write a trained model as one file for other programs, and check it."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.trial.stored_model import model_file
-from sweep.utils import gc_control
-from sweep.utils.command_line import Parser, check_command_line, secure_streams
-from sweep.utils.errors import SweepError
-from sweep.utils.paths import absolute
-from sweep.utils.terminal import complain, say
+from sweep.trial.model_export import SUFFIXES, export_model
+from sweep.utils.command_line import Parser, run_command
+from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
     from sweep.trial.exported_model import ExportedModel
 
-_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 _SHOWN_NAMES = 12
 
 
@@ -30,28 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 if the file is written and equals the model on the test split; 2 if there is no such run, or
         its model cannot be exported.
     """
-    secure_streams()
-    gc_control.pause()
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-        given = _parser().parse_args(arguments)
-        with model_file(given.run, given.output_dir) as best:
-            place = given.path or best.with_name(f"model{_SUFFIXES[given.format]}")
-            path = absolute(place)
-            if path.exists():
-                complain(f"error: -o: '{path}' exists; remove it, or name another file")
-                return 2
-            from sweep.trial.exported_model import export_model
+    return run_command(_parser(), _export, arguments)
 
-            _show(export_model(best, given.format, path))
-    except SweepError as error:
-        complain(f"error: {error}")
-        return error.exit_status
-    except OSError as error:
-        complain(f"error: -o: cannot be written ({error})")
-        return 2
-    finally:
-        gc_control.resume()
+
+def _export(given: argparse.Namespace) -> int:
+    _show(export_model(given.run, given.path, format=given.format, output_dir=given.output_dir))
     return 0
 
 
@@ -71,7 +51,7 @@ def _show(made: "ExportedModel") -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m sweep.export", description=__doc__)
     parser.add_argument("run", help="the folder of a run, or the name of a study for its best trial")
-    parser.add_argument("--format", choices=[*_SUFFIXES], default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=[*SUFFIXES], default="onnx", help="default: onnx")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where studies are (default: outputs)")
     parser.add_argument(
         "-o",

@@ -9,13 +9,12 @@ from rich import box
 from rich.table import Table
 
 from sweep.config.composition import given_overrides
-from sweep.config.schema import validate, with_origin
+from sweep.config.schema import with_origin
 from sweep.run import check_job, folder_key, report_failures
 from sweep.run import main as run_main
 from sweep.trial.range_test_record import RangeFolder
 from sweep.utils.console import Console
 from sweep.utils.errors import SweepError
-from sweep.utils.ownership import refuse_existing
 from sweep.utils.terminal import say
 
 if TYPE_CHECKING:
@@ -29,16 +28,14 @@ def lr_range(cfg: DictConfig) -> None:
         ConfigError: the config cannot be used, or the ramps suggest no bounds.
         TrainingFailed: the model raises an error while it trains.
     """
-    from sweep.trial.lr_range import check_range_config, read_ramps
-    from sweep.trial.range_test import range_test
+    from sweep.trial.lr_range import read_ramps, train_ramps
 
     job = HydraConfig.get()
     with report_failures(job, SweepError):  # a test that fails has written nothing worth keeping
         check_job(job)
         folder = RangeFolder(job.runtime.output_dir)
-        refuse_existing(folder_key(job), folder.path, folder.written)
-        config = check_range_config(validate(with_origin(cfg, job.runtime.choices, given_overrides(job))))
-        ramps = range_test(config, say=say)
+        cfg = with_origin(cfg, job.runtime.choices, given_overrides(job))
+        config, ramps = train_ramps(cfg, folder, folder_key(job), say)
     _print(read_ramps(config, ramps, folder), folder)
 
 

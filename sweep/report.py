@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.api import write_report
-from sweep.utils import gc_control
-from sweep.utils.command_line import Parser, check_command_line, secure_streams
-from sweep.utils.errors import ConfigError, one_line
-from sweep.utils.terminal import complain
+from sweep.utils.command_line import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,27 +20,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 if the page is written, whether or not MLflow has it; 1 if a journal is damaged; 2 if there
         is no such study, comparison or trial, or the page cannot be written there.
     """
-    secure_streams()
-    gc_control.pause()
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-        given = _parser().parse_args(arguments)
-        write_report(
-            given.study,
-            output_dir=given.output_dir,
-            trials=given.trials,
-            page=given.page,
-            storage=given.storage,
-            show=True,
-        )
-    except ConfigError as error:
-        complain(f"error: {error}")
-        return error.exit_status
-    except OSError as error:
-        complain(f"error: study: cannot be read ({one_line(error)})")
-        return 2
-    finally:
-        gc_control.resume()
+    return run_command(_parser(), _write, arguments)
+
+
+def _write(given: argparse.Namespace) -> int:
+    write_report(
+        given.study,
+        output_dir=given.output_dir,
+        trials=given.trials,
+        page=given.page,
+        storage=given.storage,
+        show=True,
+    )
     return 0
 
 

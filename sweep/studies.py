@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.utils.command_line import Parser, check_command_line, secure_streams
-from sweep.utils.errors import Damaged, SweepError, one_line
+from sweep.utils import gc_control
+from sweep.utils.command_line import Parser, run_command
+from sweep.utils.errors import Damaged, SweepError
 from sweep.utils.terminal import complain, escaped_line, say
 
 _REFRESH_S = 1.0
@@ -27,20 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 if it is done; 1 if `list` finds a damaged study, or `remove` is answered with no; 2 if there
         is no such study or trial, or it cannot be done; 130 after Ctrl-C.
     """
-    secure_streams()
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-        given = _parser().parse_args(arguments)
-        command: Callable[[argparse.Namespace], int] = given.command
-        return command(given)
-    except SweepError as error:
-        complain(f"error: {error}")
-        return error.exit_status
-    except OSError as error:
-        complain(f"error: study: cannot be read ({one_line(error)})")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_parser(), lambda given: given.command(given), arguments)
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -211,6 +199,7 @@ def _follow(look: Callable[[], Any]) -> None:
     from sweep.study.status import status_group
     from sweep.utils.console import Console
 
+    gc_control.resume()  # it may be watched for hours
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
             status = look()

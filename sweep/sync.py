@@ -1,23 +1,13 @@
 """`python -m sweep.sync OUTPUT_DIR`: send MLflow what it lacks of the runs below a folder. No row is sent twice."""
 
-import os
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sweep.tracking import journal
-from sweep.tracking.folders import Busy, RunFolder, StudyFolder
-from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store, recorded_tracking
-from sweep.utils.checked_file import is_checked
-from sweep.utils.command_line import Parser, check_command_line, secure_streams
-from sweep.utils.errors import ConfigError, Damaged, DamagedJournal, DeletedInStore, one_line
-from sweep.utils.passwords import without_password
-from sweep.utils.paths import absolute, is_inside, refuse_links_at, refuse_links_in
-from sweep.utils.terminal import complain, escaped_line, say
-
-if TYPE_CHECKING:
-    from sweep.tracking.mlflow_client import Uploader
+from sweep.tracking.syncing import sync_outputs
+from sweep.utils.command_line import Parser, run_command
+from sweep.utils.terminal import escaped_line, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,39 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 if MLflow has everything; 1 if something could not be sent; 2 if there is no such folder or
         store, or a run names a place that cannot be trusted.
     """
-    secure_streams()
-    try:
-        check_command_line(sys.argv[1:] if arguments is None else arguments)
-        given = _parser().parse_args(arguments)
-    except ConfigError as error:
-        complain(f"error: {error}")
-        return error.exit_status
-    output_dir = absolute(given.output_dir)
-    if not os.path.isdir(output_dir):  # Path.is_dir raises OSError for a name that is too long
-        complain(f"error: output_dir: no folder '{output_dir}'")
+    return run_command(_parser(), _sync, arguments, unreadable="output_dir")
+
+
+def _sync(given: argparse.Namespace) -> int:
+    found = sync_outputs(given.output_dir, uri=given.uri)
+    say(escaped_line(f"{found.n_sent} of {found.n_tracked} tracked runs below {found.folder} are in MLflow"))
+    if found.n_refused:
         return 2
-    runs = sorted(_begun(output_dir), key=lambda run: run.path)
-    tracked: list[tuple[RunFolder, Store]] = []
-    refused: list[ConfigError] = []
-    shown: set[str] = set()  # one line is enough for a study's journal, or an experiment, that several runs need
-    for run in runs:
-        try:
-            _check_begun(run)
-            _refuse_places(run, output_dir)
-            if (store := recorded_store(run, given.uri)) is not None:
-                tracked.append((run, store))
-        except ConfigError as error:
-            refused.append(error)
-            shown.add(str(error))
-            complain(f"error: {error}")
-        except OSError as error:
-            refused.append(Damaged("output_dir", run.path, one_line(error), "put back a copy of it"))
-            complain(f"error: {refused[-1]}")
-    n_sent, n_tracked = sum(_sync_all(tracked, shown)), len(tracked) + len(refused)
-    say(escaped_line(f"{n_sent} of {n_tracked} tracked runs below {output_dir} are in MLflow"))
-    if any(not isinstance(error, Damaged) for error in refused):
-        return 2
-    return 0 if n_sent == n_tracked else 1
+    return 0 if found.n_sent == found.n_tracked else 1
 
 
 def _parser() -> Parser:
@@ -72,123 +38,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--uri", help="send all runs to this MLflow store instead of the one that each names")
     return parser
-
-
-def _begun(output_dir: Path) -> Iterator[RunFolder]:
-    """Yield every run below the folder that has a record, or has lost it."""
-    for name, folders, files in os.walk(output_dir):
-        run = RunFolder(name)
-        if run.journal.name in (*folders, *files) or _has_lost_its_record(run, files):
-            yield run
-
-
-def _has_lost_its_record(run: RunFolder, files: Sequence[str]) -> bool:
-    """Return True if the folder has other files of a tracked run or study, so that its journal must be lost.
-
-    A config.yaml alone does not count: MLflow's artifacts have copies of it.
-    """
-    if run.sync_state.name in files:
-        return True
-    if run.config.name not in files or run.path.name == "artifacts":
-        return False
-    study = StudyFolder(run.path)
-    others = {path.name for path in (*run.written, study.results, study.storage)} - {run.config.name}
-    return not others.isdisjoint(files) and is_checked(run.config) and recorded_tracking(run).mlflow
-
-
-def _check_begun(run: RunFolder) -> None:
-    """Raise DamagedJournal for a journal that is gone, or does not begin with a start event.
-
-    An empty journal is accepted if the run has no other files: its process died early.
-    """
-    if not os.path.lexists(run.journal):
-        raise DamagedJournal(run.journal, None, "it is gone, but the run has begun")
-    damage: list[DamagedJournal] = []
-    for record, _ in journal.read(run.journal, damage=damage):
-        if record["kind"] != "start":
-            raise damage[0] if damage else DamagedJournal(run.journal, 1, "the record does not begin with its start")
-        break
-    if journal.complete_size(run.journal) == 0 and any(
-        path.exists() for path in (run.sync_state, run.checkpoint, run.best, StudyFolder(run.path).results)
-    ):
-        raise DamagedJournal(run.journal, None, "it is empty, but the run has other files")
-
-
-def _refuse_places(run: RunFolder, output_dir: Path) -> None:
-    """Raise ConfigError for a run that would make us read or write outside its own `output_dir` and the given one."""
-    recorded = output_dir_of(run)
-    if recorded is None:
-        return
-    if not recorded.is_relative_to(output_dir) and recorded != output_dir_around(run.path):
-        raise ConfigError(
-            "output_dir",
-            f"'{run.path}' records '{recorded}' as its output_dir; if you trust it, give that folder instead",
-        )
-    if not is_inside(run.path, output_dir):
-        raise ConfigError("output_dir", f"'{run.path}' lies elsewhere by a link, and links are not followed")
-    refuse_links_at(recorded)
-    refuse_links_in(run.path, "output_dir")
-
-
-def _sync_all(tracked: Sequence[tuple[RunFolder, Store]], shown: set[str]) -> Iterator[bool]:
-    """Send each run, and yield True if its store then has the complete run. Problems are printed, each once.
-
-    If a store does not answer, its other runs are skipped.
-
-    Args:
-        tracked: the runs, each with its store.
-        shown: errors that were printed. More are added.
-    """
-    if not tracked:
-        return
-    from sweep.tracking.mlflow_client import FAILURES, Uploader
-
-    uploaders: dict[Store, Uploader] = {}
-    down: set[Store] = set()
-    for run, store in tracked:
-        if store in down:
-            yield False
-            continue
-        try:
-            if store not in uploaders:
-                uploaders[store] = Uploader(store)
-            uploaders[store].push(run)
-            uploaders[store].abandon(run)
-            journal.check(run.journal)  # also the part that was sent before, so that damage to it is reported
-            yield True
-        except Damaged as error:
-            if str(error) not in shown:
-                is_own = run.path in Path(str(error.path)).parents  # else its study's, without which it is not sent
-                complain(f"error: {error}{'; what can be read of the run is sent' if is_own else ''}")
-            shown.add(str(error))
-            yield False
-        except Busy:
-            complain(f"{run.path}: another process is sending it")
-            yield False
-        except DeletedInStore as error:
-            if str(error) not in shown:
-                complain(f"{run.path}: {error}")
-            shown.add(str(error))
-            yield False
-        except FAILURES as error:
-            complain(f"{run.path}: {one_line(error)}")
-            if not _answers(uploaders.get(store)):
-                down.add(store)
-                complain(f"{without_password(store.uri or '')} does not answer; its other runs wait")
-            yield False
-
-
-def _answers(uploader: "Uploader | None") -> bool:
-    """Return True if the uploader's store can be reached."""
-    from sweep.tracking.mlflow_client import FAILURES
-
-    if uploader is None:
-        return False
-    try:
-        uploader.reach()
-    except FAILURES:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ _HEAVY = (
     *_LIGHT,
     *("sweep.models", "sweep.data.preprocessing", "sweep.training.loop", "sweep.config.best_config"),
     *("sweep.trial.run", "sweep.trial.summary", "sweep.trial.predictor", "sweep.trial.signature"),
-    *("sweep.trial.predictions", "sweep.study.plots", "sweep.tracking.mlflow_client", "sweep.tracking.upload_process"),
+    *("sweep.trial.predictions", "sweep.study.shown", "sweep.tracking.mlflow_client", "sweep.tracking.upload_process"),
     *("sweep.reporting.study_page", "sweep.comparison.comparison", "sweep.comparison.report", "sweep.comparison.plot"),
-    *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
+    *("torch._dynamo", "torch.utils.flop_counter", "matplotlib.style", "matplotlib.backends.backend_agg"),
     *("pyarrow.parquet", "mlflow.store.tracking.sqlalchemy_store", "sweep.tracking.mlflow_models"),
 )
 _PATIENCE_S = 300.0

@@ -13,7 +13,7 @@ from sweep.comparison.judge import Judgement, TaskResult
 from sweep.comparison.runs import Entry, Run, choose, read_run
 from sweep.comparison.studies import Plan, make_plan, refuse_foreign_files
 from sweep.execution.objective import check_objectives
-from sweep.search.ranges import range_text, short
+from sweep.search.ranges import range_text
 from sweep.search.settings import direction_of_function, directions_of
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
@@ -23,6 +23,7 @@ from sweep.tracking.upload_process import UploadProcess
 from sweep.utils import html
 from sweep.utils.errors import ConfigError, Damaged, StudyFailed, SweepError
 from sweep.utils.terminal import say
+from sweep.utils.wording import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +81,10 @@ class ComparisonResult:
 
     def plot(self) -> "Figure":
         """Return the plot of the report as a figure of matplotlib: scores, budget, curves and learning rates."""
-        from sweep.comparison.plot import figure
+        from sweep.comparison.plot import points_of
+        from sweep.figures.comparison import comparison_plot
 
-        return figure(self._plan, self.judgement)
+        return comparison_plot(points_of(self._plan, self.judgement))
 
     def _repr_html_(self) -> str:
         """Return the verdict and the table as a notebook shows them."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sweep.comparison.judge import Budget, ContenderResult, Judgement, PairwiseTest, Score, TaskResult
 from sweep.comparison.studies import Plan
 from sweep.config.metrics import sign_of
-from sweep.search.ranges import short
+from sweep.utils.wording import short
 
 _COLUMNS_OF_BUDGET = 6
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from sweep.comparison import formatting
 from sweep.comparison.judge import Judgement, Score, judge
+from sweep.comparison.plot import points_of
 from sweep.comparison.runs import Entry
 from sweep.comparison.studies import Plan
+from sweep.figures.comparison import draw_comparison
 from sweep.figures.drawing import drawing_problem
 from sweep.search.samplers import is_uniform
 from sweep.utils.files import to_yaml, write_atomic
@@ -36,12 +38,12 @@ def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> 
 
     Each file is replaced atomically. A plot that cannot be drawn only prints a warning.
     """
-    from sweep.comparison.plot import draw
-
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
     write_atomic(plan.folder / "comparison.md", escaped(_markdown(plan, judgement)))
-    if (problem := drawing_problem(lambda: draw(plan, judgement, plan.folder / "comparison.png"))) is not None:
+    plot = plan.folder / "comparison.png"
+    problem = drawing_problem(lambda: draw_comparison(points_of(plan, judgement), plot))
+    if problem is not None:
         say(f"warning: cannot draw the comparison ({problem})", err=True)
 
 

@@ -12,13 +12,13 @@ from sweep.comparison.contenders import TASK, ComparisonSpec, Contender, read_co
 from sweep.config.composition import searchpath_overrides
 from sweep.config.nodes import MOST_SEEDS, Compare
 from sweep.config.outputs import folder_name
-from sweep.config.overrides import command, key_of, option, sets
-from sweep.config.schema import Config, is_auto, is_own_key, validate
+from sweep.config.overrides import command, key_of, sets
+from sweep.config.schema import Config, is_auto, validate
 from sweep.search.composer import override
 from sweep.search.ranges import whole_numbers
 from sweep.search.samplers import is_grid, is_uniform
 from sweep.search.settings import NO_PRUNER, RANDOM_SAMPLER, StudySettings, settings_of, spelled_settings
-from sweep.search.space import Space, make_space
+from sweep.search.space import Space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
 from sweep.study.progress import Output
 from sweep.study.runner import StudyRunner
@@ -130,10 +130,8 @@ def make_plan(
     assert isinstance(over, dict)
     loader = root.context.config_loader
     field = read_comparison(loader, arguments, {str(key): value for key, value in over.items()})
-    options = [*field.shared, *_options(field.contenders[0], field.tasks[0])]
-    root_of_studies = _root_of_studies(root)
-    composed, better = root_of_studies.compose(options), settings.direction
-    space = make_space(loader, composed, options, objective=settings.objective, direction=better)
+    root_of_studies = _root_of_studies(root, settings)
+    space = make_spec(root_of_studies, field.shared, options=_options(field.contenders[0], field.tasks[0])).space
     first = space.composer.compose({}, {})
     config = validate(first)
     _refuse(settings, config)
@@ -151,14 +149,16 @@ def make_plan(
     return Plan(root_of_studies, settings, field, config, name, again, output, upload_process)
 
 
-def _root_of_studies(root: HydraRoot) -> HydraRoot:
+def _root_of_studies(root: HydraRoot, settings: StudySettings) -> HydraRoot:
     """Return the source of the studies' configs: that of `sweep.run`, with the comparison's settings for studies."""
-    given = [o for o in root.own if key_of(o) not in ("hydra.mode", "hydra/help", "hydra/sweeper")]
-    node = root.like.hydra
-    usual = [f"{group}={node.runtime.choices[group]}" for group in _GROUPS]
-    usual += [override(f"hydra.sweeper.{key}", node.sweeper[key]) for key in ("pack", "defaults_first")]
-    keys = set(map(key_of, given))
-    return replace(root, name="config", own=[*(o for o in usual if key_of(o) not in keys), *given])
+    choices = root.like.hydra.runtime.choices
+    return replace(
+        root,
+        name="config",
+        own=[o for o in root.own if key_of(o) not in ("hydra.mode", "hydra/help", "hydra/sweeper", *_GROUPS)],
+        options={group: choices[group] for group in _GROUPS},
+        changes={"pack": settings.pack, "defaults_first": settings.defaults_first, **root.changes},
+    )
 
 
 def _refuse(settings: StudySettings, config: Config) -> None:
@@ -222,8 +222,8 @@ def fresh(
         space: the search space that the values were chosen from.
     """
     items = [{"seed": seed, **values} for seed, values in chosen]
-    words = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
-    digest = hashlib.sha256("".join(words).encode()).hexdigest()[:6]  # different choices make a different study
+    texts = ["{" + ",".join(override(*pair).replace("=", ":", 1) for pair in item.items()) + "}" for item in items]
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:6]  # different choices make a different study
     enqueue = [{key: space.meaning({}, key, value) for key, value in item.items()} for item in items]
     changes = {**_NO_SEARCH, "n_trials": len(items), "enqueue": enqueue}
     ranges = {"seed": whole_numbers([seed for seed, _ in chosen])}
@@ -239,10 +239,9 @@ def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> S
     values = {key: OmegaConf.select(config, key) for key in like.space.ranges({})}
     if BATCH_SIZE in values:
         values[BATCH_SIZE] = like.default_config.trainer.batch_size
-    fixed = [f"{'++' * is_own_key(key)}{override(key, value)}" for key, value in values.items()]
     changes = {**_NO_SEARCH, "n_trials": plan.compare.n_seeds, "enqueue": []}
     ranges = {"seed": whole_numbers(plan.seeds)}
-    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", changes, fixed, ranges)
+    return _study(plan, contender, task, f"defaults-{plan.compare.n_seeds}", changes, values, ranges)
 
 
 def _study(
@@ -251,7 +250,7 @@ def _study(
     task: str,
     part: str,
     changes: Mapping[str, Any],
-    fixed: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
 ) -> StudyRunner:
     """Return a study of the comparison.
@@ -262,21 +261,25 @@ def _study(
         task: the task.
         part: the last part of the study's name.
         changes: settings that replace the user's.
-        fixed: overrides that replace the user's.
+        values: values of config keys that replace the user's.
         ranges: ranges to search, which replace the user's.
     """
-    taken = {*map(key_of, fixed), *(ranges or {})}
-    shared = [a for a in plan.field.shared if key_of(a) not in taken and key_of(a).removeprefix("search.") not in taken]
-    arguments = [*shared, *_options(contender, task), *fixed]
     who = "--".join(filter(None, [contender.name, task, part]))
     name = f"{_shortened(plan.name)}--{_shortened(who)}"
-    spec = make_spec(plan.root, arguments, {"study_name": name, **changes}, ranges)
+    spec = make_spec(
+        plan.root,
+        plan.field.shared,
+        {"study_name": name, **changes},
+        ranges,
+        options=_options(contender, task),
+        values=values,
+    )
     return StudyRunner(spec, plan.output, plan.upload_process)
 
 
-def _options(contender: Contender, task: str) -> list[str]:
-    options = [option(group, name) for group, name in contender.options.items()]
-    return [option(TASK, task), *options] if task else options
+def _options(contender: Contender, task: str) -> dict[str, str]:
+    """Return the option of each compared group, by group."""
+    return {TASK: task, **contender.options} if task else contender.options
 
 
 def _shortened(name: str) -> str:

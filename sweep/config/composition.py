@@ -15,7 +15,8 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.hydra_errors import UNAVAILABLE, config_error, foreign_config_error
+from sweep.config.hydra_errors import config_error, foreign_config_error
+from sweep.config.hydra_texts import UNAVAILABLE
 from sweep.config.options import CONF_DIR
 from sweep.config.overrides import setting
 from sweep.config.schema import refuse_unknown_keys, register_schema, with_origin

@@ -17,22 +17,15 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from sweep.config.interpolations import resolution_problem
+from sweep.config import hydra_texts
+from sweep.config.hydra_texts import key_in, plain_line, resolution_problem
 from sweep.config.options import is_group, option_names
 from sweep.config.overrides import key_of, value_of
 from sweep.config.schema import COMPONENTS, keys_of
 from sweep.utils.errors import ConfigError, one_line
 
-UNAVAILABLE = re.compile(r"provider=hydra\.searchpath.* is not available")  # of a warning
-_IN_A_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config:")
-_TWO_OPTIONS = re.compile(r"Multiple values for ([^\s.]+)\..* Conflicting choices: '(.+)' from '(.+)' and '")
-_QUOTED_KEY = re.compile(r"[{,]\s*(['\"])([^'\"]*)\1\s*:")
-_SYNTAX = re.compile(
-    r"(?:no viable alternative at|mismatched|extraneous|missing \S+ at)(?: input)? ('.*?')(?: expecting .*)?"
-)
-_EVALUATION = re.compile(r"\w+ while evaluating '.*?': (.*)")
+_QUOTED_KEY = re.compile(r"[{,]\s*(['\"])([^'\"]*)\1\s*:")  # in an override
 NO_KEY = "an override has no key; write key=value"
-_LONGEST_PARSED = 2000  # characters of a message of Hydra's that are read
 _GRAMMAR = "write a list as [a,b], a dict as {a:1}, and any other special text in quotes, as 'key=\"text\"'"
 
 
@@ -54,9 +47,9 @@ def config_error(error: Exception, overrides: Sequence[str]) -> ConfigError | No
         return _unreadable(error)
     if isinstance(error, YAMLError):
         return ConfigError(_group_being_read(_frames(error)), one_line(error))  # names the file, the line, the column
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+    if isinstance(error, ValueError) and hydra_texts.NO_NAME.match(str(error)):
         return _no_name_for_option(overrides)
-    if isinstance(error, UserWarning) and UNAVAILABLE.search(str(error)):
+    if isinstance(error, UserWarning) and hydra_texts.UNAVAILABLE.search(str(error)):
         return ConfigError(
             "hydra.searchpath", f"{str(error).partition('path=')[2].rstrip('.')}; name a folder with options"
         )
@@ -70,7 +63,7 @@ def foreign_config_error(error: Exception) -> ConfigError | None:
     """Return the error of another application's config, in Hydra's own words; None if Hydra did not raise it."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    key = getattr(error, "full_key", None) or _key_in(str(error)) or "config"
+    key = getattr(error, "full_key", None) or key_in(str(error)) or "config"
     return ConfigError(str(key), one_line(error).rstrip("."))
 
 
@@ -78,16 +71,16 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
     """Return the error for an override that Hydra's grammar does not have."""
     _, _, reason = str(error).partition("\n")  # the first line only counts overrides
     reason = reason.removeprefix(f"Error parsing override '{error.override}'\n")
-    reason = one_line(ValueError(reason), _LONGEST_PARSED)
-    if (found := _EVALUATION.fullmatch(reason)) is not None:
+    reason = plain_line(reason)
+    if (found := hydra_texts.EVALUATION.fullmatch(reason)) is not None:
         reason = f"{found[1]}; write for example choice(1,2), range(1,5) or interval(0.1,0.9)"
-    elif reason.startswith("missing EQUAL"):
+    elif hydra_texts.NO_VALUE.match(reason):
         reason = f"it has no value; write {error.override}=..."
     elif (found := _QUOTED_KEY.search(str(error.override))) is not None:
         reason = f"the keys of a dict have no quotes; write {{{found[2]}: ...}}"
-    elif (found := _SYNTAX.fullmatch(reason)) is not None:
+    elif (found := hydra_texts.SYNTAX.fullmatch(reason)) is not None:
         reason = f"it is wrong or ends too early at {found[1]}; {_GRAMMAR}"
-    elif "Lexer" in reason:
+    elif hydra_texts.LEXER.search(reason):
         reason = f"a quotation mark or another special character stands alone; {_GRAMMAR}"
     problem = f"cannot read '{error.override}': {one_line(ValueError(reason))}"
     return ConfigError(key_of(error.override) or error.override or "override", problem)
@@ -95,7 +88,7 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
 
 def _missing_file(error: MissingConfigException, name: str) -> ConfigError:
     """Return the error for a primary config or an option whose file does not exist."""
-    if "primary config" in str(error):
+    if hydra_texts.NO_PRIMARY.search(str(error)):
         folder = "give --config-dir the folder that has it"
         return ConfigError("--config-name", f"no config '{name}'; leave it out, or {folder}")
     group, _, option = name.rpartition("/")
@@ -170,31 +163,34 @@ def _suspected(overrides: Sequence[str], problem: str = "") -> str:
 
 def _of_key(error: BaseException, default: str = "config") -> ConfigError:
     """Return the error, in one line, about the config key that Hydra's or OmegaConf's message names, or `default`."""
-    if (file := _IN_A_FILE.match(str(error))) is not None and isinstance(error.__context__, OmegaConfBaseException):
+    file = hydra_texts.IN_A_FILE.match(str(error))
+    if file is not None and isinstance(error.__context__, OmegaConfBaseException):
         group = os.path.dirname(file[1]) or "config"
         inner = _of_key(error.__context__, group)
         return ConfigError(inner.key, f"{inner.problem} (in {file[1]}.yaml)")
-    if (choice := _TWO_OPTIONS.match(one_line(error, _LONGEST_PARSED))) is not None:
-        group, option, origin = choice.groups()
+    if (choice := hydra_texts.two_options(error)) is not None:
+        group, option, origin = choice
         remedy = f"write {group}={option} without the +"
         if origin != "command line":
             remedy = f"in the defaults of {origin}.yaml, write  - override /{group}: {option}"
         return ConfigError(group, f"has an option already, and '{option}' would be a second one; {remedy}")
-    key = str(getattr(error, "full_key", None) or _key_in(str(error)) or default)
+    key = str(getattr(error, "full_key", None) or key_in(str(error)) or default)
     problem = resolution_problem(error) if isinstance(error, OmegaConfBaseException) else one_line(error)
-    if problem.startswith(("Additional config directory", "Primary config")):
-        return ConfigError("--config-dir" if problem.startswith("Additional") else "--config-path", problem)
+    if hydra_texts.NO_CONFIG_DIR.match(problem):
+        return ConfigError("--config-dir", problem)
+    if hydra_texts.NO_CONFIG_PATH.match(problem):
+        return ConfigError("--config-path", problem)
     if isinstance(error, MissingMandatoryValue):
         problem = f"has no value; set {key}=..."
     elif isinstance(error, ConfigAttributeError | ConfigKeyError):
         problem = _unknown(key, problem)
-    elif problem.endswith("does not support deletion"):
+    elif hydra_texts.NO_DELETION.search(problem):
         problem = f"cannot be removed; leave out ~{key}"
-    elif problem.startswith("Ambiguous value"):  # our hint replaces Hydra's next lines
+    elif hydra_texts.AMBIGUOUS.match(problem):  # our hint replaces Hydra's next lines
         problem = f"{str(error).splitlines()[0]}; add -m to run each, or write a list as [a,b]"
-    elif problem.startswith("force-add of config groups"):
+    elif hydra_texts.FORCED_GROUP.match(problem):
         problem = f"is a group, which has an option already; write {key}=... without the +"
-    elif "does not support sweep type" in problem:
+    elif hydra_texts.NO_SWEEP_TYPE.search(problem):
         key, problem = "hydra/sweeper", f"{problem}; choose hydra/sweeper=study"
     return ConfigError(key, problem)
 
@@ -242,14 +238,3 @@ def _no_option(option: str, options: Sequence[str]) -> str:
 def _root(error: BaseException) -> BaseException:
     cause = error.__cause__ or error.__context__
     return error if cause is None else _root(cause)
-
-
-def _key_in(message: str) -> str | None:
-    """Return the key that a message is about: the one that OmegaConf appends, else the first that is quoted."""
-    found = (
-        re.search(r"full_key: (\S+)", message)
-        or re.match(r"(?:Invalid )?(hydra\.\w+) ", message)
-        or re.match(r"Invalid ([\w.]+) '", message)
-        or re.search(r"'\+*([\w./@]+)(?:=[^']*)?'", message)
-    )
-    return found.group(1) if found else None

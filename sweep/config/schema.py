@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sweep.config.callback_node import check_callback
 from sweep.config.function_node import check_call, check_own_keys
-from sweep.config.interpolations import resolution_problem
+from sweep.config.hydra_texts import resolution_problem
 from sweep.config.nodes import Compare, Loader, LrBounds, LrRange, LrSearch, Split, Tracking, Trainer
 from sweep.config.optimizer_node import DEFAULTS as OPTIMIZER_DEFAULTS
 from sweep.config.optimizer_node import check_weights

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.figures.drawing import count_in_whole_numbers, dot, fit_scale, load_matplotlib
-from sweep.figures.figure import COLOURS, Figure, axis
+from sweep.figures.drawing import COLOURS, add_legend, count_in_whole_numbers, dot, finish, fit_scale, png
+from sweep.figures.figure import LEGEND, Figure, axis
 from sweep.utils.curve import Curve
 
 _MOST_POINTS = 400  # of a curve on the page
@@ -44,7 +44,7 @@ def curves_figure(bands: Bands) -> Figure:
     layout: dict[str, Any] = {
         "height": _ROW_PX * len(bands) + 90,
         "hovermode": "x",
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": LEGEND,
         "xaxis": {"title": {"text": "epoch"}, "anchor": f"y{len(bands)}" if len(bands) > 1 else "y"},
     }
     height = 1 / len(bands)
@@ -75,31 +75,20 @@ def curves_figure(bands: Bands) -> Figure:
 
 def draw_bands(bands: Bands, plot: Path, dpi: int) -> str:
     """Draw the same figure as a PNG at `plot`, and return its file name."""
-    new_figure, new_canvas = load_matplotlib()
-    figure = new_figure(figsize=(7, 2.2 * len(bands) + 0.6), dpi=dpi, layout="constrained")
-    canvas = new_canvas(figure)
     colours = _colours(bands)
-    for axes, (metric, of_trials) in zip(
-        figure.subplots(len(bands), 1, squeeze=False)[:, 0], bands.items(), strict=True
-    ):
-        for label, band in of_trials.items():
-            axes.plot(
-                band.steps,
-                band.mean,
-                color=colours[label],
-                linewidth=1.4,
-                label=label,
-                marker=dot(band.steps),
-            )
-            if band.n_seeds > 1:
-                axes.fill_between(band.steps, band.low, band.high, color=colours[label], alpha=0.18, linewidth=0)
-        fit_scale(axes, [end for band in of_trials.values() for ends in (band.low, band.high) for end in ends])
-        axes.set(ylabel=metric, xlabel="epoch")
-        count_in_whole_numbers(axes)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize="small", ncols=3)
-    canvas.print_png(plot)
+    with png(plot, (7, 2.2 * len(bands) + 0.6), dpi) as figure:
+        rows = figure.subplots(len(bands), 1, squeeze=False)[:, 0]
+        for axes, (metric, of_trials) in zip(rows, bands.items(), strict=True):
+            for label, band in of_trials.items():
+                colour = colours[label]
+                axes.plot(band.steps, band.mean, color=colour, linewidth=1.4, label=label, marker=dot(band.steps))
+                if band.n_seeds > 1:
+                    axes.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+            fit_scale(axes, [end for band in of_trials.values() for ends in (band.low, band.high) for end in ends])
+            axes.set(ylabel=metric, xlabel="epoch")
+            count_in_whole_numbers(axes)
+            finish(axes)
+        add_legend(rows[0], fontsize="small", ncols=3)
     return plot.name
 
 

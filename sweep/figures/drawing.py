@@ -1,14 +1,22 @@
-"""Helpers for all plots: loading matplotlib, choosing scales and ticks, shortening names."""
+"""Helpers for all plots: writing a PNG, choosing scales and ticks, shortening names.
+
+matplotlib takes about 1 s to import, so no module imports it at its top.
+"""
 
 import os
 import sys
-from collections.abc import Callable, Sized
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sweep.utils.errors import one_line
+
+# Distinguishable on white and on black, also with red-green colour blindness.
+COLOURS = ("#3b82c4", "#e4772e", "#2a9d77", "#c05299", "#b8992a", "#7b6fd0", "#c94f4f", "#5f9ea0")
+MUTED = "#8b95a1"
 
 
 def drawing_problem(draw: Callable[[], object]) -> str | None:
@@ -39,16 +47,54 @@ def import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-def load_matplotlib():
-    """Return matplotlib's figure and canvas classes.
+@contextmanager
+def plain_figure(size: tuple[float, float], dpi: float) -> Iterator[Any]:
+    """Yield a new figure of matplotlib, which does not belong to pyplot, in matplotlib's default style.
 
-    The first import takes about 1 s, so no module imports matplotlib at its top.
+    What is drawn meanwhile has that style too, whatever the program has set for its own figures.
+
+    Args:
+        size: width and height in inches.
+        dpi: dots per inch.
     """
     import_matplotlib()
+    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    return Figure, FigureCanvasAgg
+    with style.context("default"):
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+@contextmanager
+def png(plot: Path, size: tuple[float, float], dpi: float) -> Iterator[Any]:
+    """Yield a new figure as `plain_figure` does, and write it to `plot` at the end, in one step."""
+    with plain_figure(size, dpi) as figure:
+        yield figure
+        write_png(figure, plot)
+
+
+def write_png(figure: Any, plot: Path) -> None:
+    """Write a figure as a PNG, which replaces an earlier one in one step."""
+    tmp = plot.with_name(plot.name + ".tmp")
+    figure.canvas.print_png(tmp)
+    tmp.replace(plot)
+
+
+def finish(axes: Any, has_grid: bool = True) -> None:
+    """Give axes the look of all plots: no lines on top and on the right, and a light grid."""
+    if has_grid:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(axes: Any, **options: Any) -> None:
+    """Add a legend if there is something to name. Otherwise matplotlib would warn."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, **options)
 
 
 def spans(values: Any, factor: float) -> bool:
@@ -64,6 +110,11 @@ def fit_scale(axes: Any, values: Any, side: str = "y", factor: float = 5.0) -> N
     On a logarithmic axis, values within less than a decade would get no tick labels.
     """
     axes.set(**{f"{side}scale": "log" if spans(values, factor) else "linear"})
+
+
+def fit_to_lines(axes: Any) -> None:
+    """Make the y axis logarithmic if the values of the lines span enough, as `fit_scale` does."""
+    fit_scale(axes, np.concatenate([*(np.asarray(line.get_ydata(), float) for line in axes.get_lines()), []]))
 
 
 def count_in_whole_numbers(axes: Any) -> None:

@@ -3,17 +3,11 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-# Distinguishable on white and on black, also with red-green colour blindness.
-COLOURS = ("#3b82c4", "#e4772e", "#2a9d77", "#c05299", "#b8992a", "#7b6fd0", "#c94f4f", "#5f9ea0")
-MUTED = "#8b95a1"
-BAD_TO_GOOD = [[0.0, "#9aa5b1"], [0.6, "#c98b5e"], [1.0, "#e4572e"]]
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}  # above the axes, on the left
 _DIGITS = 6
 
 
@@ -53,15 +47,6 @@ def axis(title: str, values: Any, is_log: bool) -> dict[str, Any]:
         return {**layout, "type": "linear"}
     few = high < 100 * low
     return {**layout, "type": "log", "dtick": "D2" if few else 1, "minorloglabels": "complete"}
-
-
-def figure_of(name: str, figure: "go.Figure", **layout: Any) -> Figure:
-    """Convert one of Optuna's figures, without its template and title. `layout` updates its layout, one level deep."""
-    plotted = figure.to_plotly_json()
-    own = {key: value for key, value in plotted["layout"].items() if key not in ("template", "title")}
-    for key, value in layout.items():
-        own[key] = {**own[key], **value} if isinstance(value, dict) and isinstance(own.get(key), dict) else value
-    return Figure(name, list(plotted["data"]), own)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sweep.models.layers import activation, positive_sizes, xavier_
+from sweep.models.layers import activation, positive_sizes, require_image, xavier_
 
 
 class ConvNet(nn.Module):
@@ -37,10 +37,7 @@ class ConvNet(nn.Module):
             ValueError: the samples are not images, or they are too small for so many blocks.
         """
         super().__init__()
-        if len(in_shape) != 3:
-            raise ValueError(
-                f"needs images (channels, height, width), but a sample has shape {tuple(in_shape)}; try model=mlp"
-            )
+        require_image(in_shape)
         n_channels = [in_shape[0], *positive_sizes("channels", list(channels))]
         if min(in_shape[1:]) < 2 ** len(channels):
             raise ValueError(f"{len(channels)} channels halve an image of {in_shape[1]} x {in_shape[2]} too often")

@@ -1,5 +1,7 @@
 """Parts that the models share: activations by name, and initial weights."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -37,3 +39,10 @@ def positive_sizes(name: str, sizes: list[int]) -> list[int]:
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name} must be >= 1 each, got {sizes}")
     return sizes
+
+
+def require_image(in_shape: Sequence[int]) -> None:
+    """Raise ValueError unless the shape of a sample is that of an image, (channels, height, width)."""
+    if len(in_shape) != 3:
+        shape = tuple(in_shape)
+        raise ValueError(f"needs images (channels, height, width), but a sample has shape {shape}; try model=mlp")

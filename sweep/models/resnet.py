@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from sweep.models.layers import positive_sizes
+from sweep.models.layers import positive_sizes, require_image
 
 _MOST_GROUPS = 8  # of channels that are normalised together
 
@@ -43,10 +43,7 @@ class ResNet(nn.Module):
             ValueError: the samples are not images, or a size is below 1.
         """
         super().__init__()
-        if len(in_shape) != 3:
-            raise ValueError(
-                f"needs images (channels, height, width), but a sample has shape {tuple(in_shape)}; try model=mlp"
-            )
+        require_image(in_shape)
         if n_blocks < 1:
             raise ValueError(f"n_blocks must be >= 1, got {n_blocks}")
         if not widths:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.overrides import known_command
-from sweep.figures.figure import COLOURS, Figure, axis
+from sweep.figures.comparison import budget_figure, scores_figure
 from sweep.figures.page import Document, Section, Table, to_html
-from sweep.search.ranges import short
 from sweep.utils.errors import Damaged
 from sweep.utils.files import from_yaml, write_atomic
+from sweep.utils.wording import short
 
 _FACTS = "comparison.yaml"
 _REMEDY = "run the comparison's command again, which writes it anew"
@@ -66,14 +66,16 @@ def _sections(task: Mapping[str, Any], i: int, metric: str, is_named: bool) -> I
     if not contenders:
         return
     head = ["contender", "median", "IQM", "95 % interval of the IQM", "untuned: median", "IQM", "missing"]
+    scores = {name: [float(v) for v in c["scores"]["by_seed"] if v is not None] for name, c in contenders.items()}
+    budgets = {name: (c["budget"]["k"], c["budget"]["values"]) for name, c in contenders.items()}
     rows = [[name, *_score_cells(c["scores"], c["untuned"])] for name, c in contenders.items()]
     note = "A dot is a run of what tuning chose on a fresh seed; the box holds the middle half."
-    yield Section(f"Scores{on}", note, [_scores(contenders, i, metric)], tables=[Table(rows, head)])
+    yield Section(f"Scores{on}", note, [scores_figure(scores, i, metric)], tables=[Table(rows, head)])
     if task["pairs"]:
         head = ["pair", "first better in", "effect", "p", "p, Holm", "verdict"]
         yield Section(f"Pairs{on}", tables=[Table([_pair_cells(pair) for pair in task["pairs"]], head)])
     note = "The best validation result that tuning is expected to reach, by its number of trials."
-    yield Section(f"Tuning{on}", note, [_budget(contenders, i)], tables=[_tuning(contenders)])
+    yield Section(f"Tuning{on}", note, [budget_figure(budgets, i)], tables=[_tuning(contenders)])
 
 
 def _score_cells(scores: Mapping[str, Any], untuned: Mapping[str, Any] | None) -> list[str]:
@@ -95,41 +97,6 @@ def _tuning(contenders: Mapping[str, Mapping[str, Any]]) -> Table:
         searched = "; ".join(f"{key}: {text}" for key, text in found["searched"].items())
         rows.append([name, str(found["n_tunings"]), str(found["n_trials"]), f"{found['diverged']:.0%}", searched])
     return Table(rows, ["contender", "tunings", "trials", "diverged", "searched"])
-
-
-def _scores(contenders: Mapping[str, Mapping[str, Any]], i: int, metric: str) -> Figure:
-    """Return a figure with a dot for each run and a box for each contender."""
-    data: list[dict[str, Any]] = []
-    values: list[float] = []
-    for n, (name, found) in enumerate(contenders.items()):
-        own = [float(value) for value in found["scores"]["by_seed"] if value is not None]
-        values += own
-        box = {"type": "box", "x": own, "name": name, "boxpoints": "all", "pointpos": 0, "jitter": 0.5}
-        data.append({**box, "marker": {"color": COLOURS[n % len(COLOURS)], "size": 5}, "line": {"width": 1}})
-    is_log = bool(values) and min(values) > 0
-    layout = {
-        "height": 120 + 60 * len(contenders),
-        "showlegend": False,
-        "xaxis": axis(metric, values or [0.0], is_log),
-        "yaxis": {"type": "category", "automargin": True},
-    }
-    return Figure(f"scores-{i}", data, layout)
-
-
-def _budget(contenders: Mapping[str, Mapping[str, Any]], i: int) -> Figure:
-    """Return a figure with a curve for each contender."""
-    data = []
-    for n, (name, found) in enumerate(contenders.items()):
-        budget = found["budget"]
-        line = {"color": COLOURS[n % len(COLOURS)]}
-        data.append({"x": budget["k"], "y": budget["values"], "name": name, "mode": "lines+markers", "line": line})
-    layout = {
-        "height": 340,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": "trials"}},
-        "yaxis": {"title": {"text": "expected best"}},
-    }
-    return Figure(f"budget-{i}", data, layout)
 
 
 def _number(value: float | None) -> str:

@@ -15,20 +15,25 @@ from sweep.config.overrides import known_command
 from sweep.execution.attempts import renumbered
 from sweep.execution.queue import PROBLEM, STOPPED
 from sweep.figures.curves import Band, Bands, curves_figure, draw_bands, over_seeds
-from sweep.figures.drawing import drawing_problem, import_matplotlib
+from sweep.figures.drawing import drawing_problem
+from sweep.figures.history import history_figure
+from sweep.figures.importances import draw_importances, importances_figure
 from sweep.figures.page import Document, Section, Table, to_html
-from sweep.reporting import study_figures
-from sweep.search.ranges import short
+from sweep.figures.parallel import parallel_figure
+from sweep.figures.pareto import has_front, pareto_figure
+from sweep.figures.plots import draw_plots
+from sweep.figures.slices import slice_figures
 from sweep.study.identity import only_one_run
-from sweep.study.plots import draw_importances, draw_plots
-from sweep.study.reading import as_shown, has_value, objective_names, snapshot
+from sweep.study.reading import has_value, snapshot
 from sweep.study.results import STATES, best_trials, config_values, counts
+from sweep.study.shown import FEWEST_FOR_IMPORTANCES, importances_of, shown_trials
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.tracking.provenance import from_study_command, rerun_command
 from sweep.utils.errors import ConfigError, DamagedJournal
 from sweep.utils.files import write_atomic
 from sweep.utils.terminal import say
+from sweep.utils.wording import duration, short
 
 _N_CURVES = 5  # trials whose curves are shown if you choose none
 _DPI = 200  # of plots for papers
@@ -53,7 +58,6 @@ class Report:
         """
         # A snapshot, so that all facts, figures and tables agree although workers may add trials.
         study = renumbered(snapshot(study))
-        import_matplotlib()  # Optuna loads it too, with its plotly figures
         self._study, self._folder = study, folder
         self._trials = study.get_trials(deepcopy=False)
         name = study.study_name
@@ -63,10 +67,10 @@ class Report:
                 raise ConfigError("trials", f"'{name}' has no trial {number}, {known}")
         self._best = best_trials(study)
         self._ranked = _ranked(study, self._trials, self._best)
-        self._shown = as_shown(study)
-        self._importances = [study_figures.importances_of(self._shown, i) for i in range(len(study.directions))]
+        self._shown = shown_trials(study)
+        self._importances = [importances_of(study, i) for i in range(len(study.directions))]
         self._start = journal.last_of(folder.run.journal, "start") or {}
-        self._names = objective_names(study)
+        self._names = self._shown.objectives
         running = [t.number for t in self._trials if t.state == TrialState.RUNNING]  # shown if none has a value yet
         best_or_running = [t.number for t in self._ranked[:_N_CURVES]] or running[:_N_CURVES]
         chosen = best_or_running if trials is None else dict.fromkeys(trials)
@@ -89,7 +93,7 @@ class Report:
             if problem is not None:
                 say(f"warning: cannot draw the {what} ({problem})", err=True)
 
-        draw("history and slices", lambda: draw_plots(self._study, plots, dpi=_DPI))
+        draw("history and slices", lambda: draw_plots(self._shown, plots, _DPI))
         if self._bands:
             draw("curves", lambda: [draw_bands(self._bands, plots / "curves.png", _DPI)])
         if found:
@@ -129,7 +133,7 @@ class Report:
         begins = [t.datetime_start.timestamp() for t in self._trials if t.datetime_start]
         if not ends or not begins:
             return facts
-        return [*facts, (_duration(max(ends) - min(begins)), "from first start to last end")]
+        return [*facts, (duration(max(ends) - min(begins)), "from first start to last end")]
 
     def _best_section(self) -> Section:
         if not self._best:
@@ -161,44 +165,40 @@ class Report:
 
     def _figure_sections(self) -> Iterator[Section]:
         shown, names = self._shown, self._names
-        is_any = any(map(has_value, self._trials))
-        if is_any and (front := study_figures.pareto(shown, names)) is not None:
-            yield Section("Pareto front", "", [front])
+        is_any = len(shown.numbers) > 0
+        if is_any and has_front(shown):
+            yield Section("Pareto front", "", [pareto_figure(shown)])
         if is_any:
-            drawn = [study_figures.history(self._study, i, name) for i, name in enumerate(names)]
-            note = "A pruned trial is shown at the best value that it reached." if self._has_pruned() else ""
+            drawn = [history_figure(shown, i) for i in range(len(names))]
+            note = "A pruned trial is shown at the best value that it reached." if shown.is_pruned.any() else ""
             yield Section("History", note, drawn, grid=len(drawn) > 1)
         if self._bands:
             seeds = max(band.n_seeds for of_trials in self._bands.values() for band in of_trials.values())
             note = f"Mean over {seeds} seeds, within a band from the lowest to the highest." if seeds > 1 else ""
             yield Section("Curves", note or "Click a trial to hide it.", [curves_figure(self._bands)])
-        if not is_any or not study_figures.searched_keys(shown):
+        if not shown.params:
             return
         yield self._importances_section()
-        drawn = [figure for i, name in enumerate(names) if (figure := study_figures.parallel(shown, i, name))]
+        drawn = [figure for i in range(len(names)) if (figure := parallel_figure(shown, i))]
         note = "Better trials are redder. Drag along an axis to keep only the trials in that range."
         if drawn:
             yield Section("Parallel coordinates", note, drawn)
         note = f"{', '.join(names)} against each param, with pruned trials. Later trials have a stronger colour."
-        drawn = [figure for i, name in enumerate(names) for figure in study_figures.slices(shown, i, name)]
+        drawn = [figure for i in range(len(names)) for figure in slice_figures(shown, i)]
         yield Section("Slices", note, drawn, grid=True)
 
     def _importances_section(self) -> Section:
-        drawn = [
-            study_figures.importances(found, i, self._names[i]) for i, found in enumerate(self._importances) if found
-        ]
+        found = zip(self._importances, self._names, strict=True)
+        drawn = [importances_figure(of_one, i, name) for i, (of_one, name) in enumerate(found) if of_one]
         note = "How unevenly the best tenth of the trials is spread over each range (PED-ANOVA)."
         if not drawn:
-            note = f"Importances need at least {study_figures.FEWEST_FOR_IMPORTANCES} trials with a value."
+            note = f"Importances need at least {FEWEST_FOR_IMPORTANCES} trials with a value."
         return Section("Importances", note, drawn, grid=len(drawn) > 1)
-
-    def _has_pruned(self) -> bool:
-        return any(t.state == TrialState.PRUNED for t in self._trials)
 
     def _trials_section(self) -> Section | None:
         if not self._ranked:
             return None
-        keys = study_figures.searched_keys(self._shown)
+        keys = [param.key for param in self._shown.params]
         rows = []
         for trial in self._ranked[:_N_ROWS]:
             params = config_values(trial)
@@ -327,10 +327,3 @@ def _pair(item: tuple[str, Any]) -> tuple[str, str]:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

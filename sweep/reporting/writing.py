@@ -188,7 +188,7 @@ def _refuse_page(page: Path, is_own: bool) -> None:
 def _refuse_foreign(page: Path, folder: StudyFolder) -> None:
     """Raise ConfigError if the page or its plots would overwrite files that no report made."""
     from sweep.figures.page import is_page
-    from sweep.study.plots import PLOTS
+    from sweep.figures.plots import PLOTS
 
     _refuse_page(page, is_own=page == folder.report)
     try:

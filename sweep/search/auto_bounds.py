@@ -10,7 +10,6 @@ import optuna
 
 from sweep.config.schema import Config, validate
 from sweep.search.composer import Starts, chosen
-from sweep.search.ranges import short
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
@@ -20,6 +19,7 @@ from sweep.training.range_test import Suggestion, suggest
 from sweep.trial.range_test import lr_keys, range_test
 from sweep.trial.remembered import RememberedData
 from sweep.utils.errors import ConfigError, SweepError
+from sweep.utils.wording import short
 
 STARTS = "bounds"  # user attribute of the study in which the suggestions are stored
 _RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")

@@ -33,11 +33,6 @@ def parse_override(text: str, key: str) -> Override:
     return override
 
 
-def short(value: object) -> str:
-    """Format a value as a person would write it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def range_text(distribution: BaseDistribution) -> str:
     """Format a range as a person would write it."""
     if isinstance(distribution, CategoricalDistribution):

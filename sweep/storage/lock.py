@@ -89,8 +89,8 @@ class StudyLock:
     """A lock that one process of a study holds for a moment while the others wait. It is released if the process dies.
 
     On PostgreSQL, it is a lock in the server, named after the study's folder. If the storage is a file with a path of
-    its own, the lock file lies beside it, since commands with other output folders may share that storage. Otherwise
-    (MySQL, Redis, gRPC), the lock file lies in the study's folder, which the machines of the study must share.
+    its own, the lock file lies beside it, since commands with other output folders may share that storage. With
+    gRPC, the lock file lies in the study's folder, which the machines of the study must share.
 
     Entering the lock raises ConfigError if it cannot be acquired. The lock is not reentrant.
     """

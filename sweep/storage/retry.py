@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 _PATIENCE_S = 180.0
 _LONGEST_PAUSE_S = 5.0
-_DRIVERS = ("sqlalchemy", "psycopg", "psycopg2", "pymysql", "MySQLdb", "redis", "grpc")
+_DRIVERS = ("sqlalchemy", "psycopg", "psycopg2", "grpc")
 
 
 @dataclass

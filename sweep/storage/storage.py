@@ -1,13 +1,12 @@
 """Opens the storage of a study: a file in its folder, or what `hydra.sweeper.storage` names."""
 
 import fcntl
-import importlib
 import os
 import socket
 import sqlite3
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from urllib.parse import quote
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
-from optuna.storages.journal import JournalRedisBackend
 
 from sweep.storage.journal_file import JournalFile, flocked
 from sweep.storage.lock import ServerLock
@@ -41,8 +39,6 @@ def open_storage(url: str | None, folder: StudyFolder) -> BaseStorage:
         match kind(url):
             case None:
                 return _journal(absolute(where))
-            case "redis" | "rediss":
-                return _redis(where)
             case "grpc":
                 return _grpc(where)
             case _:
@@ -58,8 +54,6 @@ def open_to_read(url: str) -> BaseStorage:
         match kind(url):
             case None:
                 return JournalStorage(JournalFile(absolute(url), read_only=True))
-            case "redis" | "rediss":
-                return _redis(url)
             case "grpc":
                 return _grpc(url)
             case _:
@@ -70,16 +64,6 @@ def _journal(path: Path) -> BaseStorage:
     if path.suffix in (".db", ".sqlite", ".sqlite3"):
         raise ConfigError(KEY, f"'{path}' would become a journal; for SQLite write sqlite:///{path}")
     return JournalStorage(JournalFile(path))
-
-
-def _redis(url: str) -> BaseStorage:
-    redis = importlib.import_module("redis")
-    limits = {"socket_connect_timeout": PATIENCE_S, "socket_timeout": PATIENCE_S}
-    with closing(redis.Redis.from_url(url, **limits)) as client:
-        client.ping()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return JournalStorage(JournalRedisBackend(url))
 
 
 def _grpc(url: str) -> BaseStorage:
@@ -100,15 +84,11 @@ def _grpc(url: str) -> BaseStorage:
 
 
 def _database(url: "sqlalchemy.URL") -> BaseStorage:
-    import sqlalchemy
 
     is_file = url.get_backend_name() == "sqlite"
     options: dict[str, Any] = {"connect_args": connect_args(url)}
     if not is_file:
         options["pool_pre_ping"] = True  # the server may restart meanwhile
-    if url.get_driver_name() in ("pymysql", "mysqldb"):  # they wait for the server's greeting without a limit
-        limits = {**options["connect_args"], "read_timeout": PATIENCE_S}
-        sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=limits).connect().close()
     with _creation_lock(url):
         storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
         if is_file:
@@ -140,13 +120,7 @@ def _database_to_read(url: "sqlalchemy.URL") -> BaseStorage:
 
 
 def _creation_lock(url: "sqlalchemy.URL") -> AbstractContextManager[Any]:
-    """Return the lock to hold while tables are created. If two processes create them at once, one fails.
-
-    With MySQL there is none.
-    """
-    match url.get_backend_name():
-        case "sqlite":
-            return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-        case "postgresql":
-            return ServerLock(url, "sweep: creation of tables", keep=False)
-    return nullcontext()
+    """Return the lock to hold while tables are created. If two processes create them at once, one fails."""
+    if url.get_backend_name() == "sqlite":
+        return flocked(Path(f"{url.database}.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+    return ServerLock(url, "sweep: creation of tables", keep=False)

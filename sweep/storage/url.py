@@ -17,18 +17,15 @@ if TYPE_CHECKING:
 KEY = "hydra.sweeper.storage"
 _STUDY = "hydra.sweeper.study_name"  # the key to change if the storage is the study's own file, which has no key
 PATIENCE_S = 10  # how long a server has to answer
-_KINDS = "a path, sqlite:///path, postgresql+psycopg://, mysql+pymysql://, redis://, grpc://host:port"
+_KINDS = "a path, sqlite:///path, postgresql+psycopg://, grpc://host:port"
 _INSTALL = {  # by kind
     "sqlite": "install it",
     "postgresql": "pip install 'hydra-sweep[postgresql]' and write postgresql+psycopg://",
-    "mysql": "pip install pymysql and write mysql+pymysql://",
-    "redis": "pip install redis",
-    "rediss": "pip install redis",
     "grpc": "pip install grpcio",
 }
 _CONNECT_ARGS = {  # by driver
     "pysqlite": {"timeout": 60},  # while other processes write
-    **{driver: {"connect_timeout": PATIENCE_S} for driver in ("psycopg", "psycopg2", "pymysql", "mysqldb")},
+    **{driver: {"connect_timeout": PATIENCE_S} for driver in ("psycopg", "psycopg2")},
 }
 _SQLITE_SETTINGS = ("timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri")
 

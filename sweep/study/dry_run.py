@@ -11,12 +11,13 @@ from rich.table import Table
 
 from sweep.config.schema import validate
 from sweep.execution.plan import WorkerPlan
-from sweep.search.ranges import range_text, short
+from sweep.search.ranges import range_text
 from sweep.search.space import Configuration, Space
 from sweep.training.trial import UnrecordedTrial
 from sweep.trial.checks import check_data
 from sweep.trial.prepare import prepared
 from sweep.utils.console import Console
+from sweep.utils.wording import duration, short
 
 if TYPE_CHECKING:
     from sweep.training.loop import TrainingLoop
@@ -117,16 +118,9 @@ def _estimate(plan: WorkerPlan, n_epochs: int, epoch_s: float) -> str:
     times += f" x {settings.folds} folds" if settings.folds > 1 else ""
     return (
         f"an epoch takes {epoch_s:.3g} s; {times} x {n_epochs} epochs on {settings.n_jobs} "
-        f"worker{'s' if settings.n_jobs > 1 else ''}: about {_duration(total_s)}{pruned}{packed}"
+        f"worker{'s' if settings.n_jobs > 1 else ''}: about {duration(total_s)}{pruned}{packed}"
     )
 
 
 def _shown(configuration: Configuration) -> list[tuple[str, object]]:
     return [*configuration.groups.items(), *configuration.values.items()]
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -18,7 +18,6 @@ from rich.text import Text
 from sweep.config.best_config import stored_best
 from sweep.execution.attempts import failed, trials_of
 from sweep.execution.queue import MEMORY, PACKING, PROBLEM, STOPPED, is_complete
-from sweep.search.ranges import short
 from sweep.storage.retry import RetryPolicy
 from sweep.study.identity import only_one_run
 from sweep.study.reading import is_own_storage, recorded_storage
@@ -30,6 +29,7 @@ from sweep.tracking.provenance import from_study_command, report_command, rerun_
 from sweep.trial.summary import where_to_look
 from sweep.utils.console import Console
 from sweep.utils.notebook import Cell
+from sweep.utils.wording import short
 
 _POLL_S = 0.5
 _MOST_NAMED = 10

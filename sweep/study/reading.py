@@ -1,23 +1,18 @@
-"""Open a study only for reading, perhaps one that somebody else made, and prepare its trials for plots."""
+"""Open a study only for reading, perhaps one that somebody else made."""
 
 import copy
 import json
-import warnings
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.overrides import word
 from sweep.storage.optuna_internals import add_trial
 from sweep.storage.storage import open_storage, open_to_read
 from sweep.storage.url import one_line_errors, storage_file, storage_place
 from sweep.study.identity import IDENTITY
-from sweep.study.results import STATES, config_values
+from sweep.study.results import STATES
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import first, records
 from sweep.utils.errors import ConfigError, Damaged
@@ -168,32 +163,6 @@ def snapshot(study: optuna.Study) -> optuna.Study:
     return copied
 
 
-def as_shown(study: optuna.Study) -> optuna.Study:
-    """Return a copy of the study in memory, changed so that Optuna's plots show all of it. Numbers stay the same.
-
-    - If a range depends on an option, Optuna has one parameter for each option, and its plots would have gaps. The copy
-      has one parameter for each config key, with a range that contains all of them.
-    - Most trials may be pruned. In the copy they are complete, with the best value that they reached, which is also the
-      value that the sampler uses.
-    - Trials without a value become failed trials.
-    """
-    trials = study.get_trials(deepcopy=False)
-    ranges: dict[str, list[BaseDistribution]] = {}
-    values: dict[str, list[Any]] = {}
-    for trial in filter(has_value, trials):
-        for name, distribution in trial.distributions.items():
-            key = name.partition("[")[0]
-            ranges.setdefault(key, []).append(distribution)
-            values.setdefault(key, []).append(trial.params[name])
-    merged = {key: _merged(those, values[key]) for key, those in ranges.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna warns about choices that are not plain texts
-        drawn = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
-        for trial in trials:
-            drawn.add_trial(_renamed(trial, merged) if has_value(trial) else create_trial(state=TrialState.FAIL))
-    return drawn
-
-
 def objective_names(study: optuna.Study) -> list[str]:
     """Return the names of the objectives, such as val/loss; "value 0" and so on if the study has not recorded them."""
     recorded_names = study.user_attrs.get(IDENTITY, {}).get("hydra.sweeper.objective")
@@ -203,35 +172,3 @@ def objective_names(study: optuna.Study) -> list[str]:
 def has_value(trial: FrozenTrial) -> bool:
     """Return True if the trial is complete or pruned and has a value."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and bool(trial.values)
-
-
-def _renamed(trial: FrozenTrial, ranges: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """Return the trial as a complete one, with params by config key and the given ranges."""
-    params = config_values(trial)
-    for key, value in params.items():
-        distribution = ranges[key]
-        if isinstance(distribution, CategoricalDistribution) and value not in distribution.choices:
-            params[key] = str(value)
-    return create_trial(
-        state=TrialState.COMPLETE,
-        values=trial.values,
-        params=params,
-        distributions={key: ranges[key] for key in params},
-    )
-
-
-def _merged(ranges: Sequence[BaseDistribution], values: Sequence[Any]) -> BaseDistribution:
-    """Return a range that contains all the given ranges. A mix of numbers and names becomes a choice among texts."""
-    if all(one == ranges[0] for one in ranges[1:]):
-        return ranges[0]
-    choices = [one.choices for one in ranges if isinstance(one, CategoricalDistribution)]
-    if len(choices) == len(ranges):
-        return CategoricalDistribution(tuple(dict.fromkeys(chain.from_iterable(choices))))
-    numbers = [one for one in ranges if isinstance(one, FloatDistribution | IntDistribution)]
-    if len(numbers) < len(ranges):
-        return CategoricalDistribution(tuple(dict.fromkeys(map(str, values))))
-    low, high = min(one.low for one in numbers), max(one.high for one in numbers)
-    is_log = all(one.log for one in numbers)
-    if all(isinstance(one, IntDistribution) for one in numbers):
-        return IntDistribution(int(low), int(high), log=is_log)
-    return FloatDistribution(low, high, log=is_log)

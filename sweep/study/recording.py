@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial
 
 from sweep.execution.attempts import renumbered, trials_of
 from sweep.figures.drawing import drawing_problem
-from sweep.study.plots import draw_plots
+from sweep.figures.plots import draw_plots
 from sweep.study.results import StudyRecord
+from sweep.study.shown import shown_trials
 from sweep.tracking.chunks import forget_offsets, most_sent
 from sweep.tracking.folders import Busy, StudyFolder
 from sweep.tracking.journal import Journal, complete_size
@@ -88,7 +89,7 @@ class Recording:
         if self._record is None or self._upload_process is None:
             return
         if self._shared is None:  # a comparison draws one plot of all its studies instead
-            problem = drawing_problem(lambda: draw_plots(renumbered(self._study), self._folder.plots))
+            problem = drawing_problem(lambda: draw_plots(shown_trials(renumbered(self._study)), self._folder.plots))
             if problem is not None:
                 say(f"warning: cannot draw the study's plots ({problem})", err=True)
         self._record.end(status, self._folder)

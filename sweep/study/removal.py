@@ -11,10 +11,10 @@ import optuna
 from sweep.execution.attempts import trials_of
 from sweep.execution.steering import who_trains
 from sweep.figures.page import is_page
+from sweep.figures.plots import PLOTS
 from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import storage_of
 from sweep.storage.url import one_line_errors
-from sweep.study.plots import PLOTS
 from sweep.study.reading import NoStudy, open_study, read_study, trusted_storage
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.store import Store, recorded_store

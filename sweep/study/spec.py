@@ -3,8 +3,10 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
@@ -16,9 +18,10 @@ from optuna.distributions import BaseDistribution
 
 from sweep.config.composition import load_multirun, searchpath_overrides
 from sweep.config.metrics import REPORTED, RETURNED, returned_names
-from sweep.config.overrides import key_of, sets
-from sweep.config.schema import checked_output_dir
+from sweep.config.overrides import key_of, option, sets
+from sweep.config.schema import checked_output_dir, is_own_key
 from sweep.execution.worker import Worker
+from sweep.search.composer import override
 from sweep.search.ranges import spelled_range
 from sweep.search.settings import StudySettings, is_application, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
@@ -40,6 +43,7 @@ class HydraRoot:
         own: the overrides of Hydra's own keys.
         launcher: further ones, which make the launcher start `n_jobs` workers.
         changes: settings that a program gives, by key, as for `settings_of`.
+        options: options of Hydra's own groups that a program gives, by group.
         like: a config whose cached values, such as the time, the composed configs share.
         embedded: True if a Python program runs the study. Its logging stays as it is, and a single worker runs in its
             process.
@@ -52,8 +56,14 @@ class HydraRoot:
     launcher: Sequence[str]
     changes: Mapping[str, object]
     like: DictConfig
+    options: Mapping[str, str] = field(default_factory=dict)
     embedded: bool = False
     task: TaskFunction | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The overrides of Hydra's own keys, with the options that a program gives."""
+        return [*starmap(option, self.options.items()), *self.own]
 
     def compose(self, arguments: Sequence[str]) -> DictConfig:
         """Compose the config of a sweep with the given overrides of a trial's keys.
@@ -61,7 +71,7 @@ class HydraRoot:
         Raises:
             ConfigError: Hydra cannot compose them.
         """
-        overrides = [*self.own, *self.launcher, *arguments]
+        overrides = [*self.given, *self.launcher, *arguments]
         master = load_multirun(self.context.config_loader, self.name, overrides, self.like, of_sweep=self.task is None)
         with open_dict(master):
             master.hydra.mode = RunMode.MULTIRUN
@@ -132,6 +142,8 @@ def make_spec(
     arguments: Sequence[str],
     changes: Mapping[str, object] | None = None,
     ranges: Mapping[str, BaseDistribution] | None = None,
+    options: Mapping[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> StudySpec:
     """Make the specification of a study.
 
@@ -139,16 +151,24 @@ def make_spec(
         root: the source of its configs.
         arguments: overrides of a trial's keys, as on the command line.
         changes: settings that replace those of the root, by key.
-        ranges: further ranges to search, by config key.
+        ranges: further ranges to search, by config key. They replace arguments of the same keys.
+        options: options of groups, by group.
+        values: values of config keys. They replace arguments of the same keys.
 
     Raises:
         ConfigError: the config cannot be composed, or the settings or the space are invalid.
     """
-    changes, ranges = {**root.changes, **(changes or {})}, ranges or {}
+    changes, ranges, values = {**root.changes, **(changes or {})}, ranges or {}, values or {}
+    replaced = {*values, *ranges}
+    arguments = [
+        *(a for a in arguments if replaced.isdisjoint((key_of(a), key_of(a).removeprefix("search.")))),
+        *starmap(option, (options or {}).items()),
+        *(f"{'++' * is_own_key(key)}{override(key, value)}" for key, value in values.items()),
+    ]
     master = root.compose(arguments)
     settings = settings_of(master, changes)
     application = None if root.task is None else _application(root.context, master, root.task, settings)
-    words = [*_recorded(root.own, spelled_settings(changes)), *arguments]
+    words = [*_recorded(root.given, spelled_settings(changes)), *arguments]
     words += [f"{key}={spelled_range(distribution)}" for key, distribution in ranges.items()]
     return StudySpec(
         settings=settings,

@@ -16,12 +16,12 @@ from rich.text import Text
 from sweep.execution.attempts import trials_of
 from sweep.execution.queue import OWNER, is_complete, is_trained
 from sweep.execution.steering import is_stopped
-from sweep.search.ranges import short
 from sweep.study.reading import objective_names
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 from sweep.utils import html
+from sweep.utils.wording import short
 
 _MOST_ROWS = 16
 

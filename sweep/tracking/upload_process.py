@@ -32,7 +32,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sweep.figures.drawing import drawing_problem, load_matplotlib
+from sweep.figures.drawing import drawing_problem, import_matplotlib
 from sweep.tracking import journal
 from sweep.tracking.curves_plot import ensure_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
@@ -226,7 +226,7 @@ class _Uploads:
             self._runs[message["run"]] = store
             if store.uri:
                 attempt(lambda: importlib.import_module("sweep.tracking.mlflow_models"))
-            drawing_problem(load_matplotlib)
+            drawing_problem(import_matplotlib)
         elif store.uri:
             folder = StudyFolder(message["study"])
             self._studies[message["study"]] = StudyUpload(folder, lambda: self._uploader(store))

@@ -130,7 +130,7 @@ def fillable(facts: "ModelFacts") -> list[Learnt] | None:
     return columns if columns and all(one["kind"] == "number" for one in columns) else None
 
 
-def export_model(best: Path, kind: str, path: Path) -> ExportedModel:
+def write_exported(best: Path, kind: str, path: Path) -> ExportedModel:
     """Export the model in a best.pt, and check it on the test split of its run.
 
     Args:

@@ -1,19 +1,23 @@
 """The result of a learning-rate range test: bounds read from its ramps, and files in a folder (docs/lr_range.md)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
 from sweep.config.function_node import CALL, needs_loop
 from sweep.config.overrides import key_of
-from sweep.config.schema import Config
+from sweep.config.schema import Config, is_edited, validate
 from sweep.figures.drawing import drawing_problem
+from sweep.figures.ramps import draw_ramps
 from sweep.tracking.description import group_choices
 from sweep.tracking.provenance import rerun_command
-from sweep.trial.range_test import lr_keys
-from sweep.trial.range_test_record import RangeFolder, draw, write_losses, write_result
+from sweep.trial.range_test import lr_keys, range_test
+from sweep.trial.range_test_record import RangeFolder, write_losses, write_result
 from sweep.utils.errors import ConfigError
+from sweep.utils.ownership import refuse_existing
 
 if TYPE_CHECKING:
     from sweep.training.range_test import Interval, Ramp, Suggestion
@@ -75,6 +79,32 @@ def check_range_config(config: Config) -> Config:
     return config
 
 
+def train_ramps(
+    cfg: DictConfig, folder: RangeFolder | None, key: str, say: Callable[[str], object]
+) -> "tuple[Config, list[Ramp]]":
+    """Train the ramps of a config.
+
+    Args:
+        cfg: the composed config.
+        folder: where the files of the test will go; None writes none.
+        key: what sets the folder, for an error.
+        say: called with one line if the batch size was lowered to fit the data.
+
+    Returns:
+        The checked config, and its ramps, for `read_ramps`.
+
+    Raises:
+        ConfigError: the config cannot be used, or the folder has such files already.
+        TrainingFailed: the model raises an error while it trains.
+    """
+    if folder is not None:
+        refuse_existing(key, folder.path, folder.written)
+    config = check_range_config(validate(cfg))
+    if is_edited(config, cfg):
+        config.overrides = None  # they no longer compose this config
+    return config, range_test(config, say=say)
+
+
 def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | None = None) -> RangeResult:
     """Suggest bounds from the ramps of a range test.
 
@@ -109,7 +139,11 @@ def read_ramps(config: Config, ramps: "Sequence[Ramp]", folder: RangeFolder | No
 
 def _drawn(folder: RangeFolder, config: Config, ramps: "Sequence[Ramp]", suggestion: "Suggestion | None") -> bool:
     """Draw the plot. Return True if it worked; otherwise a warning is logged."""
-    problem = drawing_problem(lambda: draw(folder, _name(config), ramps, suggestion))
+    bounds, diverged = {}, None
+    if suggestion is not None:
+        bounds, diverged = {"base_lr": suggestion.base_lr, "max_lr": suggestion.max_lr}, suggestion.diverged_lr
+    diverged_lr = None if diverged is None else diverged.value
+    problem = drawing_problem(lambda: draw_ramps(ramps, bounds, diverged_lr, _name(config), folder.plot))
     if problem is not None:
         log.warning("warning: cannot draw the losses (%s)", problem)
     return problem is None

@@ -5,15 +5,51 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from sweep.utils.errors import ConfigError, one_line
-from sweep.utils.terminal import SafeRecord
+from sweep.utils import gc_control
+from sweep.utils.errors import ConfigError, SweepError, one_line
+from sweep.utils.terminal import SafeRecord, complain
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+def run_command(
+    parser: "Parser",
+    run: Callable[[argparse.Namespace], int],
+    arguments: Sequence[str] | None,
+    unreadable: str = "study",
+) -> int:
+    """Read a command line and run the command. Each error becomes one line on standard error.
+
+    Args:
+        parser: the command's parser.
+        run: the command. It returns the exit status.
+        arguments: by default those of the process.
+        unreadable: the key to name if the system refuses to read a file.
+
+    Returns:
+        The exit status: what `run` returns, that of a SweepError, 2 for an OSError, or 130 after Ctrl-C.
+    """
+    secure_streams()
+    gc_control.pause()
+    try:
+        check_command_line(sys.argv[1:] if arguments is None else arguments)
+        given = parser.parse_args(arguments)
+        return run(given)
+    except SweepError as error:
+        complain(f"error: {error}")
+        return error.exit_status
+    except OSError as error:
+        complain(f"error: {unreadable}: cannot be read ({one_line(error)})")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        gc_control.resume()
 
 
 class Parser(argparse.ArgumentParser):

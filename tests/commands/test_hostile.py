@@ -182,7 +182,7 @@ def test_links_are_not_followed(tmp_path: Path, link: str) -> None:
     assert list(private.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["postgresql+psycopg", "redis", "grpc", "sqlite", "file"])
+@pytest.mark.parametrize("kind", ["postgresql+psycopg", "grpc", "sqlite", "file"])
 def test_a_report_opens_no_storage_that_a_stranger_named(
     kind: str, tmp_path: Path, listener: Listener, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ from optuna.trial import FrozenTrial, TrialState
 from processes import error_line, final_values, mlflow_runs, quick, recorded
 from stores import points, rows, run_of
 from stores import recorded as recorded_points
+from study_folders import only_study
 
 from sweep.execution.queue import OWNER
 from sweep.tracking import journal
@@ -68,11 +69,6 @@ def done(cwd: Path, *overrides: str, module: str = "sweep.run") -> str:
     ended = quick(cwd, *overrides, module=module, remembers=True)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     return ended.stdout
-
-
-def only_study(cwd: Path) -> StudyFolder:
-    (path,) = (cwd / "outputs" / "studies").iterdir()
-    return StudyFolder(path)
 
 
 def restored(cwd: Path, request: pytest.FixtureRequest) -> str | None:

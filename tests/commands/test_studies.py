@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from processes import client, make_store, mlflow_runs, quick, quick_start
 from stores import Study, embedded, rows
+from study_folders import folder_of
 from waiting import wait_until
 
 from sweep import ConfigError, load_study, studies
@@ -38,10 +39,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = quick(cwd, "-m", *SMALL, "optimizer=sgd,adam", "hydra.sweeper.n_trials=3")
     assert done.returncode == 0, done.stderr
     return cwd
-
-
-def folder_of(cwd: Path, name: str = "s") -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / name)
 
 
 @pytest.fixture

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from spaces import hydra_of_its_own
 
-from sweep.comparison import formatting, plot
+from sweep.comparison import formatting
 from sweep.comparison.contenders import ComparisonSpec, Contender, read_comparison
 from sweep.comparison.judge import Judgement, judge
+from sweep.comparison.plot import points_of
 from sweep.comparison.runs import Entry, Run, choose
 from sweep.config.nodes import Compare
+from sweep.figures import comparison
+from sweep.figures.comparison import draw_comparison
 from sweep.study.trial_result import Range, TrialResult
 from sweep.utils.errors import ConfigError
 
@@ -239,14 +242,14 @@ def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
     limits: list[tuple[float, float]] = []
-    rates = plot._rates
+    rates = comparison._rates
 
     def watched(axes: Any, *arguments: Any) -> None:
         rates(axes, *arguments)
         limits.append(axes.get_ylim())
 
-    monkeypatch.setattr(plot, "_rates", watched)
-    plot.draw(plan, judgement, tmp_path / "c.png")
+    monkeypatch.setattr(comparison, "_rates", watched)
+    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")
     ((low, high),) = limits
     assert np.isfinite([low, high]).all()
     assert low < min(values), "the best lie inside"
@@ -259,7 +262,7 @@ def test_a_picture_of_no_contender_is_drawn_without_a_warning(tmp_path: Path) ->
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     field = SimpleNamespace(contenders=[Contender("a", {})])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
-    plot.draw(plan, judgement, tmp_path / "c.png")
+    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -273,4 +276,4 @@ def test_where_every_tuning_trial_diverged_there_is_no_number(learns: bool, tmp_
     settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
     field = SimpleNamespace(contenders=[one.contender for one in made])
     plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field, n_trials=5)
-    plot.draw(plan, judgement, tmp_path / "c.png")
+    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")

@@ -9,20 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from refusals import refusal
 
-from sweep import ConfigError, Samples
+from sweep import Samples
 from sweep.config.nodes import Split
 from sweep.data import bundled
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import Part, Splits, divide
 from sweep.data.table import table
-
-
-def refusal(make: Callable[[], Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 def samples(**changes: Any) -> Samples:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
+from refusals import refusal
 
-from sweep import ConfigError, Samples, compose
+from sweep import Samples, compose
 from sweep.config.nodes import Split
 from sweep.config.schema import validate
 from sweep.data.assignment import Assignment, assign
@@ -33,13 +34,6 @@ def made(**changes: Any) -> Samples:
 
 def classified(y: Any = KINDS) -> Samples:
     return made(task="classification", x=np.arange(len(y))[:, None], y=y)
-
-
-def refusal(make: Callable[[], Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 def all_rows(rows: Assignment) -> list[int]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from refusals import refusal
 
 from sweep import ConfigError, Samples, compose
 from sweep.config.nodes import Split
@@ -62,13 +63,6 @@ def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[pd.DataFra
 
 def read(path: str, **arguments: Any) -> Samples:
     return table(path, "y", **{"drop": ["name"], "categorical": "auto", "dates": ["day"], **arguments})
-
-
-def refusal(make: Callable[[], Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 def column(samples: Samples, feature: str) -> np.ndarray:

@@ -10,10 +10,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import error_line, final_values, quick, recorded
+from study_folders import folder_of
 
 from sweep import compose, run_trial
 from sweep.config.schema import validate
-from sweep.tracking.folders import StudyFolder
 from sweep.trial.prepare import load_data
 
 pytestmark = pytest.mark.process
@@ -23,10 +23,6 @@ STUDY = (
     *("-m", *SMALL, "optimizer.lr=1e-3,1e-2", "hydra.sweeper.study_name=s", "hydra/sweeper/sampler=grid"),
     *("hydra/sweeper/pruner=none", "hydra.sweeper.folds=3"),
 )
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
 
 
 def searched(cwd: Path, *overrides: str) -> tuple[list[FrozenTrial], str]:

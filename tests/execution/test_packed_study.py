@@ -5,18 +5,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from campaigns.kill_study import disagreements
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import error_line, quick, quick_start, recorded, run, start, wait_for_helper
+from study_folders import epochs_of, folder_of, trials_of
 from waiting import wait_until
 
 from sweep import compose, load_study, run_trial
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.folders import RunFolder
 from sweep.training import checkpoint
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
@@ -28,16 +26,6 @@ AS_DRAWN = ("hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none")
 def same(value: Any) -> Any:
     """As it may differ in float32 where sums are in another order."""
     return None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
-
-
-def trials_of(cwd: Path) -> list[FrozenTrial]:
-    """Read as any other program would, by Optuna's own backend."""
-    storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
-    return optuna.load_study(study_name="s", storage=storage).get_trials()
 
 
 def searched(cwd: Path, *overrides: str, **environment: Any) -> tuple[list[FrozenTrial], str]:
@@ -187,11 +175,6 @@ LONG = (
     "trainer.checkpoint_interval_s=100",  # only as it is stopped
 )
 LONG_STUDY = ("-m", *LONG, "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=12", "hydra.sweeper.pack=4")
-
-
-def epochs_of(cwd: Path, number: int) -> int:
-    curve = journal.curves(folder_of(cwd).trial(number).journal).get("val/loss")
-    return 0 if curve is None else len(curve.steps)
 
 
 def test_a_packed_study_that_is_stopped_and_killed_ends_with_each_trial_once(tmp_path: Path) -> None:

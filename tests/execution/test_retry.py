@@ -8,9 +8,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import quick, recorded
+from study_folders import folder_of
 
 from sweep.execution.attempts import numbered, renumbered, retry, trials_of
-from sweep.tracking.folders import StudyFolder
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
@@ -50,10 +50,6 @@ def searched(cwd: Path, *overrides: str, module: str = "sweep.run") -> str:
 def study_of(cwd: Path) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
     return optuna.load_study(study_name="s", storage=storage)
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
 
 
 def states(trials: list[FrozenTrial]) -> list[tuple[int, str]]:

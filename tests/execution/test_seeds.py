@@ -4,21 +4,19 @@ import functools
 import signal
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
 from omegaconf import DictConfig
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import quick, recorded, start
+from study_folders import folder_of, trials_of
 from waiting import wait_until
 
 from sweep import compose, run_trial
 from sweep.config.schema import validate
 from sweep.execution.replicates import Means
 from sweep.tracking import journal
-from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.tracking.folders import RunFolder
 from sweep.training.runtime import Turn
 from sweep.trial.recorded import Pause, RecordedTrial
 from sweep.trial.training import make_training, train
@@ -34,15 +32,6 @@ ADAMAX = """
 _target_: torch.optim.Adamax
 lr: 0.01
 """
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
-
-
-def trials_of(cwd: Path) -> list[FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(folder_of(cwd).storage)))
-    return optuna.load_study(study_name="s", storage=storage).get_trials()
 
 
 def searched(cwd: Path, *overrides: str) -> list[FrozenTrial]:

@@ -1,4 +1,4 @@
-"""A picture that cannot be drawn decides about nothing else; see sweep/tracking/curves_plot.py."""
+"""Pictures: what cannot be drawn decides about nothing else, and what is drawn can be read."""
 
 import functools
 import os
@@ -15,7 +15,8 @@ from optuna.trial import TrialState, create_trial
 from processes import mlflow_runs, only_run, quick, run
 
 from sweep.figures.curves import Band, draw_bands
-from sweep.study.plots import draw_plots
+from sweep.figures.plots import draw_plots
+from sweep.study.shown import shown_trials
 from sweep.tracking import journal
 from sweep.tracking.curves_plot import draw_curves
 from sweep.tracking.folders import RunFolder, StudyFolder
@@ -32,8 +33,8 @@ SMALL = ("experiment=debug", "trainer.batch_size=16", "trainer.epochs=1")
 INLINE = "module://matplotlib_inline.backend_inline"  # as a notebook sets it for all that it starts; not installed here
 
 _LOADED = """
-from sweep.figures.drawing import load_matplotlib
-load_matplotlib()
+from sweep.figures.drawing import import_matplotlib
+import_matplotlib()
 import matplotlib, optuna.visualization, os
 print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))
 """
@@ -162,6 +163,6 @@ def test_plots_of_a_study_are_readable(values: str, tmp_path: Path, drawn: "list
         params = {"lr": 10.0 ** (n - 10), "kind": ("a", long)[n % 2]}
         study.add_trial(create_trial(value=value, params=params, distributions=ranges))
     study.add_trial(create_trial(state=TrialState.FAIL))
-    assert len(draw_plots(study, tmp_path / "plots", 50)) == (2 if len(VALUES[values]) > 1 else 0)
+    assert len(draw_plots(shown_trials(study), tmp_path / "plots", 50)) == (2 if len(VALUES[values]) > 1 else 0)
     for figure in drawn:
         check_readable(figure)

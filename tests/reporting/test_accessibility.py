@@ -13,9 +13,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
 from sweep.figures.curves import Band, curves_figure
+from sweep.figures.history import history_figure
+from sweep.figures.importances import importances_figure
 from sweep.figures.page import Document, Section, Table, to_html
-from sweep.reporting import study_figures
-from sweep.study.reading import as_shown
+from sweep.figures.parallel import parallel_figure
+from sweep.figures.slices import slice_figures
+from sweep.figures.trials import Trials
+from sweep.study.shown import shown_trials
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -30,14 +34,14 @@ NARROW = (375, 812)
 LONG = "model.encoder." + "very_long_name_of_a_part." * 8 + "dropout"
 
 
-def study() -> optuna.Study:
+def study() -> Trials:
     study = optuna.create_study()
     choices = CategoricalDistribution([LONG, "plain"])
     ranges = {LONG: FloatDistribution(0, 1), "lr": FloatDistribution(1e-4, 1, log=True), "kind": choices}
     for n in range(12):
         params = {LONG: n / 12, "lr": 10 ** (-n / 4), "kind": (LONG, "plain")[n % 2]}
         study.add_trial(create_trial(value=1.0 + n, params=params, distributions=ranges))
-    return as_shown(study)
+    return shown_trials(study)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +50,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown, name = study(), "val/loss"
     mean = np.linspace(2, 1, 8)
     band = Band(np.arange(1, 9), mean, mean, mean, 1)
-    parallel = study_figures.parallel(shown, 0, name)
+    parallel = parallel_figure(shown, 0)
     assert parallel is not None
     pairs = [(f"model.layers.{i}.attention.projection.initial_scale_of_weights", f"{i / 7:.4g}") for i in range(60)]
     keys = [f"model.layers.{i}.scale" for i in range(60)]
     sections = [
         Section("Best", "A note.", commands=[("python -m sweep.run " + "a=1 " * 60, "Again:")], tables=[Table(pairs)]),
-        Section("History", figures=[study_figures.history(shown, 0, name)]),
+        Section("History", figures=[history_figure(shown, 0)]),
         Section("Curves", figures=[curves_figure({name: {"trial 1": band}})]),
-        Section("Importances", figures=[study_figures.importances({LONG: 0.7, "lr": 0.3}, 0, name)]),
+        Section("Importances", figures=[importances_figure({LONG: 0.7, "lr": 0.3}, 0, name)]),
         Section("Parallel coordinates", figures=[parallel]),
-        Section("Slices", figures=study_figures.slices(shown, 0, name), grid=True),
+        Section("Slices", figures=slice_figures(shown, 0), grid=True),
         Section("Trials", tables=[Table([["0.123"] * 60] * 3, keys)]),
         Section("Ends", texts=[("Trial 2 failed", "a line of a traceback " * 40)]),
     ]

@@ -1,4 +1,4 @@
-"""sweep/figures/, sweep/study/reading.py and reporting/: what is shown, before a browser draws it."""
+"""sweep/figures/, sweep/study/shown.py and reporting/: what is shown, before a browser draws it."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,14 @@ from PIL import Image
 
 from sweep.figures.curves import Band, curves_figure, draw_bands, over_seeds
 from sweep.figures.figure import Figure
+from sweep.figures.history import history_figure
+from sweep.figures.importances import draw_importances, importances_figure
 from sweep.figures.page import Document, Section, Table, to_html
-from sweep.reporting import study_figures
-from sweep.study.plots import draw_importances
-from sweep.study.reading import as_shown
+from sweep.figures.parallel import parallel_figure
+from sweep.figures.pareto import pareto_figure
+from sweep.figures.slices import slice_figures
+from sweep.study.identity import IDENTITY
+from sweep.study.shown import FEWEST_FOR_IMPORTANCES, as_shown, importances_of, shown_trials
 from sweep.utils.curve import Curve
 
 LR = {"sgd": FloatDistribution(1e-2, 1.0, log=True), "adam": FloatDistribution(1e-4, 1e-1, log=True)}
@@ -44,10 +48,11 @@ def study_of(*trials: FrozenTrial, directions: Any = ("minimize",)) -> optuna.St
 
 
 def test_a_parameter_whose_range_depends_on_an_option_is_shown_as_one_with_a_range_that_holds_all():
-    shown = as_shown(study_of(*map(trial, range(6))))
+    study = study_of(*map(trial, range(6)))
+    shown = as_shown(study)
     assert [t.params["lr"] for t in shown.trials] == [0.02 + n / 1000 for n in range(6)]
     assert {repr(t.distributions["lr"]) for t in shown.trials} == {repr(FloatDistribution(1e-4, 1.0, log=True))}
-    assert study_figures.searched_keys(shown) == ["optimizer", "lr", "width"]
+    assert [param.key for param in shown_trials(study).params] == ["optimizer", "lr", "width"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_pruned_trials_count_with_what_they_reached_and_all_keep_their_numbers()
 
 def test_the_history_keeps_pruned_trials_apart_from_the_best_so_far():
     study = study_of(trial(0), trial(1, TrialState.PRUNED, 0.5), trial(2, TrialState.FAIL), trial(3, value=0.7))
-    drawn = {trace["name"]: trace for trace in study_figures.history(study, 0, "val/loss").data}
+    drawn = {trace["name"]: trace for trace in history_figure(shown_trials(study), 0).data}
     assert (drawn["pruned"]["x"], drawn["pruned"]["y"]) == ([1], [0.5])
     assert (list(drawn["complete"]["x"]), list(drawn["complete"]["y"])) == ([0, 3], [1.0, 0.7])
     best = dict(zip(drawn["best so far"]["x"], drawn["best so far"]["y"], strict=True))
@@ -88,19 +93,19 @@ def test_the_history_keeps_pruned_trials_apart_from_the_best_so_far():
 
 
 def test_importances_name_what_matters_and_need_enough_trials():
-    few = as_shown(study_of(*map(trial, range(study_figures.FEWEST_FOR_IMPORTANCES - 1))))
-    assert study_figures.importances_of(few, 0) == {}
-    many = as_shown(study_of(*map(trial, range(60))))  # the value is the width, and the learning rate goes with it
-    found = study_figures.importances_of(many, 0)
+    few = study_of(*map(trial, range(FEWEST_FOR_IMPORTANCES - 1)))
+    assert importances_of(few, 0) == {}
+    many = study_of(*map(trial, range(60)))  # the value is the width, and the learning rate goes with it
+    found = importances_of(many, 0)
     assert sum(found.values()) == pytest.approx(1)
     assert list(found)[-1] == "optimizer"
-    drawn = study_figures.importances(found, 0, "val/loss").data[0]
+    drawn = importances_figure(found, 0, "val/loss").data[0]
     assert drawn["y"][0] == "optimizer"  # bars grow from below
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_the_best_trials_are_drawn_last_and_reddest_in_parallel_coordinates(direction):
-    figure = study_figures.parallel(as_shown(study_of(*map(trial, range(8)), directions=(direction,))), 0, "val/loss")
+    figure = parallel_figure(shown_trials(study_of(*map(trial, range(8)), directions=(direction,))), 0)
     assert figure is not None
     (trace,) = figure.data
     value, optimizer, lr, _ = trace["dimensions"]
@@ -113,7 +118,7 @@ def test_the_best_trials_are_drawn_last_and_reddest_in_parallel_coordinates(dire
 def test_trials_without_a_parameter_stand_below_the_others_in_parallel_coordinates():
     momentum = FloatDistribution(0.5, 1.0)
     with_it = create_trial(value=1.0, params={"momentum": 0.5}, distributions={"momentum": momentum})
-    figure = study_figures.parallel(as_shown(study_of(with_it, with_it, create_trial(value=2.0))), 0, "val/loss")
+    figure = parallel_figure(shown_trials(study_of(with_it, with_it, create_trial(value=2.0))), 0)
     assert figure is not None
     dimension = figure.data[0]["dimensions"][1]
     assert dimension["ticktext"][0] == "none"
@@ -125,13 +130,12 @@ def test_a_study_of_two_objectives_has_a_front_and_slices_for_each():
     for number in range(4):
         plain = trial(number)
         study.add_trial(create_trial(values=[number, number], params=plain.params, distributions=plain.distributions))
-    shown = as_shown(study)
-    front = study_figures.pareto(shown, ["val/loss", "val/accuracy"])
-    assert front is not None
-    assert sum(len(trace["x"]) for trace in front.data) == 4
-    assert [figure.layout["yaxis"]["title"]["text"] for figure in study_figures.slices(shown, 1, "val/accuracy")] == (
-        ["val/accuracy"] * 3
-    )
+    study.set_user_attr(IDENTITY, {"hydra.sweeper.objective": json.dumps(["val/loss", "val/accuracy"])})
+    shown = shown_trials(study)
+    others, front = pareto_figure(shown).data
+    assert (len(others["x"]), len(front["x"])) == (0, 4), "each is better by one objective"
+    titles = [figure.layout["yaxis"]["title"]["text"] for figure in slice_figures(shown, 1)]
+    assert titles == ["val/accuracy"] * 3
 
 
 def test_the_picture_of_importances_has_a_panel_for_each_objective(tmp_path: Path):

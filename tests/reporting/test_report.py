@@ -33,6 +33,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from processes import client, make_store, mlflow_runs, quick, run
 from stores import Study
+from study_folders import folder_of
 from waiting import wait_until
 
 from sweep import report
@@ -75,10 +76,6 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     ended = parent_of(cwd).info.end_time
     (command,) = re.findall(r"^See it as page:  python -m sweep.report (.*)$", done.stdout, re.MULTILINE)
     return Reported(cwd, folder_of(cwd, NAME), run(cwd, *shlex.split(command), command=REPORT), ended)
-
-
-def folder_of(cwd: Path, name: str) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / name)
 
 
 def parent_of(cwd: Path):

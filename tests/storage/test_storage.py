@@ -634,6 +634,8 @@ def refused(url: str, folder: StudyFolder) -> str:
     ("url", "words"),
     [
         ("postgres://me:hush@host/db", "an unknown kind; choose a path, sqlite:///path, postgresql+psycopg://"),
+        ("mysql+pymysql://me:hush@host/db", "an unknown kind; choose a path, sqlite:///path, postgresql+psycopg://"),
+        ("redis://host:6379/0", "'redis://host:6379/0' is of an unknown kind"),
         ("s3://bucket/study", "'s3://bucket/study' is of an unknown kind"),
         ("postgresql+psycopg://me:hush@127.0.0.1:1/db", "'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be used"),
         ("postgresql+psycopg://127.0.0.1:1/db?password=hush", "refused"),
@@ -708,22 +710,6 @@ def test_a_grpc_proxy_is_spoken_to(folder: StudyFolder) -> None:
 def answers(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_redis_keeps_a_study(folder: StudyFolder) -> None:
-    redis: Any = pytest.importorskip("redis")
-    url = "redis://127.0.0.1:6379/15"
-    client = redis.Redis.from_url(url)
-    try:
-        n_keys = client.dbsize()
-    except redis.ConnectionError as error:
-        pytest.skip(f"no Redis: {error}")
-    if n_keys:
-        pytest.skip("the test's Redis database is in use")
-    run_trials(open_storage(url, folder), 2)
-    assert list(finished(open_storage(url, folder))) == [0, 1]
-    client.flushdb()
-    client.close()
 
 
 @pytest.mark.parametrize("seed", range(40))

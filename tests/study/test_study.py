@@ -35,6 +35,7 @@ from processes import (
     run,
     start,
 )
+from study_folders import epochs_of, folder_of, only_study
 from waiting import wait_until
 
 from sweep.config.best_config import best_config
@@ -50,15 +51,6 @@ pytestmark = pytest.mark.process  # commands, servers, a browser
 SMALL = ("experiment=debug", "tracking=off")  # 2 epochs of 64 samples
 NAMED = "hydra.sweeper.study_name=s"
 N_TRIALS = 12  # of `searched`
-
-
-def folder_of(cwd: Path, name: str = "s") -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / name)
-
-
-def only_study(cwd: Path) -> StudyFolder:
-    (path,) = (cwd / "outputs" / "studies").iterdir()
-    return StudyFolder(path)
 
 
 def study_of(folder: StudyFolder) -> optuna.Study:
@@ -531,11 +523,6 @@ LONG = (
     *("experiment=debug", "data.n=2000", "split.max_samples=2000", "trainer.epochs=60", "hydra/sweeper/pruner=none"),
     *("trainer.batch_size=32", "hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random", NAMED),
 )
-
-
-def epochs_of(cwd: Path, number: int) -> int:
-    curve = journal.curves(folder_of(cwd).trial(number).journal).get("val/loss")
-    return 0 if curve is None else len(curve.steps)
 
 
 @pytest.fixture(scope="module")

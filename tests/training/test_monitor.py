@@ -11,6 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from packs import member_of, pack_of, together
 from processes import error_line, quick, recorded
+from study_folders import folder_of
 
 from sweep import ConfigError, Outcome, compose, run_trial
 from sweep.study.identity import IDENTITY
@@ -104,10 +105,6 @@ def test_a_run_says_which_curve_its_weights_follow(tmp_path: Path) -> None:
 SEARCH = ("-m", *DIGITS, *ROUGH[:2], "trainer.epochs=7", "optimizer.lr=0.5,0.1,0.9")
 STUDY = (*SEARCH, "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "hydra.sweeper.study_name=s")
 BY_ACCURACY = (*STUDY, "hydra.sweeper.objective=val/accuracy")
-
-
-def folder_of(cwd: Path) -> StudyFolder:
-    return StudyFolder(cwd / "outputs" / "studies" / "s")
 
 
 @pytest.mark.process

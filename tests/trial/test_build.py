@@ -1,5 +1,5 @@
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from refusals import refusal
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sweep import ConfigError, Samples
+from sweep import Samples
 from sweep.config.options import CONF_DIR
 from sweep.models import MLP
 from sweep.trial import build
@@ -22,13 +23,6 @@ IMAGES = Samples(
     name="images", task="classification", x=np.random.default_rng(0).normal(size=(6, 2, 4, 4)), y=np.zeros(6, int)
 )
 ADAM = {"_target_": "torch.optim.Adam", "lr": 1e-3}
-
-
-def refusal(make: Callable[[], Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 def make_optimizer(node: dict[str, Any], model: nn.Module | None = None) -> Optimizer:

@@ -71,6 +71,13 @@ def test_numbers_are_in_the_targets_own_units(kind: str, tmp_path: Path, capsys:
     before = path.read_bytes()
     assert "exists; remove it, or name another file" in refused(capsys, str(tmp_path), "--format", kind)
     assert path.read_bytes() == before
+    nowhere = tmp_path / "none" / path.name
+    message = refused(capsys, str(tmp_path), "--format", kind, "-o", str(nowhere))
+    assert message.startswith(f"error: -o: cannot write '{nowhere}' (")
+    with pytest.raises(sweep.ConfigError, match="exists; remove it"):
+        sweep.export_model(tmp_path, format=kind)
+    with pytest.raises(sweep.ConfigError, match="choose one of onnx, torch_export"):
+        sweep.export_model(tmp_path, format="pickle")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
