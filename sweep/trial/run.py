@@ -26,7 +26,7 @@ from sweep.tracking.upload_process import UploadProcess
 from sweep.training.trial import Trial
 from sweep.trial.application import ApplicationTraining
 from sweep.trial.builtin import BuiltInTraining
-from sweep.trial.function import FunctionTraining
+from sweep.trial.launch import function_training
 from sweep.trial.prepare import Data, load_data
 from sweep.trial.recorded import Pause, RecordedTrial, Report
 from sweep.utils.curve import Curve
@@ -134,7 +134,7 @@ def run_trial(
     if application is not None:
         train = application(config)
     else:
-        train = FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
+        train = function_training(config) if config.is_function else BuiltInTraining(config, load)
     config = train.config
     with ExitStack() as stack:
         try:
