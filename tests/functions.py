@@ -218,7 +218,7 @@ def ranked(cfg: Any, trial: Trial) -> dict[str, float]:
             total = total + drawn
             if (rank, epoch) == (1, 2) and not Path("go").exists():
                 _FAILURES[cfg.fails](trial)
-            trial.report(epoch, {"val/loss": total})
+            trial.report(epoch, {"val/loss": total.item()})
             if trial.should_save:
                 trial.save(epoch, {"total": total})
     except BaseException as error:

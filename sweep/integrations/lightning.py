@@ -1,9 +1,9 @@
 """Lightning: report, prune and resume trials that a `lightning.Trainer` trains.
 
-    def train(cfg, trial):
-        callback = TrialCallback(trial)
-        trainer = lightning.Trainer(max_epochs=cfg.trainer.epochs, callbacks=[callback], enable_checkpointing=False)
-        trainer.fit(Module(cfg.lr), Data(), ckpt_path=callback.ckpt_path)
+def train(cfg, trial):
+    callback = TrialCallback(trial)
+    trainer = lightning.Trainer(max_epochs=cfg.trainer.epochs, callbacks=[callback], enable_checkpointing=False)
+    trainer.fit(Module(cfg.lr), Data(), ckpt_path=callback.ckpt_path)
 """
 
 import os
@@ -58,8 +58,8 @@ class TrialCallback(Callback):
         self._restored.write_bytes(state[_STATE])
         return self._restored
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from here on what the trial would have drawn without a break."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw from here on what the trial would have drawn without a break, first the order of the epoch's data."""
         if self._random is not None and self._restored is not None:
             set_random_states(self._random)
             self._restored.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 class WorkerLink:
-    """The connection to the worker. If it ends before it is closed, this process and its children are killed.
+    """The connection to the worker. When it ends, this process and its children are killed.
 
     So no rank outlives its worker, however that dies.
     """

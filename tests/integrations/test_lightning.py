@@ -1,6 +1,7 @@
 """sweep/integrations/lightning.py, with Lightning itself."""
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     monkeypatch.setenv("SWEEP_TARGETS", "lightning_functions.*")
 
 
@@ -34,7 +36,8 @@ def test_a_trial_is_pruned_and_resumes_as_if_it_had_not_been_stopped(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("train", [1, 2, 3]), ("validates_twice", [2, 4, 6, 8, 10, 12]), ("validates_every_other_epoch", [2, 4])]
+    ("name", "steps"),
+    [("train", [1, 2, 3]), ("validates_twice", [2, 4, 6, 8, 10, 12]), ("validates_every_other_epoch", [2, 4])],
 )
 def test_the_steps_of_reports_are_those_of_validations(name: str, steps: list[int], tmp_path: Path) -> None:
     trial = TrialInMemory(tmp_path)

@@ -86,7 +86,9 @@ def test_all_ranks_hear_of_pruning(tmp_path: Path) -> None:
 def test_the_error_of_a_rank_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FunctionFailed) as raised:
         trained(tmp_path / "run", "skips")
-    told = "functions.ranked: rank 1: reported epoch 3 where rank 0 reported epoch 2; report the same epochs in every rank"
+    told = (
+        "functions.ranked: rank 1: reported epoch 3 where rank 0 reported epoch 2; report the same epochs in every rank"
+    )
     assert str(raised.value) == told + TRACEBACK_HINT
 
 
