@@ -2,14 +2,16 @@
 
 import os
 import random
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 
 import sweep
 from sweep import Trial
@@ -195,3 +197,40 @@ def killed(cfg: Any, trial: Trial) -> dict[str, float]:
             Path("here").write_text(str(os.getpid()))
             time.sleep(600)
     return {"test/loss": total}
+
+
+# Trained by several processes together
+
+
+def ranked(cfg: Any, trial: Trial) -> dict[str, float]:
+    """Adds up draws of all ranks. Each rank notes its process, and how its training ended.
+
+    cfg.fails: how rank 1 fails in epoch 2, or where it waits.
+    """
+    rank, total = distributed.get_rank(), torch.zeros(())
+    Path(trial.folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    if (state := trial.restore()) is not None:
+        total = state["total"]
+    try:
+        for epoch in range(trial.epoch + 1, cfg.trainer.epochs + 1):
+            drawn = torch.rand(()) + rank
+            distributed.all_reduce(drawn)
+            total = total + drawn
+            if (rank, epoch) == (1, 2) and not Path("go").exists():
+                _FAILURES[cfg.fails](trial)
+            trial.report(epoch, {"val/loss": total.item()})
+            if trial.should_save:
+                trial.save(epoch, {"total": total})
+    except BaseException as error:
+        (trial.folder / f"rank-{rank}.{type(error).__name__}").touch()
+        raise
+    return {"test/loss": total.item()} if rank == 0 else {}
+
+
+_FAILURES: dict[str, Callable[[Trial], object]] = {
+    "not": lambda trial: None,
+    "killed": lambda trial: (Path("go").touch(), os.kill(os.getpid(), signal.SIGKILL)),
+    "raises": lambda trial: 1 / 0,
+    "skips": lambda trial: trial.report(3, {"val/loss": 1.0}),
+    "waits": lambda trial: ((trial.folder / "here").touch(), time.sleep(600)),
+}

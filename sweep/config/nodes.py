@@ -12,6 +12,7 @@ from sweep.utils.errors import ConfigError, is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
 PRECISIONS = ("float32", "bf16", "fp16")
+LAUNCHERS = ("torchrun",)
 SPLITS = ("random", "stratified", "grouped", "ordered", "given")
 MOST_FOLDS = 1000
 MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
@@ -79,7 +80,8 @@ class Trainer:
     of epochs, or a number of updates such as "500 steps" (docs/recipe.md).
 
     `call` is a training function of the user's own (docs/functions.md), in place of sweep's loop. Only with one may
-    `epochs` be None, and may there be a `direction`: whether to minimize or maximize `monitor`.
+    `epochs` be None, and may there be a `direction`: whether to minimize or maximize `monitor`. Only such a function
+    can be launched in `n_processes` processes.
     """
 
     epochs: int | None = 60
@@ -103,6 +105,8 @@ class Trainer:
     seed: int = 0
     threads: int | None = None
     call: str | None = None
+    launch: str | None = None
+    n_processes: int | None = None
 
     def __post_init__(self) -> None:
         has_epochs = self.call is not None if self.epochs is None else self.epochs >= 1
@@ -140,6 +144,20 @@ class Trainer:
             "trainer.threads",
             f"must be between 1 and {_MOST_THREADS} or null, got {self.threads}",
         )
+        self._check_launch()
+
+    def _check_launch(self) -> None:
+        """Raise ConfigError for a launcher without a function or a number of processes, and for that number alone."""
+        if self.launch is not None:
+            one_of("trainer.launch", self.launch, LAUNCHERS)
+            message = "is for a training function, and sweep's own loop trains in one process; leave it out"
+            require(self.call is not None, "trainer.launch", message)
+            message = f"is needed with trainer.launch={self.launch}; set trainer.n_processes=2 or more"
+            require(self.n_processes is not None, "trainer.n_processes", message)
+        if self.n_processes is not None:
+            message = "is for trainer.launch=torchrun, which is not set; set it, or leave this out"
+            require(self.launch is not None, "trainer.n_processes", message)
+            require(self.n_processes >= 1, "trainer.n_processes", f"must be >= 1, got {self.n_processes}")
 
     @property
     def monitored(self) -> str:

@@ -60,6 +60,18 @@ def load(path: Path, key: str = "resume", remedy: str = _RESUME) -> dict[str, An
     return state
 
 
+def dumps(state: Mapping[str, Any]) -> bytes:
+    """Return a state that `unloadable` accepts as bytes, for another process."""
+    data = io.BytesIO()
+    torch.save(dict(state), data)
+    return data.getvalue()
+
+
+def loads(data: bytes) -> dict[str, Any]:
+    """Return the state that `dumps` was given, on the CPU."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
 def kinds(model: object, optimizer: object, schedule: object) -> dict[str, str]:
     """Return each part's class name. Most optimizers and schedulers load another class's state without an error."""
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}

@@ -30,9 +30,17 @@ class FunctionTraining:
     The random generators are seeded by `trainer.seed` before, and restored afterwards. `config` is the given config.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Load the function. Raise ConfigError if it cannot be loaded, or does not take a config and a trial."""
-        self.config = config
+    def __init__(self, config: Config, rank: int = 0) -> None:
+        """Load the function.
+
+        Args:
+            config: the config.
+            rank: of this process among those that train the trial together. Only rank 0 must return or report metrics.
+
+        Raises:
+            ConfigError: the function cannot be loaded, or does not take a config and a trial.
+        """
+        self.config, self._rank = config, rank
         self._call = str(config.trainer.call)
         self._function = training_function(self._call)
 
@@ -67,7 +75,7 @@ class FunctionTraining:
                 returned = self._returned(checked)
             metrics = self._metrics(returned)
             checked.finish(metrics)
-        if not checked.has_values:
+        if self._rank == 0 and not checked.has_values:
             raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")
         return {name: number for name, value in metrics.items() if (number := as_number(value)) is not None}
 

@@ -12,6 +12,7 @@ from sweep.tracking.stored_run import study_command
 from sweep.training.trial import Trial
 from sweep.trial.builtin import BuiltInTraining
 from sweep.trial.function import FunctionTraining
+from sweep.trial.launch import LaunchedTraining
 from sweep.trial.prepare import Data, load_data
 from sweep.trial.recorded import RecordedTrial
 from sweep.utils.errors import DISK_FULL, DiskFull
@@ -45,7 +46,9 @@ def make_training(config: Config, load: Callable[[Config], Data] = load_data) ->
     Raises:
         ConfigError: the function cannot be loaded, or the data cannot be loaded or do not fit the config.
     """
-    return FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
+    if not config.is_function:
+        return BuiltInTraining(config, load)
+    return FunctionTraining(config) if config.trainer.launch is None else LaunchedTraining(config)
 
 
 def train(training: Training, trial: RecordedTrial, store: Store | None = None) -> dict[str, float]:

@@ -159,6 +159,14 @@ def _application(found: list[Metrics], folder: Path) -> None:
     assert study.value < 0.05
 
 
+def _spirals(found: list[Metrics], folder: Path) -> None:
+    assert found[0]["test/accuracy"] > 0.9
+    (study,) = (folder / "outputs" / "studies").iterdir()
+    states = {trial.state for trial in load_study(study).results}
+    assert "complete" in states
+    assert states <= {"complete", "pruned"}
+
+
 CHECKS = {
     "titanic": _titanic,
     "patients": _patients,
@@ -171,5 +179,6 @@ CHECKS = {
     "sensors": _sensors,
     "callback": _callback,
     "gan": _gan,
+    "spirals": _spirals,
     "application": _application,
 }

@@ -1,0 +1,49 @@
+"""sweep/integrations/transformers.py, with Transformers itself."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep import compose
+from sweep.config.schema import validate
+from sweep.testing import TrialInMemory, check_training_function
+from sweep.trial.function import FunctionTraining
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "transformers_functions.*")
+
+
+def training(name: str) -> FunctionTraining:
+    call = f"trainer.call=transformers_functions.{name}"
+    return FunctionTraining(validate(compose(["trainer=function", call, "trainer.device=cpu", "tracking=off"])))
+
+
+def test_a_trial_is_pruned_and_resumes_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    check_training_function(training("train"), tmp_path)
+    assert [*tmp_path.glob("*/resumed-*"), *tmp_path.glob("*/trainer/checkpoint-*")] == []
+
+
+@pytest.mark.parametrize(("name", "steps"), [("train", [1, 2, 3]), ("evaluates_by_steps", [5, 10, 12])])
+def test_the_steps_of_reports_are_those_of_evaluations(name: str, steps: list[int], tmp_path: Path) -> None:
+    trial = TrialInMemory(tmp_path)
+    training(name)(trial)
+    assert [*trial.reports] == steps
+    assert {*map(frozenset, trial.reports.values())} == {frozenset({"eval_loss"})}, "and neither speed nor test metrics"
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("transformers",):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sweep.integrations.transformers", raising=False)
+    with pytest.raises(ImportError) as raised:
+        importlib.import_module("sweep.integrations.transformers")
+    assert (
+        str(raised.value)
+        == "sweep.integrations.transformers needs Transformers:  pip install 'hydra-sweep[transformers]'"
+    )

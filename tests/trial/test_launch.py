@@ -1,0 +1,144 @@
+"""sweep/trial/launch.py and rank.py: a training function in two processes, on gloo."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import functions
+import psutil
+import pytest
+import torch
+from processes import environment
+from waiting import wait_until
+from zygote import Zygote
+
+from sweep import ConfigError, compose, run_study
+from sweep.config.schema import validate
+from sweep.tracking import journal
+from sweep.tracking.folders import RunFolder
+from sweep.tracking.run_recorder import locked
+from sweep.training.runtime import reproducible, seed_generators
+from sweep.trial.recorded import RecordedTrial
+from sweep.trial.training import make_training
+from sweep.utils.errors import TRACEBACK_HINT, FunctionFailed, Interrupted, Pruned
+from sweep.utils.signals import StopRequest
+
+pytestmark = pytest.mark.process
+
+BASE = ("trainer=function", "trainer.call=functions.ranked", "trainer.epochs=3", "trainer.device=cpu", "tracking=off")
+TWO = (*BASE, "trainer.launch=torchrun", "trainer.n_processes=2", "trainer.checkpoint_interval_s=0")
+
+
+@pytest.fixture(autouse=True)
+def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEP_TARGETS", "functions.*")
+
+
+def trained(folder: Path, fails: str = "not", prune_at: int = 0, stop_at: int = 0) -> dict[str, float]:
+    """Trains, or resumes what was stopped before in that folder, and returns what the function returns."""
+    run, stop = RunFolder(folder), StopRequest()
+    config = validate(compose([*TWO, f"+fails={fails}"]))
+
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        if epoch == prune_at:
+            raise Pruned(epoch)
+        if epoch == stop_at:
+            stop.signum = signal.SIGTERM
+
+    run.create()
+    with (
+        locked(run),
+        RecordedTrial(run, config, output_dir=folder.parent, store=None, report=report, stop=stop) as trial,
+    ):
+        return make_training(config)(trial)
+
+
+def heard(folder: Path) -> list[str]:
+    """How the training of each rank ended, if not with a result."""
+    return sorted(file.name for file in folder.glob("rank-?.[A-Z]*"))
+
+
+def curve(folder: Path) -> tuple[list[int], list[float]]:
+    return journal.curves(RunFolder(folder).journal)["val/loss"].tolist()
+
+
+def test_a_stopped_trial_resumes_in_all_ranks_as_if_it_had_not_been(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "run", stop_at=1)
+    assert heard(tmp_path / "run") == ["rank-0.Interrupted", "rank-1.Interrupted"]
+    returned = trained(tmp_path / "run")
+    with reproducible(torch.device("cpu")):
+        seed_generators(0, "train")
+        totals = (2 * torch.rand(3) + 1).cumsum(0)  # the same draws in both ranks, and the number of rank 1
+    steps, values = curve(tmp_path / "run")
+    assert (steps, values) == ([1, 2, 3], pytest.approx(totals.tolist()))
+    assert returned == {"test/loss": values[-1]}
+
+
+def test_all_ranks_hear_of_pruning(tmp_path: Path) -> None:
+    with pytest.raises(Pruned):
+        trained(tmp_path / "pruned", prune_at=2)
+    assert heard(tmp_path / "pruned") == ["rank-0.Pruned", "rank-1.Pruned"]
+    assert curve(tmp_path / "pruned")[0] == [1, 2]
+
+
+def test_the_error_of_a_rank_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FunctionFailed) as raised:
+        trained(tmp_path / "run", "skips")
+    told = (
+        "functions.ranked: rank 1: reported epoch 3 where rank 0 reported epoch 2; report the same epochs in every rank"
+    )
+    assert str(raised.value) == told + TRACEBACK_HINT
+
+
+def test_a_dead_rank_fails_its_trial_and_the_study_retries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*TWO, "+fails=killed", '+search.fails="choice(killed)"']
+    study = run_study(command, study_name="s", n_trials=1, sampler="grid", pruner="none", max_failure_rate=1)
+    assert study.results[0].problem == "functions.ranked: rank 1 was killed by SIGKILL"
+    study = study.resume(retry_failed=True)
+    assert study.results[0].state == "complete"
+    steps, _ = curve(study.results[0].folder)
+    assert steps == [1, 2, 3]
+
+
+def test_no_rank_outlives_its_worker(tmp_path: Path) -> None:
+    command = (*TWO, "+fails=waits", f"output_dir={tmp_path}")
+    environ = environment(SWEEP_TARGETS="functions.*", PYTHONPATH=str(Path(functions.__file__).parent))
+    zygote = Zygote(environment())
+    with zygote.start(tmp_path, command, environ) as process:
+        wait_until(lambda: [*tmp_path.glob("runs/*/here")], process)
+        process.send_signal(signal.SIGKILL)
+    ranks = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("runs/*/*.pid")]
+    assert len(ranks) == 2
+    wait_until(lambda: all(not r.is_running() or r.status() == psutil.STATUS_ZOMBIE for r in ranks))
+    zygote.close()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.launch=torchrun"], "trainer.n_processes: is needed with trainer.launch=torchrun"),
+        (["trainer.n_processes=2"], "trainer.n_processes: is for trainer.launch=torchrun, which is not set"),
+        (["trainer.launch=torchrun", "trainer.n_processes=0"], "trainer.n_processes: must be >= 1, got 0"),
+        (["trainer.launch=mpi", "trainer.n_processes=2"], "trainer.launch: 'mpi' is unknown; choose one of torchrun"),
+        (["trainer=default", "trainer.launch=torchrun"], "trainer.launch: is for a training function"),
+    ],
+)
+def test_what_cannot_be_launched_names_the_key(overrides: list[str], told: str) -> None:
+    base = BASE[:2] if "trainer=default" not in overrides else ()
+    with pytest.raises(ConfigError) as raised:
+        validate(compose([*base, *overrides]))
+    assert str(raised.value).startswith(told)
+
+
+def test_a_device_for_each_rank_is_needed(tmp_path: Path) -> None:
+    config = validate(compose([*TWO, "+fails=not", "trainer.device=cuda:1"]))
+    run = RunFolder(tmp_path / "run")
+    with (
+        RecordedTrial(run, config, output_dir=tmp_path, store=None) as trial,
+        pytest.raises(ConfigError, match=r"^trainer.device: 'cuda:1' cannot be used by trainer.launch"),
+    ):
+        make_training(config)(trial)
+    assert not os.path.exists(run.path)
