@@ -53,6 +53,7 @@ class StudySettings:
     storage: str | None = None
     n_trials: int | None = None
     timeout: float | None = None
+    trial_timeout: float | None = None
     n_jobs: int = 1
     pack: Any = 1
     objective: Any = "val/loss"
@@ -82,7 +83,9 @@ class StudySettings:
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
         message = f"must be a number >= 1 or auto, got {self.pack!r}"
         _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", message)
-        _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
+        for name in ("timeout", "trial_timeout"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, f"must be > 0 seconds, got {value}")
         _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
         _require(
             0 <= self.max_failure_rate <= 1, "max_failure_rate", f"must be between 0 and 1, got {self.max_failure_rate}"

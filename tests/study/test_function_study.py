@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import functions
 import processes
+import psutil
 import pytest
 import yaml
 from processes import environment, error_line, make_store, mlflow_curve, mlflow_runs, only_run, quick, recorded
@@ -16,6 +18,7 @@ from waiting import wait_until
 from sweep import ConfigError, compose, load_model, load_study, run_comparison, run_lr_range, run_study, run_trial
 from sweep.api import write_report
 from sweep.study.study_result import StudyResult
+from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 
 pytestmark = pytest.mark.process
@@ -131,6 +134,41 @@ def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.
     for name in ("reports_nothing", "reports_text", "reports_backwards", "saves_a_module", "reports_an_odd_name"):
         assert found[name].state == "failed"
         assert str(found[name].problem).startswith("functions.one_of: ")
+
+
+def test_a_trial_that_never_returns_is_ended_and_can_be_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hangs = Path("started").exists
+    monkeypatch.setattr("sweep.execution.supervision.monotonic", lambda: time.monotonic() + 999 * hangs())
+    base = own("never_returns", "+x=1", '+search.x="choice(1, 2, 3)"', UNTRACKED)
+    settings: dict[str, Any] = {"sampler": "grid", "pruner": "none", "max_failure_rate": 1}
+    study = run_study(base, **settings, trial_timeout=900)
+    problem = "hydra.sweeper.trial_timeout: the trial took longer than 900 s; raise it, or train less"
+    assert [trial.state for trial in study.results] == ["complete", "failed", "complete"]
+    assert study.results[1].problem == problem
+    assert not psutil.pid_exists(int(Path("started").read_text())), "what it started is ended with it"
+    Path("mended").touch()
+    study = run_study(base, **settings, retry_failed=True)
+    assert [trial.value for trial in study.results] == [1.0, 2.0, 3.0]
+    failed = StudyFolder(study.folder).trials / "1.failed-1"
+    assert journal.status(RunFolder(failed).journal) == "FAILED"
+    assert problem in (failed / "error.txt").read_text()
+
+
+def test_a_trial_of_sweeps_own_loop_ends_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"pruner": "none", "max_failure_rate": 1, "n_trials": 2}
+    base = ["experiment=debug", "trainer.epochs=2", UNTRACKED]
+    for pack in (1, 2):
+        study = run_study(base, **settings, trial_timeout=1e-6, pack=pack, study_name=f"pack-{pack}")
+        assert [trial.state for trial in study.results] == ["failed"] * 2
+        assert str(study.results[0].problem).startswith("hydra.sweeper.trial_timeout: the trial took longer than 1e-06")
+        assert [*recorded(RunFolder(study.results[0].folder))["val/loss"][0]] == [1], "at the end of its epoch"
+    one_epoch = [*base[:1], "trainer.epochs=1", UNTRACKED]
+    study = run_study(one_epoch, **settings, trial_timeout=1e-6, study_name="short")
+    assert [trial.state for trial in study.results] == ["complete"] * 2, "what has trained all epochs is kept"
 
 
 def test_a_trial_without_the_objective_says_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
