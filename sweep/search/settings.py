@@ -36,7 +36,7 @@ _OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by 
 _EPOCHS = ("hydra.sweeper.max_epochs", "trainer.epochs")  # what a pruner's node may refer to
 _N_TRIALS = 32  # if n_trials is not set
 _OF_APPLICATIONS = (  # further keys of sweep/study/search_path/hydra/sweeper/study.yaml
-    *("params", "custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
+    *("custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
 )
 _ASHA = "optuna.pruners.SuccessiveHalvingPruner"
 
@@ -150,7 +150,7 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
     """
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
-    node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    node = {str(key): value for key, value in resolved.items() if key not in ("_target_", "params")}
     for key, value in (changes or {}).items():
         name, _, part = key.partition(".")
         node[name] = {**node[name], part: value} if part else value
@@ -182,6 +182,25 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
         )
         node["direction"] = directions_of(node["objective"], task, callbacks)
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
+
+
+def params_of(config: DictConfig, arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of `hydra.sweeper.params`, the stock sweeper's key, that the command line does not replace.
+
+    Args:
+        config: composed by Hydra.
+        arguments: the overrides of a trial's keys on the command line.
+
+    Raises:
+        ConfigError: it is not a mapping.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    plain = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params or {}
+    message = "must map keys to ranges, such as {optimizer.lr: 'interval(0.01, 0.1)'}"
+    if not isinstance(plain, dict):
+        raise ConfigError("hydra.sweeper.params", message)
+    given = {key_of(argument) for argument in arguments}
+    return [f"{key}={value}" for key, value in plain.items() if key_of(str(key)) not in given]
 
 
 def is_application(config: DictConfig) -> bool:

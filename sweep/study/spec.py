@@ -20,7 +20,7 @@ from sweep.config.overrides import key_of, sets
 from sweep.config.schema import checked_output_dir
 from sweep.execution.worker import Worker
 from sweep.search.ranges import spelled_range
-from sweep.search.settings import StudySettings, is_application, settings_of, spelled_settings
+from sweep.search.settings import StudySettings, is_application, params_of, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
 from sweep.trial.application import Application
 from sweep.utils.paths import absolute
@@ -146,6 +146,9 @@ def make_spec(
     """
     changes, ranges = {**root.changes, **(changes or {})}, ranges or {}
     master = root.compose(arguments)
+    if params := params_of(master, arguments):
+        arguments = [*params, *arguments]
+        master = root.compose(arguments)
     settings = settings_of(master, changes)
     application = None if root.task is None else _application(root.context, master, root.task, settings)
     words = [*_recorded(root.own, spelled_settings(changes)), *arguments]
