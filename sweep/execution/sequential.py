@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
-from sweep.config.schema import Config
 from sweep.execution.endings import Ended, ended, is_pruned
 from sweep.execution.objective import mean_values
 from sweep.execution.replicates import Means
 from sweep.execution.session import WorkerSession, log
 from sweep.search.space import Configuration
 from sweep.tracking.run_recorder import Membership
-from sweep.trial.application import ApplicationTraining
 from sweep.trial.recorded import Pause
-from sweep.trial.run import run_trial
+from sweep.trial.run import MakeTraining, run_trial
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Interrupted, Pruned
 
 if TYPE_CHECKING:
@@ -65,8 +63,8 @@ class SequentialExecutor:
         def training(place: int, values: Mapping[str, Any], anew: bool = False) -> Training:
             config = session.composer.compose(configuration.groups, values)
             member = session.membership(trial, session.replicate(place), configuration)
-            application = session.application(configuration.groups, values, trial)
-            return partial(self._train_one, trial, config, member, means, anew, application)
+            made_by = session.training(configuration.groups, values, trial)
+            return partial(self._train_one, trial, config, member, means, anew, made_by)
 
         runs = session.runs(configuration)
         if len(runs) == 1:
@@ -127,7 +125,7 @@ class SequentialExecutor:
         member: Membership,
         means: Means,
         anew: bool,
-        application: Callable[[Config], ApplicationTraining] | None,
+        made_by: MakeTraining | None,
         pause: Pause | None,
     ) -> list[float]:
         """Train or resume one run of the trial. If it had finished before its worker died, only read its results.
@@ -138,7 +136,7 @@ class SequentialExecutor:
             member: the run's place in the study.
             means: gets the values of the run.
             anew: True resumes a run that failed.
-            application: what trains a trial of another Hydra application.
+            made_by: makes the training, if a program gives it.
             pause: lets other runs train after each epoch.
 
         Returns:
@@ -159,7 +157,7 @@ class SequentialExecutor:
                     load=session.load,
                     pause=pause,
                     stop=session.stop_of(trial),
-                    application=application,
+                    made_by=made_by,
                 )
                 values = session.objectives(run)
             means.end(place)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.metrics import REPORTED, RETURNED, is_curve
 from sweep.config.overrides import key_of, value_of
-from sweep.config.schema import Config, has_function, validate
+from sweep.config.schema import has_function, validate
 from sweep.execution.attempts import n_failed
 from sweep.execution.endings import Ended, ended
 from sweep.execution.failures import too_many_failures
@@ -35,7 +35,8 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
 from sweep.trial.application import ApplicationTraining
-from sweep.trial.run import record_refused
+from sweep.trial.function import FunctionTraining
+from sweep.trial.run import MakeTraining, record_refused
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import (
     TRACEBACK_HINT,
@@ -257,11 +258,11 @@ class WorkerSession:
             return seeds
         return [{**own, "split.folds": n_folds, "split.fold": fold} for own in seeds for fold in range(n_folds)]
 
-    def application(
-        self, groups: Mapping[str, str], values: Mapping[str, Any], trial: FrozenTrial
-    ) -> Callable[[Config], ApplicationTraining] | None:
-        """Return what makes the training of a trial of another Hydra application; None for sweep's own."""
-        application = self.composer.application
+    def training(self, groups: Mapping[str, str], values: Mapping[str, Any], trial: FrozenTrial) -> MakeTraining | None:
+        """Return what makes the training of a trial, if a program gives it; None if the config says it."""
+        application, function = self.composer.application, self.composer.function
+        if function is not None:
+            return lambda config: FunctionTraining(config, function)
         if application is None:
             return None
         overrides = self.composer.job_overrides(groups, values)

@@ -228,7 +228,7 @@ def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Seque
         return pruner
     if len(objective) > 1 or not is_curve(objective[0]):  # nothing is pruned
         return {"_target_": NO_PRUNER}
-    if is_application(config) and pruner["_target_"] == _ASHA:
+    if pruner["_target_"] == _ASHA:
         kept = {key: value for key, value in pruner.items() if key != "min_resource"}
         return {**kept, "_target_": "sweep.search.pruners.HalvingByFirstTrial"}
     message = "is what this pruner has to know: the last epoch that your function reports; set it or trainer.epochs, or"

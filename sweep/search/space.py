@@ -411,6 +411,7 @@ def make_space(
     n_folds: int = 1,
     direction: Sequence[str] = ("minimize",),
     application: Application | None = None,
+    function: Callable[..., Any] | None = None,
 ) -> Space:
     """Make the search space of a study.
 
@@ -423,6 +424,7 @@ def make_space(
         n_folds: on how many folds it trains each configuration.
         direction: of each objective.
         application: another Hydra application that is searched; None for sweep's own.
+        function: the training function, if a program gives it as an object.
 
     Raises:
         ConfigError: an override cannot be parsed, or its key cannot be searched.
@@ -437,7 +439,16 @@ def make_space(
         _refuse_unsearchable(key, own)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     monitor, better = implied_monitor(objective), implied_direction(objective, direction)
-    composer = Composer(loader, master, plain, prefixes, monitor=monitor, direction=better, application=application)
+    composer = Composer(
+        loader,
+        master,
+        plain,
+        prefixes,
+        monitor=monitor,
+        direction=better,
+        application=application,
+        function=function,
+    )
     splits = TrainingSplits(n_folds)
     return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
 

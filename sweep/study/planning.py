@@ -76,7 +76,7 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
         if tried.is_application:
             pass  # its task function cannot be checked before it is called
         elif tried.is_function:
-            training_function(str(tried.trainer.call))
+            training_function(str(tried.trainer.call), space.composer.function)
         else:
             check_data(space.splits.load(tried), tried)
             check_model_target(tried.model)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
@@ -44,6 +45,7 @@ class HydraRoot:
         embedded: True if a Python program runs the study. Its logging stays as it is, and a single worker runs in its
             process.
         task: the task function of another Hydra application; None for sweep's own.
+        function: the training function, if a program gives it as an object.
     """
 
     context: HydraContext
@@ -54,6 +56,7 @@ class HydraRoot:
     like: DictConfig
     embedded: bool = False
     task: TaskFunction | None = None
+    function: Callable[..., Any] | None = None
 
     def compose(self, arguments: Sequence[str]) -> DictConfig:
         """Compose the config of a sweep with the given overrides of a trial's keys.
@@ -164,6 +167,7 @@ def make_spec(
             settings.folds,
             settings.direction,
             application,
+            root.function,
         ),
         launching=Launching(root.context, master, root.embedded, application is not None),
         command=["-m", *searchpath_overrides(master.hydra), *words],

@@ -36,6 +36,8 @@ from sweep.utils.signals import StopRequest
 
 log = logging.getLogger("sweep")
 
+MakeTraining = Callable[[Config], ApplicationTraining | FunctionTraining]  # of the checked config
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -84,7 +86,7 @@ def run_trial(
     load: Callable[[Config], Data] = load_data,
     pause: Pause | None = None,
     stop: StopRequest | None = None,
-    application: Callable[[Config], ApplicationTraining] | None = None,
+    made_by: MakeTraining | None = None,
 ) -> Outcome:
     """Train the trial that `cfg` describes, or resume the run in the folder `cfg.resume`.
 
@@ -99,7 +101,7 @@ def run_trial(
         load: loads and divides the data.
         pause: called with the epoch after each report. Other trials may train until it returns.
         stop: a request to save and stop; by default a signal makes one.
-        application: returns what trains the trial of another Hydra application.
+        made_by: makes what trains the trial, if that is a function that a program gives, or another Hydra application.
 
     Raises:
         ConfigError: the config cannot be used, or the folder is taken. Nothing is recorded.
@@ -131,8 +133,8 @@ def run_trial(
     store = tracking_store(config.tracking, output_dir)
     if member is None:  # a study decides where its trials are sent
         store = store_of(run, config.tracking, output_dir)
-    if application is not None:
-        train = application(config)
+    if made_by is not None:
+        train = made_by(config)
     else:
         train = FunctionTraining(config) if config.is_function else BuiltInTraining(config, load)
     config = train.config

@@ -74,7 +74,7 @@ def trained(application: Application, folder: Path, report: Any = None) -> sweep
         return ApplicationTraining(config, application, ["lr=0.5", "missing=1"], 7)
 
     member = Membership(study="s", folder=folder.parent, parent="0", number=7, replicate=None, params={"lr": 0.5})
-    return run_trial(plain(application), report, folder=folder, member=member, application=training)
+    return run_trial(plain(application), report, folder=folder, member=member, made_by=training)
 
 
 def test_its_config_is_recorded_as_far_as_it_can_be_resolved(make: Make) -> None:
