@@ -6,8 +6,9 @@ needs `hydra.main`. All of them restore Hydra's global state, the signal handler
 They may be called from any thread. Calls that compose configs take turns, because Hydra's state is global.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -18,9 +19,10 @@ from omegaconf import DictConfig
 
 from sweep.comparison.comparison import Comparison, ComparisonResult
 from sweep.config.composition import compose, load_multirun, own_hydra, searchpath_of
+from sweep.config.function_node import CALL, given_call, is_given
 from sweep.config.guard import LOGGING_CLASSES, check_hydra
 from sweep.config.output_folders import register
-from sweep.config.overrides import is_hydras, key_of
+from sweep.config.overrides import is_hydras, key_of, setting, value_of
 from sweep.config.schema import is_edited, validate
 from sweep.reporting.writing import write_page_of
 from sweep.search.ranges import Range, sweep_override
@@ -53,6 +55,8 @@ def run_study(
     base: Base = (),
     search: Mapping[str, Range] | None = None,
     *,
+    train: Callable[..., Any] | None = None,
+    space: Mapping[str, Range] | None = None,
     config_dir: str | Path | None = None,
     show: bool | None = None,
     wait: Literal[True] = True,
@@ -65,6 +69,8 @@ def run_study(
     base: Base = (),
     search: Mapping[str, Range] | None = None,
     *,
+    train: Callable[..., Any] | None = None,
+    space: Mapping[str, Range] | None = None,
     config_dir: str | Path | None = None,
     show: bool | None = None,
     wait: Literal[False],
@@ -76,6 +82,8 @@ def run_study(
     base: Base = (),
     search: Mapping[str, Range] | None = None,
     *,
+    train: Callable[..., Any] | None = None,
+    space: Mapping[str, Range] | None = None,
     config_dir: str | Path | None = None,
     show: bool | None = None,
     wait: bool = True,
@@ -91,12 +99,23 @@ def run_study(
     >>> study.trials().state.tolist()
     ['complete', 'complete']
 
+    With a training function of your own, that is all it takes:
+
+    >>> def train(cfg, trial):
+    ...     return {"val/loss": (cfg.x - 3) ** 2}
+    >>> study = sweep.run_study(["tracking=off"], train=train, space={"x": [1, 3, 5]}, sampler="grid")
+    >>> study.best.params, study.value
+    ({'x': 3}, 0.0)
+
     Args:
         base: the configuration that all trials share: a composed config, or overrides as on the command line. Sweeps
             among them are searched too, such as "optimizer=sgd,adam".
         search: further ranges to search besides those that the options declare, by config key or group. A range is a
             text in Hydra's sweep grammar such as "tag(log, interval(1e-4, 1e-1))" or "sgd,adam", a list of values, or a
             distribution of Optuna's.
+        train: a training function, called as `train(cfg, trial)` (docs/functions.md). The study knows it by its name.
+            Several workers, or one with a `trial_timeout`, are processes to which it is sent, by value if need be.
+        space: ranges for `train`, like `search`. Keys that the config lacks are added to it.
         config_dir: a folder with options of your own, like Hydra's --config-dir.
         show: True prints what the command prints; False shows nothing. None shows progress in the cell of a notebook,
             and nothing elsewhere.
@@ -118,8 +137,8 @@ def run_study(
 
     def resume(**more: Any) -> Any:
         """Make the same call, with other settings. The name stays, whatever they are."""
-        options: dict[str, Any] = {"config_dir": config_dir, "show": show, "study_name": runner.name, **settings}
-        return run_study(base, search, **{**options, **more})
+        options: dict[str, Any] = {"train": train, "space": space, "config_dir": config_dir, "show": show}
+        return run_study(base, search, **{**options, "study_name": runner.name, **settings, **more})
 
     def result() -> StudyResult:
         with quiet_optuna():
@@ -127,8 +146,11 @@ def run_study(
             assert study is not None
             return StudyResult.of(study, runner.folder, resume)
 
-    with _hydra("config", base, search, config_dir, settings) as call:
-        runner = StudyRunner(make_spec(*call), _output(show))
+    if train is None and space is not None:
+        raise ConfigError("space", "is for a training function; give it as train=, or call it search")
+    given = _overrides(base) if train is None else _with_function(train, _overrides(base))
+    with _hydra("config", given, search, config_dir, settings, space) as (root, arguments):
+        runner = StudyRunner(make_spec(replace(root, function=train), arguments), _output(show))
         if not runner.space.bounds_are_auto:
             runner.check()
     return result() if wait else StudyHandle(runner, result)
@@ -311,6 +333,7 @@ def _hydra(
     search: Mapping[str, Range] | None,
     config_dir: str | Path | None,
     settings: Mapping[str, Any],
+    added: Mapping[str, Range] | None = None,
 ) -> Iterator[tuple[HydraRoot, list[str]]]:
     """Hold Hydra initialised with our conf/, and yield a call in the form of a command line.
 
@@ -320,6 +343,7 @@ def _hydra(
         search: as for `run_study`.
         config_dir: as for `run_study`.
         settings: as for `run_study`.
+        added: further ranges, by config key. Keys that the config lacks are added.
 
     Yields:
         The source of the configs, and the overrides of a trial's keys.
@@ -329,7 +353,7 @@ def _hydra(
     """
     overrides = [*searchpath_of(config_dir), *_overrides(base)]
     given = set(map(key_of, overrides))
-    if (twice := next((key for key in search or () if key_of(key) in given), None)) is not None:
+    if (twice := next((key for key in (*(search or ()), *(added or ())) if key_of(key) in given), None)) is not None:
         raise ConfigError(twice, "is both set and searched; leave one of them out")
     if "hydra/sweeper" in given:
         raise ConfigError("hydra/sweeper", "is what this function does; leave it out")
@@ -345,10 +369,28 @@ def _hydra(
     arguments += [sweep_override(key, value) for key, value in (search or {}).items()]
     register()
     with quiet_optuna(), own_hydra() as loader:
+        for key, value in (added or {}).items():
+            adds = not (key.startswith("+") or loader.get_group_options(key))
+            arguments.append(sweep_override(f"++{key}" if adds else key, value))
         config = load_multirun(loader, name, [*own, *arguments])
         check_hydra(config.hydra)
         context = HydraContext(loader, Callbacks(), LOGGING_CLASSES[:1])
         yield make_root(context, config, changes, embedded=True), arguments
+
+
+def _with_function(train: Callable[..., Any], overrides: list[str]) -> list[str]:
+    """Return the overrides of a study that a function given as an object trains.
+
+    Raises ConfigError if it is no function, or the overrides name another.
+    """
+    if not callable(train):
+        raise ConfigError("train", f"must be a function of a config and a trial, got {train!r}")
+    kept = [o for o in overrides if not (key_of(o) == CALL and is_given(value_of(o).strip("'\"")))]  # of a record
+    keys = {*map(key_of, kept)}
+    if CALL in keys:
+        raise ConfigError(CALL, "names a training function, and another is given as train=; leave one of them out")
+    option = [] if "trainer" in keys else ["trainer=function"]
+    return [*option, setting(CALL, given_call(train)), *kept]
 
 
 def _overrides(base: Base) -> list[str]:

@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -139,6 +141,30 @@ def returns_nan(cfg: Any, trial: Trial) -> dict[str, float]:
 def saves_a_module(cfg: Any, trial: Trial) -> None:
     trial.save(1, {"kept": torch.ones(2)})
     trial.save(2, {"parts": [nn.Linear(1, 1)]})
+
+
+def forks(cfg: Any, trial: Trial) -> dict[str, float]:
+    """Forks a process that goes on as if it were the first, and waits for it."""
+    process = os.fork()
+    for epoch in range(1, 4):
+        trial.report(epoch, {"val/loss": float(epoch)})
+    os.waitpid(process, 0)
+    return {"test/loss": 1.0}
+
+
+def forks_quietly(cfg: Any, trial: Trial) -> dict[str, float]:
+    """Forks a process that returns, as the first does."""
+    if (process := os.fork()) != 0:
+        os.waitpid(process, 0)
+    return {"val/loss": 1.0}
+
+
+def never_returns(cfg: Any, trial: Trial) -> dict[str, float]:
+    """For x = 2, it starts a process and hangs in C code that keeps the interpreter's lock, unless it is mended."""
+    if cfg.x == 2 and not Path("mended").exists():
+        Path("started").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+        re.match(r"(a+)+$", "a" * 50 + "b")
+    return {"val/loss": cfg.x}
 
 
 def saves_a_list(cfg: Any, trial: Trial) -> None:

@@ -1,13 +1,14 @@
 """The parts of a config that only a training function of the user's own has: `trainer.call`, and keys at the root."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sweep.config.targets import check_target, check_targets
 from sweep.utils.errors import ConfigError, require
 
 CALL = "trainer.call"
+_GIVEN = "given:"  # precedes the name of a function that a program gives as an object; no module is loaded for it
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -21,7 +22,24 @@ def check_call(call: Any, option: str | None) -> None:
     require(bool(str(call).strip()), CALL, "is empty; write the dotted path of your function, such as mypkg.train")
     if option == "default":
         raise ConfigError(CALL, "is for trainer=function, but trainer is default; choose trainer=function too")
-    check_target(CALL, str(call))
+    if not is_given(call):
+        check_target(CALL, str(call))
+
+
+def given_call(function: Callable[..., Any]) -> str:
+    """Return the value of `trainer.call` for a function that a program gives as an object."""
+    named = getattr(function, "func", function)  # of a functools.partial
+    return f"{_GIVEN}{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
+def is_given(call: Any) -> bool:
+    """Return whether `trainer.call` stands for a function that a program has given as an object."""
+    return str(call).startswith(_GIVEN)
+
+
+def shown_call(call: Any) -> str:
+    """Return the name of a training function as it is shown."""
+    return str(call).removeprefix(_GIVEN)
 
 
 def check_own_keys(own: Mapping[str, Any]) -> None:

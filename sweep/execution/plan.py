@@ -92,6 +92,12 @@ class WorkerPlan:
         return draw(study, trial, study.sampler, self.space, {}, tried=self.known)
 
     @property
+    def is_supervised(self) -> bool:
+        """Whether trials are trained in a process that can be killed: a function of the user's own may never return."""
+        settings = self.settings
+        return settings.trial_timeout is not None and self.space.composer.is_function and not settings.debug
+
+    @property
     def stop_request(self) -> Path:
         """A file whose existence asks the workers of this launch to stop, on any machine."""
         return self.folder.launch_stop_request(self.launch)

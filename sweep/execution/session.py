@@ -1,6 +1,7 @@
 """What every executor does with a trial besides training it: claim, configure, report, store how it ended."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -34,11 +35,14 @@ from sweep.utils.errors import (
     DiskFull,
     Interrupted,
     Pruned,
+    TrialTimedOut,
     one_line,
 )
 from sweep.utils.signals import StopRequest
 
 log = logging.getLogger("sweep")
+
+Announce = Callable[[int | None], None]  # called with the id of a trial that begins, and with None once it is trained
 
 
 class WorkerSession:
@@ -47,8 +51,9 @@ class WorkerSession:
     Call storage operations through `patiently`, which retries them while the storage cannot be reached.
     """
 
-    def __init__(self, plan: WorkerPlan, name: str, stop: StopRequest) -> None:
+    def __init__(self, plan: WorkerPlan, name: str, stop: StopRequest, announce: Announce = lambda trial: None) -> None:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
+        self._announce = announce
         self.composer, self.splits = plan.space.composer, plan.space.splits
         self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
         self._is_child = os.getppid() == plan.launcher_pid
@@ -62,7 +67,9 @@ class WorkerSession:
         self.load = plan.space.splits.load
         self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
         self._stops: dict[int, StopRequest] = {}  # of the same trials, and of those that were released
+        self._late_at: dict[int, float] = {}  # when they will have taken too long
         self._has_timed_out = False
+        self._trial_timeout = None if self.settings.debug else self.settings.trial_timeout  # one may be in a debugger
 
     def is_over(self) -> bool:
         """Return True if no more trials should be claimed: on a stop request, a timeout or too many failures."""
@@ -122,7 +129,10 @@ class WorkerSession:
             Exception: any other error too, if the study is in debug mode. It is stored as the trial's failure first.
         """
         try:
-            values = values_of()
+            try:
+                values = values_of()
+            finally:
+                self._announce(None)
         except Ended as end:
             self._tell(trial, end.state, None, end.attrs)
         except BeingTrained:  # its owner lives after all, although its heartbeats had stopped
@@ -173,6 +183,8 @@ class WorkerSession:
         name, direction = self._watched()
         means = Means(self.settings.n_runs, direction, trial.intermediate_values)
         self._stops[trial_id(trial)] = StopRequest(above=self.stop)
+        self._late_at[trial_id(trial)] = time.monotonic() + (self._trial_timeout or math.inf)
+        self._announce(trial_id(trial))
         for place in range(self.settings.n_runs):
             run = self.plan.folder.trial(trial.number, self.replicate(place))
             if run.journal.exists() and (curve := journal.curves(run.journal).get(name)) is not None:
@@ -201,8 +213,9 @@ class WorkerSession:
         """Return a function to call after each epoch of a run, with the epoch and its metrics.
 
         It reports the trial's value so far to the storage: the objective, or if trials cannot be pruned the validation
-        loss, or the first objective of a training function that is a curve, so that the study can show progress. It
-        raises Pruned if the pruner stops the trial, except after the last epoch.
+        loss, or the first objective of a training function that is a curve, so that the study can show progress.
+        Before the last epoch, it raises Pruned if the pruner stops the trial, and TrialTimedOut if the trial has taken
+        too long.
 
         Args:
             trial: the trial.
@@ -213,6 +226,8 @@ class WorkerSession:
         name, _ = self._watched()
 
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
+            if self._trial_timeout and epoch < n_epochs and time.monotonic() > self._late_at[trial_id(trial)]:
+                raise TrialTimedOut(self._trial_timeout)
             if name not in metrics:  # not a curve; it is read when the trial ends
                 return
             means.add(place, epoch, metrics[name])
@@ -274,6 +289,7 @@ class WorkerSession:
         """
         means = self._means.pop(trial_id(trial), None)
         self._stops.pop(trial_id(trial), None)
+        self._late_at.pop(trial_id(trial), None)
         self.plan.folder.stop_request(trial.number).unlink(missing_ok=True)  # it came too late
 
         def tell() -> None:

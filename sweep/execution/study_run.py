@@ -118,9 +118,9 @@ class StudyRun:
     def training(self) -> Training:
         """Return what trains the run by itself. Raises as `config` and `make_training` do."""
         session, config = self._session, self.config()
-        application = session.composer.application
+        application, function = session.composer.application, session.composer.function
         if application is None:
-            return make_training(config, session.load)
+            return make_training(config, session.load, function)
         overrides = session.composer.job_overrides(self._groups, self._values)
         return ApplicationTraining(config, application, overrides, self.trial.number)
 

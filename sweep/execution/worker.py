@@ -5,7 +5,8 @@ machines.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -13,7 +14,8 @@ from omegaconf import DictConfig
 from sweep.config.guard import check_hydra
 from sweep.execution.executors import make_executor
 from sweep.execution.plan import WorkerPlan
-from sweep.execution.session import WorkerSession
+from sweep.execution.session import Announce, WorkerSession
+from sweep.execution.supervision import supervise
 from sweep.storage.quiet import quiet_optuna
 from sweep.utils import late_compiler
 from sweep.utils.command_line import secure_streams
@@ -36,9 +38,10 @@ class Worker:
             return self.work(HydraConfig.get().job.num)
 
     def work(self, index: int = 0) -> int | None:
-        """Train the study's trials in this process, until the study is over or a stop is requested.
+        """Train the study's trials, until the study is over or a stop is requested.
 
-        If the study's command has died, the process exits at the end instead of returning.
+        They are trained in this process, or in one that it supervises. If the study's command has died, the process
+        exits at the end instead of returning.
 
         Args:
             index: the number of the worker. It decides which GPU the worker gets.
@@ -46,12 +49,19 @@ class Worker:
         Returns:
             The number of the signal that stopped the worker; None if no signal did.
         """
+        if not self.plan.is_supervised:
+            return self._train(index)
+        supervised = Worker(replace(self.plan, launcher_pid=os.getpid()))
+        return supervise(self.plan, partial(supervised._train, index))
+
+    def _train(self, index: int, n: int = 0, announce: Announce = lambda trial: None) -> int | None:
+        """Train in this process. See `work` and `supervise`; n: the number of processes of this worker before."""
         plan = self.plan
         _take_device(index, plan.n_shares)
         _share_cores(plan.n_shares)
-        name = f"{plan.launch}-{index}"
+        name = f"{plan.launch}-{index}" + (f".{n}" if n else "")
         with plan.folder.worker_lock(name), stop_on_signal() as stop:
-            session = WorkerSession(plan, name, stop)
+            session = WorkerSession(plan, name, stop, announce)
             signum = make_executor(session).run()
         if session.is_orphaned():
             os._exit(0)  # nobody waits for the result, and loky would keep the process alive

@@ -3,7 +3,7 @@
 import copy
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,7 @@ class Composer:
         monitor: the value of `trainer.monitor` if neither an option nor the command line sets it.
         direction: with a training function that monitors the objective, the value of `trainer.direction`.
         application: another Hydra application, of which these are the configs; None for sweep's own.
+        function: the training function, if a program gives it as an object.
     """
 
     loader: ConfigLoaderImpl
@@ -98,6 +99,7 @@ class Composer:
     monitor: str | None = None
     direction: str | None = None
     application: Application | None = None
+    function: Callable[..., Any] | None = None
 
     @property
     def is_function(self) -> bool:

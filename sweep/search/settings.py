@@ -36,7 +36,7 @@ _OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by 
 _EPOCHS = ("hydra.sweeper.max_epochs", "trainer.epochs")  # what a pruner's node may refer to
 _N_TRIALS = 32  # if n_trials is not set
 _OF_APPLICATIONS = (  # further keys of sweep/study/search_path/hydra/sweeper/study.yaml
-    *("params", "custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
+    *("custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
 )
 _ASHA = "optuna.pruners.SuccessiveHalvingPruner"
 
@@ -53,6 +53,7 @@ class StudySettings:
     storage: str | None = None
     n_trials: int | None = None
     timeout: float | None = None
+    trial_timeout: float | None = None
     n_jobs: int = 1
     pack: Any = 1
     objective: Any = "val/loss"
@@ -82,7 +83,9 @@ class StudySettings:
             _require(value is None or value >= 1, name, f"must be >= 1, got {value}")
         message = f"must be a number >= 1 or auto, got {self.pack!r}"
         _require(self.pack == "auto" or (type(self.pack) is int and self.pack >= 1), "pack", message)
-        _require(self.timeout is None or self.timeout > 0, "timeout", f"must be > 0 seconds, got {self.timeout}")
+        for name in ("timeout", "trial_timeout"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, f"must be > 0 seconds, got {value}")
         _require(self.max_retries >= 0, "max_retries", f"must be >= 0, got {self.max_retries}")
         _require(
             0 <= self.max_failure_rate <= 1, "max_failure_rate", f"must be between 0 and 1, got {self.max_failure_rate}"
@@ -147,7 +150,7 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
     """
     resolved = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(resolved, dict)
-    node = {str(key): value for key, value in resolved.items() if key != "_target_"}
+    node = {str(key): value for key, value in resolved.items() if key not in ("_target_", "params")}
     for key, value in (changes or {}).items():
         name, _, part = key.partition(".")
         node[name] = {**node[name], part: value} if part else value
@@ -181,6 +184,25 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
     return StudySettings.of({**node, "sampler": sampler, "pruner": pruner})
 
 
+def params_of(config: DictConfig, arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of `hydra.sweeper.params`, the stock sweeper's key, that the command line does not replace.
+
+    Args:
+        config: composed by Hydra.
+        arguments: the overrides of a trial's keys on the command line.
+
+    Raises:
+        ConfigError: it is not a mapping.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    plain = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params or {}
+    message = "must map keys to ranges, such as {optimizer.lr: 'interval(0.01, 0.1)'}"
+    if not isinstance(plain, dict):
+        raise ConfigError("hydra.sweeper.params", message)
+    given = {key_of(argument) for argument in arguments}
+    return [f"{key}={value}" for key, value in plain.items() if key_of(str(key)) not in given]
+
+
 def is_application(config: DictConfig) -> bool:
     """Return whether a composed config is of another Hydra application, whose task function trains the trials."""
     return "experiment_name" in (config.hydra.sweeper or {})
@@ -206,7 +228,7 @@ def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Seque
         return pruner
     if len(objective) > 1 or not is_curve(objective[0]):  # nothing is pruned
         return {"_target_": NO_PRUNER}
-    if is_application(config) and pruner["_target_"] == _ASHA:
+    if pruner["_target_"] == _ASHA:
         kept = {key: value for key, value in pruner.items() if key != "min_resource"}
         return {**kept, "_target_": "sweep.search.pruners.HalvingByFirstTrial"}
     message = "is what this pruner has to know: the last epoch that your function reports; set it or trainer.epochs, or"

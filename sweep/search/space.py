@@ -323,24 +323,30 @@ class Space:
         """Read the ranges that the options declare under `search`, and add those of the command line."""
         base = self.composer.base(groups)
         config = base.config
-        try:
-            search = _flat(_node(config, "search"))
-        except Exception as error:
-            raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
+        search = {k: text for k, text in _search_of(config).items() if text is not None and not self._is_group(k)}
         found, is_application = {}, self.composer.application is not None
         may_lack = is_application or has_function(config)
         for key, text in (search | base.searched).items():
             is_own = is_application or is_own_key(key)
-            if may_lack and text is not None and is_own and not base.has(key):
+            if may_lack and is_own and not base.has(key):
                 message = f"the config has no key '{key}'; correct it, or add the key with its default: +{key}=..."
                 raise ConfigError(f"search.{key}", message)
-            if text is not None and key not in self.swept and not self._is_fixed(str(key), config):
+            if key not in self.swept and not self._is_fixed(str(key), config):
                 found[str(key)] = distribution_of(f"search.{key}", parse_override(f"{key}={text}", f"search.{key}"))
         prefixes = self.composer.prefixes
         found |= {key: d for key, d in self.swept.items() if prefixes.get(key) or base.has(key)}
         if self._cuts_batches(found) and not any(map(depends_on, found)):
             self._cut_batch_size(found, groups)
         return found
+
+    def _is_group(self, key: str) -> bool:
+        """Return whether `search` names a group. Raise ConfigError if only one of the searched options does so."""
+        if not self.composer.loader.get_group_options(key):
+            return False
+        if key not in self.groups and key not in self.fixed:
+            problem = "is a group, and an option that is searched cannot search another; name it beside that option"
+            raise ConfigError(f"search.{key}", problem)
+        return True
 
     def _cuts_batches(self, keys: Collection[str]) -> bool:
         """Return whether one of the keys is sweep's own batch size, which must fit the data."""
@@ -405,6 +411,7 @@ def make_space(
     n_folds: int = 1,
     direction: Sequence[str] = ("minimize",),
     application: Application | None = None,
+    function: Callable[..., Any] | None = None,
 ) -> Space:
     """Make the search space of a study.
 
@@ -417,6 +424,7 @@ def make_space(
         n_folds: on how many folds it trains each configuration.
         direction: of each objective.
         application: another Hydra application that is searched; None for sweep's own.
+        function: the training function, if a program gives it as an object.
 
     Raises:
         ConfigError: an override cannot be parsed, or its key cannot be searched.
@@ -426,11 +434,21 @@ def make_space(
     if application is None:
         plain = [o for o in plain if not sets(o, "bounds")]  # for the study, not for a trial
     groups, swept = _swept(loader, sweeps, own)
+    groups |= _groups_of_config(loader, master, {*map(key_of, arguments), *(ranges or ())})
     for key in ranges or ():
         _refuse_unsearchable(key, own)
     prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
     monitor, better = implied_monitor(objective), implied_direction(objective, direction)
-    composer = Composer(loader, master, plain, prefixes, monitor=monitor, direction=better, application=application)
+    composer = Composer(
+        loader,
+        master,
+        plain,
+        prefixes,
+        monitor=monitor,
+        direction=better,
+        application=application,
+        function=function,
+    )
     splits = TrainingSplits(n_folds)
     return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
 
@@ -448,6 +466,27 @@ def _flat(search: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in search.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _search_of(config: DictConfig) -> dict[str, Any]:
+    """Return what the config's node `search` declares, by key or group. Raise ConfigError if it cannot be read."""
+    try:
+        return _flat(_node(config, "search"))
+    except Exception as error:
+        raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
+
+
+def _groups_of_config(loader: Any, master: DictConfig, given: Collection[str]) -> dict[str, CategoricalDistribution]:
+    """Return the options of each group that the config itself searches, as in `search: {optimizer: sgd,adam}`.
+
+    Those that the command line gives are left out.
+    """
+    found = {}
+    for key, text in _search_of(master).items():
+        if text is not None and key not in given and loader.get_group_options(key):
+            name = f"search.{key}"
+            found[key] = options_of(key, distribution_of(name, parse_override(f"{key}={text}", name)))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sweep.config.function_node import shown_call
 from sweep.config.outputs import folder_name
 from sweep.config.schema import named_call, own_defaults
 from sweep.config.task_node import AUTO_TASK
@@ -73,7 +74,7 @@ def study_name(settings: StudySettings, space: Space, choices: Mapping[str, str 
         return checked_name("hydra.sweeper.study_name", settings.study_name)
     application = space.composer.application
     call = application.name if application else named_call(space.composer.base(space.configured_groups()).config)
-    parts = [] if call is None else [call]
+    parts = [] if call is None else [shown_call(call)]
     parts += [
         "+".join(map(str, space.groups[group].choices)) if group in space.groups else str(choices.get(group))
         for group in _NAMING

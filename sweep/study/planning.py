@@ -20,7 +20,7 @@ from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
 from sweep.trial.build import check_model_target
 from sweep.trial.checks import check_data, check_monitor
-from sweep.trial.function import training_function
+from sweep.trial.function import check_function
 from sweep.utils.errors import ConfigError
 
 _MOST_CHECKED = 2  # the first configurations are composed by Hydra too, which takes 65 ms each
@@ -76,7 +76,7 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
         if trial_config.is_application:
             pass  # its task function cannot be checked before it is called
         elif trial_config.is_function:
-            training_function(str(trial_config.trainer.call))
+            check_function(trial_config, space.composer.function)
         else:
             check_data(space.splits.load(trial_config), trial_config)
             check_model_target(trial_config.model)

@@ -45,6 +45,7 @@ from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.store import Store, tracking_store
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.checks import warnings_of_size, warnings_of_undefined
+from sweep.trial.function import check_sent
 from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
 from sweep.utils.errors import ConfigError, Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
@@ -238,6 +239,9 @@ class StudyRunner:
                 self._fit(self.space.of_options(groups))
             self._entry.refuse_foreign_files()
             check_plan(plan, self._config)
+            function = self.space.composer.function
+            if function is not None and (plan.is_supervised or not self.spec.launching.is_here):
+                check_sent(function)
             self._plan = plan
         return self._plan
 

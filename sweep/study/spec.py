@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
@@ -23,7 +23,7 @@ from sweep.config.schema import checked_output_dir, is_own_key
 from sweep.execution.worker import Worker
 from sweep.search.composer import override
 from sweep.search.ranges import spelled_range
-from sweep.search.settings import StudySettings, is_application, settings_of, spelled_settings
+from sweep.search.settings import StudySettings, is_application, params_of, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
 from sweep.trial.application import Application
 from sweep.utils.paths import absolute
@@ -48,6 +48,7 @@ class HydraRoot:
         embedded: True if a Python program runs the study. Its logging stays as it is, and a single worker runs in its
             process.
         task: the task function of another Hydra application; None for sweep's own.
+        function: the training function, if a program gives it as an object.
     """
 
     context: HydraContext
@@ -59,6 +60,7 @@ class HydraRoot:
     options: Mapping[str, str] = field(default_factory=dict)
     embedded: bool = False
     task: TaskFunction | None = None
+    function: Callable[..., Any] | None = None
 
     @property
     def given(self) -> list[str]:
@@ -166,6 +168,9 @@ def make_spec(
         *(f"{'++' * is_own_key(key)}{override(key, value)}" for key, value in values.items()),
     ]
     master = root.compose(arguments)
+    if params := params_of(master, arguments):
+        arguments = [*params, *arguments]
+        master = root.compose(arguments)
     settings = settings_of(master, changes)
     application = None if root.task is None else _application(root.context, master, root.task, settings)
     words = [*_recorded(root.given, spelled_settings(changes)), *arguments]
@@ -181,6 +186,7 @@ def make_spec(
             settings.folds,
             settings.direction,
             application,
+            root.function,
         ),
         launching=Launching(root.context, master, root.embedded, application is not None),
         command=["-m", *searchpath_overrides(master.hydra), *words],

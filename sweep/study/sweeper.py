@@ -10,12 +10,11 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweep.config.output_folders import register
-from sweep.config.overrides import key_of
 from sweep.search.settings import is_application, settings_of
-from sweep.utils.errors import ConfigError, Interrupted, SweepError
+from sweep.utils.errors import Interrupted, SweepError
 from sweep.utils.terminal import complain
 
 register()  # a new process of a launcher imports this module, and the config needs the resolvers
@@ -63,7 +62,7 @@ class StudySweeper(Sweeper):
         if not is_application(self.config):
             return self._sweep(arguments, None)
         try:
-            return self._sweep([*_params(self.config, arguments), *arguments], self._task)
+            return self._sweep(arguments, self._task)
         except SweepError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
@@ -90,18 +89,3 @@ class StudySweeper(Sweeper):
             if task is not None:
                 write_stock_results(study, Path(str(self.config.hydra.sweep.dir)), spec.space)
             return best_value(study)
-
-
-def _params(config: DictConfig, arguments: Sequence[str]) -> list[str]:
-    """Return the overrides of `hydra.sweeper.params`, the stock sweeper's key, that the command line does not replace.
-
-    Raises ConfigError if it is not a mapping.
-    """
-    params = config.hydra.sweeper.params
-    if params is None:
-        return []
-    plain = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params
-    if not isinstance(plain, dict):
-        raise ConfigError("hydra.sweeper.params", "must map keys to ranges, such as {lr: 'interval(0.01, 0.1)'}")
-    given = {key_of(argument) for argument in arguments}
-    return [f"{key}={value}" for key, value in plain.items() if key_of(str(key)) not in given]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.config.function_node import shown_call
 from sweep.config.overrides import sets
 from sweep.config.schema import COMPONENTS, Config, own_defaults
 from sweep.config.task_node import AUTO
@@ -49,7 +50,7 @@ def run_name(config: Config) -> str:
     choices = group_choices(config)
     if config.is_application:
         return Path(str(config.trainer.call)).stem
-    function = [str(config.trainer.call)] if config.is_function else []
+    function = [shown_call(config.trainer.call)] if config.is_function else []
     parts = [choices[key] for key in ("optimizer", "scheduler", "model", "data") if key in choices]
     return "-".join([*function, *parts, f"s{config.seed}"])
 
@@ -159,7 +160,7 @@ def _of_trainer(config: Config) -> dict[str, Any]:
     params = {f"trainer.{name}": getattr(config.trainer, name) for name in _TRAINER_PARAMS}
     if not config.is_function:
         return params
-    known = {"trainer.call": config.trainer.call, "trainer.epochs": config.trainer.epochs}
+    known = {"trainer.call": shown_call(config.trainer.call), "trainer.epochs": config.trainer.epochs}
     return {**known, **{name: value for name, value in params.items() if name not in known and _is_set(name, value)}}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class CheckedTrial:
         self._logged: dict[str, int] = {}  # the last step of each metric
         self.ended: BaseException | None = None
         self.has_values = False
+        self._process = os.getpid()
 
     @property
     def number(self) -> int | None:
@@ -186,6 +188,8 @@ class CheckedTrial:
         """Return what `call` returns. If the trial has ended, raise again what ended it."""
         if self.ended is not None:
             raise self.ended
+        if os.getpid() != self._process:
+            self._refuse("used its trial in a process that it forked; use it in the process that was called")
         try:
             return call()
         except BaseException as error:

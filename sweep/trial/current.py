@@ -1,5 +1,6 @@
 """The trial that this process is training, for code that is not handed its trial: `sweep.current_trial()`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from sweep.training.trial import Trial, UnrecordedTrial
+from sweep.utils.terminal import complain
 
 _current: ContextVar[Trial | None] = ContextVar("current_trial", default=None)
 _in_process: list[Trial] = []  # for threads that the training starts, which do not see the context's variable
@@ -35,11 +37,15 @@ def current_trial() -> Trial:
 
 @contextmanager
 def training(trial: Trial) -> Iterator[None]:
-    """Make `trial` the current one."""
+    """Make `trial` the current one. A process that is forked meanwhile ends here: only its parent trains the trial."""
+    process = os.getpid()
     token = _current.set(trial)
     _in_process.append(trial)
     try:
         yield
     finally:
+        if os.getpid() != process:
+            complain(f"warning: trial {trial.number}: a process that it forked ends; only the first goes on")
+            os._exit(1)
         _in_process.remove(trial)
         _current.reset(token)

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import cloudpickle
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.function_node import CALL
+from sweep.config.function_node import CALL, is_given, shown_call
 from sweep.config.schema import Config, literal
 from sweep.config.targets import allowed_targets
 from sweep.config.task_node import AUTO_TASK
@@ -30,19 +31,20 @@ class FunctionTraining:
     The random generators are seeded by `trainer.seed` before, and restored afterwards. `config` is the given config.
     """
 
-    def __init__(self, config: Config, rank: int = 0) -> None:
-        """Load the function.
+    def __init__(self, config: Config, given: Callable[..., Any] | None = None, *, rank: int = 0) -> None:
+        """Load the function, unless it is given as an object.
 
         Args:
             config: the config.
+            given: the function, if a program gives it as an object.
             rank: of this process among those that train the trial together. Only rank 0 must return or report metrics.
 
         Raises:
-            ConfigError: the function cannot be loaded, or does not take a config and a trial.
+            ConfigError: as `training_function` does.
         """
         self.config, self._rank = config, rank
-        self._call = str(config.trainer.call)
-        self._function = training_function(self._call)
+        self._call = shown_call(config.trainer.call)
+        self._function = training_function(str(config.trainer.call), given)
 
     @property
     def n_epochs(self) -> int:
@@ -112,14 +114,21 @@ class FunctionTraining:
         )
 
 
-def training_function(call: str) -> Callable[..., Any]:
+def training_function(call: str, given: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Return the function that `trainer.call` names.
+
+    Args:
+        call: the value of `trainer.call`.
+        given: the function, if a program gives it as an object.
 
     Raises:
         ConfigError: it is not allowed, cannot be loaded, or cannot be called with a config and a trial.
     """
+    if given is None and is_given(call):
+        problem = f"{shown_call(call)} was given as an object of Python; give it again: sweep.run_study(train=...)"
+        raise ConfigError(CALL, problem)
     try:
-        function = located(CALL, call, allowed_targets())
+        function = given or located(CALL, call, allowed_targets())
     except ConfigError as error:
         raise ConfigError(CALL, error.problem) from error
     try:
@@ -131,9 +140,30 @@ def training_function(call: str) -> Callable[..., Any]:
     except TypeError:
         name = function.func if isinstance(function, partial) else function
         takes = f"takes {signature}".replace("takes ()", "takes no arguments")
-        problem = f"{getattr(name, '__qualname__', call)} {takes}; write it as  def train(cfg, trial)"
+        problem = f"{getattr(name, '__qualname__', shown_call(call))} {takes}; write it as  def train(cfg, trial)"
         raise ConfigError(CALL, problem) from None
     return function
+
+
+def check_function(config: Config, given: Callable[..., Any] | None = None) -> None:
+    """Raise ConfigError unless the function of a config can be called as the config says. See `training_function`."""
+    training_function(str(config.trainer.call), given)
+    if given is not None and config.trainer.launch is not None:
+        problem = "starts processes that load the function by its name; set trainer.call instead of giving an object"
+        raise ConfigError("trainer.launch", problem)
+
+
+def check_sent(function: Callable[..., Any]) -> None:
+    """Raise ConfigError unless a function that is given as an object can be sent to other processes.
+
+    One that these can import is sent as its name, and any other as its code, with what it refers to.
+    """
+    try:
+        cloudpickle.dumps(function)
+    except Exception as error:  # of any kind, from what it refers to
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        advice = "make what it refers to inside the function, or leave out n_jobs and trial_timeout"
+        raise ConfigError("train", f"cannot be sent to other processes ({reason}); {advice}") from error
 
 
 def function_config(config: Config) -> DictConfig:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sweep.utils import late_compiler
 from sweep.utils.errors import Interrupted, Pruned, SweepError, one_line
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def main(address: str) -> None:
 
     address: of the worker's socket.
     """
+    late_compiler.postpone()
     rank = int(os.environ["RANK"])
     link = WorkerLink(address, rank)
     sys.path[:] = link.start.path
@@ -189,7 +191,7 @@ def _trained(link: WorkerLink, rank: int, stack: ExitStack) -> Ended:
     try:
         device = stack.enter_context(_process_group(config.trainer.device))
         config = replace(config, trainer=replace(config.trainer, device=device))
-        return Ended(FunctionTraining(config, rank)(RankTrial(link, rank)))
+        return Ended(FunctionTraining(config, rank=rank)(RankTrial(link, rank)))
     except BaseException as error:
         is_ours = not isinstance(error, Exception) or isinstance(error, Pruned | SweepError)
         # Errors of other classes might not be picklable.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
@@ -36,19 +36,22 @@ class Training(Protocol):
         ...
 
 
-def make_training(config: Config, load: Callable[[Config], Data] = load_data) -> Training:
+def make_training(
+    config: Config, load: Callable[[Config], Data] = load_data, function: Callable[..., Any] | None = None
+) -> Training:
     """Return what trains a trial of that config.
 
     Args:
         config: says whether a function of the user's own trains.
         load: loads and divides the data of sweep's own loop.
+        function: the function of the user's own, if a program gives it as an object.
 
     Raises:
         ConfigError: the function cannot be loaded, or the data cannot be loaded or do not fit the config.
     """
     if not config.is_function:
         return BuiltInTraining(config, load)
-    return FunctionTraining(config) if config.trainer.launch is None else LaunchedTraining(config)
+    return FunctionTraining(config, function) if config.trainer.launch is None else LaunchedTraining(config)
 
 
 def train(training: Training, trial: RecordedTrial, store: Store | None = None) -> dict[str, float]:

@@ -144,6 +144,17 @@ class FunctionFailed(SweepError):
         return f"{self.call}: {self.reason}{TRACEBACK_HINT}"
 
 
+class TrialTimedOut(SweepError):
+    """A trial of a study took longer than `limit_s` seconds, its hydra.sweeper.trial_timeout."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"hydra.sweeper.trial_timeout: the trial took longer than {self.limit_s:g} s; raise it, or train less"
+
+
 class StudyFailed(SweepError):
     """A study stopped because too many trials failed. `trial` was the first of them, and `folder` is its folder."""
 

@@ -111,6 +111,28 @@ def test_a_study_from_python_is_that_of_the_command_line(tmp_path: Path, capfd: 
     assert f"study {study.name}: resuming, 4 of 4 trials are done" in done.stdout
 
 
+_SEARCH = """# @package _global_
+hydra:
+  sweeper:
+    params: {model.widths: "[8],[16]", optimizer: "choice(sgd, adam)"}
+search: {model: "mlp,linear", scheduler: "cosine,step"}
+"""
+
+
+def test_groups_and_the_stock_sweepers_params_are_searched_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(_SEARCH)
+    base = [*TINY, "experiment=mine", "optimizer=sgd"]
+    study = run_study(base, **FEW, config_dir=tmp_path, n_trials=6)
+    assert {*study.results[0].params} >= {"model", "scheduler"}
+    widths = {str(trial.params.get("model.widths")) for trial in study.results if trial.params["model"] == "mlp"}
+    assert widths <= {"[8]", "[16]"}
+    assert all("optimizer" not in trial.params for trial in study.results), "the command line comes first"
+    assert len(load_study(study.folder).resume(n_trials=7, config_dir=tmp_path).results) == 7
+    with pytest.raises(ConfigError, match=r"^hydra.sweeper.params: must map keys to ranges"):
+        run_study([*TINY, "hydra.sweeper.params=5"], **FEW)
+
+
 def test_a_study_that_is_read_is_a_copy(tmp_path: Path) -> None:
     study = run_study(SMALL, n_trials=2, study_name="s", **FEW)
     for read in (load_study("s"), load_study(study.folder), load_study(f"{tmp_path}/outputs/studies/s")):

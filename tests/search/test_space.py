@@ -4,6 +4,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,58 @@ def test_a_sweep_on_the_command_line_replaces_the_options_own_range():
     config = space.compose(space.configuration(lambda name, distribution: first(distribution)))
     assert config.model.widths == [8]
     assert "+optimizer.maximize=false" in config.overrides
+
+
+@pytest.fixture
+def with_groups(tmp_path: Path) -> Callable[..., Space]:
+    """A space of an experiment that searches groups, and perhaps of more overrides."""
+
+    def make(*more: str, text: str = "{optimizer: 'sgd,adam', task/loss: 'mse,mae', model.dropout: null}") -> Space:
+        (tmp_path / "experiment").mkdir(exist_ok=True)
+        (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nsearch: {text}\n")
+        chosen = more if any(o.startswith("experiment=") for o in more) else ("experiment=mine", *more)
+        return space_of(f"hydra.searchpath=[{tmp_path}]", "task=regression", *chosen)
+
+    return make
+
+
+def test_groups_are_searched_from_a_file(with_groups: Callable[..., Space]) -> None:
+    space = with_groups()
+    searched = {
+        "optimizer": CategoricalDistribution(["sgd", "adam"]),
+        "task/loss": CategoricalDistribution(["mse", "mae"]),
+    }
+    assert space.groups == searched
+    assert ranges_of(space) == ranges_of(space_of("optimizer=sgd,adam", "task/loss=mse,mae", "task=regression"))
+    config = space.compose(space.configuration(lambda name, distribution: last(distribution)))
+    assert config.optimizer._target_ == "torch.optim.Adam"
+    assert "L1Loss" in config.task.loss._target_
+
+
+@pytest.mark.parametrize(("given", "left"), [("optimizer=adamw", None), ("optimizer=adamw,adam", ["adamw", "adam"])])
+def test_the_command_line_has_the_last_word_on_such_groups(
+    given: str, left: list[str] | None, with_groups: Callable[..., Space]
+) -> None:
+    groups = with_groups(given).groups
+    assert groups.get("optimizer") == (None if left is None else CategoricalDistribution(left))
+    assert "task/loss" in groups
+    ranges_of(with_groups(given))
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "told"),
+    [
+        ("{optimizer: sgd}", [], r"search.optimizer: 'optimizer=sgd' is not a range"),
+        ("{optimizer: 'interval(0, 1)'}", [], r"optimizer: is a config group; give its options"),
+        ("{optimizer: 'sgd,adan'}", [], r"optimizer: no option 'adan'; choose one of"),
+        ("{optimizer: 'sgd,adam'}", ["experiment=debug,mine"], r"search.optimizer: is a group, and an option that is"),
+    ],
+)
+def test_a_group_that_cannot_be_searched_is_one_line(
+    text: str, more: list[str], told: str, with_groups: Callable[..., Space]
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        with_groups(*more, text=text).named_ranges()
 
 
 def test_ranges_that_depend_on_a_sampled_group_are_parameters_of_their_own():

@@ -25,6 +25,7 @@ UNTRACKED = "hydra.sweeper.tracking.mlflow=false"
 
 BAD = """
 import sys
+import time
 
 import hydra
 import sweep
@@ -40,6 +41,8 @@ def main(cfg):
         return None
     if cfg.seed == 3:
         return float("nan")
+    if cfg.seed == 6:
+        time.sleep(3600)
     if cfg.seed == 4:
         sweep.current_trial().report(1, {"loss": "low"})
     return 1.0, 2.0
@@ -136,8 +139,9 @@ def test_a_killed_study_continues_each_trial(folder: Path) -> None:
 
 def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD)
-    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5", UNTRACKED)
-    done = train(folder, *command, "hydra.sweeper.max_failure_rate=1", script="bad.py")
+    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5,6", UNTRACKED)
+    command += ("hydra.sweeper.max_failure_rate=1", "hydra.sweeper.trial_timeout=6")
+    done = train(folder, *command, script="bad.py")
     assert done.returncode == 0
     lines = [line for line in done.stdout.splitlines() if "  trial " in line]
     told = [line.partition("  trial ")[2] for line in lines]
@@ -150,6 +154,7 @@ def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:
     assert told[3].startswith("3  -  diverged: objective is nan")
     assert told[4].startswith("4  failed: bad: reported in epoch 1: loss = 'low', which is not a number")
     assert told[5].startswith("5  failed: bad: returned (1.0, 2.0), not a number")
+    assert told[6].startswith("6  failed: hydra.sweeper.trial_timeout: the trial took longer than 6 s; raise it")
 
 
 def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:

@@ -3,19 +3,33 @@
 import os
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import functions
 import processes
+import psutil
 import pytest
 import yaml
 from processes import environment, error_line, make_store, mlflow_curve, mlflow_runs, only_run, quick, recorded
 from waiting import wait_until
 
-from sweep import ConfigError, compose, load_model, load_study, run_comparison, run_lr_range, run_study, run_trial
+from sweep import (
+    ConfigError,
+    Trial,
+    compose,
+    load_model,
+    load_study,
+    run_comparison,
+    run_lr_range,
+    run_study,
+    run_trial,
+)
 from sweep.api import write_report
 from sweep.study.study_result import StudyResult
+from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 
 pytestmark = pytest.mark.process
@@ -133,6 +147,90 @@ def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.
         assert str(found[name].problem).startswith("functions.one_of: ")
 
 
+def test_a_trial_that_never_returns_is_ended_and_can_be_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hangs = Path("started").exists
+    monkeypatch.setattr("sweep.execution.supervision.monotonic", lambda: time.monotonic() + 999 * hangs())
+    base = own("never_returns", "+x=1", '+search.x="choice(1, 2, 3)"', UNTRACKED)
+    settings: dict[str, Any] = {"sampler": "grid", "pruner": "none", "max_failure_rate": 1}
+    study = run_study(base, **settings, trial_timeout=900)
+    problem = "hydra.sweeper.trial_timeout: the trial took longer than 900 s; raise it, or train less"
+    assert [trial.state for trial in study.results] == ["complete", "failed", "complete"]
+    assert study.results[1].problem == problem
+    assert not psutil.pid_exists(int(Path("started").read_text())), "what it started is ended with it"
+    Path("mended").touch()
+    study = run_study(base, **settings, retry_failed=True)
+    assert [trial.value for trial in study.results] == [1.0, 2.0, 3.0]
+    failed = StudyFolder(study.folder).trials / "1.failed-1"
+    assert journal.status(RunFolder(failed).journal) == "FAILED"
+    assert problem in (failed / "error.txt").read_text()
+
+
+def test_a_trial_of_sweeps_own_loop_ends_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"pruner": "none", "max_failure_rate": 1, "n_trials": 2}
+    base = ["experiment=debug", "trainer.epochs=2", UNTRACKED]
+    for pack in (1, 2):
+        study = run_study(base, **settings, trial_timeout=1e-6, pack=pack, study_name=f"pack-{pack}")
+        assert [trial.state for trial in study.results] == ["failed"] * 2
+        assert str(study.results[0].problem).startswith("hydra.sweeper.trial_timeout: the trial took longer than 1e-06")
+        assert [*recorded(RunFolder(study.results[0].folder))["val/loss"][0]] == [1], "at the end of its epoch"
+    one_epoch = [*base[:1], "trainer.epochs=1", UNTRACKED]
+    study = run_study(one_epoch, **settings, trial_timeout=1e-6, study_name="short")
+    assert [trial.state for trial in study.results] == ["complete"] * 2, "what has trained all epochs is kept"
+
+
+def test_a_function_may_be_given_as_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SWEEP_TARGETS")
+    best = 3
+
+    def train(cfg: Any, trial: Trial) -> dict[str, float]:
+        trial.report(1, {"loss": abs(cfg.x - best) + 1})
+        return {"val/loss": abs(cfg.x - best)}
+
+    space: dict[str, Any] = {"x": [1, 2, 3, 4], "optimizer": ["sgd", "adam"], "optimizer.lr": "choice(0.5)"}
+    settings: dict[str, Any] = {"train": train, "space": space, "sampler": "random"}
+    study = run_study([UNTRACKED], n_trials=2, **settings)
+    assert study.name.startswith("test_function_study.test_a_function_may_be_given_as_an_object")
+    assert {*study.results[0].params} == {"x", "optimizer", "optimizer.lr"}
+    assert len(study.resume(n_trials=3).results) == 3
+    with pytest.raises(ConfigError, match=r"^trainer.call: test_function_study.*train was given as an object of Pyth"):
+        load_study(study.folder).resume(n_trials=4)
+    assert len(load_study(study.folder).resume(n_trials=4, train=train).results) == 4
+    lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"^train: cannot be sent to other processes \(.*cannot pickle"):
+        run_study([UNTRACKED], **{**settings, "train": lambda cfg, trial: {"val/loss": lock.locked()}}, n_jobs=2)
+    study = study.resume(n_trials=8, n_jobs=2)
+    assert study.value == 0.0, "the workers, which are processes, got it with what it refers to"
+    aside = run_study([UNTRACKED], n_trials=1, **settings, study_name="aside", wait=False)
+    assert aside.result().results[0].state == "complete"
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "told"),
+    [
+        ([], {"train": "mypkg.train"}, "train: must be a function of a config and a trial, got 'mypkg.train'"),
+        ([], {"train": functions.takes_one}, "trainer.call: takes_one takes (cfg: Any) -> None; write it as"),
+        (["trainer.call=a.b"], {"train": functions.steps}, "trainer.call: names a training function, and another is"),
+        ([], {"space": {"x": [1, 2]}}, "space: is for a training function; give it as train=, or call it search"),
+        (["+x=1"], {"train": functions.steps, "space": {"x": [1, 2]}}, "x: is both set and searched; leave one"),
+        ([], {"train": functions.steps, "space": {"trainer.epohcs": [1, 2]}}, "trainer.epohcs: "),
+    ],
+)
+def test_an_object_that_cannot_train_is_one_line(
+    base: list[str], settings: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        run_study([*base, UNTRACKED], pruner="none", **settings)
+    assert str(caught.value).startswith(told)
+    assert "\n" not in str(caught.value)
+    assert not Path("outputs").exists()
+
+
 def test_a_trial_without_the_objective_says_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings: dict[str, Any] = {"max_failure_rate": 1, "pruner": "none", "n_trials": 1, "objective": "f1"}
@@ -147,7 +245,7 @@ def test_steps_of_any_size_are_pruned(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     base = own("steps", "+x=1.0", '+search.x="choice(1.0, 2.0, 3.0, 4.0)"', UNTRACKED)
     with pytest.raises(ConfigError, match=r"^hydra.sweeper.max_epochs: is what this pruner has to know: .* set it or"):
-        run_study(base, sampler="grid")
+        run_study(base, sampler="grid", pruner="hyperband")
     study = run_study(base, sampler="grid", pruner="asha", max_epochs=1200)
     assert [trial.state for trial in study.results] == ["complete", "pruned", "pruned", "pruned"]
     values = [{*trial.intermediate_values} for trial in study.optuna.trials]

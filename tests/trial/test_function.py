@@ -1,5 +1,6 @@
 """sweep/trial/function.py: a training function of a user's own, called with a config and a checked trial."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def test_a_mistake_is_one_line(function: Callable[..., Any], problem: str, tmp_p
     with pytest.raises(FunctionFailed) as caught:
         called(function, tmp_path)
     assert str(caught.value) == f"functions.{function.__name__}: {problem} (HYDRA_FULL_ERROR=1 shows the traceback)"
+
+
+@pytest.mark.parametrize("function", [functions.forks, functions.forks_quietly])
+def test_a_process_that_it_forks_ends_there(
+    function: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise it would train the trial a second time, and then all others."""
+    before = os.getpid()
+    returned, trial = called(function, tmp_path)
+    assert os.getpid() == before
+    assert len(trial.reports) == (3 if function is functions.forks else 0)
+    assert len(returned) == 1
+    told = "warning: trial 0: a process that it forked ends; only the first goes on\n"
+    assert capfd.readouterr().err == told
 
 
 @pytest.mark.parametrize("function", [functions.reports_nan, functions.returns_nan])
