@@ -1,4 +1,4 @@
-"""Studies of another Hydra application: as the stock sweeper's, killed, refused. For pruning see test_examples.py."""
+"""Studies of another Hydra application: killed, refused. See test_template.py for the stock sweeper beside ours."""
 
 import os
 import re
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from processes import environment, error_line, recorded, run
 from waiting import wait_until
 
@@ -20,7 +19,6 @@ from sweep.tracking.folders import StudyFolder
 pytestmark = pytest.mark.process
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "application"
-SEARCH = ("-m", "hparams_search=rates", "epochs=5", "hydra.sweeper.n_trials=8")
 UNTRACKED = "hydra.sweeper.tracking.mlflow=false"
 
 BAD = """
@@ -96,19 +94,6 @@ def folder(tmp_path: Path) -> Path:
 
 def train(folder: Path, *overrides: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
     return run(folder, script, *overrides, command=(sys.executable,))
-
-
-def test_one_changed_line_finds_what_the_stock_sweeper_finds(folder: Path) -> None:
-    """In one process, without a pruner, as the stock sweeper runs."""
-    options = folder / "conf" / "hparams_search"
-    text = (options / "rates.yaml").read_text()
-    (options / "stock.yaml").write_text(text.replace("sweeper: study # it was: optuna", "sweeper: optuna"))
-    stock = train(folder, *SEARCH[:1], "hparams_search=stock", *SEARCH[2:], "hydra.sweep.dir=stock")
-    ours = train(folder, *SEARCH, "hydra.sweep.dir=ours", UNTRACKED, "hydra/sweeper/pruner=none")
-    assert (stock.returncode, ours.returncode, ours.stderr) == (0, 0, "")
-    assert "8 of 8 trials: 8 complete" in ours.stdout
-    results = [folder / name / "optimization_results.yaml" for name in ("stock", "ours")]
-    assert yaml.safe_load(results[0].read_text()) == yaml.safe_load(results[1].read_text())
 
 
 def test_a_killed_study_continues_each_trial(folder: Path) -> None:
