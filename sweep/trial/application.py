@@ -58,7 +58,7 @@ class Application:
 
     @cached_property
     def _pickled_config(self) -> bytes:
-        """What all trials have in common of sweep's own config. OmegaConf takes 40 times as long as pickle to copy it."""
+        """What all trials have in common of sweep's own config. OmegaConf takes 40 times as long as pickle to copy."""
         own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
         own.trainer.call = self.script
         return pickle.dumps(own)

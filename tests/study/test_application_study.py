@@ -119,6 +119,16 @@ def test_a_killed_study_continues_each_trial(folder: Path) -> None:
         assert trace.read_text().split() == [str(step) for step in steps], "each epoch was trained once"
 
 
+def test_its_workers_run_on_submitit_too(folder: Path) -> None:
+    launched = ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2", "hydra.sweeper.study_name=s", UNTRACKED)
+    done = train(
+        folder, "-m", "hydra/sweeper=study", "lr=interval(0.01,0.1)", "epochs=2", *launched, "hydra.sweeper.n_trials=3"
+    )
+    assert done.returncode == 0, done.stderr
+    trials = load_study(folder / "outputs" / "studies" / "s").results
+    assert [(trial.number, trial.state in ("complete", "pruned")) for trial in trials] == [(n, True) for n in range(3)]
+
+
 def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD)
     command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5", UNTRACKED)
