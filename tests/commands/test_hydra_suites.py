@@ -2,8 +2,8 @@
 
 Most cases of Hydra's suites cannot run with `hydra/sweeper=study`, although it is found in their applications: they
 read the list of Hydra's jobs that a sweeper returns, in batches and below `hydra.sweep.dir`, and their applications
-return nothing. A study returns the value of its best trial, has no batches, and fails a trial without a value. So the case of
-`BatchedSweeperTestSuite` is written again, with what can be asked of a study.
+return nothing. A study returns the value of its best trial, has no batches, and fails a trial without a value.
+So the case of `BatchedSweeperTestSuite` is written again, with what can be asked of a study.
 """
 
 from pathlib import Path
