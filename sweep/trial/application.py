@@ -3,8 +3,10 @@
 A trial is a call of that function as a job of Hydra's, in a folder of its own below the trial's folder.
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,16 @@ class Application:
 
     def trial_config(self, config: DictConfig) -> DictConfig:
         """Return sweep's own config of a trial, which has the given config of the application as one of its keys."""
-        own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
-        assert isinstance(own, DictConfig)
-        own.trainer.call = self.script
+        own: DictConfig = pickle.loads(self._pickled_config)
         own[APPLICATION] = literal(_resolved(config))
         return own
+
+    @cached_property
+    def _pickled_config(self) -> bytes:
+        """What all trials have in common of sweep's own config. OmegaConf takes 40 times as long as pickle to copy."""
+        own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
+        own.trainer.call = self.script
+        return pickle.dumps(own)
 
     def job(self, overrides: Sequence[str], number: int, output_dir: Path) -> DictConfig:
         """Return the config of a trial's job, as Hydra's launcher would compose it.

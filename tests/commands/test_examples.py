@@ -19,7 +19,7 @@ from sweep.trial.prepare import load_data
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
-NAMES = sorted(path.name for path in (ROOT / "examples").iterdir())
+NAMES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.name != "template")  # test_template.py
 LONGEST = 60  # lines of an example that are not blank
 EXTRA = ("tracking=off", "trainer.threads=1")
 SHORT = {"text": ("split.max_samples=300", "trainer.epochs=1")}  # whole in benchmarks/quality.py

@@ -1,4 +1,4 @@
-"""Studies of another Hydra application: as the stock sweeper's, killed, refused. For pruning see test_examples.py."""
+"""Studies of another Hydra application: killed, refused. See test_template.py for the stock sweeper beside ours."""
 
 import os
 import re
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from processes import environment, error_line, recorded, run
 from waiting import wait_until
 
@@ -20,7 +19,6 @@ from sweep.tracking.folders import StudyFolder
 pytestmark = pytest.mark.process
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "application"
-SEARCH = ("-m", "hparams_search=rates", "epochs=5", "hydra.sweeper.n_trials=8")
 UNTRACKED = "hydra.sweeper.tracking.mlflow=false"
 
 BAD = """
@@ -101,19 +99,6 @@ def train(folder: Path, *overrides: str, script: str = "train.py") -> subprocess
     return run(folder, script, *overrides, command=(sys.executable,))
 
 
-def test_one_changed_line_finds_what_the_stock_sweeper_finds(folder: Path) -> None:
-    """In one process, without a pruner, as the stock sweeper runs."""
-    options = folder / "conf" / "hparams_search"
-    text = (options / "rates.yaml").read_text()
-    (options / "stock.yaml").write_text(text.replace("sweeper: study # it was: optuna", "sweeper: optuna"))
-    stock = train(folder, *SEARCH[:1], "hparams_search=stock", *SEARCH[2:], "hydra.sweep.dir=stock")
-    ours = train(folder, *SEARCH, "hydra.sweep.dir=ours", UNTRACKED, "hydra/sweeper/pruner=none")
-    assert (stock.returncode, ours.returncode, ours.stderr) == (0, 0, "")
-    assert "8 of 8 trials: 8 complete" in ours.stdout
-    results = [folder / name / "optimization_results.yaml" for name in ("stock", "ours")]
-    assert yaml.safe_load(results[0].read_text()) == yaml.safe_load(results[1].read_text())
-
-
 def test_a_killed_study_continues_each_trial(folder: Path) -> None:
     """Its controller is its worker, and is killed with `kill -9` in the middle of the second trial."""
     (folder / "killed.py").write_text(KILLED)
@@ -135,6 +120,16 @@ def test_a_killed_study_continues_each_trial(folder: Path) -> None:
         assert trial.value == -values[-1]
         trace = study.trial(trial.number).path / "job" / "trace"
         assert trace.read_text().split() == [str(step) for step in steps], "each epoch was trained once"
+
+
+def test_its_workers_run_on_submitit_too(folder: Path) -> None:
+    launched = ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2", "hydra.sweeper.study_name=s", UNTRACKED)
+    done = train(
+        folder, "-m", "hydra/sweeper=study", "lr=interval(0.01,0.1)", "epochs=2", *launched, "hydra.sweeper.n_trials=3"
+    )
+    assert done.returncode == 0, done.stderr
+    trials = load_study(folder / "outputs" / "studies" / "s").results
+    assert [(trial.number, trial.state in ("complete", "pruned")) for trial in trials] == [(n, True) for n in range(3)]
 
 
 def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:

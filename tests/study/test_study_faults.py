@@ -12,7 +12,7 @@ from statistics import fmean
 import optuna
 import pytest
 import sqlalchemy
-from campaigns.kill_study import play
+from campaigns.kill_study import Training, play
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage, RDBStorage
@@ -34,8 +34,9 @@ from sweep.utils.errors import ConfigError
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
 
-def test_a_study_whose_workers_and_controllers_are_killed_ends_with_each_trial_once(tmp_path: Path) -> None:
-    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0), n_trials=6, n_workers=2)
+@pytest.mark.parametrize("training", [Training(), Training.function(saves=True)], ids=["builtin", "function"])
+def test_a_study_whose_processes_are_killed_ends_with_each_trial_once(training: Training, tmp_path: Path) -> None:
+    killed, problems = play(tmp_path, n_kills=2, rng=random.Random(0), training=training, n_trials=6, n_workers=2)
     assert killed.total() == 2
     assert problems == []
 
