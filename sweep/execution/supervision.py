@@ -39,6 +39,7 @@ from sweep.storage.storage import open_storage
 from sweep.utils import late_compiler
 from sweep.utils.command_line import secure_streams
 from sweep.utils.errors import TrialTimedOut
+from sweep.utils.parent import outliving
 from sweep.utils.signals import StopRequest, stop_on_signal
 
 Work = Callable[[int, Announce], int | None]  # trains trials as the n-th process, and returns a signal's number
@@ -175,7 +176,7 @@ def main(fd: int, parent: int) -> None:
             configure_log(hydra.job_logging, hydra.verbose, execution_whitelist=LOGGING_CLASSES[:1])
         result: tuple[str, Any]
         try:
-            with quiet_optuna():
+            with quiet_optuna(), outliving(parent):
                 result = "returned", work(n, lambda trial: messages.send(("trial", trial)))
         except Exception as error:
             result = "raised", error

@@ -19,6 +19,7 @@ from sweep.execution.supervision import supervise
 from sweep.storage.quiet import quiet_optuna
 from sweep.utils import late_compiler
 from sweep.utils.command_line import secure_streams
+from sweep.utils.parent import outliving
 from sweep.utils.signals import stop_on_signal
 
 
@@ -29,19 +30,21 @@ class Worker:
     plan: WorkerPlan
 
     def __call__(self, cfg: DictConfig) -> int | None:
-        """Train the study's trials as one job of a launcher. Return what `work` does."""
+        """Train the study's trials as one job of a launcher. Return what `work` does.
+
+        If the study's command has died meanwhile, and this process is a child of it, the process exits instead.
+        """
         secure_streams()
         late_compiler.postpone()
         if self.plan.space.composer.application is None:
             check_hydra(HydraConfig.get())
-        with quiet_optuna():
+        with quiet_optuna(), outliving(self.plan.launcher_pid):
             return self.work(HydraConfig.get().job.num)
 
     def work(self, index: int = 0) -> int | None:
         """Train the study's trials, until the study is over or a stop is requested.
 
-        They are trained in this process, or in one that it supervises. If the study's command has died, the process
-        exits at the end instead of returning.
+        They are trained in this process, or in one that it supervises.
 
         Args:
             index: the number of the worker. It decides which GPU the worker gets.
@@ -61,11 +64,7 @@ class Worker:
         _share_cores(plan.n_shares)
         name = f"{plan.launch}-{index}" + (f".{n}" if n else "")
         with plan.folder.worker_lock(name), stop_on_signal() as stop:
-            session = WorkerSession(plan, name, stop, announce)
-            signum = make_executor(session).run()
-        if session.is_orphaned():
-            os._exit(0)  # nobody waits for the result, and loky would keep the process alive
-        return signum
+            return make_executor(WorkerSession(plan, name, stop, announce)).run()
 
 
 def _take_device(index: int, n_workers: int) -> None:

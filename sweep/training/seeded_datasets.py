@@ -5,10 +5,8 @@ dataset and that of the batch. So what a dataset draws does not depend on whethe
 map-style, it does not depend on the number of worker processes either (docs/decisions/0041-datasets-and-loaders.md).
 """
 
-import ctypes
 import random
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +17,9 @@ import torch
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from sweep.utils.errors import one_line
+from sweep.utils.parent import end_with_parent
 from sweep.utils.seeds import derive_seed
 from sweep.utils.signals import stopping_signals
-
-_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 class Rows(NamedTuple):
@@ -205,8 +202,7 @@ def begin_worker(worker_id: int) -> None:
     del worker_id
     for signum in stopping_signals():
         signal.signal(signum, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 def is_stateful(thing: Any) -> bool:
