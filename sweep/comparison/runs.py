@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.comparison.contenders import Contender
+from sweep.config.epochs import UNLIMITED, epoch_size, validation_steps
 from sweep.config.metrics import sign_of
-from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size
+from sweep.config.nodes import Loader, Trainer
 from sweep.study.trial_result import Range, TrialResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -126,7 +127,7 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     )
     loader = Loader(drop_last=str(params.get("loader.drop_last")).lower() == "true")
     n_train = epoch_size(UNLIMITED if n_train is None else n_train, trainer, loader)
-    return Run(values, val_loss, trainer.validation_steps(n_train), train_s)
+    return Run(values, val_loss, validation_steps(trainer, n_train), train_s)
 
 
 def _is_function(start: Mapping[str, Any]) -> bool:

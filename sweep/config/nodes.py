@@ -3,12 +3,11 @@
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.config.metrics import DIRECTIONS
-from sweep.utils.errors import ConfigError, is_positive, one_of, require
+from sweep.utils.errors import is_positive, one_of, require
 
 LOSSES = ("auto", "mse", "cross_entropy")  # of earlier versions; now `task.loss` says which
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -17,15 +16,9 @@ SPLITS = ("random", "stratified", "grouped", "ordered", "given")
 MOST_FOLDS = 1000
 MOST_SEEDS = 1000  # of a comparison; fresh seeds start this far above `seed`, so that they never meet those of tuning
 FEWEST_UPDATES = 30  # a range test with fewer updates shows nothing
-UNLIMITED = sys.maxsize  # the size of a training set whose number of samples is not known
 _LONGEST_WAIT_S = 1e6
 _MOST_UPDATES = 1_000_000
 _MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # torch crashes with far more threads
-
-
-def steps_per_epoch(n_train: int, batch_size: int) -> int:
-    """Return the number of batches in an epoch, each of which is one update. The last batch may be smaller."""
-    return -(-n_train // batch_size)
 
 
 # Nodes are not frozen: OmegaConf would make them read-only.
@@ -186,23 +179,6 @@ class Trainer:
         """The number of epochs between two validations; 0 if `val_interval` counts updates or is no number."""
         return int(self.val_interval) if re.fullmatch(r"\d+", str(self.val_interval)) else 0
 
-    def n_steps(self, n_train: int) -> int:
-        """Return the number of updates in the training, unless patience or a callback ends it earlier."""
-        n_steps = self.n_passes * steps_per_epoch(n_train, self.update_size)
-        return n_steps if self.max_steps is None else min(n_steps, self.max_steps)
-
-    def epoch_steps(self, n_train: int) -> int:
-        """Return how many updates the number of a report counts: those of an epoch, or `val_steps`."""
-        return self.val_steps or steps_per_epoch(n_train, self.update_size)
-
-    def validation_steps(self, n_train: int) -> int:
-        """Return the number of updates between two validations."""
-        return self.val_steps or self.val_epochs * self.epoch_steps(n_train)
-
-    def n_epochs(self, n_train: int) -> int:
-        """Return the number of the last report."""
-        return -(-self.n_steps(n_train) // self.epoch_steps(n_train))
-
 
 @dataclass(kw_only=True)
 class Loader:
@@ -227,22 +203,6 @@ class Loader:
         for name in ("prefetch_factor", "persistent_workers"):
             message = "is for worker processes; set loader.num_workers, or leave it out"
             require(self.num_workers > 0 or not getattr(self, name), f"loader.{name}", message)
-
-
-def epoch_size(n_samples: int, trainer: Trainer, loader: Loader) -> int:
-    """Return the number of samples that an epoch trains on.
-
-    If the number of samples is UNLIMITED, an epoch has `trainer.max_steps` / `trainer.epochs` updates, rounded up.
-
-    Raises:
-        ConfigError: the number of samples is UNLIMITED, and `trainer.max_steps` is not set.
-    """
-    if n_samples == UNLIMITED:
-        if trainer.max_steps is None:
-            message = "is needed, since the training dataset has no length; set it to the number of updates of the run"
-            raise ConfigError("trainer.max_steps", message)
-        return steps_per_epoch(trainer.max_steps, trainer.n_passes) * trainer.update_size
-    return n_samples - n_samples % trainer.batch_size if loader.drop_last else n_samples
 
 
 @dataclass(kw_only=True)

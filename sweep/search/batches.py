@@ -5,7 +5,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.config.nodes import UNLIMITED, epoch_size
+from sweep.config.epochs import UNLIMITED, epoch_size, n_reports
 from sweep.config.schema import Config
 from sweep.data import Datasets
 from sweep.data.assignment import assign
@@ -56,7 +56,7 @@ class TrainingSplits:
 
     def n_epochs(self, config: Config) -> int:
         """Return the number of the last epoch that a run reports, unless it ends early."""
-        return config.trainer.n_epochs(epoch_size(self.size(config), config.trainer, config.loader))
+        return n_reports(config.trainer, epoch_size(self.size(config), config.trainer, config.loader))
 
     def fit(self, config: Config) -> Config:
         """Return the config with a batch size that fits, as it would be trained.

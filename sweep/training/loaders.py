@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweep.config.nodes import UNLIMITED, Loader, Trainer, epoch_size, steps_per_epoch
+from sweep.config.epochs import UNLIMITED, epoch_size, steps_per_epoch
+from sweep.config.nodes import Loader, Trainer
 from sweep.data.datasets import Datasets
 from sweep.tasks import TensorTask
 from sweep.tasks.split_values import SplitValues

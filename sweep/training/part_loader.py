@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sweep.config.nodes import Loader, Trainer, steps_per_epoch
+from sweep.config.epochs import steps_per_epoch
+from sweep.config.nodes import Loader, Trainer
 from sweep.data.datasets import Datasets, is_stream, length
 from sweep.training.augmented import AugmentedSamples
 from sweep.training.data import Batch, LoadingFailed, loading_failure, on_device

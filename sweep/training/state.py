@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sweep.config.epochs import n_reports, n_steps, report_steps, steps_per_epoch, validation_steps
 from sweep.config.metrics import sign_of
-from sweep.config.nodes import Trainer, steps_per_epoch
+from sweep.config.nodes import Trainer
 from sweep.training.evaluate import is_finite
 from sweep.training.schedule import Schedule
 from sweep.training.trial import Trial
@@ -51,7 +52,7 @@ class TrainState:
         self.step = 0  # the last finished
         self.losses: list[float] = []  # since the last report, one an update
         self.is_stopped = False  # by a callback
-        self._stride = stride(trainer.n_steps(n_train), step_points)
+        self._stride = stride(n_steps(trainer, n_train), step_points)
         self.best: Best | None = None
         self.direction = direction
         self._sign = sign_of(direction)
@@ -67,14 +68,14 @@ class TrainState:
     @property
     def n_epochs(self) -> int:
         """The number of the last report, unless training ends earlier."""
-        return self.trainer.n_epochs(self._n_train)
+        return n_reports(self.trainer, self._n_train)
 
     def start_epoch(self) -> None:
         """Prepare the schedule for the updates up to the next validation."""
         if self.losses:  # a checkpoint from inside the epoch was loaded, which includes the schedule's rows
             return
-        left = self.trainer.n_steps(self._n_train) - self.step
-        n_updates = min(self.trainer.validation_steps(self._n_train), left)
+        left = n_steps(self.trainer, self._n_train) - self.step
+        n_updates = min(validation_steps(self.trainer, self._n_train), left)
         begun = [i for i in range(1, n_updates) if (self.step + i) % self.n_updates == 0]
         self.schedule.start_epoch(n_updates, begun)
 
@@ -125,7 +126,7 @@ class TrainState:
         """
         value = metrics[self.trainer.monitored]
         self.schedule.end_epoch(value, ends=self.step % self.n_updates == 0)
-        self.epoch = -(-self.step // self.trainer.epoch_steps(self._n_train))
+        self.epoch = -(-self.step // report_steps(self.trainer, self._n_train))
         self.losses = []
         if self.best is None or self._sign * value < self._sign * self.best.value:
             self.best = Best(self.epoch, value, weights())

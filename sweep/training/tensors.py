@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sweep.config.epochs import steps_per_epoch
 from sweep.config.metrics import MOST_OUTPUTS
-from sweep.config.nodes import steps_per_epoch
 from sweep.data.split import Part, Splits
 from sweep.tasks import TensorTask
 from sweep.training.data import Forward, See

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.config.epochs import n_reports
 from sweep.config.schema import Config
 from sweep.tracking.folders import RunFolder
 from sweep.training.trial import Trial
@@ -53,7 +54,7 @@ class BuiltInTraining:
     @property
     def n_epochs(self) -> int:
         """The number of the last epoch that is reported, unless training ends early."""
-        return self.config.trainer.n_epochs(self._data.epoch_size(self.config))
+        return n_reports(self.config.trainer, self._data.epoch_size(self.config))
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         """Train the trial, from its checkpoint if it has one, and save its best weights as best.pt.

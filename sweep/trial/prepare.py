@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweep.config.callback_node import declared_by
-from sweep.config.nodes import UNLIMITED, Split, epoch_size, steps_per_epoch
+from sweep.config.epochs import UNLIMITED, epoch_size, n_steps, steps_per_epoch
+from sweep.config.nodes import Split
 from sweep.config.optimizer_node import frozen_of, groups_of
 from sweep.config.overrides import sets, setting
 from sweep.config.schema import Config
@@ -238,8 +239,8 @@ def new_schedule(config: Config, n_train: int, model: "nn.Module") -> "Schedule"
     from sweep.training.schedule import Schedule
 
     trainer = config.trainer
-    n_updates, n_steps = steps_per_epoch(n_train, trainer.update_size), trainer.n_steps(n_train)
-    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.n_passes, config.monitor_direction, n_steps)
+    n_updates, n_total = steps_per_epoch(n_train, trainer.update_size), n_steps(trainer, n_train)
+    make_scheduler = build.scheduler(config.scheduler, n_updates, trainer.n_passes, config.monitor_direction, n_total)
     shadow = build.optimizer(config.optimizer, model, shadow=True)
     if not all("lr" in group for group in shadow.param_groups):
         raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.nodes import UNLIMITED, steps_per_epoch
+from sweep.config.epochs import UNLIMITED, steps_per_epoch
 from sweep.config.schema import Config
 from sweep.trial.checks import check_data
 from sweep.trial.prepare import Data, load_data, prepared, smaller_batch_text, with_fitting_batch
