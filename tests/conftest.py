@@ -142,8 +142,12 @@ def make_loop(
 ) -> "TrainingLoop":
     """What `run_trial` trains, SMALL unless the overrides say otherwise: 68 samples, the last batch has 4.
 
+    If torch's default type is another one than float32, the optimizer has its state in that.
+
     make_model: makes another model than the config says.
     """
+    import torch
+
     from sweep.training.runtime import seed_generators
     from sweep.trial import build
     from sweep.trial.prepare import load_data, prepared
@@ -151,8 +155,15 @@ def make_loop(
     config = _config((*base, *overrides))
     config.tracking.step_points = 1_000_000  # all of them
     model = nullcontext() if make_model is None else patch.object(build, "model", lambda *_: make_model())
-    with model, prepared(config, load_data(config)) as loop:
-        pass
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # the type of the data, on which `prepared` tries the model
+    try:
+        with model, prepared(config, load_data(config)) as loop:
+            pass
+    finally:
+        torch.set_default_dtype(default)
+    if default != torch.float32:
+        loop.optimizer = build.optimizer(config.optimizer, loop.model.to(default))
     seed_generators(config.trainer.seed, "train")  # as in `prepared`, which restores the generators
     return loop
 
