@@ -183,10 +183,9 @@ class TrialQueue:
         further = reached > trial.user_attrs.get(REACHED, 0)
         retries = 1 if further else trial.user_attrs.get(RETRIES, 0) + 1
         attrs: dict[str, Any] = {RETRIES: retries, REACHED: reached}
-        if retries > self._max_retries:
-            attrs[PROBLEM] = (
-                f"its worker died {retries} times without the trial getting further; out of memory, perhaps"
-            )
+        if retries > self._max_retries and PROBLEM not in trial.user_attrs:  # it may have taken too long
+            times = "once" if retries == 1 else f"{retries} times"
+            attrs[PROBLEM] = f"its worker died {times} without the trial getting further; out of memory, perhaps"
         for name, value in attrs.items():
             self._storage.set_trial_user_attr(trial_id(trial), name, value)
         self._storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)

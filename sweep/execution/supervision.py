@@ -68,7 +68,7 @@ def supervise(plan: WorkerPlan, work: Work) -> int | None:
     with stop_on_signal() as stop:
         for n in itertools.count():
             with _Child(work, n, timeout_s) as child:
-                while child.lives():
+                while child.works(timeout_s + _GRACE_S):
                     if is_child and os.getppid() != plan.launcher_pid:
                         os._exit(0)  # the study's command has died; the child notices that it is an orphan, and stops
                     child.pass_on(stop)
@@ -100,6 +100,7 @@ class _Child:
         """Start the process. See `supervise`; n: the number of processes before it."""
         self.trial: int | None = None
         self._result: tuple[str, Any] | None = None
+        self._is_silent = False  # no more messages will come
         self._since, self._was_asked = monotonic(), False
         self._messages, writer = Pipe(duplex=False)
         with writer:
@@ -113,16 +114,26 @@ class _Child:
         with suppress(BrokenPipeError), self._process.stdin as stdin:  # if it has died, `result` says so
             stdin.write(cloudpickle.dumps((Singleton.get_state(), work, n, timeout_s)))
 
-    def lives(self) -> bool:
-        """Read the messages that have come, and wait a moment. Return False once the process has ended."""
+    def works(self, limit_s: float) -> bool:
+        """Read the messages that have come, and wait a moment. Return False once the process has ended.
+
+        limit_s: after so many seconds without an end, a process that has sent its result counts as ended. Threads and
+            processes that a function left may keep it, for ever.
+        """
         has_ended = self._process.poll() is not None  # looked up first, so that its last message is read
-        with suppress(EOFError):
-            while self._messages.poll(0 if has_ended else _POLL_S):
+        if self._is_silent and not has_ended:
+            sleep(_POLL_S)
+            return monotonic() - self._since < limit_s
+        try:
+            while not self._is_silent and self._messages.poll(0 if has_ended else _POLL_S):
                 kind, value = self._messages.recv()
+                self._since = monotonic()
                 if kind == "trial":
-                    self.trial, self._since = value, monotonic()
+                    self.trial = value
                 else:
-                    self._result = kind, value
+                    self._result, self._is_silent = (kind, value), True
+        except EOFError:
+            self._is_silent = True
         return not has_ended
 
     def is_late(self, limit_s: float) -> bool:
@@ -136,7 +147,7 @@ class _Child:
             self._process.terminate()
 
     def result(self, stop: StopRequest) -> int | None:
-        """Return what the work returned, or raise what it raised, once the process has ended."""
+        """Return what the work returned, or raise what it raised, once it no longer works."""
         kind, value = self._result or ("died", None)
         if isinstance(value, Exception):
             raise value
@@ -177,10 +188,16 @@ def main(fd: int, parent: int) -> None:
         result: tuple[str, Any]
         try:
             with quiet_optuna(), outliving(parent):
-                result = "returned", work(n, lambda trial: messages.send(("trial", trial)))
+                result = "returned", work(n, lambda trial: _send(messages, "trial", trial))
         except Exception as error:
             result = "raised", error
-        messages.send(result)
+        _send(messages, *result)
+
+
+def _send(messages: Connection, kind: str, value: Any) -> None:
+    """Send a message, unless the supervisor has died. Its trial then ends as it would without."""
+    with suppress(OSError):
+        messages.send((kind, value))
 
 
 def _end_after(parent: int, limit_s: float) -> None:

@@ -102,7 +102,9 @@ class RunRecorder:
         before = None if earlier is None else earlier.get("dataset")
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
-        if earlier is None:
+        if earlier is not None:
+            self._of_model = [file.name for file in run.of_model if file.exists()]  # logged by an earlier process
+        else:
             config.data = config.data and with_absolute_path(config.data)  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
             write_checked(run.config, stored_text(config))  # from here on the run can be resumed

@@ -44,6 +44,7 @@ class CheckedTrial:
         self._logged: dict[str, int] = {}  # the last step of each metric
         self.ended: BaseException | None = None
         self.has_values = False
+        self.finished: dict[str, float] = {}  # the single values that it was given
         self._process = os.getpid()
 
     @property
@@ -161,6 +162,7 @@ class CheckedTrial:
             if owned := next(filter(is_own, values), None):
                 self._refuse(f"returned '{owned}', a name that only sweep itself uses; choose another")
             self.has_values = self.has_values or bool(values)
+            self.finished |= values
             self._trial.finish(values)
 
         self._passed(finish)

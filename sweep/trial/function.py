@@ -15,7 +15,7 @@ from sweep.config.targets import allowed_targets
 from sweep.config.task_node import AUTO_TASK
 from sweep.training.trial import Trial
 from sweep.trial.binding import located
-from sweep.trial.checked_trial import CheckedTrial, as_number
+from sweep.trial.checked_trial import CheckedTrial
 from sweep.trial.current import training
 from sweep.utils import gc_control
 from sweep.utils.errors import DISK_FULL, ConfigError, FunctionFailed, Pruned, SweepError, one_line
@@ -55,7 +55,7 @@ class FunctionTraining:
         """Call the function, from the trial's checkpoint if it asks for it.
 
         Returns:
-            The metrics that the function returned, by name.
+            The single values that the function returned or gave to `Trial.finish`, by name.
 
         Raises:
             ConfigError: the device cannot be used, or the function builds something of the config that is wrong.
@@ -79,7 +79,7 @@ class FunctionTraining:
             checked.finish(metrics)
         if self._rank == 0 and not checked.has_values:
             raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")
-        return {name: number for name, value in metrics.items() if (number := as_number(value)) is not None}
+        return checked.finished
 
     def _returned(self, trial: CheckedTrial) -> Any:
         """Call the function, and return what it returns. Raise as `__call__` does."""

@@ -55,13 +55,15 @@ class _StandIn(ModuleType):
 
 
 class _Submodules(MetaPathFinder):
-    """Loads the package before a part of it is imported."""
+    """Finds parts of the package that came with it.
+
+    To import a part, Python asks the stand-in where the package is. That loads the package with the part, which Python
+    would then load a second time.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if not name.startswith(f"{_NAME}."):
-            return None
-        _load()
-        return ModuleSpec(name, _Loaded()) if name in sys.modules else None
+        is_there = name.startswith(f"{_NAME}.") and name in sys.modules
+        return ModuleSpec(name, _Loaded()) if is_there else None
 
 
 class _Loaded(Loader):
@@ -73,8 +75,9 @@ class _Loaded(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state
+        spec = module.__spec__
+        if spec is not None and isinstance(spec.loader, _Loaded):  # torch's settings keep their own
+            module.__spec__ = spec.loader_state
 
 
 def _is_loaded() -> bool:
@@ -85,5 +88,4 @@ def _load() -> ModuleType:
     """Load the package, unless it is there, and return it."""
     if not _is_loaded():
         del sys.modules[_NAME]
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Submodules)]
     return importlib.import_module(_NAME)

@@ -1,13 +1,19 @@
 """The process that started this one: outlive it, or end with it."""
 
 import ctypes
+import functools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
+_POLL_S = 1.0
+
+_is_idle = threading.Event()  # no work is done that should outlive the parent
 
 
 @contextmanager
@@ -20,20 +26,29 @@ def outliving(parent: int) -> Iterator[None]:
     if os.getppid() != parent:
         yield
         return
-    _end_at_death_of_parent(0)  # of an earlier job
+    _is_idle.clear()
     try:
         yield
     finally:
-        end_with_parent()
         if os.getppid() != parent:
             os._exit(0)  # nobody waits for the result
+        _is_idle.set()
+        _watch(parent)
+
+
+@functools.cache
+def _watch(parent: int) -> None:
+    """Watch the parent in a thread. The kernel could do so too, but it watches the thread that started the process."""
+
+    def watch() -> None:
+        while _is_idle.wait() and os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:
     """Make the kernel kill this process when the thread that started it ends. Only on Linux."""
-    _end_at_death_of_parent(signal.SIGKILL)
-
-
-def _end_at_death_of_parent(signum: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
