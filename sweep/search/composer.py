@@ -203,7 +203,7 @@ class Composer:
     def validated(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Config:
         """Return what `compose` returns, validated. Raises ConfigError."""
         base, plain_values = self.base(groups), self._read(values)
-        plain = base.plain.resolved(plain_values)
+        plain = None if self.application else base.plain.resolved(plain_values)
         if plain is None:
             return validate(self.compose(groups, values))
         own = origin(base.plain.unresolved(plain_values), base.choices, self._overrides(groups, values))
