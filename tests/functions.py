@@ -221,7 +221,8 @@ def killed(cfg: Any, trial: Trial) -> dict[str, float]:
             trial.save(epoch, {"total": total})
         if epoch == 4 and trial.number == 1 and not Path("go").exists():
             Path("here").write_text(str(os.getpid()))
-            time.sleep(600)
+            while not Path("go").exists():
+                time.sleep(0.05)
     return {"test/loss": total}
 
 
