@@ -42,7 +42,7 @@ def test_a_command_that_is_killed_fails_no_trial(tmp_path: Path) -> None:
     command = ["-m", "trainer=function", "trainer.call=functions.killed", "trainer.epochs=8", "tracking=off", "+x=1.0"]
     command += ["+saves=true", f"+trace={tmp_path / 'trace'}", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2"]
     command += ["hydra/sweeper/pruner=none", '+search.x="choice(1.0,2.0)"', "hydra.sweeper.trial_timeout=900"]
-    own = {"SWEEP_TARGETS": "functions.*", "PYTHONPATH": TESTS}
+    own: dict[str, Any] = {"SWEEP_TARGETS": "functions.*", "PYTHONPATH": TESTS}
     with processes._zygote(True).start(tmp_path, command, environment(**own)) as process:
         wait_until((tmp_path / "here").exists, process)
         process.send_signal(signal.SIGKILL)
