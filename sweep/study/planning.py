@@ -19,7 +19,7 @@ from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
 from sweep.trial.build import check_model_target
-from sweep.trial.checks import check_data, check_monitor
+from sweep.trial.checks import check_data, check_monitor_of_data
 from sweep.trial.function import check_function
 from sweep.utils.errors import ConfigError
 
@@ -83,7 +83,7 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
         if n < _MOST_CHECKED:
             space.composer.check(configuration.groups, configuration.values)
     if not config.is_function:
-        check_monitor(space.splits.load(config), config)
+        check_monitor_of_data(space.splits.load(config), config)
 
 
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
