@@ -121,7 +121,7 @@ class StudySettings:
 
     @property
     def starves_its_sampler(self) -> bool:
-        """Whether a sampler that learns only from complete trials is combined with a pruner, which leaves it few."""
+        """Whether the sampler learns only from complete trials although the pruner lets few trials complete."""
         target = self.sampler["_target_"]
         considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
         return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers

@@ -89,7 +89,8 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
     """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run.
 
-    So are a `trainer.seed` that every replicate would share, and what a training function cannot follow.
+    It also refuses a `trainer.seed` that all replicates would share, and settings that a training function cannot
+    follow.
     """
     check_pruner(settings)
     if has_function(base):
