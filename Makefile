@@ -17,7 +17,7 @@ ui:  # one worker and no job runner are enough for one person
 test: setup check
 	$(BIN)/python -m pytest -n auto
 
-test-fast: setup  # in this process, below a minute
+test-fast: setup  # without the tests that start processes
 	$(BIN)/python -m pytest -n auto -m "not process and not slow"
 
 coverage: setup  # of all tests, their processes included; twice as slow

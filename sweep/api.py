@@ -42,7 +42,7 @@ from sweep.trial.model_export import export_model as export_model
 from sweep.trial.range_test_record import RangeFolder
 from sweep.trial.run import run_trial as run_trial
 from sweep.trial.stored_model import load_model as load_model
-from sweep.utils.errors import ConfigError
+from sweep.utils.errors import ConfigError, require
 from sweep.utils.notebook import is_notebook
 from sweep.utils.paths import absolute
 from sweep.utils.terminal import say
@@ -353,10 +353,14 @@ def _hydra(
     """
     overrides = [*searchpath_of(config_dir), *_overrides(base)]
     given = set(map(key_of, overrides))
-    if (twice := next((key for key in (*(search or ()), *(added or ())) if key_of(key) in given), None)) is not None:
-        raise ConfigError(twice, "is both set and searched; leave one of them out")
+    searched = [*map(key_of, (*(search or ()), *(added or ())))]
+    for key in searched:
+        require(key not in given, key, "is both set and searched; leave one of them out")
+        require(searched.count(key) == 1, key, "is searched twice; name it once, in search= or in space=")
     if "hydra/sweeper" in given:
         raise ConfigError("hydra/sweeper", "is what this function does; leave it out")
+    if any(key.partition(".")[0] == "params" for key in settings):
+        raise ConfigError("hydra.sweeper.params", "is for a command line; give these ranges as search={key: range}")
     if settings.get("dry_run"):
         raise ConfigError("hydra.sweeper.dry_run", "prints, and has no result; use it on the command line")
     options = {key: value for key, value in settings.items() if key in ("sampler", "pruner", "max_epochs")}

@@ -157,7 +157,7 @@ class Comparison:
         from sweep.comparison.report import judged, print_report, write_report
 
         judgement = judged(plan, entries, metric_direction)
-        write_report(plan, entries, judgement)
+        write_report(plan, judgement)
         if self._says:
             print_report(plan, judgement)
         n_able = Counter(entry.task for entry in entries if entry.problem is None)

@@ -91,7 +91,7 @@ def tables(task: TaskResult, judgement: Judgement, plan: Plan) -> list[Table]:
         _scores(task, judgement, plan, on),
         _pairs(task, on),
         _targets(task, on),
-        *_tuning(task, judgement, plan, on),
+        *_tuning(task, plan, on),
     ]
 
 
@@ -151,7 +151,7 @@ def _targets(task: TaskResult, on: str) -> Table:
     return Table(f"{target}{on}", columns, rows)
 
 
-def _tuning(task: TaskResult, judgement: Judgement, plan: Plan, on: str) -> list[Table]:
+def _tuning(task: TaskResult, plan: Plan, on: str) -> list[Table]:
     sign = sign_of(plan.settings.direction[0])
     ks = _some(max((len(s.budget.k) for s in task.standings), default=1))
     budget = Table(

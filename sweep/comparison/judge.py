@@ -294,7 +294,8 @@ def _edges(entry: Entry) -> list[str]:
         if not places or (found.choices is not None and (len(found.choices) < 3 or len(places) < 2)):
             continue
         share = _EDGE if found.choices is None else 1 / len(found.choices)
-        margin = _EDGE if found.choices is None else share / 2  # which the number beside the last one is not within
+        # For a list, the margin is less than one step of the list, so only the last choice counts as its end.
+        margin = _EDGE if found.choices is None else share / 2
         for end, at_end in (("lower", [p < margin for p in places]), ("upper", [p > 1 - margin for p in places])):
             by_chance = len(places) > 1 and statistics.chance_of(sum(at_end), len(places), share) > _CHANCE
             if 2 * sum(at_end) >= len(places) and not by_chance:

@@ -33,13 +33,13 @@ def judged(plan: Plan, entries: Sequence[Entry], direction: str) -> Judgement:
     )
 
 
-def write_report(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> None:
+def write_report(plan: Plan, judgement: Judgement) -> None:
     """Write comparison.yaml, comparison.md and comparison.png to the comparison's folder.
 
     Each file is replaced atomically. A plot that cannot be drawn only prints a warning.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, entries, judgement))))
+    write_atomic(plan.folder / "comparison.yaml", to_yaml(_plain(_facts(plan, judgement))))
     write_atomic(plan.folder / "comparison.md", escaped(_markdown(plan, judgement)))
     plot = plan.folder / "comparison.png"
     problem = drawing_problem(lambda: draw_comparison(points_of(plan, judgement), plot))
@@ -74,7 +74,7 @@ def _markdown(plan: Plan, judgement: Judgement) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(plan: Plan, entries: Sequence[Entry], judgement: Judgement) -> dict[str, Any]:
+def _facts(plan: Plan, judgement: Judgement) -> dict[str, Any]:
     """Return the content of comparison.yaml. Costs are converted back to values of the metric."""
     tasks: list[dict[str, Any]] = []
     for task in judgement.tasks:

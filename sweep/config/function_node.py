@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from sweep.config.targets import check_target, check_targets
@@ -28,8 +29,9 @@ def check_call(call: Any, option: str | None) -> None:
 
 def given_call(function: Callable[..., Any]) -> str:
     """Return the value of `trainer.call` for a function that a program gives as an object."""
-    named = getattr(function, "func", function)  # of a functools.partial
-    return f"{_GIVEN}{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
+    named: Any = function.func if isinstance(function, partial) else function
+    named = named if hasattr(named, "__qualname__") else type(named)
+    return f"{_GIVEN}{named.__module__}.{named.__qualname__}"
 
 
 def is_given(call: Any) -> bool:

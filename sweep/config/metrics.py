@@ -9,6 +9,7 @@ from sweep.utils.errors import ConfigError
 KINDS = ("regression", "classification", "multilabel", "segmentation", "language_model")  # of data; each is a task too
 DIRECTIONS = ("minimize", "maximize")
 OF_NOISE = ("test/noise_ratio", "test/excess")  # of data whose noise is known
+OF_ANY_TASK = ("train/loss", "time/train_s", "model/n_weights")  # metrics of trials whatever their task
 MOST_OUTPUTS = 2**25  # numbers that a model returns for a split, 128 MiB in float32; of more, not all are kept at once
 _OWN = ("step", "best", "time", "model")  # what comes before the slash in names that only sweep itself records
 RETURNED = "objective"  # what the task function of another application returns; with several, objective/0 and so on

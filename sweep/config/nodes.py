@@ -140,7 +140,7 @@ class Trainer:
         self._check_launch()
 
     def _check_launch(self) -> None:
-        """Raise ConfigError for a launcher without a function or a number of processes, and for that number alone."""
+        """Raise ConfigError if `launch` is set without `call` or `n_processes`, or `n_processes` without `launch`."""
         if self.launch is not None:
             one_of("trainer.launch", self.launch, LAUNCHERS)
             message = "is for a training function, and sweep's own loop trains in one process; leave it out"

@@ -276,7 +276,8 @@ _SCHEMA = {
 def own_defaults() -> Mapping[str, Any]:
     """Return the default of each of sweep's own keys, such as trainer.epochs.
 
-    A new key's default does what was done before the key existed. So a record from before, which lacks the key, had it.
+    The default of a new key keeps the earlier behaviour. So an older record without the key is read as having the
+    default.
     """
     found = {f"optimizer.{name}": value for name, value in OPTIMIZER_DEFAULTS.items()}
     for node, schema in _SCHEMA.items():

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import OF_NOISE, best_of
+from sweep.config.metrics import OF_ANY_TASK, OF_NOISE, best_of
 from sweep.config.schema import Config
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
@@ -16,7 +16,7 @@ from sweep.utils.errors import ConfigError
 
 def check_objectives(objectives: Sequence[str], config: Config, data: Data) -> None:
     """Raise ConfigError for an objective that trials of such a config and such data do not have."""
-    known = [*metric_names(config, data), "train/loss", "time/train_s", "model/n_weights"]
+    known = [*metric_names(config, data), *OF_ANY_TASK]
     if data.content.noise is not None:
         known += OF_NOISE
     if not {*objectives} <= {*known}:

@@ -19,7 +19,7 @@ _POLL_S = 0.5
 
 
 def requeue(study: optuna.Study, folder: StudyFolder, storage: str | None, numbers: Collection[int]) -> list[int]:
-    """Queue trials again: a new attempt at each that failed, and the rest of each that was stopped alone.
+    """Queue trials again. Failed trials get a new attempt. Trials that were stopped one by one continue.
 
     The folders of failed attempts are moved aside. Other trials are left as they are: another command may have queued
     them meanwhile.

@@ -21,7 +21,6 @@ from sweep.figures.drawing import (
 )
 from sweep.figures.figure import LEGEND, Figure, axis
 
-_COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7")
 _PANELS = 4
 _DPI = 100
 Array = NDArray[np.float64]
@@ -117,7 +116,7 @@ def comparison_plot(points: ComparisonPoints) -> Any:
 
 def _fill(axes: Any, points: ComparisonPoints) -> None:
     """Draw into the axes, which have shape (rows, columns)."""
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(points.names)}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(points.names)}
     panels = axes.reshape(-1, _PANELS)
     for task, row in zip(points.tasks, panels, strict=False):
         _scores(row[0], task, points, colours)

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.figures.drawing import add_legend, dot, finish, png
+from sweep.figures.drawing import COLOURS, MUTED, add_legend, dot, finish, png
 
-_LOSS, _DIVERGED = "#4269d0", "#9c9c9c"
-_BOUNDS = ("#3ca951", "#ff725c")
+_LOSS, _DIVERGED = COLOURS[0], MUTED
+_BOUNDS = (COLOURS[2], COLOURS[1])
 
 
 class Ramp(Protocol):

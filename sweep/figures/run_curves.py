@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from sweep.figures.drawing import add_legend, count_in_whole_numbers, dot, finish, fit_scale, fit_to_lines, png
+from sweep.figures.drawing import COLOURS, add_legend, count_in_whole_numbers, dot, finish, fit_scale, fit_to_lines, png
 from sweep.utils.curve import Curve
 
-_COLOURS = {"train/loss": "#4269d0", "val/loss": "#ff725c", "lr": "#3ca951"}
+_COLOURS = {"train/loss": COLOURS[0], "val/loss": COLOURS[1], "lr": COLOURS[2]}
 _MOST_OTHERS = 4  # curves shown of a run that has no losses
 _MANY_DECADES = 1e6  # ratio of learning rates; below it a linear axis shows a schedule's shape better
 

@@ -15,7 +15,7 @@ class Param(NamedTuple):
 
     Attributes:
         key: the config key.
-        values: shape (n,), for each trial; NaN where the trial does not have the key. Of a choice, the place of the
+        values: shape (n,), for each trial; NaN where the trial does not have the key. For a choice, the index of the
             value in `choices`.
         choices: the choices as texts; empty for a range of numbers.
         is_log: whether a range of numbers is searched on a logarithmic scale.

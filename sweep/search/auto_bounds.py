@@ -24,7 +24,7 @@ from sweep.utils.wording import short
 STARTS = "bounds"  # user attribute of the study in which the suggestions are stored
 _RATES = ("scheduler.base_lr", "scheduler.max_lr", "optimizer.lr")
 _AROUND = 5.0  # the range reaches this factor below the seeds' lowest value and above their highest
-_NOT_OF_A_TEST = (
+_NO_EFFECT = (  # keys on which the result of a range test does not depend
     "scheduler",
     "lr_bounds",
     "lr_search",
@@ -141,7 +141,7 @@ def _searched(space: Space) -> Iterator[tuple[dict[str, str], list[str]]]:
 def _tested(config: Config) -> str:
     """Return everything that the result of a range test depends on, as JSON."""
     plain = asdict(replace(config, optimizer={k: v for k, v in config.optimizer.items() if k != "lr"}))
-    return json.dumps({k: v for k, v in plain.items() if k not in _NOT_OF_A_TEST}, sort_keys=True, default=str)
+    return json.dumps({k: v for k, v in plain.items() if k not in _NO_EFFECT}, sort_keys=True, default=str)
 
 
 def _starts(suggestion: Suggestion, keys: Sequence[str]) -> dict[str, dict[str, float]]:

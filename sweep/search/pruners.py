@@ -1,7 +1,7 @@
 """sweep's own pruners.
 
-A study reports each trial's best value so far, which Optuna's PatientPruner cannot handle. And trials of another Hydra
-application have a length that nobody has to say.
+A study reports each trial's best value so far, which Optuna's PatientPruner cannot handle. Trials of another Hydra
+application need not state how many epochs they have.
 """
 
 import optuna

@@ -11,14 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.callback_node import declared
-from sweep.config.metrics import DIRECTIONS, OF_NOISE, RETURNED, is_curve, returned_names
+from sweep.config.metrics import DIRECTIONS, OF_ANY_TASK, OF_NOISE, RETURNED, is_curve, returned_names
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
 from sweep.config.overrides import key_of, option, setting
 from sweep.config.schema import has_function
 from sweep.config.task_node import direction_of, names_of
 from sweep.utils.errors import ConfigError, one_line, require
 
-_OF_ANY_TASK = ("train/loss", *OF_NOISE, "time/train_s", "model/n_weights")
 _SAMPLER = "hydra.sweeper.sampler."
 _UNKNOWN = object()
 _CMAES = "optuna.samplers.CmaEsSampler"  # ignores pruned trials unless `consider_pruned_trials` is set
@@ -122,7 +121,7 @@ class StudySettings:
 
     @property
     def starves_its_sampler(self) -> bool:
-        """Whether a sampler that learns only from complete trials is combined with a pruner, which leaves it few."""
+        """Whether the sampler learns only from complete trials although the pruner lets few trials complete."""
         target = self.sampler["_target_"]
         considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
         return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers
@@ -265,7 +264,7 @@ def directions_of(objective: Sequence[str], task: Any, callbacks: Any = ()) -> l
     Raises:
         ConfigError: neither the task nor a callback has an objective, or says which direction is better.
     """
-    known = [*names_of(task), *_OF_ANY_TASK]
+    known = [*names_of(task), *OF_ANY_TASK, *OF_NOISE]
     if not {*objective} <= {*known}:
         known += declared(callbacks)
     for name in objective:

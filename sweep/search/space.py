@@ -37,7 +37,7 @@ from sweep.search.ranges import (
 from sweep.search.settings import implied_direction, implied_monitor
 from sweep.trial.application import Application
 from sweep.trial.prepare import BATCH_SIZE
-from sweep.utils.errors import ConfigError, one_line
+from sweep.utils.errors import ConfigError, one_line, require
 
 _MOST_DRAWS = 1000  # attempts to meet the conditions
 _LONGEST_SHOWN = 100  # characters of a condition in a message
@@ -484,10 +484,19 @@ def _groups_of_config(loader: Any, master: DictConfig, given: Collection[str]) -
     """
     found = {}
     for key, text in _search_of(master).items():
-        if text is not None and key not in given and loader.get_group_options(key):
+        if text is not None and key not in given and (options := loader.get_group_options(key)):
             name = f"search.{key}"
-            found[key] = options_of(key, distribution_of(name, parse_override(f"{key}={text}", name)))
+            found[key] = _options_in(name, options, parse_override(f"{key}={text}", name))
     return found
+
+
+def _options_in(name: str, options: Sequence[str], override: Override) -> CategoricalDistribution:
+    """Return the options of a group that an override sweeps over. Raise ConfigError for `name` if it does not."""
+    if isinstance(value := override.value(), Glob):
+        matching = value.filter([*options])
+        require(bool(matching), name, f"has no option that matches; choose one of: {', '.join(options)}")
+        return CategoricalDistribution(matching)
+    return options_of(override.key_or_group, distribution_of(name, override))
 
 
 def _swept(
@@ -503,16 +512,8 @@ def _swept(
         if override.is_value_path:
             raise ConfigError(key, "cannot be searched by itself; search the whole list, as in key=[1,2],[3,4]")
         _refuse_unsearchable(key, not_a_trials)
-        options = loader.get_group_options(key)
-        value = override.value()
-        if isinstance(value, Glob):
-            if not options:
-                raise ConfigError(key, "has no options for a glob; list its values")
-            if not (matching := value.filter(options)):
-                raise ConfigError(key, f"has no option that matches; choose one of: {', '.join(options)}")
-            groups[key] = CategoricalDistribution(matching)
-        elif options:
-            groups[key] = options_of(key, distribution_of(key, override))
+        if options := loader.get_group_options(key):
+            groups[key] = _options_in(key, options, override)
         else:
             ranges[key] = distribution_of(key, override)
     return groups, ranges

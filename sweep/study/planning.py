@@ -19,7 +19,7 @@ from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
 from sweep.trial.build import check_model_target
-from sweep.trial.checks import check_data, check_monitor
+from sweep.trial.checks import check_data, check_monitor_of_data
 from sweep.trial.function import check_function
 from sweep.utils.errors import ConfigError
 
@@ -83,13 +83,14 @@ def check_plan(plan: WorkerPlan, config: Config) -> None:
         if n < _MOST_CHECKED:
             space.composer.check(configuration.groups, configuration.values)
     if not config.is_function:
-        check_monitor(space.splits.load(config), config)
+        check_monitor_of_data(space.splits.load(config), config)
 
 
 def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str | None) -> None:
     """Raise ConfigError for a pruner that cannot work, a storage that is MLflow's database, or keys of a single run.
 
-    So are a `trainer.seed` that every replicate would share, and what a training function cannot follow.
+    It also refuses a `trainer.seed` that all replicates would share, and settings that a training function cannot
+    follow.
     """
     check_pruner(settings)
     if has_function(base):

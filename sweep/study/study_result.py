@@ -63,8 +63,8 @@ class StudyResult:
         Returns:
             The columns `number`, `state` (complete, pruned, failed, running, waiting), `value`, `duration_s`, `began`,
             `ended`, `params.<key>`, `problem`, `folder` and `mlflow_run_id`. With several objectives there is
-            `values.<name>` for each instead of `value`. Of a trial with several seeds or folds, the run id is that of
-            the first; of one that was trained again, the row is that of its latest attempt.
+            `values.<name>` for each instead of `value`. If a trial has several runs, `mlflow_run_id` is that of the
+            first. If it was trained again, the row describes its latest attempt.
         """
         return trials_table(trials_of(self.optuna), objective_names(self.optuna), StudyFolder(self.folder))
 

@@ -58,9 +58,9 @@ def run_name(config: Config) -> str:
 def hyperparameters(config: Config) -> dict[str, Any]:
     """Return the settings in which trials may differ, by config key, without those that are None.
 
-    Of the optimizer's keys that are not arguments of its target, only those that are set. Of a training function, its
-    own keys, and of the groups that sweep's loop needs, those that are chosen. Of another Hydra application, its whole
-    config.
+    Keys of the optimizer that its target does not take are included only if they are set. A training function's own
+    keys are included, and those groups of sweep's loop that were chosen. For another Hydra application, the whole
+    config is included.
     """
     if config.hydra_application is not None:
         leaves = (leaf for key, node in config.hydra_application.items() for leaf in _leaves(str(key), node))

@@ -110,15 +110,15 @@ class StudyFolder:
         return self.workers / f"{launch}.stop"
 
     def stop_request(self, number: int) -> Path:
-        """Return the file whose existence asks for a stop of that trial alone. It then waits until it is resumed."""
+        """Return the path of the file that asks one trial to stop. The trial then waits until it is resumed."""
         return self.workers / f"trial-{number}.stop"
 
     def is_stopped(self, number: int) -> bool:
-        """Return whether somebody has asked for a stop of that trial alone."""
+        """Return whether the file that asks one trial to stop exists."""
         return self.stop_request(number).exists()
 
     def stopped_trials(self) -> set[int]:
-        """Return the numbers of all trials for which somebody has asked for a stop of that trial alone."""
+        """Return the numbers of all trials that have the file that asks one trial to stop."""
         names = os.listdir(self.workers) if self.workers.exists() else []
         return {int(found[1]) for name in names if (found := re.fullmatch(r"trial-(\d+)\.stop", name))}
 

@@ -1,4 +1,4 @@
-"""All uses of private parts of torch, but for the compiler, which has a file of its own (packed/tracing.py).
+"""All uses of private parts of torch, except for its compiler: see packed/tracing.py and sweep/utils/late_compiler.py.
 
 If torch changes something that is used here, tests/training/test_torch_internals.py names it.
 """

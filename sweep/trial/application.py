@@ -141,7 +141,7 @@ class ApplicationTraining:
         with training(checked):
             returned = self._run(checked)
             metrics = self._metrics(returned)
-            checked.describe()  # begins the record, which has to say if a value is not finite
+            checked.describe()  # begin the record first, so that a value that is not finite is recorded
             checked.finish(metrics)
         if not checked.has_values:
             raise FunctionFailed(application.name, "reported and returned no metrics")

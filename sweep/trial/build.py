@@ -238,7 +238,7 @@ def _check_group(
     try:
         takes = _checked_optimizer("optimizer", node, weights, offered).defaults
     except ConfigError:
-        return  # one that needs groups, or cannot be made at all, as will be seen next
+        return  # the optimizer needs groups, or cannot be built at all; the next call reports that
     for name in values:
         if name not in takes:
             at = key if group.pattern is None else f"{key}.{name}"

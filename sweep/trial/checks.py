@@ -19,7 +19,7 @@ def check_data(data: Data, config: Config) -> None:
     _check_loss_name(config, data)
     if data.divided is not None and data.samples.augment is None and config.loader.drop_last:
         raise ConfigError("loader.drop_last", "is for torch datasets, but the data are arrays; leave it out")
-    check_monitor(data, config)
+    check_monitor_of_data(data, config)
     declared(config.trainer.callbacks, taken=["train/loss", "lr", *OF_NOISE, *names_of(config.task)])
     check_batch_size(config, data.n_train)
     data.epoch_size(config)
@@ -41,7 +41,7 @@ def check_batch_size(config: Config, n_train: int) -> None:
         )
 
 
-def check_monitor(data: Data, config: Config) -> None:
+def check_monitor_of_data(data: Data, config: Config) -> None:
     """Raise ConfigError if trials on such data have no curve with the name of the monitor."""
     monitor = config.trainer.monitored
     known = ["train/loss", *filter(is_curve, metric_names(config, data))]

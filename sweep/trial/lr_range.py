@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sweep")
 
-_NOT_OF_A_TEST = {
+_REFUSED = {
     "resume": "continues a run; leave it out",
     "from_study": "is for `python -m sweep.run`; leave it out",
     "bounds": "is for a study, which makes this test itself; leave it out",
@@ -71,7 +71,7 @@ class RangeResult:
 
 def check_range_config(config: Config) -> Config:
     """Return the config. Raise ConfigError for keys that have no meaning for a range test."""
-    for key, problem in _NOT_OF_A_TEST.items():
+    for key, problem in _REFUSED.items():
         if getattr(config, key) is not None:
             raise ConfigError(key, problem)
     if config.is_function:

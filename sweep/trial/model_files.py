@@ -1,6 +1,6 @@
-"""What lies beside a run's best.pt: predictions.parquet and model.yaml, of which MLflow's model is made.
+"""predictions.parquet, and model.yaml, from which MLflow's model is built.
 
-A run writes them while it tests its best weights. Those of a study's best trial are made of its best.pt at the end.
+A run writes them while it tests its best weights. Those of a study's best trial are made from its best.pt at the end.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def has_files(task: Any) -> bool:
 def shown_batches(data: "TrainingData") -> "Iterator[tuple[Tensor, Tensor]]":
     """Return the batches to predict: those of the test split, or if there is none, the first to validate on.
 
-    That one only serves as an example of what MLflow's model takes and returns.
+    A batch for validation is used only as the example in model.yaml.
     """
     return islice(data.val.batches(), 1) if data.test is None else data.test.batches()
 

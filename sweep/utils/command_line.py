@@ -1,6 +1,7 @@
 """Arguments and standard streams, for all commands."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -10,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sweep.utils import gc_control
-from sweep.utils.errors import ConfigError, SweepError, one_line
+from sweep.utils.errors import DISK_FULL, ConfigError, SweepError, one_line
 from sweep.utils.terminal import SafeRecord, complain
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def run_command(
         parser: the command's parser.
         run: the command. It returns the exit status.
         arguments: by default those of the process.
-        unreadable: the key to name if the system refuses to read a file.
+        unreadable: the key to name if the system refuses to read or write a file.
 
     Returns:
         The exit status: what `run` returns, that of a SweepError, 2 for an OSError, or 130 after Ctrl-C.
@@ -44,12 +45,19 @@ def run_command(
         complain(f"error: {error}")
         return error.exit_status
     except OSError as error:
-        complain(f"error: {unreadable}: cannot be read ({one_line(error)})")
+        complain(f"error: {unreadable}: {_file_problem(error)}")
         return 2
     except KeyboardInterrupt:
         return 130
     finally:
         gc_control.resume()
+
+
+def _file_problem(error: OSError) -> str:
+    """Return the problem of a file that the system refuses. Only a full or read-only disk says that it is a write."""
+    if error.errno in DISK_FULL:
+        return f"cannot be written ({one_line(error)}); make room, and give the command again"
+    return f"cannot be {'written' if error.errno == errno.EROFS else 'read or written'} ({one_line(error)})"
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 _FEWEST_BYTES = 32 * 2**20  # less is not worth a file
-_MOST_PICKLED = 0.25  # of the arrays' bytes: what each process gets of its own, such as texts
+_MOST_PICKLED = 0.25  # the largest pickle, as a share of the arrays' bytes; each process has its own copy
 _ALIGNED = 64  # bytes: a line of a CPU's cache
 _SPARE = 2  # times the arrays' size must be free on the disk
 

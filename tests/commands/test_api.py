@@ -329,6 +329,9 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         (["hydra.job.chdir=x"], {}, {}, "hydra.job.chdir: "),
         ([], {}, {"study_name": "../x"}, "hydra.sweeper.study_name: "),
         (["bounds=wide"], {}, {}, "bounds: 'wide' is unknown"),
+        ([], {}, {"params": {"x": "1,2"}}, "hydra.sweeper.params: is for a command line; give these ranges as search="),
+        ([], {}, {"params.x": "1,2"}, "hydra.sweeper.params: is for a command line; give these ranges as search="),
+        ([], {"x": [1]}, {"train": print, "space": {"x": [1, 2]}}, "x: is searched twice; name it once, in search="),
     ],
     ids=str,
 )

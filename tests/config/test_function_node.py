@@ -1,11 +1,13 @@
 """A config of a training function: what it may leave out, and what it may add."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from sweep import ConfigError, compose
+from sweep.config.function_node import given_call
 from sweep.config.schema import Config, validate
 from sweep.tracking.description import hyperparameters, run_name
 from sweep.tracking.folders import RunFolder
@@ -87,3 +89,18 @@ def test_without_a_function_nothing_may_be_left_out_or_added() -> None:
         with pytest.raises(ConfigError) as caught:
             validate(compose(overrides))
         assert str(caught.value).startswith(told)
+
+
+class Trainer:
+    """A training function that is an object with an attribute `func`, as a functools.partial has."""
+
+    func = None
+
+    def __call__(self, cfg: object, trial: object) -> None: ...
+
+
+def test_a_function_given_as_an_object_is_named_by_its_class_or_its_own_name() -> None:
+    functions = (Trainer(), partial(Trainer()), partial(Trainer), valid)
+    names = [given_call(function) for function in functions]
+    own = f"given:{__name__}."
+    assert names == [f"{own}Trainer"] * 3 + [f"{own}valid"]

@@ -82,6 +82,12 @@ def test_groups_are_searched_from_a_file(with_groups: Callable[..., Space]) -> N
     assert "L1Loss" in config.task.loss._target_
 
 
+def test_a_file_may_search_the_options_that_match_a_glob(with_groups: Callable[..., Space]) -> None:
+    found = with_groups(text="{optimizer: 'glob(*ada*)', task/loss: 'glob(m*)'}").groups
+    assert found == space_of("optimizer=glob(*ada*)", "task/loss=glob(m*)", "task=regression").groups
+    assert "adamw" in found["optimizer"].choices
+
+
 @pytest.mark.parametrize(("given", "left"), [("optimizer=adamw", None), ("optimizer=adamw,adam", ["adamw", "adam"])])
 def test_the_command_line_has_the_last_word_on_such_groups(
     given: str, left: list[str] | None, with_groups: Callable[..., Space]
@@ -97,6 +103,7 @@ def test_the_command_line_has_the_last_word_on_such_groups(
     [
         ("{optimizer: sgd}", [], r"search.optimizer: 'optimizer=sgd' is not a range"),
         ("{optimizer: 'interval(0, 1)'}", [], r"optimizer: is a config group; give its options"),
+        ("{optimizer: 'glob(q*)'}", [], r"search.optimizer: has no option that matches; choose one of: "),
         ("{optimizer: 'sgd,adan'}", [], r"optimizer: no option 'adan'; choose one of"),
         ("{optimizer: 'sgd,adam'}", ["experiment=debug,mine"], r"search.optimizer: is a group, and an option that is"),
     ],

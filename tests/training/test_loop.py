@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from sweep.training import checkpoint, tensors
 from sweep.training.loop import TrainingLoop
 from sweep.training.tensors import TensorSplit, batches, epoch_order
-from sweep.utils.errors import Diverged, Interrupted, TrainingFailed
+from sweep.utils.errors import ConfigError, Diverged, Interrupted, TrainingFailed
 from sweep.utils.signals import StopRequest
 
 CYCLIC = ("scheduler=cyclic", "scheduler.base_lr=1e-3", "scheduler.max_lr=3e-2", "scheduler.cycle_epochs=2")
@@ -83,6 +83,18 @@ def test_training_equals_the_plain_pytorch_loop(
     for name in ("train/loss", "val/loss", "lr"):
         assert_close(observed.curve(name), [epoch[name] for epoch in epochs], rtol=rounding, atol=rounding)
     assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
+
+
+def test_a_loss_for_each_element_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^task\.loss: returned \(16, 1\) for .*; set reduction=mean$"):
+        make_loop("task/loss=mse", "+task.loss.reduction=none")
+
+
+@pytest.mark.parametrize("size", [17, 34])  # the 68 samples are four batches, or two
+def test_the_curve_of_a_loss_that_is_a_sum_depends_on_the_batch_size(size: int) -> None:
+    still = ("optimizer=sgd", "scheduler=constant", "optimizer.lr=1e-12", "task/loss=mse", f"trainer.batch_size={size}")
+    mean, total = (run(make_loop(*still, f"+task.loss.reduction={name}")) for name in ("mean", "sum"))
+    assert_close(total.curve("train/loss"), [size * loss for loss in mean.curve("train/loss")], rtol=1e-5, atol=0)
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:

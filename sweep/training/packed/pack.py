@@ -424,7 +424,7 @@ def _columns(rows: Sequence[Row], group: int) -> dict[str, np.ndarray]:
     """Return the values that the scheduler sets, (n_updates,) each, for one parameter group."""
     first = rows[0][group]
     columns = {name: np.array([float(row[group][name]) for row in rows]) for name in first if name != "betas"}
-    if "betas" in first:  # of the optimizers that have a rule, no other value is a tuple
+    if "betas" in first:  # in optimizers that have a rule, only betas is a tuple
         for i, name in enumerate(("beta1", "beta2")):
             columns[name] = np.array([float(row[group]["betas"][i]) for row in rows])
     return columns

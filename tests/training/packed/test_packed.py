@@ -111,7 +111,10 @@ def tokenwise() -> nn.Module:
 
 
 TASKS = {
-    **{f"regression-{loss}": (f"task/loss={loss}", "task/metrics=[rmse,mape]") for loss in ("mse", "mae", "huber")},
+    **{
+        f"regression-{loss}": (f"task/loss={loss}", "task/metrics=[rmse,mape]")
+        for loss in ("mse", "mae", "huber", "smooth_l1")
+    },
     "counts": ("task/loss=poisson", "split.normalize=false"),
     "quantile": ("task=quantile",),
     "classification": (
