@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # a server that is down is known to be, at once
+os.environ["OMP_NUM_THREADS"] = "1"  # of the tests alone: more threads only wait for each other, beside other tests
 
 settings.register_profile("sweep", deadline=None)  # a busy machine is no failure
 settings.load_profile("sweep")

@@ -1,5 +1,6 @@
 """Training functions of a user's own, for the tests: good ones, and some with a mistake."""
 
+import errno
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed, nn
+from waiting import wait_until
 
 import sweep
 from sweep import Trial
@@ -232,7 +234,7 @@ def killed(cfg: Any, trial: Trial) -> dict[str, float]:
 def ranked(cfg: Any, trial: Trial) -> dict[str, float]:
     """Adds up draws of all ranks. Each rank notes its process, and how its training ended.
 
-    cfg.fails: how rank 1 fails in epoch 2, or where it waits.
+    cfg.fails: what goes wrong in epoch 2.
     """
     rank, total = distributed.get_rank(), torch.zeros(())
     Path(trial.folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
@@ -243,8 +245,8 @@ def ranked(cfg: Any, trial: Trial) -> dict[str, float]:
             drawn = torch.rand(()) + rank
             distributed.all_reduce(drawn)
             total = total + drawn
-            if (rank, epoch) == (1, 2) and not Path("go").exists():
-                _FAILURES[cfg.fails](trial)
+            if epoch == 2 and (fail := _FAILURES.get((cfg.fails, rank))) and not Path("go").exists():
+                fail(trial)
             trial.report(epoch, {"val/loss": total.item()})
             if trial.should_save:
                 trial.save(epoch, {"total": total})
@@ -254,10 +256,45 @@ def ranked(cfg: Any, trial: Trial) -> dict[str, float]:
     return {"test/loss": total.item()} if rank == 0 else {}
 
 
-_FAILURES: dict[str, Callable[[Trial], object]] = {
-    "not": lambda trial: None,
-    "killed": lambda trial: (Path("go").touch(), os.kill(os.getpid(), signal.SIGKILL)),
-    "raises": lambda trial: 1 / 0,
-    "skips": lambda trial: trial.report(3, {"val/loss": 1.0}),
-    "waits": lambda trial: ((trial.folder / "here").touch(), time.sleep(600)),
+def _hang(trial: Trial) -> None:
+    """Start a process, and hang in C code that keeps the interpreter's lock."""
+    Path(trial.folder / "child.pid").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+    (trial.folder / "here").touch()
+    re.match(r"(a+)+$", "a" * 50 + "b")
+
+
+def _keep_what_is_not_there(trial: Trial) -> None:
+    wait_until((trial.folder / "here").exists)
+    trial.log_artifact(Path("missing"))
+
+
+def _fill_the_disk(trial: Trial) -> None:
+    for value in (1.0, 2.0):
+        trial.report(2, {"val/loss": value})
+    trial.report(2, {"val/loss": 3.0, "late": 4.0})
+    trial.report(3, {"val/loss": 5.0})
+    distributed.barrier()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _give_nonsense(trial: Any) -> None:
+    for metrics in ({"val/loss": float("nan")}, {}, "nothing"):
+        trial.report(2, metrics)
+    trial.log({"step/x": [1.0]}, [2, 1])
+    trial.finish(None)
+    trial.log_artifact(None)
+    trial.save(2, None)
+    trial.report(3, None)
+    (trial.folder / "given").touch()
+    distributed.barrier()
+    distributed.barrier()  # until the end of rank 0
+
+
+_FAILURES: dict[tuple[str, int], Callable[[Trial], object]] = {  # by rank
+    ("killed", 1): lambda trial: (Path("go").touch(), os.kill(os.getpid(), signal.SIGKILL)),
+    ("skips", 1): lambda trial: trial.report(3, {"val/loss": 1.0}),
+    ("hangs", 0): _keep_what_is_not_there,
+    ("hangs", 1): _hang,
+    ("full", 0): _fill_the_disk,
+    ("full", 1): _give_nonsense,
 }

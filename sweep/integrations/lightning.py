@@ -6,12 +6,12 @@ def train(cfg, trial):
     trainer.fit(Module(cfg.lr), Data(), ckpt_path=callback.ckpt_path)
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sweep.integrations.ranks import rank
 from sweep.training.checkpoint import random_states, set_random_states
 from sweep.training.trial import Trial
 from sweep.trial.current import current_trial
@@ -50,12 +50,14 @@ class TrialCallback(Callback):
     @property
     def ckpt_path(self) -> Path | None:
         """The checkpoint to resume from, for `Trainer.fit`; None in a trial that starts."""
-        state = self._trial.restore()
-        if state is None:
-            return None
-        self._random = random_states()
-        self._restored = self._trial.folder / f"resumed-{os.getpid()}.ckpt"
-        self._restored.write_bytes(state[_STATE])
+        if self._restored is None:
+            path = self._trial.folder / f"resumed-{rank()}.ckpt"
+            path.unlink(missing_ok=True)  # of a process that died
+            if (state := self._trial.restore()) is None:
+                return None
+            self._random = random_states()
+            path.write_bytes(state[_STATE])
+            self._restored = path
         return self._restored
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +65,7 @@ class TrialCallback(Callback):
         if self._random is not None and self._restored is not None:
             set_random_states(self._random)
             self._restored.unlink(missing_ok=True)
-            self._random = None
+            self._random = self._restored = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note which metrics there are. Those of the last training epoch must not be reported again."""

@@ -7,11 +7,11 @@ def train(cfg, trial):
     trainer.train(resume_from_checkpoint=callback.checkpoint)
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from sweep.integrations.ranks import rank, wait_for_all
 from sweep.training.trial import Trial
 from sweep.trial.current import current_trial
 
@@ -21,7 +21,7 @@ except ImportError as error:
     message = "sweep.integrations.transformers needs Transformers:  pip install 'hydra-sweep[transformers]'"
     raise ImportError(message) from error
 
-_STATE = "transformers"  # in the trial's state: the files of the trainer's checkpoint, by name
+_STATE = "transformers"  # in the trial's state: the files of the trainer's checkpoint, by path in its folder
 _ABOUT_SPEED = ("runtime", "samples_per_second", "steps_per_second")  # ends of names of metrics
 
 
@@ -43,13 +43,15 @@ class TrialCallback(TrainerCallback):
     @property
     def checkpoint(self) -> str | None:
         """The checkpoint to resume from, for `Trainer.train`; None in a trial that starts."""
-        state = self._trial.restore()
-        if state is None:
-            return None
-        self._resumed = self._trial.folder / f"resumed-{os.getpid()}"
-        self._resumed.mkdir()
-        for name, data in state[_STATE].items():
-            (self._resumed / name).write_bytes(data)
+        if self._resumed is None:
+            folder = self._trial.folder / f"resumed-{rank()}"
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+            if (state := self._trial.restore()) is None:
+                return None
+            for name, data in state[_STATE].items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(data)
+            self._resumed = folder
         return str(self._resumed)
 
     def on_train_begin(
@@ -77,10 +79,12 @@ class TrialCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Save the trainer's checkpoint as the trial's."""
+        wait_for_all()  # each rank writes the states of its random generators to the folder
         files: dict[str, bytes] = {}
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
             if args.save_strategy == "no":
                 shutil.rmtree(folder)
         self._trial.save(_step(args, state), {_STATE: files})

@@ -31,15 +31,17 @@ class CheckedTrial:
         has_values: whether the function has reported or finished anything.
     """
 
-    def __init__(self, trial: Trial, call: str, first_as: str | None = None) -> None:
+    def __init__(self, trial: Trial, call: str, first_as: str | None = None, rank: int | None = None) -> None:
         """Wrap `trial`.
 
         Args:
             trial: gets what was checked.
             call: the dotted path of the function, for errors.
             first_as: report the first metric of each epoch under this name, too.
+            rank: of this process among those that train the trial together; None if it trains the trial alone. Above
+                0, only epochs count: metrics, states and files are neither checked nor passed on.
         """
-        self._trial, self._call, self._first_as = trial, call, first_as
+        self._trial, self._call, self._first_as, self._rank = trial, call, first_as, rank
         self._reported: tuple[int, set[str]] = -1, set()  # the last epoch, and the metrics reported in it
         self._logged: dict[str, int] = {}  # the last step of each metric
         self.ended: BaseException | None = None
@@ -72,7 +74,7 @@ class CheckedTrial:
         return self._trial.should_stop
 
     def describe(self, *, dataset: Mapping[str, Any] | None = None, device: str | None = None) -> None:
-        self._passed(lambda: self._trial.describe(dataset=dataset, device=device))
+        self._counted(lambda: self._trial.describe(dataset=dataset, device=device))
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of a finished epoch. Of metrics that were reported in that epoch, the first value stands.
@@ -92,18 +94,12 @@ class CheckedTrial:
             last, names = self._reported
             if step < last:
                 self._refuse(f"reported epoch {step} after epoch {last}; report them in order")
-            values = self._numbers(f"reported in epoch {step}", metrics, step)
-            if not values:
-                self._refuse(f"reported no metrics in epoch {step}")
-            if owned := next(filter(is_own, values), None):
-                self._refuse(f"reported '{owned}', a name that only sweep itself uses; choose another")
-            if self._first_as is not None:
-                values[self._first_as] = next(iter(values.values()))
+            values = {} if self._rank else self._reportable(step, metrics)
             if step == last:
                 values = {name: value for name, value in values.items() if name not in names}
             self._reported = step, {*values} | (names if step == last else set())
             self.has_values = True
-            if values:
+            if values or self._rank is not None:  # all ranks pass on the same reports, whatever is in them
                 self._trial.report(step, values)
 
         self._passed(report)
@@ -122,7 +118,7 @@ class CheckedTrial:
                     self._refuse(f"logged {len(column)} values of {name} for {len(steps)} steps; give one for each")
                 self._log(name, steps, column)
 
-        self._passed(log)
+        self._counted(log)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, with the states of torch's, Python's and numpy's random generators.
@@ -136,6 +132,8 @@ class CheckedTrial:
             from sweep.training import checkpoint
 
             step = self._whole("saved", epoch)
+            if self._rank:
+                return self._trial.save(step, {})
             if not isinstance(state, Mapping):
                 self._refuse(f"saved {_shown(state)}; give a mapping of names to tensors, numbers and texts")
             if (problem := checkpoint.unloadable(state)) is not None:
@@ -165,10 +163,21 @@ class CheckedTrial:
             self.finished |= values
             self._trial.finish(values)
 
-        self._passed(finish)
+        self._counted(finish)
 
     def log_artifact(self, path: Path) -> None:
-        self._passed(lambda: self._trial.log_artifact(Path(path)))
+        self._counted(lambda: self._trial.log_artifact(Path(path)))
+
+    def _reportable(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of a report as numbers. Raise as `report` does."""
+        values = self._numbers(f"reported in epoch {step}", metrics, step)
+        if not values:
+            self._refuse(f"reported no metrics in epoch {step}")
+        if owned := next(filter(is_own, values), None):
+            self._refuse(f"reported '{owned}', a name that only sweep itself uses; choose another")
+        if self._first_as is not None:
+            values[self._first_as] = next(iter(values.values()))
+        return values
 
     def _log(self, name: str, steps: Sequence[int], column: Sequence[Any]) -> None:
         """Log one curve. A step that was logged before keeps its value."""
@@ -185,6 +194,10 @@ class CheckedTrial:
         if n_known < len(steps):
             self._logged[name] = steps[-1]
             self._trial.log({name: values[n_known:]}, steps[n_known:])
+
+    def _counted(self, call: Callable[[], None]) -> None:
+        """Make a call that only counts in rank 0. If the trial has ended, raise again what ended it."""
+        self._passed((lambda: None) if self._rank else call)
 
     def _passed(self, call: Callable[[], T]) -> T:
         """Return what `call` returns. If the trial has ended, raise again what ended it."""

@@ -31,13 +31,14 @@ class FunctionTraining:
     The random generators are seeded by `trainer.seed` before, and restored afterwards. `config` is the given config.
     """
 
-    def __init__(self, config: Config, given: Callable[..., Any] | None = None, *, rank: int = 0) -> None:
+    def __init__(self, config: Config, given: Callable[..., Any] | None = None, *, rank: int | None = None) -> None:
         """Load the function, unless it is given as an object.
 
         Args:
             config: the config.
             given: the function, if a program gives it as an object.
-            rank: of this process among those that train the trial together. Only rank 0 must return or report metrics.
+            rank: of this process among those that train the trial together; None if it trains the trial alone. Only
+                what rank 0 reports and returns counts.
 
         Raises:
             ConfigError: as `training_function` does.
@@ -67,7 +68,7 @@ class FunctionTraining:
 
         from sweep.training.runtime import pick_device, reproducible, seed_generators
 
-        trainer, checked = self.config.trainer, CheckedTrial(trial, self._call)
+        trainer, checked = self.config.trainer, CheckedTrial(trial, self._call, rank=self._rank)
         gc_control.resume()
         with reproducible(pick_device(trainer.device)):
             if trainer.threads is not None:
@@ -75,9 +76,9 @@ class FunctionTraining:
             seed_generators(trainer.seed, "train")
             with training(checked):
                 returned = self._returned(checked)
-            metrics = self._metrics(returned)
+            metrics = {} if self._rank else self._metrics(returned)
             checked.finish(metrics)
-        if self._rank == 0 and not checked.has_values:
+        if not self._rank and not checked.has_values:
             raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")
         return checked.finished
 
@@ -87,21 +88,12 @@ class FunctionTraining:
             returned = self._function(function_config(self.config), trial)
         except BaseException as error:
             cause = error if trial.ended is None else trial.ended
-            if (problem := self._problem(cause)) is error:
+            if (problem := function_problem(self._call, cause)) is error:
                 raise
             raise problem from cause
         if trial.ended is not None:  # the function has caught it
-            raise self._problem(trial.ended)
+            raise function_problem(self._call, trial.ended)
         return returned
-
-    def _problem(self, error: BaseException) -> BaseException:
-        """Return the error to raise for what the function, or a call of its trial, raised."""
-        if isinstance(error, SystemExit):
-            return FunctionFailed(self._call, f"called sys.exit({error.code}); return, or raise an error")
-        is_ours = isinstance(error, Pruned | SweepError) or not isinstance(error, Exception)
-        if is_ours or (isinstance(error, OSError) and error.errno in DISK_FULL):
-            return error
-        return FunctionFailed(self._call, f"{type(error).__name__}: {one_line(error)}")
 
     def _metrics(self, returned: Any) -> Mapping[str, Any]:
         """Return the metrics that the function returned. Raise FunctionFailed for anything else."""
@@ -112,6 +104,19 @@ class FunctionTraining:
         raise FunctionFailed(
             self._call, f"returned {type(returned).__name__}; return a dict of metrics, such as {{'test/loss': 0.1}}"
         )
+
+
+def function_problem(call: str, error: BaseException) -> BaseException:
+    """Return the error to raise for what the function, or a call of its trial, raised. It can be pickled.
+
+    call: the function, as errors show it.
+    """
+    if isinstance(error, SystemExit):
+        return FunctionFailed(call, f"called sys.exit({error.code}); return, or raise an error")
+    is_ours = isinstance(error, Pruned | SweepError) or not isinstance(error, Exception)
+    if is_ours or (isinstance(error, OSError) and error.errno in DISK_FULL):
+        return error
+    return FunctionFailed(call, f"{type(error).__name__}: {one_line(error)}")
 
 
 def training_function(call: str, given: Callable[..., Any] | None = None) -> Callable[..., Any]:

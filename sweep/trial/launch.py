@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,14 +24,17 @@ from typing import Any, Self
 
 from sweep.config.schema import Config
 from sweep.training.trial import Trial
-from sweep.trial.function import training_function
+from sweep.trial.function import function_problem, training_function
 from sweep.trial.rank import Call, Ended, Flags, Raised, Start
-from sweep.utils.errors import ConfigError, FunctionFailed, Interrupted, Pruned, one_line
+from sweep.utils.errors import ConfigError, FunctionFailed, Interrupted, one_line
 
-_RANK = "import sys; from sweep.trial.rank import main; main(sys.argv[1])"  # not -m: classes of __main__ cannot be sent
+_RANK = "import sys; sys.path[:] = {path!r}; from sweep.trial.rank import main; main({address!r})"
+_GUARD = 'read _; kill -s KILL -- "-$0"'
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 2.0  # after one rank's end by an error, for the others to end too
 _POLL_S = 0.2  # how often to look whether the launcher still runs
+_LONGEST_FOLDER = 80  # bytes: the address of a Unix socket has 104 or 108, and the name in the folder takes 22 of them
+_SHORT_FOLDER = "/tmp"
 
 
 class LaunchedTraining:
@@ -58,7 +62,6 @@ class LaunchedTraining:
         """
         start = Start(
             config=_config_of_ranks(self.config),
-            path=sys.path,
             number=trial.number,
             params={**trial.params},
             folder=trial.folder,
@@ -87,10 +90,16 @@ def _config_of_ranks(config: Config) -> Config:
         message = f"'{device}' cannot be used by trainer.launch, which gives each process a device; choose cpu or cuda"
         raise ConfigError("trainer.device", message)
     if device == "cuda" and (n_gpus := torch.cuda.device_count()) < n:
-        message = f"is {n}, but {n_gpus} GPUs are here, and each process needs one; lower it, or set trainer.device=cpu"
-        raise ConfigError("trainer.n_processes", message)
+        raise ConfigError("trainer.n_processes", f"is {n}, and each process needs a GPU, but {_remedy(n_gpus)}")
     threads = trainer.threads or max(1, torch.get_num_threads() // n)
     return replace(config, trainer=replace(trainer, device=device, threads=threads))
+
+
+def _remedy(n_gpus: int) -> str:
+    """Return how many GPUs this process may use, and what to do if these are too few."""
+    there = "there is 1 here" if n_gpus == 1 else f"there are {n_gpus} here"
+    workers = ", or hydra.sweeper.n_jobs=1, since each of several workers gets one GPU" if n_gpus == 1 else ""
+    return f"{there}; lower it, or set trainer.device=cpu{workers}"
 
 
 class Ranks:
@@ -109,10 +118,13 @@ class Ranks:
         self.exit_codes: dict[int, int] = {}
         self.problem: Exception | None = None
         self._connections: dict[int, Connection] = {}
+        self._guards: dict[int, subprocess.Popen[bytes]] = {}
         self._launcher = threading.Thread(target=self._launch, daemon=True)
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="sweep-")  # only this user may enter it
+        is_short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_FOLDER
+        # Only this user may enter it.
+        self._folder = tempfile.TemporaryDirectory(prefix="sweep-", dir=None if is_short else _SHORT_FOLDER)
         self._address = str(Path(self._folder.name) / "socket")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._address)
@@ -122,8 +134,10 @@ class Ranks:
 
     def __exit__(self, *error: object) -> None:
         self._listener.close()
+        for guard in self._guards.values():
+            guard.communicate()  # kills the rank, so that the launcher ends, too
         for connection in self._connections.values():
-            connection.close()  # a rank that was not dismissed kills itself
+            connection.close()
         self._launcher.join()
         self._folder.cleanup()
 
@@ -143,7 +157,7 @@ class Ranks:
                     self._accept()
             except (EOFError, ConnectionError):
                 if isinstance(ready, Connection):
-                    del self._connections[ranks[ready]]
+                    self._forget(ranks[ready])
                     yield ranks[ready], None
 
     def answer(self, rank: int, value: Any) -> None:
@@ -162,14 +176,28 @@ class Ranks:
 
     def _accept(self) -> None:
         connection = Connection(self._listener.accept()[0].detach())
-        rank = connection.recv()
+        rank, pid = connection.recv()
+        self._guards[rank] = _guarded(pid)
         connection.send(self._start)
         self._connections[rank] = connection
         if len(self._connections) == self.n:
             self._folder.cleanup()  # now, since nobody could after kill -9
 
+    def _forget(self, rank: int) -> None:
+        """Forget a rank whose process has ended: soon, another may have its id."""
+        self._connections.pop(rank).close()
+        with self._guards.pop(rank) as guard:
+            guard.kill()
+
     def _launch(self) -> None:
         """Start the processes, and wait until they end. The launcher ends all of them once one has failed."""
+        try:
+            self.exit_codes = self._launched()
+        except Exception as error:
+            self.problem = error
+
+    def _launched(self) -> dict[int, int]:
+        """Start the processes, and wait until they end. Return the exit codes of those that failed, by rank."""
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -186,12 +214,25 @@ class Ranks:
             max_restarts=0,  # a study retries the trial
             logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         )
+        code = _RANK.format(path=sys.path, address=self._address)  # not -m: classes of __main__ cannot be sent
         try:
-            launch_agent(config, sys.executable, ["-P", "-c", _RANK, self._address])
+            launch_agent(config, sys.executable, ["-c", code])
         except ChildFailedError as error:
-            self.exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        except Exception as error:
-            self.problem = error
+            return {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return {}
+
+
+def _guarded(pid: int) -> subprocess.Popen[bytes]:
+    """Start a process that kills a rank and its children when its standard input ends, so also if this process dies.
+
+    A rank could not do so itself while it is stuck in C code that keeps the interpreter's lock. If the kernel did, at
+    the death of this process (`sweep.utils.parent`), the rank's children would live on.
+
+    pid: of the rank. The launcher makes each rank the leader of a process group.
+    """
+    quiet = subprocess.DEVNULL
+    command = ["/bin/sh", "-c", _GUARD, str(pid)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 class _Training:
@@ -202,7 +243,7 @@ class _Training:
         self._reports: list[tuple[int, Flags | Raised]] = []  # the epochs that rank 0 reported, with the answers
         self._n_heard = [0] * ranks.n  # how many of these answers each rank has
         self._waiting: dict[int, int] = {}  # the epochs of reports without an answer, by rank
-        self._state: bytes | None = None  # the last checkpoint, while ranks ask for it
+        self._state: tuple[bytes | None] | None = None  # the last checkpoint, if any, once a rank has asked for it
         self._ends: dict[int, Ended] = {}  # of each rank's function, the first end first
         self._deaths: list[int] = []  # ranks that ended without saying so
         self._error: BaseException | None = None  # what a call of the trial raised
@@ -235,6 +276,8 @@ class _Training:
                 raise error from RuntimeError(ended.trace)
         if self._ranks.problem is not None:
             raise FunctionFailed(self._call, f"cannot be launched: {one_line(self._ranks.problem)}")
+        if 0 not in self._ends:
+            raise FunctionFailed(self._call, "its processes ended before the function did")
         return self._ends[0].metrics
 
     def _heed(self, rank: int, message: Call | Ended | None) -> None:
@@ -252,8 +295,10 @@ class _Training:
         self._answer_reports()
 
     def _report(self, call: Call) -> None:
-        """Report the metrics of rank 0."""
-        answer = self._answer(call) or Flags(self._trial.should_save, self._trial.should_stop)
+        """Report the metrics of rank 0, if there are new ones."""
+        answer = (self._answer(call) if call.arguments["metrics"] else None) or Flags(
+            self._trial.should_save, self._trial.should_stop
+        )
         self._reports.append((call.arguments["epoch"], answer))
 
     def _answer_reports(self) -> None:
@@ -286,17 +331,19 @@ class _Training:
                 self._state, arguments = None, arguments | {"state": checkpoint.loads(arguments["state"])}
             return getattr(self._trial, call.method)(**arguments)
         except (Exception, Interrupted) as error:
-            self._error = error
-            # A rank needs no more than to end, and errors of other classes might not be picklable.
-            return Raised(error if isinstance(error, Pruned | Interrupted) else RuntimeError(one_line(error)))
+            self._error = function_problem(self._call, error)
+            if self._error is not error:
+                self._error.__cause__ = error
+            return Raised(self._error)
 
     def _restored(self) -> bytes | None:
         """Return the last checkpoint, which is read once for all ranks."""
         from sweep.training import checkpoint
 
-        if self._state is None and (state := self._trial.restore()) is not None:
-            self._state = checkpoint.dumps(state)
-        return self._state
+        if self._state is None:
+            state = self._trial.restore()
+            self._state = (None if state is None else checkpoint.dumps(state),)
+        return self._state[0]
 
 
 def _death(code: int | None) -> str:

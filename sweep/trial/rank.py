@@ -5,21 +5,19 @@ socket is in a folder that only this user can enter.
 """
 
 import os
-import queue
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweep.utils import late_compiler
-from sweep.utils.errors import Interrupted, Pruned, SweepError, one_line
+from sweep.utils.errors import Interrupted
 
 if TYPE_CHECKING:
     from sweep.config.schema import Config
@@ -31,12 +29,10 @@ class Start:
 
     Attributes:
         config: the trial's config; `trainer.device` is cpu or cuda.
-        path: the worker's `sys.path`.
         number, params, folder, epoch: the trial's.
     """
 
     config: "Config"
-    path: list[str]
     number: int | None
     params: Mapping[str, Any]
     folder: Path
@@ -72,45 +68,37 @@ class Call(NamedTuple):
 
 
 class WorkerLink:
-    """The connection to the worker. When it ends, this process and its children are killed.
-
-    So no rank outlives its worker, however that dies.
-    """
+    """The connection to the worker. When it ends, this process kills itself; the worker's guard does so at any time."""
 
     def __init__(self, address: str, rank: int) -> None:
-        """Connect, and say which rank this is."""
+        """Connect, and say which rank and which process this is."""
         self._connection = Client(address, family="AF_UNIX")
-        self._connection.send(rank)
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._receive, daemon=True).start()
-        self.start: Start = self._answers.get()
+        self.start: Start = self._answer_to((rank, os.getpid()))
 
     def call(self, method: str, **arguments: Any) -> Any:
         """Call a method of the worker's trial. Return its answer, or raise its error."""
-        self._connection.send(Call(method, arguments))
-        answer = self._answers.get()
+        answer = self._answer_to(Call(method, arguments))
         if isinstance(answer, Raised):
             raise answer.error
         return answer
 
     def end(self, ended: Ended) -> None:
         """Say how the function ended, and wait until the worker dismisses all ranks."""
-        self._connection.send(ended)
-        self._answers.get()
+        self._answer_to(ended)
 
-    def _receive(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                self._answers.put(self._connection.recv())
-        is_leader = os.getpgid(0) == os.getpid()  # the launcher gives each rank a session, and so a group, of its own
-        os.kill(-os.getpid() if is_leader else os.getpid(), signal.SIGKILL)
+    def _answer_to(self, message: tuple[int, int] | Call | Ended) -> Any:
+        try:
+            self._connection.send(message)
+            return self._connection.recv()
+        except (EOFError, ConnectionError):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RankTrial:
     """The trial as a rank's function sees it. It implements `sweep.Trial`.
 
     Rank 0 records, saves, and reports to the study. `report` is collective: each rank calls it for the same epochs, and
-    each hears the same answer. What the other ranks give to the remaining methods is ignored.
+    each hears the same answer. Of the other ranks, `CheckedTrial` passes on reports, saves and restores alone.
     """
 
     def __init__(self, link: WorkerLink, rank: int) -> None:
@@ -130,14 +118,14 @@ class RankTrial:
         return self._flags.should_stop
 
     def describe(self, *, dataset: Mapping[str, Any] | None = None, device: str | None = None) -> None:
-        self._call_on_first("describe", dataset=dataset, device=device)
+        self._link.call("describe", dataset=dataset, device=device)
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of rank 0, and wait for the study's answer."""
         self._flags = self._link.call("report", epoch=epoch, metrics={**metrics})
 
     def log(self, metrics: Mapping[str, float | Sequence[float]], step: int | Sequence[int]) -> None:
-        self._call_on_first("log", metrics={**metrics}, step=step)
+        self._link.call("log", metrics={**metrics}, step=step)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Save the state of rank 0."""
@@ -157,14 +145,10 @@ class RankTrial:
         return None if data is None else checkpoint.loads(data)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        self._call_on_first("finish", metrics={**metrics})
+        self._link.call("finish", metrics={**metrics})
 
     def log_artifact(self, path: Path) -> None:
-        self._call_on_first("log_artifact", path=path.absolute())
-
-    def _call_on_first(self, method: str, **arguments: Any) -> None:
-        if self._rank == 0:
-            self._link.call(method, **arguments)
+        self._link.call("log_artifact", path=path.absolute())
 
 
 def main(address: str) -> None:
@@ -175,7 +159,6 @@ def main(address: str) -> None:
     late_compiler.postpone()
     rank = int(os.environ["RANK"])
     link = WorkerLink(address, rank)
-    sys.path[:] = link.start.path
     with ExitStack() as stack:
         ended = _trained(link, rank, stack)
         sys.stdout.flush()
@@ -185,7 +168,7 @@ def main(address: str) -> None:
 
 def _trained(link: WorkerLink, rank: int, stack: ExitStack) -> Ended:
     """Train in a process group, which the stack leaves."""
-    from sweep.trial.function import FunctionTraining
+    from sweep.trial.function import FunctionTraining, function_problem
 
     config = link.start.config
     try:
@@ -193,9 +176,7 @@ def _trained(link: WorkerLink, rank: int, stack: ExitStack) -> Ended:
         config = replace(config, trainer=replace(config.trainer, device=device))
         return Ended(FunctionTraining(config, rank=rank)(RankTrial(link, rank)))
     except BaseException as error:
-        is_ours = not isinstance(error, Exception) or isinstance(error, Pruned | SweepError)
-        # Errors of other classes might not be picklable.
-        return Ended({}, error if is_ours else RuntimeError(one_line(error)), traceback.format_exc())
+        return Ended({}, function_problem(str(config.trainer.call), error), traceback.format_exc())
 
 
 @contextmanager

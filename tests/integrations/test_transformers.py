@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sweep import compose
 from sweep.config.schema import validate
+from sweep.integrations.transformers import TrialCallback
 from sweep.testing import TrialInMemory, check_training_function
 from sweep.trial.function import FunctionTraining
 
@@ -35,6 +37,23 @@ def test_the_steps_of_reports_are_those_of_evaluations(name: str, steps: list[in
     training(name)(trial)
     assert [*trial.reports] == steps
     assert {*map(frozenset, trial.reports.values())} == {frozenset({"eval_loss"})}, "and neither speed nor test metrics"
+
+
+def test_a_checkpoint_has_its_folders_and_replaces_what_a_dead_process_left(tmp_path: Path) -> None:
+    stale = tmp_path / "resumed-0" / "stale"
+    saved = tmp_path / "trainer" / "checkpoint-3" / "adapter" / "weights"
+    for file in (stale, saved):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"w")
+    arguments = TrainingArguments(str(tmp_path / "trainer"), save_strategy="no", use_cpu=True, report_to="none")
+    TrialCallback(TrialInMemory(tmp_path)).on_save(arguments, TrainerState(epoch=1, global_step=3), TrainerControl())
+    assert not saved.exists()
+    callback = TrialCallback(TrialInMemory(tmp_path))
+    assert callback.checkpoint == callback.checkpoint == str(stale.parent)
+    assert [path.relative_to(stale.parent) for path in stale.parent.rglob("*")] == [
+        Path("adapter"),
+        Path("adapter/weights"),
+    ]
 
 
 def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,13 +25,13 @@ def test_an_ngram_model_interpolates_its_orders():
 @pytest.mark.slow
 def test_a_transformer_sees_further_back_than_an_ngram_model(tmp_path: Path):
     path, rng = tmp_path / "words.txt", random.Random(0)
-    words = (rng.choice("ABCD") for _ in range(4000))
+    words = (rng.choice("ABCD") for _ in range(1500))
     path.write_text("".join(f"{letter}....{letter.lower()}" for letter in words))
-    data = ("data=text", f"data.path={path}", "data.block_size=24", "trainer.batch_size=32", "trainer.epochs=8")
+    data = ("data=text", f"data.path={path}", "data.block_size=12", "trainer.batch_size=32", "trainer.epochs=8")
     model = ("model=transformer", "model.width=32", "model.n_layers=1", "scheduler=onecycle", "scheduler.max_lr=1e-2")
     loop = make_loop(*model, "optimizer=adamw", base=data)
     loop.run(RecordingTrial())
     bits = loop.test(None)["test/bits_per_token"]
-    splits = divide(text(str(path), block_size=24), Split())
+    splits = divide(text(str(path), block_size=12), Split())
     assert ngram_bits(splits.train, splits.test, order=3) > 0.95  # it cannot know the second letter of a word
     assert 2 / 6 < bits < 0.75  # the first letters alone cost 2 bits of 6 bytes

@@ -1,7 +1,10 @@
 """sweep/trial/launch.py and rank.py: a training function in two processes, on gloo."""
 
+import errno
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,6 +62,20 @@ def heard(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("rank-?.[A-Z]*"))
 
 
+def living(folder: Path) -> list[str]:
+    """The ranks that still live, and the process that one of them has started."""
+    pids = {file.stem: int(file.read_text()) for file in folder.glob("*.pid")}
+    assert {*pids} == {"rank-0", "rank-1", "child"}
+    return [name for name, pid in pids.items() if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def curve(folder: Path) -> tuple[list[int], list[float]]:
     return journal.curves(RunFolder(folder).journal)["val/loss"].tolist()
 
@@ -92,6 +109,44 @@ def test_the_error_of_a_rank_is_one_line(tmp_path: Path) -> None:
     assert str(raised.value) == told + TRACEBACK_HINT
 
 
+def test_a_rank_that_hangs_in_c_code_ends_with_its_trial(tmp_path: Path) -> None:
+    """Rank 0 has the trial keep a missing file. What the trial raises is as for a function in one process."""
+    with pytest.raises(FunctionFailed, match=r"^functions.ranked: FileNotFoundError: .*missing"):
+        trained(tmp_path / "run", "hangs")
+    assert living(tmp_path / "run") == []
+
+
+def test_a_full_disk_stays_one_and_only_rank_0_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ranks find sweep where the worker did, and the worker even if the folder of temporary files has a long name."""
+    other, long = tmp_path / "other" / "sweep", tmp_path / ("x" * 100)
+    for folder in (other, long):
+        folder.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    with RecordedTrial(folder, validate(compose([*TWO])), output_dir=tmp_path, store=None) as begun:
+        begun.describe()
+    caplog.set_level("INFO")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        trained(folder.path, "full")
+    assert (folder.path / "given").exists()
+    curves = {name: curve.tolist() for name, curve in journal.curves(folder.journal).items()}
+    assert curves["val/loss"][1][1:] == [1.0, 5.0]
+    assert curves["late"] == ([2], [4.0])
+    assert len([line for line in caplog.messages if line.endswith("it left no checkpoint")]) == 1
+
+
+def test_a_launcher_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.distributed.launcher.api", None)
+    with pytest.raises(FunctionFailed, match=r"^functions.ranked: cannot be launched: import of torch\.") as raised:
+        trained(tmp_path / "run")
+    assert "\n" not in str(raised.value)
+
+
 def test_a_dead_rank_fails_its_trial_and_the_study_retries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = [*TWO, "+fails=killed", '+search.fails="choice(killed)"']
@@ -104,15 +159,14 @@ def test_a_dead_rank_fails_its_trial_and_the_study_retries_it(tmp_path: Path, mo
 
 
 def test_no_rank_outlives_its_worker(tmp_path: Path) -> None:
-    command = (*TWO, "+fails=waits", f"output_dir={tmp_path}")
+    command = (*TWO, "+fails=hangs", f"output_dir={tmp_path}")
     environ = environment(SWEEP_TARGETS="functions.*", PYTHONPATH=str(Path(functions.__file__).parent))
     zygote = Zygote(environment())
     with zygote.start(tmp_path, command, environ) as process:
         wait_until(lambda: [*tmp_path.glob("runs/*/here")], process)
         process.send_signal(signal.SIGKILL)
-    ranks = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("runs/*/*.pid")]
-    assert len(ranks) == 2
-    wait_until(lambda: all(not r.is_running() or r.status() == psutil.STATUS_ZOMBIE for r in ranks))
+    (folder,) = tmp_path.glob("runs/*")
+    wait_until(lambda: not living(folder))
     zygote.close()
 
 
@@ -133,12 +187,27 @@ def test_what_cannot_be_launched_names_the_key(overrides: list[str], told: str) 
     assert str(raised.value).startswith(told)
 
 
-def test_a_device_for_each_rank_is_needed(tmp_path: Path) -> None:
-    config = validate(compose([*TWO, "+fails=not", "trainer.device=cuda:1"]))
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("cuda:1", "trainer.device: 'cuda:1' cannot be used by trainer.launch"),
+        (
+            "cuda",
+            "trainer.n_processes: is 2, and each process needs a GPU, but there is 1 here; lower it, or set "
+            "trainer.device=cpu, or hydra.sweeper.n_jobs=1, since each of several workers gets one GPU",
+        ),
+    ],
+)
+def test_a_device_for_each_rank_is_needed(
+    device: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = validate(compose([*TWO, "+fails=not", f"trainer.device={device}"]))
     run = RunFolder(tmp_path / "run")
     with (
         RecordedTrial(run, config, output_dir=tmp_path, store=None) as trial,
-        pytest.raises(ConfigError, match=r"^trainer.device: 'cuda:1' cannot be used by trainer.launch"),
+        pytest.raises(ConfigError) as raised,
     ):
         make_training(config)(trial)
+    assert str(raised.value).startswith(told)
     assert not os.path.exists(run.path)
