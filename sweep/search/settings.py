@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import hydra_plugins.hydra_optuna_sweeper.config as hydra_optuna_sweeper
@@ -102,6 +102,10 @@ class StudySettings:
     @classmethod
     def of(cls, node: dict[str, Any]) -> "StudySettings":
         """Make the settings of a plain node. Raises ConfigError for an unknown key or a bad value."""
+        known = {field.name for field in fields(cls)}
+        for key in node.keys() - known:
+            problem = f"is no setting of a study; if it is a key of the config, give it as an override: '{key}=...'"
+            raise ConfigError(f"hydra.sweeper.{key}", problem)
         try:
             settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
         except OmegaConfBaseException as error:

@@ -321,7 +321,12 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         ([], {"tracking.uri": ["a", "b"]}, {}, "tracking.uri: is not a setting of a trial"),
         ([], {}, {"n_trials": 0}, "hydra.sweeper.n_trials: must be >= 1"),
         ([], {}, {"n_trials": "many"}, "hydra.sweeper.n_trials: "),
-        ([], {}, {"trials": 3}, "hydra.sweeper.trials: "),
+        (
+            [],
+            {},
+            {"trials": 3},
+            "hydra.sweeper.trials: is no setting of a study; if it is a key of the config, give it",
+        ),
         ([], {}, {"sampler": {"_target_": "x"}}, "hydra.sweeper.sampler: must be the name of an option"),
         ([], {}, {"sampler": "bogus"}, "hydra/sweeper/sampler: no option 'bogus'"),
         ([], {}, {"dry_run": True}, "hydra.sweeper.dry_run: prints"),
