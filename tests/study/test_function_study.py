@@ -151,8 +151,14 @@ def test_a_trial_that_never_returns_is_ended_and_can_be_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hangs = Path("started").exists
-    monkeypatch.setattr("sweep.execution.supervision.monotonic", lambda: time.monotonic() + 999 * hangs())
+    started = Path("started")
+
+    def later() -> float:
+        """999 s later once the function has hung for 3 s, in which the supervisor has noted that the trial began."""
+        hangs = started.exists() and time.time() - started.stat().st_mtime > 3
+        return time.monotonic() + 999 * hangs
+
+    monkeypatch.setattr("sweep.execution.supervision.monotonic", later)
     base = own("never_returns", "+x=1", '+search.x="choice(1, 2, 3)"', UNTRACKED)
     settings: dict[str, Any] = {"sampler": "grid", "pruner": "none", "max_failure_rate": 1}
     study = run_study(base, **settings, trial_timeout=900)
