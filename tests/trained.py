@@ -13,6 +13,7 @@ from sweep import Samples, compose
 from sweep.config.schema import validate
 from sweep.testing import TrialInMemory
 from sweep.trial.builtin import BuiltInTraining
+from sweep.trial.function import FunctionTraining
 from sweep.trial.prepare import load_data, load_samples
 
 QUICK = ("trainer.epochs=2", "scheduler=constant", "optimizer.lr=0.01", "trainer.threads=1")
@@ -107,3 +108,9 @@ def held_out(training: BuiltInTraining) -> tuple[NDArray, NDArray]:
     samples, splits = load_samples(training.config), load_data(training.config).splits
     assert isinstance(samples, Samples)
     return samples.x[splits.test_rows], samples.y[splits.test_rows]
+
+
+def function_training(call: str) -> FunctionTraining:
+    """The training of a run by a function that is named, on the CPU."""
+    overrides = ("trainer=function", f"trainer.call={call}", "trainer.device=cpu", "tracking=off")
+    return FunctionTraining(validate(compose(overrides)))

@@ -12,7 +12,7 @@ import sweep
 
 
 class Rings:
-    """Points in two noisy rings, one inside the other, to be told apart; a quarter of them for validation."""
+    """Points in two noisy rings, one inside the other, each a class; a quarter of the points is for validation."""
 
     def __init__(self, n: int, noise: float, batch_size: int) -> None:
         self.n, self.noise, self.batch_size = n, noise, batch_size

@@ -68,11 +68,11 @@ def supervise(plan: WorkerPlan, work: Work) -> int | None:
     with stop_on_signal() as stop:
         for n in itertools.count():
             with _Child(work, n, timeout_s) as child:
-                while child.works(timeout_s + _GRACE_S):
+                while child.works():
                     if is_child and os.getppid() != plan.launcher_pid:
                         os._exit(0)  # the study's command has died; the child notices that it is an orphan, and stops
                     child.pass_on(stop)
-                    if child.is_late(timeout_s + _GRACE_S):
+                    if child.is_late:
                         break
                 else:
                     return child.result(stop)
@@ -101,7 +101,7 @@ class _Child:
         self.trial: int | None = None
         self._result: tuple[str, Any] | None = None
         self._is_silent = False  # no more messages will come
-        self._since, self._was_asked = monotonic(), False
+        self._since, self._limit_s, self._was_asked = monotonic(), timeout_s + _GRACE_S, False
         self._messages, writer = Pipe(duplex=False)
         with writer:
             self._process = subprocess.Popen(
@@ -114,16 +114,16 @@ class _Child:
         with suppress(BrokenPipeError), self._process.stdin as stdin:  # if it has died, `result` says so
             stdin.write(cloudpickle.dumps((Singleton.get_state(), work, n, timeout_s)))
 
-    def works(self, limit_s: float) -> bool:
+    def works(self) -> bool:
         """Read the messages that have come, and wait a moment. Return False once the process has ended.
 
-        limit_s: after so many seconds without an end, a process that has sent its result counts as ended. Threads and
-            processes that a function left may keep it, for ever.
+        A process that has sent its result may be kept for ever, by threads and processes that a function left. So it
+        counts as ended after the time that a trial may take.
         """
         has_ended = self._process.poll() is not None  # looked up first, so that its last message is read
         if self._is_silent and not has_ended:
             sleep(_POLL_S)
-            return monotonic() - self._since < limit_s
+            return monotonic() - self._since < self._limit_s
         try:
             while not self._is_silent and self._messages.poll(0 if has_ended else _POLL_S):
                 kind, value = self._messages.recv()
@@ -136,9 +136,10 @@ class _Child:
             self._is_silent = True
         return not has_ended
 
-    def is_late(self, limit_s: float) -> bool:
-        """Return True if it has trained the same trial for longer than that."""
-        return self.trial is not None and monotonic() - self._since > limit_s
+    @property
+    def is_late(self) -> bool:
+        """Whether it has trained the same trial for too long."""
+        return self.trial is not None and monotonic() - self._since > self._limit_s
 
     def pass_on(self, stop: StopRequest) -> None:
         """Pass a request to stop on to the process, once."""

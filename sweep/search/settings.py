@@ -224,7 +224,7 @@ def _objective_of_application(node: dict[str, Any]) -> None:
 
 
 def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Sequence[str]) -> dict[str, Any]:
-    """Return the pruner of trials whose number of epochs is not known. Raise ConfigError if it needs it."""
+    """Return the pruner of trials whose number of epochs is not known. Raise ConfigError if it needs that number."""
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
     needs = any(f"{{{key}}}" in str(sweeper["pruner"]) for key in _EPOCHS)
     if pruner.get("_target_") == NO_PRUNER or not needs:

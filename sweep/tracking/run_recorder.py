@@ -103,7 +103,7 @@ class RunRecorder:
         if before is not None and dataset is not None and before["digest"] != dataset["digest"]:
             raise ConfigError("resume", f"the data have changed since '{run.path}' began; start a new run")
         if earlier is not None:
-            self._of_model = [file.name for file in run.of_model if file.exists()]  # logged by an earlier process
+            self._of_model = _files_of_model(run)  # logged by an earlier process
         else:
             config.data = config.data and with_absolute_path(config.data)  # to resume from any directory
             write_checked(run.overrides, to_yaml(config.overrides or []))
@@ -263,7 +263,7 @@ def add_model(run: RunFolder, tracking: Tracking) -> None:
     Raises:
         Busy, DamagedJournal, OSError: as for `add_artifacts`.
     """
-    files, tags = _model_artifacts(run, [file.name for file in run.of_model if file.exists()], tracking)
+    files, tags = _model_artifacts(run, _files_of_model(run), tracking)
     ended = journals.last_end(run.journal) or {}
     if not {*files} <= {*artifact_names(run, ended)} or not tags.items() <= ended.get("tags", {}).items():
         _repeat_end(run, lambda before: [*before, *files], tags)
@@ -283,12 +283,17 @@ def kept_artifact(run: RunFolder, path: Path) -> str:
     return run.artifacts.name
 
 
+def _files_of_model(run: RunFolder) -> list[str]:
+    """Return the names of the model's files that the run has."""
+    return [file.name for file in run.of_model if file.exists()]
+
+
 def _model_artifacts(
     run: RunFolder, logged: Sequence[str], tracking: Tracking, is_complete: bool = True
 ) -> tuple[list[str], dict[str, str]]:
     """Return what an `end` event says about a model: the artifacts to list, and tags.
 
-    MLflow's model stands for model.yaml, of which it is made.
+    The MLflow model replaces model.yaml, from which it is built.
 
     Args:
         run: the folder of the run.

@@ -1,7 +1,7 @@
 """A training function that several processes train together, under torch's elastic launcher (`trainer.launch`).
 
 The trial stays in this process, with its record, its pruner and its requests to stop. The ranks are processes of their
-own (sweep/trial/rank.py). Rank 0 calls the methods of the trial, and the other ranks are told what came of its reports.
+own (sweep/trial/rank.py). Rank 0 calls the methods of the trial, and the other ranks receive the result of each report.
 """
 
 import logging
@@ -31,7 +31,7 @@ from sweep.utils.errors import ConfigError, FunctionFailed, Interrupted, one_lin
 _RANK = "import sys; sys.path[:] = {path!r}; from sweep.trial.rank import main; main({address!r})"
 _GUARD = 'read _; kill -s KILL -- "-$0"'
 _LOOPBACK = "127.0.0.1"
-_GRACE_S = 2.0  # after one rank's end by an error, for the others to end too
+_GRACE_S = 2.0  # seconds that the other ranks have to end after one has failed
 _POLL_S = 0.2  # how often to look whether the launcher still runs
 _LONGEST_FOLDER = 80  # bytes: the address of a Unix socket has 104 or 108, and the name in the folder takes 22 of them
 _SHORT_FOLDER = "/tmp"
@@ -54,7 +54,7 @@ class LaunchedTraining:
         """Call the function in each rank.
 
         Returns:
-            The metrics that the function returned in rank 0.
+            The single values of the function in rank 0, as `FunctionTraining` returns them.
 
         Raises:
             FunctionFailed: also if a rank dies.
@@ -113,7 +113,7 @@ class Ranks:
     """
 
     def __init__(self, n: int, start: Start) -> None:
-        """Prepare. start: what each rank is told first."""
+        """Prepare. start: the first message to each rank."""
         self.n, self._start = n, start
         self.exit_codes: dict[int, int] = {}
         self.problem: Exception | None = None
@@ -236,12 +236,12 @@ def _guarded(pid: int) -> subprocess.Popen[bytes]:
 
 
 class _Training:
-    """Passes on what rank 0 calls to the trial, and tells the other ranks what came of its reports."""
+    """Passes the calls of rank 0 on to the trial, and sends the result of each report to all ranks."""
 
     def __init__(self, trial: Trial, ranks: Ranks, call: str) -> None:
         self._trial, self._ranks, self._call = trial, ranks, call
         self._reports: list[tuple[int, Flags | Raised]] = []  # the epochs that rank 0 reported, with the answers
-        self._n_heard = [0] * ranks.n  # how many of these answers each rank has
+        self._n_answered = [0] * ranks.n  # how many of these answers each rank has
         self._waiting: dict[int, int] = {}  # the epochs of reports without an answer, by rank
         self._state: tuple[bytes | None] | None = None  # the last checkpoint, if any, once a rank has asked for it
         self._ends: dict[int, Ended] = {}  # of each rank's function, the first end first
@@ -302,11 +302,11 @@ class _Training:
         self._reports.append((call.arguments["epoch"], answer))
 
     def _answer_reports(self) -> None:
-        """Answer the reports of which the outcome is known: each rank's n-th gets the answer to the n-th of rank 0."""
+        """Answer all reports whose result is known. A rank's n-th report gets the answer to the n-th of rank 0."""
         for rank, epoch in [*self._waiting.items()]:
             remedy = "report the same epochs in every rank"
-            if self._n_heard[rank] < len(self._reports):
-                of_first, answer = self._reports[self._n_heard[rank]]
+            if self._n_answered[rank] < len(self._reports):
+                of_first, answer = self._reports[self._n_answered[rank]]
                 if epoch != of_first:
                     problem = f"reported epoch {epoch} where rank 0 reported epoch {of_first}; {remedy}"
                     answer = Raised(FunctionFailed(self._call, problem))
@@ -316,7 +316,7 @@ class _Training:
             else:
                 continue
             del self._waiting[rank]
-            self._n_heard[rank] += 1
+            self._n_answered[rank] += 1
             self._ranks.answer(rank, answer)
 
     def _answer(self, call: Call) -> Any:

@@ -26,8 +26,8 @@ class Outcome:
         is_best: False if `value` is only the last value.
         best_epoch: the epoch of the value, from 1; 0 if a training function reported nothing.
         n_epochs: the number of epochs that were trained, or the last epoch that a training function reported.
-        metrics: `val/...` at the best epoch, and `test/...` of the weights of that epoch. Of a training function, what
-            it returned.
+        metrics: `val/...` at the best epoch, and `test/...` of the weights of that epoch. Of a training function, its
+            single values.
         history: every recorded curve, by metric name.
         train_s: seconds of training in this process.
         folder: the run's folder.

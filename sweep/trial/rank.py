@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a rank is told first.
+    """The first message that a rank receives.
 
     Attributes:
         config: the trial's config; `trainer.device` is cpu or cuda.
@@ -40,7 +40,7 @@ class Start:
 
 
 class Flags(NamedTuple):
-    """Whether the trial should be saved, and should stop. All ranks are told the same after a report."""
+    """What every rank receives after a report: whether to save the trial, and whether to stop it."""
 
     should_save: bool = False
     should_stop: bool = False
@@ -98,7 +98,7 @@ class RankTrial:
     """The trial as a rank's function sees it. It implements `sweep.Trial`.
 
     Rank 0 records, saves, and reports to the study. `report` is collective: each rank calls it for the same epochs, and
-    each hears the same answer. Of the other ranks, `CheckedTrial` passes on reports, saves and restores alone.
+    all get the same answer. Of the other ranks, `CheckedTrial` passes on reports, saves and restores alone.
     """
 
     def __init__(self, link: WorkerLink, rank: int) -> None:

@@ -1,10 +1,11 @@
 """Keeps torch from loading its compiler in a process that compiles nothing.
 
 Torch's first optimizer imports the package torch._dynamo, only to say which of its functions are not to be compiled.
-That takes about as long as `import torch` itself, and 75 MB. `postpone` puts a module in its place that can say so too,
-and that loads the package once anything else of it is used, whoever uses it.
+That takes about as long as `import torch` itself, and 75 MB. `postpone` installs a stand-in that also marks functions
+as not to be compiled. The first use of any other attribute loads the real package.
 
-If torch asks for more, tests/utils/test_late_compiler.py says so; the package is then loaded as without this.
+If a new torch asks for more of the package, tests/utils/test_late_compiler.py fails. Everything still works: the
+package is then loaded at once.
 """
 
 import functools

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from trained import function_training
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from sweep import compose
-from sweep.config.schema import validate
 from sweep.integrations.transformers import TrialCallback
 from sweep.testing import TrialInMemory, check_training_function
 from sweep.trial.function import FunctionTraining
@@ -22,8 +21,7 @@ def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training(name: str) -> FunctionTraining:
-    call = f"trainer.call=transformers_functions.{name}"
-    return FunctionTraining(validate(compose(["trainer=function", call, "trainer.device=cpu", "tracking=off"])))
+    return function_training(f"transformers_functions.{name}")
 
 
 def test_a_trial_is_pruned_and_resumes_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
