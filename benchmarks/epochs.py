@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sweep import compose, run_trial
 
@@ -17,14 +17,13 @@ class Pair(NamedTuple):
     theirs_cpu_s: float
 
 
-def paired_epochs(theirs: Callable[[], object], overrides: Sequence[str], epochs: int, **more: Any) -> list[Pair]:
+def paired_epochs(theirs: Callable[[], object], overrides: Sequence[str], epochs: int) -> list[Pair]:
     """Return the times of the epochs, without the first tenth.
 
     Args:
         theirs: one epoch of the hand-written loop.
         overrides: of the trial.
         epochs: how many.
-        more: further arguments of `run_trial`.
     """
     pairs: list[Pair] = []
     last, last_cpu = time.perf_counter(), time.process_time()
@@ -39,5 +38,5 @@ def paired_epochs(theirs: Callable[[], object], overrides: Sequence[str], epochs
 
     with tempfile.TemporaryDirectory() as output_dir:
         cfg = compose([*overrides, f"output_dir={output_dir}", f"trainer.epochs={epochs}"])
-        run_trial(cfg, report, live=True, **more)
+        run_trial(cfg, report, live=True)
     return pairs[max(1, epochs // 10) :]

@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from sweep import Datasets, compose
 from sweep.config.schema import Config, validate
 from sweep.training.loaders import inspected
 from sweep.trial import build
-from sweep.trial.prepare import divided
 
 BOUND = 1.05
 
@@ -75,13 +73,14 @@ def rows() -> Datasets:
     return Datasets(Rows(2800), Rows(600), Rows(600), task="regression")
 
 
-UNBOUNDED = ("rows, no workers",)  # arrays are for these: a sample costs less than seeding does
-CONVNET = ["optimizer=adam", "model=convnet", "model.channels=[8]", "data=digits"]
+_OWN_DATA = ["~data.n", "~data.noise", "~data.domain", "~data.seed", "optimizer=adam"]
+_ROWS = [*_OWN_DATA, "data._target_=loaders.rows"]
+_IMAGES = [*_OWN_DATA, "data._target_=loaders.images", "model=convnet", "model.channels=[8]"]
 CASES: dict[str, tuple[Callable[[], Datasets], list[str]]] = {
-    "rows, no workers": (rows, ["optimizer=adam"]),
-    "images, no workers": (images, CONVNET),
-    "images, 2 workers": (images, [*CONVNET, "loader.num_workers=2"]),
-    "images, 2 kept workers": (images, [*CONVNET, "loader.num_workers=2", "loader.persistent_workers=true"]),
+    "rows, no workers": (rows, _ROWS),
+    "images, no workers": (images, _IMAGES),
+    "images, 2 workers": (images, [*_IMAGES, "loader.num_workers=2"]),
+    "images, 2 kept workers": (images, [*_IMAGES, "loader.num_workers=2", "loader.persistent_workers=true"]),
 }
 
 
@@ -116,6 +115,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--case", choices=CASES, action="append")
     arguments = parser.parse_args()
+    os.environ["SWEEP_TARGETS"] = "loaders.*"  # this module, whose data sets the trial loads by name
     os.environ["TTY_COMPATIBLE"] = "1"  # rich draws its live line though stderr is no terminal
     print_setting()
     holds = True
@@ -123,17 +123,13 @@ def main() -> int:
         make, overrides = CASES[name]
         datasets = make()
         theirs = hand_written_epoch(validate(compose(overrides)), datasets)
-        load = partial(divided, datasets)
-        pairs = paired_epochs(theirs, overrides, arguments.epochs, load=load)
+        pairs = paired_epochs(theirs, overrides, arguments.epochs)
         ours, theirs, *_ = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
         ratio = statistics.median(pair.ours_s / pair.theirs_s for pair in pairs)
         of_cpu = statistics.median(pair.ours_cpu_s / pair.theirs_cpu_s for pair in pairs)
         print(f"{name}: {ours:.1f} ms an epoch, hand-written {theirs:.1f} ms (medians of {len(pairs)})")
         print(f"{name}: {of_cpu:.3f}x the CPU time of this process; beside other work, this varies less")
-        if name in UNBOUNDED:
-            print(f"{name} ours / hand-written, median of pairs: {ratio:.3f}x")
-        else:
-            holds &= print_verdict(f"{name} ours / hand-written, median of pairs", ratio, BOUND)
+        holds &= print_verdict(f"{name} ours / hand-written, median of pairs", ratio, BOUND)
     return 0 if holds else 1
 
 

@@ -21,10 +21,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweep.config.nodes import Tracking
+from sweep.execution.attempts import trials_of
 from sweep.execution.queue import STOPPED
 from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY
-from sweep.study.results import StudyRecord
+from sweep.study.results import StudyRecord, best_trials
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
 from sweep.tracking.mlflow_client import Uploader
@@ -77,7 +78,7 @@ def write_study(folder: StudyFolder, n_trials: int, n_epochs: int) -> None:
         record = StudyRecord(journal, study)
         facts = {"uid": "large", "name": NAME, "experiment": "sweep", "params": {}, "tags": {}, "store": None}
         record.start({**facts, "parent": None, "output_dir": "../..", "storage": None})
-        record.end("FINISHED", folder)
+        record.end("FINISHED", folder, trials_of(study), best_trials(study))
 
 
 def _write_trial(

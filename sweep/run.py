@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from sweep.config.composition import given_overrides, task_overrides, unavailable_refused
 from sweep.config.guard import LOGGING_CLASSES, check_hydra, guard_hydra
 from sweep.config.hydra_errors import config_error
+from sweep.config.hydra_files import remember_files
 from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
 from sweep.config.overrides import sets
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sweep")
 
+remember_files()
 guard_hydra()  # at import, so that it also protects a launcher's processes, which import this module with their task
 
 

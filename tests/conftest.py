@@ -7,10 +7,11 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
@@ -21,7 +22,10 @@ from sweep.utils.errors import Interrupted
 from sweep.utils.signals import StopRequest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from stores import Study
     from torch import nn
+    from zygote import ForkedUploadProcess
 
     from sweep.config.schema import Config
     from sweep.tracking.upload_process import UploadProcess
@@ -91,6 +95,34 @@ def _unmarked_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator
         assert _started[n_before:] == [], "mark the test as one of processes: @pytest.mark.process"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _upload_processes_are_forked() -> Iterator[None]:
+    """Those of trials and studies in this process, like those of `processes.quick`: their imports take seconds."""
+    from sweep.tracking import upload_process
+
+    def popen(command: Sequence[str], *, stderr: IO[bytes], **_: object) -> "ForkedUploadProcess":
+        from processes import zygote
+
+        return zygote(True).start_upload_process(stderr)
+
+    with patch.object(upload_process, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=popen)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def _composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("composed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compositions_are_remembered(request: pytest.FixtureRequest, _composed: Path) -> Iterator[None]:
+    """But for the tests of how a config is composed."""
+    from compositions import remember
+
+    with nullcontext() if request.path.parent.name == "config" else remember(_composed):
+        yield
+
+
 @pytest.fixture
 def _tracking_uri_is_left_unset() -> Iterator[None]:
     yield
@@ -99,11 +131,15 @@ def _tracking_uri_is_left_unset() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(_tracking_uri_is_left_unset: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tester's own settings must not reach the tests."""
+def _own_environment(
+    _tracking_uri_is_left_unset: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tester's own settings must not reach the tests. Those marked with `targets` trust the code that it names."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR", "OMP_NUM_THREADS")
     for name in names:
         monkeypatch.delenv(name, raising=False)
+    if (trusted := request.node.get_closest_marker("targets")) is not None:
+        monkeypatch.setenv("SWEEP_TARGETS", trusted.args[0])
 
 
 @pytest.fixture
@@ -234,6 +270,45 @@ class RecordingTrial(UnrecordedTrial):
 
     def curve(self, name: str) -> list[float]:
         return [metrics[name] for metrics in self.epochs.values()]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Torch keeps some of an optimizer's state in the default type."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with an empty MLflow store, which the tests of a file share."""
+    from processes import with_store
+
+    return with_store(tmp_path_factory.mktemp("outputs"))
+
+
+@pytest.fixture
+def database(outputs: Path) -> Path:
+    return outputs / "mlflow.db"
+
+
+@pytest.fixture
+def study(outputs: Path, request: pytest.FixtureRequest) -> "Study":
+    """A study of the test's own."""
+    from stores import Study
+
+    return Study(outputs, request.node.name)
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

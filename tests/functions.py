@@ -93,6 +93,10 @@ def reports_nan(cfg: Any, trial: Trial) -> None:
     trial.report(2, {"val/loss": float("nan")})
 
 
+def reports_nan_first(cfg: Any, trial: Trial) -> None:
+    trial.report(1, {"val/loss": float("nan")})
+
+
 def reports_text(cfg: Any, trial: Trial) -> None:
     text: Any = "0.5"
     trial.report(1, {"val/loss": text})

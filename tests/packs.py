@@ -74,9 +74,9 @@ def together(pack: Pack, members: Sequence[PackMember], width: int = 8) -> dict[
     while waiting or pack.members:
         while waiting and len(pack.members) < width:
             pack.admit(waiting.pop(0))
-        for member, ending in pack.train_epoch().items():
+        for member, error in pack.train_epoch().items():
             pack.release(member)
-            ended[member] = ending
+            ended[member] = error
     return ended
 
 

@@ -26,13 +26,14 @@ from sweep.tracking.store import Store
 RUN = (sys.executable, "-m", "sweep.run")
 _OWN = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SWEEP_TARGETS", "HYDRA_FULL_ERROR"),
-    *("OMP_NUM_THREADS", "PYTHONPATH", "COLUMNS"),
+    *("PYTHONPATH", "COLUMNS"),
 )
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The tester's environment without what would change a run, and with `changes`."""
-    return {name: value for name, value in os.environ.items() if name not in _OWN} | changes
+    """The tester's environment without what would change a run, and with `changes`. Torch has one thread."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OWN}
+    return {**kept, "OMP_NUM_THREADS": "1", **changes}  # more threads only wait for each other, beside other tests
 
 
 def run(
@@ -54,7 +55,6 @@ def quick(
     cwd: Path,
     *overrides: str,
     torch: bool = True,
-    remembers: bool = False,
     module: str = "sweep.run",
     **changes: str,
 ) -> subprocess.CompletedProcess[str]:
@@ -62,20 +62,20 @@ def quick(
 
     torch: whether that is among them. A command that never needs torch is faster without.
     """
-    with _zygote(torch).start(cwd, overrides, environment(**changes), module, remembers) as command:
+    with zygote(torch).start(cwd, overrides, environment(**changes), module) as command:
         out, err = command.communicate(PATIENCE_S)
     assert command.returncode is not None
     return subprocess.CompletedProcess(overrides, command.returncode, out, err)
 
 
-def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run", remembers: bool = False) -> Command:
+def quick_start(cwd: Path, *overrides: str, module: str = "sweep.run", **changes: str) -> Command:
     """Like `start`, forked in the same way."""
-    return _zygote(True).start(cwd, overrides, environment(), module, remembers)
+    return zygote(True).start(cwd, overrides, environment(**changes), module)
 
 
 def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -> None:
     """The same command `n` times at once, as from so many terminals; each must succeed without a word on stderr."""
-    started = [_zygote(True).start(cwd, overrides, environment(**changes)) for _ in range(n)]
+    started = [zygote(True).start(cwd, overrides, environment(**changes)) for _ in range(n)]
     for command in started:
         with command:
             _, err = command.communicate(PATIENCE_S)
@@ -83,18 +83,25 @@ def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -
 
 
 @functools.cache
-def _zygote(torch: bool) -> Zygote:
-    zygote = Zygote(environment(), light=not torch)
-    atexit.register(zygote.close)
-    return zygote
+def zygote(torch: bool) -> Zygote:
+    """The process that forks commands; torch: whether it has torch and MLflow."""
+    made = Zygote(environment(), light=not torch)
+    atexit.register(made.close)
+    return made
 
 
 def make_store(cwd: Path) -> Path:
     """The empty MLflow store that a first run in `cwd` would make, whose tables cost it a second or two."""
     folder = cwd / "outputs"
     folder.mkdir(exist_ok=True)
-    shutil.copy(empty_store(), folder / "mlflow.db")
+    with_store(folder)
     return cwd
+
+
+def with_store(outputs: Path) -> Path:
+    """The folder, with an empty MLflow store in it."""
+    shutil.copy(empty_store(), outputs / "mlflow.db")
+    return outputs
 
 
 @functools.cache

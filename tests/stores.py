@@ -141,13 +141,13 @@ class Study:
         run.create()
         run.config.write_text("tracking: {}\n")
         dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
-        told = {
+        common = {
             "uid": f"{self._uid} {number} {replicate}",
             "name": f"t{number}",
             "params": {"number": number},
             "dataset": dataset,
         }
-        self._start(run, told | {"parent": self.as_parent(run)} | fields)
+        self._start(run, common | {"parent": self.as_parent(run)} | fields)
         return run
 
     def as_parent(self, run: RunFolder) -> dict[str, str]:
@@ -160,9 +160,9 @@ class Study:
                 made.metrics([epoch], {"val/loss": [1 / epoch], "lr": [0.1]})
 
     def end(self, run: RunFolder, status: str = "FINISHED", **fields: Any) -> None:
-        told = {"steps": [0], "values": {"best/val_loss": [0.5]}, "tags": {"state": "COMPLETE"}, "artifacts": []}
+        common = {"steps": [0], "values": {"best/val_loss": [0.5]}, "tags": {"state": "COMPLETE"}, "artifacts": []}
         with Journal(run.journal) as made:
-            made.event("end", status=status, **(told | fields))
+            made.event("end", status=status, **(common | fields))
 
     def whole_trial(self, number: int, replicate: int | None = None) -> RunFolder:
         run = self.trial(number, replicate)
@@ -172,9 +172,9 @@ class Study:
 
     def _start(self, run: RunFolder, fields: dict[str, Any]) -> None:
         up = os.path.relpath(self._output_dir, run.path)
-        told = {"experiment": self._experiment, "output_dir": up, "store": None, "params": {}, "tags": {}}
+        common = {"experiment": self._experiment, "output_dir": up, "store": None, "params": {}, "tags": {}}
         with Journal(run.journal) as made:
-            made.event("start", **(told | fields))
+            made.event("start", **(common | fields))
 
 
 def assert_uploaded(study: Study, database: Path, status: str = "FINISHED") -> Run:
@@ -229,7 +229,7 @@ for n, name in enumerate(sys.argv[5:]):
 """
 
 
-def endings_of_killed(
+def outcomes_of_killed(
     outputs: Path, studies: Sequence[Study], push: str, steps: Sequence[str], first: int = 1, every: int = 1
 ) -> list[str]:
     """Has a process of its own push each study, which is killed some steps later every time, until one gets through.
@@ -240,6 +240,6 @@ def endings_of_killed(
     folders = [str(study.folder.path) for study in studies]
     script = [sys.executable, "-c", _KILLED_AT % push, str(outputs), " ".join(steps), str(first), str(every), *folders]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
-    endings = done.stdout.split()
-    assert endings == ["killed"] * (len(endings) - 1) + ["through"], done.stderr
-    return endings
+    outcomes = done.stdout.split()
+    assert outcomes == ["killed"] * (len(outcomes) - 1) + ["through"], done.stderr
+    return outcomes

@@ -7,15 +7,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.comparison import formatting, studies
+from sweep.comparison import studies
 from sweep.comparison.contenders import Contender
+from sweep.comparison.facts import ComparisonFacts, facts_of
 from sweep.comparison.judge import Judgement, TaskResult
-from sweep.comparison.runs import Entry, Run, choose, read_run
+from sweep.comparison.runs import Entry, Run, best_trial, choose, read_run
 from sweep.comparison.studies import Plan, make_plan, refuse_foreign_files
+from sweep.comparison.tables import SCORE_COLUMNS, score_rows
 from sweep.execution.objective import check_objectives
 from sweep.search.ranges import range_text
 from sweep.search.settings import direction_of_function, directions_of
+from sweep.search.space import Space
 from sweep.study.progress import Output
+from sweep.study.results import composed_overrides
 from sweep.study.runner import StudyRunner
 from sweep.study.spec import HydraRoot
 from sweep.study.trial_result import TrialResult, range_of
@@ -53,6 +57,7 @@ class ComparisonResult:
         metric: the metric by which contenders are compared.
         entries: every contender on every task, with its tuning trials and its runs.
         judgement: the statistics of every task.
+        facts: the content of comparison.yaml, except that numbers that are not finite are not null.
     """
 
     name: str
@@ -60,12 +65,13 @@ class ComparisonResult:
     metric: str
     entries: list[Entry]
     judgement: Judgement
+    facts: ComparisonFacts = field(repr=False)
     _plan: Plan = field(repr=False, compare=False)
 
     @property
     def verdict(self) -> str:
         """The verdict in words, a paragraph for each task: who is not beaten, and which differences are detectable."""
-        return "\n".join(formatting.verdict(task, self.judgement, self._plan) for task in self.tasks)
+        return "\n".join(task["verdict"] for task in self.facts["tasks"])
 
     def table(self) -> "pd.DataFrame":
         """Return a table of pandas with a row for each contender on each task. It is what the report shows as scores.
@@ -77,7 +83,7 @@ class ComparisonResult:
         """
         import pandas as pd
 
-        return pd.DataFrame([*formatting.score_rows(self.judgement)], columns=formatting.SCORE_COLUMNS)
+        return pd.DataFrame([*score_rows(self.facts)], columns=SCORE_COLUMNS)
 
     def plot(self) -> "Figure":
         """Return the plot of the report as a figure of matplotlib: scores, budget, curves and learning rates."""
@@ -157,15 +163,16 @@ class Comparison:
         from sweep.comparison.report import judged, print_report, write_report
 
         judgement = judged(plan, entries, metric_direction)
-        write_report(plan, judgement)
+        facts = facts_of(plan, judgement)
+        write_report(plan, judgement, facts)
         if self._says:
-            print_report(plan, judgement)
+            print_report(facts, plan.folder)
         n_able = Counter(entry.task for entry in entries if entry.problem is None)
         if max(n_able.values(), default=0) < 2:
             raise NothingToCompare(
                 f"fewer than two contenders can be compared; see {'above' if self._says else plan.folder}"
             )
-        return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement, plan)
+        return ComparisonResult(plan.name, plan.folder, plan.compare.metric, entries, judgement, facts, plan)
 
     def _say(self, line: str) -> None:
         if self._says:
@@ -240,9 +247,12 @@ class Comparison:
         entry.n_tunings = 1 if exhausted else plan.n_tunings
         direction = plan.settings.direction[0]
         entry.chosen = choose(trials, entry.n_tunings, plan.compare.n_seeds, direction)
-        if not any(entry.chosen):
+        best = best_trial(trials, direction)
+        if best is None:
             problems = [t.problem for t in trials if t.problem]
             entry.problem = f"no trial of its tuning is complete; the first: {problems[0] if problems else 'pruned'}"
+        else:
+            entry.best = _overrides(best, tuning.space)
         return entry
 
     def _train_chosen(self, entry: Entry, tuning: StudyRunner) -> None:
@@ -284,7 +294,7 @@ class Comparison:
         entry.untuned_problem = own.problem
         if trials is not None:
             by_seed: dict[int, Run | None] = {
-                int(t.params["seed"]): read_run(study.folder.trial(t.number), t.state) for t in trials
+                int(t.params[plan.compare.seed]): read_run(study.folder.trial(t.number), t.state) for t in trials
             }
             entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
 
@@ -311,6 +321,16 @@ class Comparison:
         took = "done before" if again else f"{time.monotonic() - start:.0f} s"
         self._say(f"{who}: {done}, {n_complete} of {len(trials)} runs complete ({took})")
         return trials
+
+
+def _overrides(trial: TrialResult, space: Space) -> list[str]:
+    """Return the overrides that compose the trial's configuration: as it stored them, or if it has no files, anew."""
+    try:
+        return trial.overrides
+    except Damaged:
+        raise
+    except ConfigError:  # another machine has the files
+        return composed_overrides(trial.params, space)
 
 
 def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> None:

@@ -37,13 +37,16 @@ class ComparisonSpec(NamedTuple):
     shared: list[str]
 
 
-def read_comparison(loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any]) -> ComparisonSpec:
+def read_comparison(
+    loader: ConfigLoader, arguments: Sequence[str], over: Mapping[str, Any], seed: str = "seed"
+) -> ComparisonSpec:
     """Read the contenders and tasks of a comparison.
 
     Args:
         loader: Hydra's loader of configs, which has the options of each group.
         arguments: the overrides of the command line. A group with several options is compared.
         over: `compare.over`, the options by group. The command line replaces those of the groups it names.
+        seed: the key of the seed.
 
     Raises:
         ConfigError: an option does not exist, or there are fewer than two contenders.
@@ -60,8 +63,8 @@ def read_comparison(loader: ConfigLoader, arguments: Sequence[str], over: Mappin
             raise ConfigError(
                 f"compare.over.{key}", "is not a group with options; choose a group such as optimizer or scheduler"
             )
-    if "seed" in {o.key_or_group for o in sweeps}:
-        raise ConfigError("seed", "is what each contender is trained on many of; set compare.n_seeds")
+    if seed in {o.key_or_group for o in sweeps}:
+        raise ConfigError(seed, "is what each contender is trained on many of; set compare.n_seeds")
     shared = [argument for argument in arguments if not sets(argument, *axes)]
     tasks = axes.pop(TASK, [""])
     groups = sorted(axes, key=lambda group: (_ORDER.index(group) if group in _ORDER else len(_ORDER), group))

@@ -64,14 +64,14 @@ class Budget(NamedTuple):
         values: the expected lowest cost, shape (m,). If the sampler learns, the lowest of the first k trials.
         low: the lower end of its 95 % interval, shape (m,).
         high: the upper end, shape (m,).
-        interval: True if `low` and `high` are an interval, which needs independent trials.
+        has_interval: True if `low` and `high` are an interval, which needs independent trials.
     """
 
     k: NDArray[np.int_]
     values: Array
     low: Array
     high: Array
-    interval: bool
+    has_interval: bool
 
 
 @dataclass
@@ -260,12 +260,12 @@ def _budget(
     k = np.arange(1, min(n_trials, len(values)) + 1)
     if not math.isfinite(worst):  # no trial of any contender has a value
         none = np.full(len(k), np.nan)
-        return Budget(k, none, none, none, interval=False)
+        return Budget(k, none, none, none, has_interval=False)
     if learns:
         best = np.minimum.accumulate(values)[: len(k)]
-        return Budget(k, best, best, best, interval=False)
+        return Budget(k, best, best, best, has_interval=False)
     low, high = statistics.best_of_interval(values, k, rng)
-    return Budget(k, statistics.best_of(values, k), low, high, interval=True)
+    return Budget(k, statistics.best_of(values, k), low, high, has_interval=True)
 
 
 def _rates(entry: Entry, direction: str) -> dict[str, tuple[float, float]]:

@@ -44,7 +44,7 @@ def _contender(result: ContenderResult, sign: float, objective_sign: float) -> C
         untuned_iqm=None if result.untuned is None else sign * result.untuned.iqm,
         trials=budget.k,
         best=objective_sign * budget.values,
-        best_interval=objective_sign * np.stack([budget.low, budget.high]) if budget.interval else None,
+        best_interval=objective_sign * np.stack([budget.low, budget.high]) if budget.has_interval else None,
         losses=_padded([run for run in result.entry.runs if run is not None]),
         rates=_rates(result),
     )

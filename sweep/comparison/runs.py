@@ -64,6 +64,7 @@ class Entry:
         n_tunings: the number of tunings.
         trials: the trials of all tunings.
         chosen: the best trial of the tuning that belongs to each fresh seed; None if no trial of it is complete.
+        best: the overrides of the best trial of all tunings; empty if no trial is complete.
         runs: the run of the chosen configuration on each fresh seed; None if it diverged or failed, or if nothing was
             chosen.
         untuned: the same for the untuned defaults.
@@ -79,6 +80,7 @@ class Entry:
     n_tunings: int = 1
     trials: list[TrialResult] = field(default_factory=list)
     chosen: list[TrialResult | None] = field(default_factory=list)
+    best: list[str] = field(default_factory=list)
     runs: list[Run | None] = field(default_factory=list)
     untuned: list[Run | None] = field(default_factory=list)
     untuned_problem: str | None = None
@@ -108,7 +110,7 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
     end = events[-1] if events and events[-1]["kind"] == "end" else None
     if state == "complete" and end is None:
         raise DamagedJournal(folder.journal, None, "the trial is complete, but its record has no end")
-    starts = [event for event in events if event["kind"] == "start" and ("dataset" in event or _is_function(event))]
+    starts = [event for event in events if event["kind"] == "start"]
     if not starts or end is None or end["status"] != "FINISHED" or end["tags"].get("state") != "COMPLETE":
         return None
     train_s = sum(sum(past["values"].get("time/train_s", [0.0])) for past in events if past["kind"] == "end")
@@ -131,8 +133,8 @@ def read_run(folder: RunFolder, state: str) -> Run | None:
 
 
 def _is_function(start: Mapping[str, Any]) -> bool:
-    """Return whether a training function trained the run that a `start` event begins."""
-    return "trainer.call" in start["params"]
+    """Return whether a training function, or another application, trained the run that a `start` event begins."""
+    return "trainer.call" in start["params"] or "dataset" not in start
 
 
 def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, direction: str) -> list[TrialResult | None]:
@@ -140,12 +142,15 @@ def choose(trials: Sequence[TrialResult], n_tunings: int, n_seeds: int, directio
 
     Trial i belongs to tuning i modulo `n_tunings`, and seed j to tuning j modulo `n_tunings`.
     """
-    sign = sign_of(direction)
-    best: list[TrialResult | None] = []
-    for tuning in range(n_tunings):
-        complete = [t for t in trials[tuning::n_tunings] if t.state == "complete" and t.value is not None]
-        best.append(min(complete, key=lambda t: sign * (t.value or 0.0)) if complete else None)
+    best = [best_trial(trials[tuning::n_tunings], direction) for tuning in range(n_tunings)]
     return [best[seed % n_tunings] for seed in range(n_seeds)]
+
+
+def best_trial(trials: Sequence[TrialResult], direction: str) -> TrialResult | None:
+    """Return the best complete trial, the first of equal ones; None if no trial is complete."""
+    sign = sign_of(direction)
+    complete = [t for t in trials if t.state == "complete" and t.value is not None]
+    return min(complete, key=lambda t: sign * (t.value or 0.0), default=None)
 
 
 def costs(runs: Sequence[Run | None], metric: str, direction: str) -> Array:

@@ -1,22 +1,22 @@
 """`hydra/sweeper=compare`: the Hydra plug-in behind `python -m sweep.compare`. It is light to import, for `--help`."""
 
+from collections.abc import Sequence
+
+from hydra.types import TaskFunction
+
 from sweep.search.settings import settings_of
 from sweep.study.sweeper import StudySweeper
 
 
 class CompareSweeper(StudySweeper):
-    """Runs a comparison. Its arguments are the keys of conf/hydra/sweeper/compare.yaml."""
+    """Runs a comparison: of sweep's own trials, or of another application's.
 
-    def sweep(self, arguments: list[str]) -> None:
-        """Run the trials that the comparison still lacks, and write and print its report.
+    Its arguments are the keys of conf/hydra/sweeper/compare.yaml; those for another application are in
+    study/search_path/hydra/sweeper/compare.yaml. `sweep` raises what `Comparison.run` does, and returns nothing.
+    """
 
-        Args:
-            arguments: the overrides of the command line, without those of Hydra's own keys.
-
-        Raises:
-            ConfigError: the comparison cannot be run. Nothing is stored then.
-            NothingToCompare, Interrupted: see `Comparison.run`.
-        """
+    def _sweep(self, arguments: Sequence[str], task: TaskFunction | None) -> None:
+        """Run the trials that the comparison still lacks, and write and print its report."""
         assert self.hydra_context is not None
         assert self.config is not None
         settings_of(self.config)  # check the settings before Optuna is loaded
@@ -25,4 +25,4 @@ class CompareSweeper(StudySweeper):
         from sweep.study.spec import make_root
 
         with quiet_optuna():
-            Comparison(make_root(self.hydra_context, self.config), arguments).run()
+            Comparison(make_root(self.hydra_context, self.config, task=task), arguments).run()

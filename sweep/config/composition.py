@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.hydra_errors import config_error, foreign_config_error
+from sweep.config.hydra_files import remember_files
 from sweep.config.hydra_texts import UNAVAILABLE
 from sweep.config.options import CONF_DIR
 from sweep.config.overrides import setting
@@ -87,6 +88,7 @@ def load_multirun(
     Raises:
         ConfigError: Hydra cannot compose the overrides.
     """
+    remember_files()
     with composing(overrides, of_sweep):
         config = loader.load_configuration(name, [*overrides], RunMode.MULTIRUN)
     if like is not None:

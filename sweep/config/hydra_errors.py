@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from sweep.config import hydra_texts
 from sweep.config.hydra_texts import key_in, plain_line, resolution_problem
-from sweep.config.options import is_group, option_names
+from sweep.config.options import SETTING_GROUPS, is_group, is_setting, option_names
 from sweep.config.overrides import key_of, value_of
 from sweep.config.schema import COMPONENTS, keys_of
 from sweep.utils.errors import ConfigError, one_line
@@ -63,8 +63,9 @@ def foreign_config_error(error: Exception) -> ConfigError | None:
     """Return the error of another application's config, in Hydra's own words; None if Hydra did not raise it."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    key = getattr(error, "full_key", None) or key_in(str(error)) or "config"
-    return ConfigError(str(key), one_line(error).rstrip("."))
+    key = str(getattr(error, "full_key", None) or key_in(str(error)) or "config")
+    is_unknown = isinstance(error.__cause__ or error, ConfigAttributeError | ConfigKeyError)
+    return ConfigError(key, (_of_sweeper(key) if is_unknown else "") or one_line(error).rstrip("."))
 
 
 def _unreadable(error: OverrideParseException) -> ConfigError:
@@ -197,8 +198,10 @@ def _of_key(error: BaseException, default: str = "config") -> ConfigError:
 
 def _unknown(key: str, problem: str) -> str:
     """Return the problem with a key that does not exist. A component accepts every argument of its target."""
+    if setting := _of_sweeper(key):
+        return setting
     node, _, _ = key.rpartition(".")
-    if node in ("where", "search"):
+    if node.partition(".")[0] in ("where", "when", "search"):
         return f"{problem} (to add it, write +{key}=...)"
     if node == "task.loss":
         return f"{problem} (name the loss first, as task/loss=huber or task=classification; or write +{key}=...)"
@@ -216,6 +219,14 @@ def _unknown(key: str, problem: str) -> str:
         else f"; with trainer=function, add it as +{key}=..."
     )
     return f"is not a key of the config; choose one of: {', '.join(keys)}{hint}" if keys else problem
+
+
+def _of_sweeper(key: str) -> str:
+    """Return the problem with a key that the config lacks, if it is a setting of a study; else an empty text."""
+    if not is_setting(key):
+        return ""
+    setting = f"hydra/sweeper/{key}" if key in SETTING_GROUPS else f"hydra.sweeper.{key}"
+    return f"is not a key of the config; if you mean the study's setting, write {setting}=..."
 
 
 def _no_name_for_option(overrides: Sequence[str]) -> ConfigError:

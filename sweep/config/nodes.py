@@ -209,6 +209,7 @@ class Loader:
 class Tracking:
     """Where runs are uploaded to.
 
+    `share_run` is for a training function or an application that logs to MLflow by itself: it gets the trial's run.
     `step_points` is the largest number of points that MLflow gets of one step-level curve of a trial.
     `close_timeout_s` is how long a command waits for its upload at the end, in seconds. `model` also logs the model of
     a run, or of a study's best trial, as a model of MLflow's, and `register` adds it to the registry under that name.
@@ -216,6 +217,7 @@ class Tracking:
 
     mlflow: bool = True
     uri: str | None = None
+    share_run: bool = False
     model: bool = True
     register: str | None = None
     step_points: int = 2000
@@ -256,8 +258,12 @@ class LrSearch:
 
 @dataclass(kw_only=True)
 class Compare:
-    """The settings of `python -m sweep.compare`. A trial ignores them. conf/config.yaml says what each key means."""
+    """The settings of `python -m sweep.compare`. A trial ignores them. conf/config.yaml says what each key means.
 
+    `seed` is the key of the config that is the seed. It is sweep's own, unless another application is compared.
+    """
+
+    seed: str = "seed"
     name: str | None = None
     over: dict[str, Any] = field(default_factory=dict)
     n_seeds: int = 20
@@ -268,8 +274,6 @@ class Compare:
 
     def __post_init__(self) -> None:
         require(2 <= self.n_seeds <= MOST_SEEDS, "compare.n_seeds", f"must be 2 to {MOST_SEEDS}, got {self.n_seeds}")
-        message = f"must be one of the test split, such as test/loss, got '{self.metric}'"
-        require(self.metric.startswith("test/"), "compare.metric", message)
         require(0 < self.level < 1, "compare.level", f"must be between 0 and 1, got {self.level}")
         if self.target is not None:
             require(math.isfinite(self.target), "compare.target", f"must be a finite loss or null, got {self.target}")

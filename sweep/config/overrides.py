@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from sweep.config.schema import literal
 from sweep.utils.command_line import hydra_arguments
@@ -26,6 +27,12 @@ def key_of(override: str) -> str:
 def value_of(override: str) -> str:
     """Return the text of an override's value; it is empty for `~KEY`."""
     return override.partition("=")[2]
+
+
+def hydras_own(config: DictConfig) -> list[str]:
+    """Return the overrides of Hydra's own keys that composed a config, as written: some refer to the job to come."""
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return overrides
 
 
 def is_hydras(override: str) -> bool:

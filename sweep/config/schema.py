@@ -62,6 +62,7 @@ class Config:
     bounds: str | None = None  # auto: a study searches learning rates around what a range test suggests
     search: dict[str, Any] = field(default_factory=dict)  # what a study searches: ranges by full config key
     where: dict[str, Any] = field(default_factory=dict)  # named conditions that a searched configuration must meet
+    when: dict[str, Any] = field(default_factory=dict)  # conditions on which keys are searched, by full config key
     split: Split = field(default_factory=Split)
     loader: Loader = field(default_factory=Loader)
     trainer: Trainer = field(default_factory=Trainer)
@@ -104,9 +105,12 @@ def register_schema() -> None:
     `sweep.config.output_folders` registers the resolvers of folders.
     """
     OmegaConf.register_resolver("sweep.part", _part, replace=True)
+    known = ConfigStore.instance().repo
+    if "sweep_schema.yaml" in known and known["sweep_schema.yaml"].provider == "sweep":  # which takes 30 ms
+        return
     ConfigStore.instance().store(name="sweep_schema", node=Config, provider="sweep", replace=True)
     # Files of options may add keys at the root, for a training function. `refuse_unknown_keys` refuses all others.
-    ConfigStore.instance().repo["sweep_schema.yaml"].node._set_flag("struct", False)
+    known["sweep_schema.yaml"].node._set_flag("struct", False)
 
 
 def _part(whole: int | None, parts: int) -> int | None:
@@ -185,6 +189,14 @@ def is_own_key(key: str) -> bool:
     return bool(own_keys([key.partition(".")[0]]))
 
 
+def unchecked(cfg: DictConfig) -> Config:
+    """Return a config that may be invalid, to record why it cannot be trained. Its nodes are objects or dicts."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    config.own = {key: vars(config).pop(key) for key in own_keys(cfg)}
+    return config
+
+
 def validate(cfg: DictConfig) -> Config:
     """Resolve and check a config.
 
@@ -220,6 +232,11 @@ def validate_plain(plain: dict[Any, Any]) -> Config:
         f"has {len(config.experiment_name)} characters; MLflow takes {_LONGEST_NAME}",
     )
     is_auto(config.bounds)
+    require(
+        config.is_function or not config.tracking.share_run,
+        "tracking.share_run",
+        "is for a training function or an application that logs to MLflow by itself; leave it out",
+    )
     if config.is_function and not config.is_application:
         check_call(config.trainer.call, config.choices.get("trainer"))
         check_own_keys(config.own)

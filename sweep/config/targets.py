@@ -8,6 +8,7 @@ from typing import Any
 
 from sweep.utils.errors import ConfigError
 
+TRUSTED = "SWEEP_TARGETS"  # the environment variable of targets that the user has vouched for
 _BUILT_IN_TARGETS = (
     "sweep.data.*",
     "sweep.models.*",
@@ -48,7 +49,7 @@ def check_targets(key: str, node: Any) -> None:
 def check_target(key: str, target: str) -> None:
     """Raise ConfigError, about `key`, unless a config may name `target`."""
     if not is_allowed(target):
-        vouch = f"SWEEP_TARGETS={target.partition('.')[0]}.*"
+        vouch = f"{TRUSTED}={target.partition('.')[0]}.*"
         raise ConfigError(key, f"'{target}' is not an allowed target; if you trust it, set {vouch}")
 
 
@@ -59,12 +60,10 @@ def _entry_point_targets() -> tuple[str, ...]:
 
 def _environment_targets() -> tuple[str, ...]:
     """Return the patterns in SWEEP_TARGETS. Raise ConfigError for one that is neither a path nor `package.*`."""
-    patterns = tuple(p.strip() for p in os.environ.get("SWEEP_TARGETS", "").split(",") if p.strip())
+    patterns = tuple(p.strip() for p in os.environ.get(TRUSTED, "").split(",") if p.strip())
     for pattern in patterns:
         if "*" in pattern.removesuffix(".*") or pattern == ".*":
-            raise ConfigError(
-                "SWEEP_TARGETS", f"'{pattern}' is not a pattern; write a dotted path, or mypkg.* for a package"
-            )
+            raise ConfigError(TRUSTED, f"'{pattern}' is not a pattern; write a dotted path, or mypkg.* for a package")
     return patterns
 
 

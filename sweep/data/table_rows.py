@@ -24,7 +24,8 @@ log = logging.getLogger("sweep")
 _NAMES_OF_INDICES = ("index", "id", "row", "rownames", "row_id", "level_0", "__index_level_0__")
 _FOR_TEXTS: dict[str, str] = {  # what to do about texts, by key
     "data.target": "; for names of classes set task=classification",
-    "data.features": "; for names of categories list it in data.categorical, or leave it out with data.drop",
+    "data.features": "; for names of categories set data.categorical=auto or list it there, for dates list it in "
+    "data.dates, or leave it out with data.drop",
 }
 _FOR_EMPTY: dict[str, str] = dict.fromkeys(  # what to do about empty cells, by key
     ("data.features", "data.categorical", "data.dates"),

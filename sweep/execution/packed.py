@@ -99,7 +99,7 @@ class PackedExecutor:
         try:
             with self._session.queue.heartbeats(self._claimed):
                 self._fill()
-                while self._trainings or self._unpackable:
+                while self._trainings or self._unpackable or self._refill():
                     self._train_unpackable()
                     self._train_epoch()
                     self._store_closed()
@@ -108,14 +108,14 @@ class PackedExecutor:
                         raise Interrupted(self._session.stop.signum or signal.SIGTERM)
                     self._fill()
         except KeyboardInterrupt as stopped:
-            why = stopped if isinstance(stopped, Interrupted) else Interrupted(signal.SIGINT)
-            self._return_trials([*self._trainings.values()], why, resumable=True)
+            is_second = not isinstance(stopped, Interrupted)  # a second Ctrl-C, which may come inside an epoch
+            why = Interrupted(signal.SIGINT) if is_second else stopped
+            self._return_trials([*self._trainings.values()], why, resumable=not is_second)
             return self._session.signum(stopped)
         finally:  # also after an error
             self._return_trials([*self._trainings.values()], Interrupted(signal.SIGTERM), resumable=False)
             for trial in self._claimed:
-                if self._session.queue.is_mine(trial):
-                    self._session.queue.release(trial)
+                self._session.release(trial)
         return self._session.signum()
 
     def _fill(self) -> None:
@@ -139,13 +139,22 @@ class PackedExecutor:
                 else:
                     is_over = self._session.is_asked_to_stop()
 
+    def _refill(self) -> bool:
+        """Wait for a trial, and claim trials again. Return False if there are none."""
+        while self._session.await_work():
+            self._fill()
+            if self._trainings or self._unpackable:
+                return True
+        return False
+
     def _begin_trial(self, trial: FrozenTrial) -> None:
         """Admit the trial's runs to packs. Runs that finished before their worker died are only read.
 
         If a run cannot be packed, the whole trial waits for the sequential executor.
         """
-        entry, means = _Entry(trial), self._session.open(trial)
+        entry = _Entry(trial)
         try:
+            means = self._session.open(trial)
             configuration = self._session.patiently(lambda: self._session.configure(trial))
             try:
                 trainings = [self._prepare(entry, run) for run in runs_of(self._session, trial, configuration, means)]
@@ -175,7 +184,7 @@ class PackedExecutor:
             except Interrupted:
                 if not self._session.stop_of(trial).is_alone:
                     raise
-                self._session.queue.release(trial)
+                self._session.release(trial)
             self._claimed.remove(trial)
 
     def _prepare(self, entry: _Entry, run: StudyRun) -> _Training | None:
@@ -334,7 +343,7 @@ class PackedExecutor:
         for entry in entries:
             self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=False)
             self._claimed.remove(entry.trial)
-            self._session.queue.release(entry.trial)
+            self._session.release(entry.trial)
 
     def _return_trials(self, trainings: list[_Training], why: Interrupted, resumable: bool) -> None:
         """End the runs so that they can be resumed later.
@@ -357,7 +366,7 @@ class PackedExecutor:
             if self._session.stop_of(entry.trial).is_alone:
                 self._return_trials([*entry.trainings], Interrupted(signal.SIGTERM), resumable=True)
                 self._claimed.remove(entry.trial)
-                self._session.queue.release(entry.trial)
+                self._session.release(entry.trial)
 
     def _entries(self) -> list[_Entry]:
         return _entries(self._trainings.values())

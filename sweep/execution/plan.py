@@ -17,7 +17,11 @@ from sweep.search.settings import StudySettings
 from sweep.search.space import Configuration, Space
 from sweep.storage.optuna_internals import add_trial
 from sweep.tracking.folders import StudyFolder
+from sweep.tracking.run_copies import RunCopies
+from sweep.tracking.store import Store
 from sweep.utils.errors import ConfigError, one_line
+
+_NO_STORE = Store(None, None)
 
 
 @dataclass
@@ -36,9 +40,11 @@ class WorkerPlan:
         seed: the seed of the sampler.
         stop_before: a time in seconds since 1970. From then on no trial starts, and trials stop after their epoch.
         first: the number of the first trial whose failure counts.
-        n_shares: the number of workers that share the cores of a machine.
+        n_shares: the number of workers that share the cores and GPUs of a machine; 1 if a scheduler divides them.
+        n_tasks: the number of workers that one job of the launcher starts.
         launcher_pid: the id of the process that launches the workers.
         launch: a random name of this launch, which the names of its workers contain.
+        store: where the study is uploaded to.
     """
 
     settings: StudySettings
@@ -53,8 +59,10 @@ class WorkerPlan:
     stop_before: float = math.inf
     first: int = 0
     n_shares: int = 1
+    n_tasks: int = 1
     launcher_pid: int = field(default_factory=os.getpid)
     launch: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    store: Store = _NO_STORE
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         register()  # a new process has not registered the config's resolvers yet
@@ -90,6 +98,12 @@ class WorkerPlan:
         if number < len(self.known):
             return draw(study, trial, study.sampler, self.space, self.known[number])
         return draw(study, trial, study.sampler, self.space, {}, tried=self.known)
+
+    @property
+    def copies(self) -> RunCopies | None:
+        """The copies of the study's runs; None if `hydra.sweeper.artifacts` is not set."""
+        url = self.settings.artifacts
+        return None if url is None else RunCopies(url, self.name, self.uid)
 
     @property
     def is_supervised(self) -> bool:

@@ -39,12 +39,14 @@ class SequentialExecutor:
         while not session.patiently(session.is_over):
             trial = session.claim()
             if trial is None:
-                return None
+                if session.await_work():
+                    continue
+                return session.signum()
             try:
                 with session.queue.heartbeats([trial]):
                     session.settle(trial, partial(self._configure_and_train, trial))
             except KeyboardInterrupt as stopped:
-                session.queue.release(trial)
+                session.release(trial)
                 if not session.stop_of(trial).is_alone:
                     return session.signum(stopped)
         return session.signum()

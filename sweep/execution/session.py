@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import optuna
@@ -17,16 +18,19 @@ from sweep.config.schema import Config
 from sweep.execution.attempts import n_failed
 from sweep.execution.failures import too_many_failures
 from sweep.execution.plan import WorkerPlan
-from sweep.execution.queue import PROBLEM, TrialQueue
+from sweep.execution.queue import PROBLEM
+from sweep.execution.queues import open_queue
 from sweep.execution.replicates import Means
 from sweep.execution.run_end import Ended
 from sweep.search import build
+from sweep.search.pruners import compares_rungs
 from sweep.search.space import Configuration
-from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
-from sweep.storage.storage import open_storage
+from sweep.storage.storage import open_storage, reading_rungs
 from sweep.tracking import journal
+from sweep.tracking.chunks import note_copied
+from sweep.tracking.run_copies import Copying
 from sweep.utils.errors import (
     TRACEBACK_HINT,
     BeingTrained,
@@ -42,6 +46,9 @@ from sweep.utils.signals import StopRequest
 
 log = logging.getLogger("sweep")
 
+_LOOK_EVERY_S = 5.0  # for a trial, while there is none
+_POLL_S = 0.2  # for a request to stop
+
 Announce = Callable[[int | None], None]  # called with the id of a trial that begins, and with None once it is trained
 
 
@@ -54,6 +61,7 @@ class WorkerSession:
     def __init__(self, plan: WorkerPlan, name: str, stop: StopRequest, announce: Announce = lambda trial: None) -> None:
         self.plan, self.settings, self.stop = plan, plan.settings, stop
         self._announce = announce
+        self.before_claim: Callable[[], None] = lambda: None
         self.composer, self.splits = plan.space.composer, plan.space.splits
         self.patiently = RetryPolicy(self.settings.storage, is_over=self.is_asked_to_stop)
         self._is_child = os.getppid() == plan.launcher_pid
@@ -62,9 +70,10 @@ class WorkerSession:
         self._study = self.patiently(
             lambda: optuna.load_study(study_name=plan.name, storage=self.storage, pruner=pruner)
         )
-        lock = StudyLock(self.settings.storage, plan.folder)
-        self.queue = TrialQueue(self.storage, plan.name, plan.folder, lock, name, max_retries=self.settings.max_retries)
+        url, max_retries = self.settings.storage, self.settings.max_retries
+        self.queue = self.patiently(lambda: open_queue(self.storage, url, plan.name, plan.folder, name, max_retries))
         self.load = plan.space.splits.load
+        self.copying = None if plan.copies is None else Copying(plan.copies)
         self._means: dict[int, Means] = {}  # of the trials that are training, by Optuna's id
         self._stops: dict[int, StopRequest] = {}  # of the same trials, and of those that were released
         self._late_at: dict[int, float] = {}  # when they will have taken too long
@@ -75,8 +84,9 @@ class WorkerSession:
         """Return True if no more trials should be claimed: on a stop request, a timeout or too many failures."""
         if self.is_asked_to_stop() or self._is_out_of_time():
             return True
-        trials = self._study.get_trials(deepcopy=False)[self.plan.first :]
-        return too_many_failures(trials, self.settings.max_failure_rate) is not None
+        n = self.queue.n_by_state(self.plan.first)
+        n_finished = sum(count for state, count in n.items() if state.is_finished())
+        return too_many_failures(n_finished, n.get(TrialState.FAIL, 0), self.settings.max_failure_rate)
 
     def is_asked_to_stop(self) -> bool:
         """Return True after a signal, a stop request of the study's command, or the death of that command."""
@@ -138,16 +148,17 @@ class WorkerSession:
         except BeingTrained:  # its owner lives after all, although its heartbeats had stopped
             self.patiently(lambda: self.queue.return_to_owner(trial))
         except DamagedJournal as error:
-            self.queue.release(trial)
+            self.release(trial)
             folder = self.plan.folder.trial(trial.number).path
             raise error.with_remedy(
                 f"move '{folder}' away and run the same command again: it trains trial {trial.number} anew"
             ) from error
         except (DiskFull, Damaged):  # the user has to solve this first; the next trial would meet it too
-            self.queue.release(trial)
+            self.release(trial)
             raise
         except Exception as error:
-            log.exception("trial %d failed", trial.number)
+            if self.composer.application is None:  # its log, and what it prints, are the application's own
+                log.exception("trial %d failed", trial.number)
             self._tell(trial, TrialState.FAIL, None, {PROBLEM: one_line(error).removesuffix(TRACEBACK_HINT)})
             if self.settings.debug:
                 raise
@@ -156,7 +167,27 @@ class WorkerSession:
 
     def claim(self) -> FrozenTrial | None:
         """Claim the next trial from the queue; None if there is none left."""
+        self.before_claim()
         return self.patiently(lambda: self.queue.claim(self.plan.n_trials))
+
+    def release(self, trial: FrozenTrial) -> None:
+        """Give a claimed trial back to the queue, so that any worker can resume it."""
+        self.patiently(lambda: self.queue.release(trial))
+
+    def await_work(self) -> bool:
+        """Wait for a trial to claim while workers elsewhere train some: they may die. Return False if none can come."""
+        n_trials, look_at = self.plan.n_trials, 0.0
+        while not self.is_asked_to_stop() and not self._is_out_of_time():
+            if time.monotonic() >= look_at:
+                if self.patiently(self.is_over):
+                    return False
+                if self.patiently(lambda: self.queue.has_work(n_trials)):
+                    return True
+                if not self.patiently(lambda: self.queue.is_shared(n_trials)):
+                    return False
+                look_at = time.monotonic() + _LOOK_EVERY_S
+            time.sleep(_POLL_S)
+        return False
 
     def configure(self, trial: FrozenTrial) -> Configuration:
         """Return what the trial tries, and store its parameters."""
@@ -180,6 +211,7 @@ class WorkerSession:
         """
         if n := n_failed(trial):
             self.plan.folder.set_aside(trial.number, n)
+        self._restore(trial)
         name, direction = self._watched()
         means = Means(self.settings.n_runs, direction, trial.intermediate_values)
         self._stops[trial_id(trial)] = StopRequest(above=self.stop)
@@ -191,6 +223,29 @@ class WorkerSession:
                 means.extend(place, curve.steps.tolist(), curve.values.tolist())
         self._means[trial_id(trial)] = means
         return means
+
+    def _restore(self, trial: FrozenTrial) -> None:
+        """Bring what a worker with another folder has left of the trial, if there are copies."""
+        owner, folder = self.queue.previous_owner(trial), self.plan.folder
+        replicates = [self.replicate(place) for place in range(self.settings.n_runs)]
+        if self.copying is not None and owner and folder.worker_lives(owner.rpartition("/")[2]) is None:
+            asked = self.is_asked_to_stop
+            if not self.copying.restore(folder, trial.number, n_failed(trial), replicates, asked):
+                raise Interrupted(self.stop.signum or signal.SIGTERM)
+        for run in (folder.trial(trial.number, replicate) for replicate in replicates):
+            run.copy_mark.unlink(missing_ok=True)  # from now on it is trained here
+            if self.copying is None and run.copied.exists():
+                note_copied(run)  # there will be no further copies
+
+    def leave(self) -> None:
+        """Note that this worker ends in order. If the storage cannot be reached, others see its silence."""
+        with suppress(Exception):
+            self.queue.leave()
+
+    def close(self) -> None:
+        """Wait for the copies that are being made."""
+        if self.copying is not None:
+            self.copying.close()
 
     def runs(self, configuration: Configuration) -> list[dict[str, Any]]:
         """Return the values of each run of a trial: one run for each seed, or for each fold of each seed."""
@@ -264,9 +319,7 @@ class WorkerSession:
         try:
             for step, value in means.unreported():
                 self.storage.set_trial_intermediate_value(trial_id(trial), step, value)
-                prunes = self.settings.prunes and self._study.pruner.prune(
-                    self._study, self.storage.get_trial(trial_id(trial))
-                )
+                prunes = self.settings.prunes and self._prunes(trial)
                 means.reported(step)
                 if prunes:
                     return True
@@ -275,6 +328,12 @@ class WorkerSession:
                 raise
             log.warning("trial %d: cannot report epoch %d yet (%s)", trial.number, means.n_epochs, one_line(error))
         return False
+
+    def _prunes(self, trial: FrozenTrial) -> bool:
+        """Return whether the pruner prunes the trial at the step that was reported last."""
+        pruner = self._study.pruner
+        with reading_rungs(self.storage) if compares_rungs(pruner) else nullcontext():
+            return pruner.prune(self._study, self.storage.get_trial(trial_id(trial)))
 
     def _tell(
         self,

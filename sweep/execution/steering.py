@@ -3,6 +3,7 @@
 Requests to stop are files in the study's folder, so they reach workers on every machine that shares it.
 """
 
+import math
 import time
 from collections.abc import Collection, Sequence
 
@@ -10,8 +11,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.execution.attempts import n_failed, retry, trials_of
-from sweep.execution.queue import HEARTBEAT, OWNER, is_trained
+from sweep.execution.queue import DEAD_AFTER_S, HEARTBEAT, OWNER, is_trained
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import storage_of
+from sweep.storage.storage import as_database
 from sweep.tracking.folders import StudyFolder
 
 _PATIENCE_S = 20.0  # a worker stores a heartbeat every 15 s
@@ -48,12 +51,18 @@ def requeue(study: optuna.Study, folder: StudyFolder, storage: str | None, numbe
 def who_trains(study: optuna.Study, trials: Sequence[FrozenTrial], folder: StudyFolder) -> str | None:
     """Return the name of a worker that trains one of the trials; None if there is none.
 
-    A worker on another machine lives if it stores a heartbeat while this function waits, for up to 20 s.
+    A worker on another machine lives if its last heartbeat is recent. In a storage without a clock, it has to store one
+    while this function waits, for up to 20 s.
     """
     trained = [trial for trial in trials if is_trained(trial, folder)]
     here = [t.user_attrs[OWNER] for t in trained if folder.worker_lives(_worker_of(t))]
     if here or not trained:
         return here[0] if here else None
+    database = as_database(storage_of(study))
+    silent_s = None if database is None else database.silent_s(database.get_study_id_from_name(study.study_name))
+    if silent_s is not None:
+        owners = (str(trial.user_attrs.get(OWNER)) for trial in trained)
+        return next((owner for owner in owners if silent_s.get(owner, math.inf) < DEAD_AFTER_S), None)
     before = {trial.number: trial.user_attrs.get(HEARTBEAT) for trial in trained}
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:

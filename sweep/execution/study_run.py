@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from sweep.config.overrides import key_of, value_of
-from sweep.config.schema import Config, own_keys
+from sweep.config.schema import Config, unchecked
+from sweep.execution.attempts import n_failed
 from sweep.execution.objective import run_values
 from sweep.execution.queue import PROBLEM
 from sweep.execution.replicates import Means
@@ -18,11 +18,14 @@ from sweep.search.ranges import alike
 from sweep.search.space import Configuration
 from sweep.storage.url import storage_place
 from sweep.tracking import journal
+from sweep.tracking.chunks import may_send
+from sweep.tracking.run_copies import copy_name
 from sweep.tracking.run_recorder import Membership, RunRecorder
 from sweep.tracking.store import destination_of, recorded_uri, tracking_store
 from sweep.tracking.stored_run import stored_config
 from sweep.trial.application import ApplicationTraining
 from sweep.trial.recorded import Pause, RecordedTrial
+from sweep.trial.sharing import sharing
 from sweep.trial.training import Training, make_training
 from sweep.utils.checked_file import load_checked
 from sweep.utils.errors import BeingTrained, Damaged, DiskFull, Diverged, Pruned
@@ -69,6 +72,7 @@ class StudyRun:
         self.trial, self.place = trial, place
         replicate = session.replicate(place)
         self.folder = session.plan.folder.trial(trial.number, replicate)
+        self._n_failed = n_failed(trial)
         self.member = Membership(
             study=session.plan.name,
             folder=session.plan.folder.path,
@@ -76,6 +80,7 @@ class StudyRun:
             number=trial.number,
             replicate=replicate,
             params={**configuration.groups, **configuration.values},
+            is_restarted=session.queue.previous_owner(trial) is not None,
         )
 
     def earlier_values(self, retry: bool = False) -> list[float] | None:
@@ -88,6 +93,7 @@ class StudyRun:
             Ended: the run ended its whole trial.
             RuntimeError: the trial's workers died too often.
         """
+        self._copy_end()
         if not retry and (end := ended(self.folder)):
             raise end
         if PROBLEM in self.trial.user_attrs:
@@ -117,7 +123,11 @@ class StudyRun:
 
     def training(self) -> Training:
         """Return what trains the run by itself. Raises as `config` and `make_training` do."""
-        session, config = self._session, self.config()
+        config = self.config()
+        return sharing(self._training(config), destination_of(self.folder, config, in_study=True))
+
+    def _training(self, config: Config) -> Training:
+        session = self._session
         application, function = session.composer.application, session.composer.function
         if application is None:
             return make_training(config, session.load, function)
@@ -144,6 +154,8 @@ class StudyRun:
             report(epoch, metrics)
 
         to = destination_of(self.folder, config, in_study=True)
+        if session.copying is not None:
+            session.copying.begin(self.folder)
         return RecordedTrial(
             self.folder,
             config,
@@ -152,6 +164,7 @@ class StudyRun:
             member=self.member,
             report=report if is_packed else heed_and_report,
             pause=pause,
+            keep=self._keep,
             stop=session.stop_of(self.trial),
             is_timed=not is_packed,
         )
@@ -182,6 +195,20 @@ class StudyRun:
                 self._record_failure(error)  # it failed before its record began, or after it was finished
             raise
 
+    def _keep(self, is_over: bool) -> None:
+        """Copy the run's folder to `hydra.sweeper.artifacts`, if that is set. If the run is over, wait for the copy."""
+        if (copying := self._session.copying) is not None:
+            name = copy_name(self.trial.number, self._n_failed, self.member.replicate)
+            (copying.finish if is_over else copying.keep)(self.folder, name)
+
+    def _copy_end(self) -> None:
+        """Copy a run that has ended, if its worker died before it could."""
+        record = self.folder.journal
+        if self._session.copying is None or may_send(self.folder) >= journal.complete_size(record):
+            return
+        if journal.status(record) in ("FINISHED", "FAILED"):
+            self._keep(True)
+
     def _refuse_other_params(self, overrides: Sequence[str]) -> None:
         """Raise Damaged if the run began with other parameters than the storage has, or its overrides are damaged.
 
@@ -202,13 +229,11 @@ class StudyRun:
 
     def _record_failure(self, error: Exception) -> None:
         """Record the failure of a run with the config as Hydra composes it, which may be invalid."""
-        cfg: DictConfig = self._session.composer.compose(self._groups, self._values)
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, Config)
-        config.own = {key: vars(config).pop(key) for key in own_keys(cfg)}
+        config = unchecked(self._session.composer.compose(self._groups, self._values))
         output_dir = absolute(config.output_dir)
         store = recorded_uri(tracking_store(config.tracking, output_dir), output_dir)
         self.folder.create()
         with closing(RunRecorder(self.folder, self.member)) as recorder:
             recorder.start(config, output_dir=output_dir, store=store)
             recorder.end(error)
+        self._keep(True)

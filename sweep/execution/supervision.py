@@ -9,7 +9,6 @@ finds a trial whose worker is dead, with a problem, and stores it as failed.
 A trial that reports fails by itself, at its first report after the timeout (`WorkerSession.reporter`).
 """
 
-import itertools
 import os
 import signal
 import subprocess
@@ -42,7 +41,7 @@ from sweep.utils.errors import TrialTimedOut
 from sweep.utils.parent import outliving
 from sweep.utils.signals import StopRequest, stop_on_signal
 
-Work = Callable[[int, Announce], int | None]  # trains trials as the n-th process, and returns a signal's number
+Work = Callable[[Announce], int | None]  # trains trials, and returns a signal's number
 
 _GRACE_S = 5.0  # a trial that reports fails by itself in this time; it is gentler than killing its process
 _POLL_S = 0.2
@@ -66,8 +65,8 @@ def supervise(plan: WorkerPlan, work: Work) -> int | None:
     is_child, timeout_s = os.getppid() == plan.launcher_pid, plan.settings.trial_timeout
     assert timeout_s is not None
     with stop_on_signal() as stop:
-        for n in itertools.count():
-            with _Child(work, n, timeout_s) as child:
+        while True:
+            with _Child(work, timeout_s) as child:
                 while child.works():
                     if is_child and os.getppid() != plan.launcher_pid:
                         os._exit(0)  # the study's command has died; the child notices that it is an orphan, and stops
@@ -78,7 +77,6 @@ def supervise(plan: WorkerPlan, work: Work) -> int | None:
                     return child.result(stop)
                 assert child.trial is not None
                 _note_problem(plan, child.trial, str(TrialTimedOut(timeout_s)))
-    raise AssertionError("the loop has no end")
 
 
 def _note_problem(plan: WorkerPlan, trial: int, problem: str) -> None:
@@ -96,8 +94,8 @@ class _Child:
         trial: the id of the trial that it trains; None if it trains none.
     """
 
-    def __init__(self, work: Work, n: int, timeout_s: float) -> None:
-        """Start the process. See `supervise`; n: the number of processes before it."""
+    def __init__(self, work: Work, timeout_s: float) -> None:
+        """Start the process. See `supervise`."""
         self.trial: int | None = None
         self._result: tuple[str, Any] | None = None
         self._is_silent = False  # no more messages will come
@@ -112,7 +110,7 @@ class _Child:
             )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as stdin:  # if it has died, `result` says so
-            stdin.write(cloudpickle.dumps((Singleton.get_state(), work, n, timeout_s)))
+            stdin.write(cloudpickle.dumps((Singleton.get_state(), work, timeout_s)))
 
     def works(self) -> bool:
         """Read the messages that have come, and wait a moment. Return False once the process has ended.
@@ -180,7 +178,7 @@ def main(fd: int, parent: int) -> None:
     late_compiler.postpone()
     setup_globals()
     with Connection(fd, readable=False) as messages:
-        state, work, n, timeout_s = cloudpickle.load(sys.stdin.buffer)
+        state, work, timeout_s = cloudpickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_after, args=(parent, timeout_s + _GRACE_S), daemon=True).start()
         Singleton.set_state(state)
         hydra: Any = HydraConfig.instance().cfg and HydraConfig.get()
@@ -189,7 +187,7 @@ def main(fd: int, parent: int) -> None:
         result: tuple[str, Any]
         try:
             with quiet_optuna(), outliving(parent):
-                result = "returned", work(n, lambda trial: _send(messages, "trial", trial))
+                result = "returned", work(lambda trial: _send(messages, "trial", trial))
         except Exception as error:
             result = "raised", error
         _send(messages, *result)

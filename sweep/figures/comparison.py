@@ -252,11 +252,11 @@ def scores_figure(scores: Mapping[str, Sequence[float]], place: int, metric: str
     return Figure(f"scores-{place}", data, layout)
 
 
-def budget_figure(budgets: Mapping[str, tuple[Sequence[int], Sequence[float]]], place: int) -> Figure:
+def budget_figure(budgets: Mapping[str, tuple[Sequence[int], Sequence[float | None]]], place: int) -> Figure:
     """Return a figure for the page with a curve for each contender: the best value by the number of tuning trials.
 
     Args:
-        budgets: the numbers of trials and the best values of each contender, by name.
+        budgets: the numbers of trials and the best values of each contender, by name. None is not drawn.
         place: the place of the task.
     """
     data = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sweep.utils.environment import environment
 from sweep.utils.errors import one_line
 
 # Distinguishable on white and on black, also with red-green colour blindness.
@@ -29,22 +30,21 @@ def drawing_problem(draw: Callable[[], object]) -> str | None:
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib even if MPLBACKEND names a missing backend, since plots are drawn without one.
+    """Import what drawing needs of matplotlib, even if MPLBACKEND names a missing backend: plots are drawn without one.
 
     A notebook sets MPLBACKEND for all programs that it starts, and matplotlib fails to load if that module is missing.
     A valid backend is still set for the user's own figures.
     """
-    if "matplotlib" in sys.modules:
-        return
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend:
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.get("MPLBACKEND")
+        with environment({"MPLBACKEND": None}):
+            import matplotlib
+        if backend:
+            with suppress(ValueError):
+                matplotlib.rcParams["backend"] = backend
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import matplotlib.style
 
 
 @contextmanager

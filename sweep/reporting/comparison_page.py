@@ -1,19 +1,19 @@
 """The page of a comparison, from the comparison.yaml that the comparison wrote."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from sweep.comparison import tables
+from sweep.comparison.facts import FACTS, ComparisonFacts, ContenderFacts, TaskFacts
 from sweep.config.overrides import known_command
 from sweep.figures.comparison import budget_figure, scores_figure
+from sweep.figures.figure import Figure
 from sweep.figures.page import Document, Section, Table, to_html
 from sweep.utils.errors import Damaged
 from sweep.utils.files import from_yaml, write_atomic
 from sweep.utils.wording import short
 
-_FACTS = "comparison.yaml"
 _REMEDY = "run the comparison's command again, which writes it anew"
 _KEY = "comparison"
 
@@ -25,18 +25,21 @@ def write_comparison_page(folder: Path, page: Path) -> None:
         Damaged: the comparison's facts are not as a comparison writes them.
         OSError: they cannot be read, or the page cannot be written.
     """
-    text = (folder / _FACTS).read_text(encoding="utf-8", errors="replace")
+    text = (folder / FACTS).read_text(encoding="utf-8", errors="replace")
     try:
         document = _document(from_yaml(text))
     except Exception as error:  # the file may be anybody's
-        raise Damaged(_KEY, folder / _FACTS, "it is not as it was written", _REMEDY) from error
+        raise Damaged(_KEY, folder / FACTS, "it is not as it was written", _REMEDY) from error
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, to_html(document), durable=False, to_be_shown=True)
 
 
-def _document(facts: Mapping[str, Any]) -> Document:
-    metric, tasks = str(facts["compare"]["metric"]), list(facts["tasks"])
-    sections = [section for i, task in enumerate(tasks) for section in _sections(task, i, metric, len(tasks) > 1)]
+def _document(facts: ComparisonFacts) -> Document:
+    metric, tasks = str(facts["compare"]["metric"]), facts["tasks"]
+    sections = [_verdict(task, facts) for task in tasks]
+    if warnings := facts.get("warnings"):
+        sections.append(Section("Warnings", tables=[Table([(warning,) for warning in warnings], ["warning"])]))
+    sections += [section for i, task in enumerate(tasks) for section in _sections(task, i, facts)]
     command = known_command(facts.get("command"))
     commands = [(command, "The comparison's command, which also resumes it:")] if command else []
     rows = [(key, short(facts[key])) for key in ("trials_per_tuning", "epochs", "objective")]
@@ -57,47 +60,35 @@ def _document(facts: Mapping[str, Any]) -> Document:
     )
 
 
-def _sections(task: Mapping[str, Any], i: int, metric: str, is_named: bool) -> Iterator[Section]:
-    """Yield the sections of a task, the i-th."""
-    on = f" on {task['task']}" if is_named else ""
-    contenders: Mapping[str, Mapping[str, Any]] = task["contenders"]
-    left_out = [(f"{name} is left out", str(problem)) for name, problem in task["failed"].items()]
-    yield Section(f"Verdict{on}", str(task["verdict"]), texts=left_out)
-    if not contenders:
+def _verdict(task: TaskFacts, facts: ComparisonFacts) -> Section:
+    said = task["failed"] if "warnings" not in facts else {}  # else the warnings say it
+    left_out = [(f"{name} is left out", str(problem)) for name, problem in said.items()]
+    return Section(f"Verdict{tables.on_task(task, facts)}", str(task["verdict"]), texts=left_out)
+
+
+def _sections(task: TaskFacts, i: int, facts: ComparisonFacts) -> Iterator[Section]:
+    """Yield the sections with the numbers of a task, the i-th."""
+    on = tables.on_task(task, facts)
+    found = tables.tables(task, facts)
+    if found is None:
         return
-    head = ["contender", "median", "IQM", "95 % interval of the IQM", "untuned: median", "IQM", "missing"]
-    scores = {name: [float(v) for v in c["scores"]["by_seed"] if v is not None] for name, c in contenders.items()}
-    budgets = {name: (c["budget"]["k"], c["budget"]["values"]) for name, c in contenders.items()}
-    rows = [[name, *_score_cells(c["scores"], c["untuned"])] for name, c in contenders.items()]
     note = "A dot is a run of what tuning chose on a fresh seed; the box holds the middle half."
-    yield Section(f"Scores{on}", note, [scores_figure(scores, i, metric)], tables=[Table(rows, head)])
+    figure = _scores(task["contenders"], i, facts["compare"]["metric"])
+    yield Section(f"Scores{on}", note, [figure], tables=[_shown(found.scores)])
     if task["pairs"]:
-        head = ["pair", "first better in", "effect", "p", "p, Holm", "verdict"]
-        yield Section(f"Pairs{on}", tables=[Table([_pair_cells(pair) for pair in task["pairs"]], head)])
+        yield Section(f"Pairs{on}", tables=[_shown(found.pairs)])
+    yield Section(f"Target{on}", found.targets.title, tables=[_shown(found.targets)])
     note = "The best validation result that tuning is expected to reach, by its number of trials."
-    yield Section(f"Tuning{on}", note, [budget_figure(budgets, i)], tables=[_tuning(contenders)])
+    budgets = {name: (c["budget"]["k"], c["budget"]["values"]) for name, c in task["contenders"].items()}
+    both = [_shown(found.budget), _shown(found.tuning)]
+    yield Section(f"Tuning{on}", note, [budget_figure(budgets, i)], tables=both)
 
 
-def _score_cells(scores: Mapping[str, Any], untuned: Mapping[str, Any] | None) -> list[str]:
-    low, high = scores["iqm_interval"]
-    defaults = ["", ""] if untuned is None else [_number(untuned["median"]), _number(untuned["iqm"])]
-    interval = f"{_number(low)} to {_number(high)}"
-    return [_number(scores["median"]), _number(scores["iqm"]), interval, *defaults, str(scores["missing"])]
+def _scores(contenders: Mapping[str, ContenderFacts], i: int, metric: str) -> Figure:
+    scores = {name: [v for v in c["scores"]["by_seed"] if v is not None] for name, c in contenders.items()}
+    return scores_figure(scores, i, metric)
 
 
-def _pair_cells(pair: Mapping[str, Any]) -> list[str]:
-    verdict = "no detectable difference" if pair["better"] is None else f"{pair['better']} is better"
-    numbers = [f"{pair['improvement']:.0%}", f"{pair['effect']:+.2f}", f"{pair['p']:.2g}", f"{pair['adjusted_p']:.2g}"]
-    return [f"{pair['first']} against {pair['second']}", *numbers, verdict]
-
-
-def _tuning(contenders: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = []
-    for name, found in contenders.items():
-        searched = "; ".join(f"{key}: {text}" for key, text in found["searched"].items())
-        rows.append([name, str(found["n_tunings"]), str(found["n_trials"]), f"{found['diverged']:.0%}", searched])
-    return Table(rows, ["contender", "tunings", "trials", "diverged", "searched"])
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None or not math.isfinite(value) else f"{value:.4g}"
+def _shown(table: tables.Table) -> Table:
+    """Return the table as the page shows it, below a heading that replaces its title."""
+    return Table(table.rows, table.columns)

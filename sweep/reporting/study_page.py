@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sweep.figures.plots import draw_plots
 from sweep.figures.slices import slice_figures
 from sweep.study.identity import only_one_run
 from sweep.study.reading import has_value, snapshot
+from sweep.study.restoring import missing, missing_text, stored_curves
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.study.shown import FEWEST_FOR_IMPORTANCES, importances_of, shown_trials
 from sweep.tracking import journal
@@ -74,7 +76,13 @@ class Report:
         running = [t.number for t in self._trials if t.state == TrialState.RUNNING]  # shown if none has a value yet
         best_or_running = [t.number for t in self._ranked[:_N_CURVES]] or running[:_N_CURVES]
         chosen = best_or_running if trials is None else dict.fromkeys(trials)
+        self._missing = missing(self._trials, folder)
         self._bands = _bands(folder, [self._trials[number] for number in chosen], self._names, self._best)
+
+    @property
+    def note(self) -> str:
+        """A line about trials whose files are on other machines; an empty text if there are none."""
+        return missing_text(self._missing) if self._missing else ""
 
     def write(self, page: Path) -> list[str]:
         """Write the page, and the plots into the folder `plots` beside it. Return the names of the plots.
@@ -176,6 +184,8 @@ class Report:
             seeds = max(band.n_seeds for of_trials in self._bands.values() for band in of_trials.values())
             note = f"Mean over {seeds} seeds, within a band from the lowest to the highest." if seeds > 1 else ""
             yield Section("Curves", note or "Click a trial to hide it.", [curves_figure(self._bands)])
+        elif self.note:
+            yield Section("Curves", f"There are none: {self.note}.")
         if not shown.params:
             return
         yield self._importances_section()
@@ -266,6 +276,9 @@ def _bands(
         if trial.state.is_finished():
             _check_records(_run_folders(folder, trial.number), trial.state)
         found = [journal.curves(run.journal) for run in _runs_of(folder, trial.number)]
+        if not found and missing([trial], folder):
+            with suppress(ConfigError):  # the page says what is missing
+                found = stored_curves(folder, trial.number)
         for metric, of_trials in bands.items():
             curves = [curves[metric] for curves in found if metric in curves]
             if curves and len((band := over_seeds(curves)).steps):

@@ -6,6 +6,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.comparison.facts import FACTS
 from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder, study_at
 from sweep.tracking.provenance import sync_command
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sweep.tracking.upload_process import UploadProcess
 
 _PATIENCE_S = 60.0  # for MLflow
-_COMPARISONS, FACTS, _REPORT = "comparisons", "comparison.yaml", "report.html"
+_COMPARISONS, _REPORT = "comparisons", "report.html"
 
 
 def write_page_of(
@@ -123,6 +124,8 @@ def write_page(
         except OSError as error:
             raise ConfigError("-o", f"cannot write '{page}' ({one_line(error)}); name another file") from error
         say(f"Page:      {page}")
+        if report.note:
+            say(f"Not here:  {report.note}")
         if plots:
             say(f"Plots:     {page.parent / 'plots'}: {', '.join(plots)}")
         if upload_process is not None and store is not None:

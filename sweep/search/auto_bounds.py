@@ -30,6 +30,7 @@ _NO_EFFECT = (  # keys on which the result of a range test does not depend
     "lr_search",
     "search",
     "where",
+    "when",
     "bounds",
     "choices",
     "overrides",

@@ -27,6 +27,7 @@ from sweep.config.schema import (
 from sweep.search.plain_config import PlainConfig
 from sweep.search.variants import Kind, Variants
 from sweep.trial.application import Application
+from sweep.trial.job_config import JobOverrides
 from sweep.utils.errors import ConfigError
 from sweep.utils.terminal import say
 
@@ -69,7 +70,7 @@ class Base:
         if key not in self._known:
             parent, _, name = key.rpartition(".")
             node = OmegaConf.select(self.config, parent) if parent else self.config
-            self._known[key] = OmegaConf.is_dict(node) and name in node
+            self._known[key] = OmegaConf.is_dict(node) and name in node.keys()  # noqa: SIM118, also one that is ???
         return self._known[key]
 
 
@@ -196,9 +197,14 @@ class Composer:
             config = self.application.trial_config(config)
         return with_origin(config, self.base(groups).choices, self._overrides(groups, values))
 
-    def job_overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
-        """Return the overrides of the job of another application that `compose` describes, with passwords."""
-        return [o for o in self._overrides(groups, values) if not o.startswith("hydra.")]
+    def job_overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> JobOverrides:
+        """Return the overrides of the job of another application that `compose` describes, with passwords.
+
+        The options come first, as in the jobs of hydra-optuna-sweeper.
+        """
+        options = self.options(groups)
+        others = [o for o in self.base(groups).overrides if o not in options and not o.startswith("hydra.")]
+        return JobOverrides([*options, *others], self._of_values(groups, values))
 
     def validated(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> Config:
         """Return what `compose` returns, validated. Raises ConfigError."""
@@ -219,13 +225,13 @@ class Composer:
         return {key: self.plain(key, value) for key, value in values.items()}
 
     def _overrides(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
-        base = self.base(groups)
+        return [*self.base(groups).overrides, *self._of_values(groups, values)]
+
+    def _of_values(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
+        has = self.base(groups).has
         return [
-            *base.overrides,
-            *(
-                f"{'' if base.has(key) else self.prefixes.get(key) or '+'}{override(key, v)}"
-                for key, v in values.items()
-            ),
+            f"{'' if has(key) else self.prefixes.get(key) or '+'}{override(key, value)}"
+            for key, value in values.items()
         ]
 
     def check(self, groups: Mapping[str, str], values: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""Conditions of `where`. They may use numbers, texts, comparisons, arithmetic, boolean logic and a few functions.
+"""Conditions of `where` and `when`.
+
+They may use numbers, texts, lists, comparisons, arithmetic, boolean logic and a few functions.
 
 A condition may come from somebody else's file, so it can neither call methods nor take long to evaluate: its length is
 bounded, powers are computed in floating point, and arithmetic takes only numbers.
@@ -9,15 +11,18 @@ import builtins
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
 from simpleeval import InvalidExpression, OperatorNotDefined, SimpleEval
 
 from sweep.utils.errors import one_line
 
 FUNCTIONS = ("abs", "ceil", "exp", "floor", "len", "log", "log10", "log2", "max", "min", "round", "sqrt", "sum")
 _LONGEST = 1000  # characters
+_PROBLEMS = (InvalidExpression, SyntaxError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_PROBLEMS += (RecursionError, MemoryError, OmegaConfBaseException)
 _NODES = (ast.Name, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Subscript)
 _KEPT = (ast.Eq, ast.NotEq, ast.Gt, ast.Lt, ast.GtE, ast.LtE, ast.Not, ast.In, ast.NotIn, ast.Is, ast.IsNot)
 
@@ -28,19 +33,49 @@ class NoCondition(Exception):
 
 def holds(condition: str, config: Mapping[str, Any]) -> bool:
     """Return whether the condition holds for a resolved config. Raises NoCondition if it cannot be evaluated."""
+    parsed = _parsed(condition)
+    try:
+        return bool(_evaluator(config).eval(condition, previously_parsed=parsed))
+    except OperatorNotDefined as error:
+        raise NoCondition("it has an operator that conditions lack; choose from: + - * / // % **") from error
+    except _PROBLEMS as error:
+        raise NoCondition(one_line(error)) from error
+
+
+def keys_in(condition: str) -> list[str]:
+    """Return the keys of the config that a condition reads, such as `model.n_layers`. Raises NoCondition."""
+    found: list[str] = []
+    todo: list[ast.AST] = [_parsed(condition)]
+    for node in todo:  # the list grows in the loop
+        if (key := _key_of(node)) is not None:
+            found.append(key)
+        else:  # the name of a function is no key
+            todo += node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
+    return found
+
+
+def _key_of(node: ast.AST) -> str | None:
+    """Return the key that a part of a condition reads, such as `model.n_layers` or `model["n-layers"]`; else None."""
+    parts: list[str] = []
+    while True:
+        match node:
+            case ast.Name(name):
+                return ".".join([name, *reversed(parts)])
+            case ast.Attribute(node, part) | ast.Subscript(node, ast.Constant(str(part))):
+                parts.append(part)
+            case _:
+                return None
+
+
+def _parsed(condition: str) -> ast.expr:
+    """Parse a condition. Raises NoCondition."""
     try:
         if len(condition) > _LONGEST:
             raise InvalidExpression(f"it is longer than {_LONGEST} characters")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's SyntaxWarning about comparisons such as `is 1`
-            parsed = ast.parse(condition.strip(), mode="eval").body
-        return bool(_evaluator(config).eval(condition, previously_parsed=parsed))
-    except OperatorNotDefined as error:
-        raise NoCondition("it has an operator that conditions lack; choose from: + - * / // % **") from error
-    except (
-        *(InvalidExpression, SyntaxError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
-        *(RecursionError, MemoryError),
-    ) as error:
+            return ast.parse(condition.strip(), mode="eval").body
+    except _PROBLEMS as error:
         raise NoCondition(one_line(error)) from error
 
 
@@ -71,18 +106,22 @@ def _evaluator(config: Mapping[str, Any]) -> SimpleEval:
         function = getattr(math, node.func.id, None) or getattr(builtins, node.func.id)
         return function(*arguments)
 
+    def elements(node: ast.List | ast.Tuple) -> list[Any]:
+        return [evaluator._eval(element) for element in node.elts]
+
     evaluator = SimpleEval()
     evaluator.operators = {kind: evaluator.operators[kind] for kind in _KEPT} | _ARITHMETIC
     known = evaluator.nodes or {}
     evaluator.nodes = {kind: known[kind] for kind in _NODES}
     evaluator.nodes |= {ast.Attribute: attribute, ast.Call: call, ast.Name: name}
+    evaluator.nodes |= {ast.List: elements, ast.Tuple: elements}
     return evaluator
 
 
 def _check_numbers(values: Any) -> None:
     """Raise InvalidExpression if a value, or an element of a list, is not a number."""
     for value in values:
-        if isinstance(value, list):
+        if isinstance(value, Sequence) and not isinstance(value, str):  # a list, perhaps of OmegaConf's
             _check_numbers(value)
         elif not isinstance(value, int | float):
             raise InvalidExpression(f"{value!r} is not a number")

@@ -24,8 +24,7 @@ def initial_params(settings: StudySettings, space: Space, groups: Mapping[str, s
     """
     known = []
     if settings.defaults_first:
-        defaults = space.defaults(groups)
-        known.append(defaults if _meets_conditions(space, defaults) else {})
+        known.append(_accepted(space, space.defaults(groups)) or {})
     return [*known, *(_enqueued(space, groups, item) for item in settings.enqueue)]
 
 
@@ -52,15 +51,22 @@ def _enqueued(space: Space, groups: Mapping[str, str], item: Mapping[str, Any]) 
         if not contains(distribution, value):
             raise ConfigError(_KEY, f"{key} = {value!r} lies outside its range, {range_text(distribution)}")
         known[name] = on_step(distribution, value)
-    if not _meets_conditions(space, known):
+    accepted = _accepted(space, known)
+    if accepted is None:
         raise ConfigError(_KEY, f"{dict(item)} breaks a condition of where")
-    return known
+    for key in item:
+        if key in ranges and ranges[key][0] not in accepted:
+            raise ConfigError(_KEY, f"{key} is not searched in {dict(item)}, as when.{key} says; leave it out")
+    return accepted
 
 
-def _meets_conditions(space: Space, params: Mapping[str, Any]) -> bool:
-    """Return whether the parameters meet the conditions, or are incomplete."""
+def _accepted(space: Space, params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return those parameters that are searched beside the others; None if they break a condition of `where`.
+
+    All are returned if they are incomplete: the sampler has to choose one before that is known.
+    """
     try:
         configuration = space.configuration(lambda name, distribution: params[name])
-    except KeyError:  # the sampler has to choose one first
-        return True
-    return space.broken_condition(configuration) is None
+    except KeyError:
+        return dict(params)
+    return None if space.broken_condition(configuration) else configuration.params

@@ -6,7 +6,7 @@ application need not state how many epochs they have.
 
 import optuna
 from optuna import Study
-from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.metrics import sign_of
@@ -68,6 +68,11 @@ class HalvingByFirstTrial(BasePruner):
                 return False
             self._made = SuccessiveHalvingPruner(min_resource=max(1, last // _RUNGS), **self._arguments)
         return self._made.prune(study, trial)
+
+
+def compares_rungs(pruner: BasePruner) -> bool:
+    """Return whether the pruner needs nothing of trials that have not ended but the values that it noted at rungs."""
+    return type(pruner) in (SuccessiveHalvingPruner, HyperbandPruner, HalvingByFirstTrial)
 
 
 def check_pruner(settings: StudySettings) -> None:

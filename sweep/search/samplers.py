@@ -59,13 +59,14 @@ def shuffled(space: Space, seed: int, known: Sequence[Mapping[str, Any]]) -> lis
     """List every configuration of a finite space once, in an order that depends on the seed.
 
     known: parameters of initial trials, perhaps incomplete. The first configuration that matches each of them goes to
-    the front.
+    the front. One that has all of them is preferred to one that does not search some, as `when` says.
     """
     left = list(space.everything())
     random.Random(derive_seed(seed, "order")).shuffle(left)
     first = []
     for params in known:
-        match = next((c for c in left if params.items() <= c.params.items()), None)
+        near = (c for c in left if all(c.params.get(key, value) == value for key, value in params.items()))
+        match = next((c for c in left if params.items() <= c.params.items()), None) or next(near, None)
         if match is not None:
             left.remove(match)
             first.append(match)
@@ -88,7 +89,7 @@ def make_sampler(node: Mapping[str, Any], seed: int, number: int, space: Space) 
     if is_replayed(node, space):
         return Replayed(int(node["seed"]), number, space)
     arguments = {**node, "seed": derive_seed(seed, f"trial/{number}") % 2**32}
-    if target == _TPE and space.groups:
+    if target == _TPE and space.is_conditional and arguments.get("multivariate", True):
         arguments = {"group": True, **arguments}  # model parameters jointly that occur in the same trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -113,7 +114,7 @@ def draw(
         trial: the trial to sample for. Parameters that an earlier attempt at it stored are kept.
         sampler: made for this trial.
         space: of the study.
-        known: parameters that are fixed for this trial.
+        known: parameters that are fixed for this trial. Others are drawn again if `when` would leave out one of these.
         tried: parameters to avoid if others are found. The second point of a Sobol sequence, for example, is the middle
             of the space, where defaults often lie.
 
@@ -142,7 +143,7 @@ def draw(
     again()
     configuration = space.accepted(suggest, again)
     for _ in range(_MOST_REPEATS):
-        if configuration.params not in tried:
+        if known.items() <= configuration.params.items() and configuration.params not in tried:
             break
         again()
         configuration = space.accepted(suggest, again)

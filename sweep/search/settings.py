@@ -13,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config.callback_node import declared
 from sweep.config.metrics import DIRECTIONS, OF_ANY_TASK, OF_NOISE, RETURNED, is_curve, returned_names
 from sweep.config.nodes import MOST_FOLDS, MOST_SEEDS
-from sweep.config.overrides import key_of, option, setting
+from sweep.config.overrides import hydras_own, key_of, option, setting
 from sweep.config.schema import has_function
 from sweep.config.task_node import direction_of, names_of
+from sweep.search.resources import Resources
 from sweep.utils.errors import ConfigError, one_line, require
 
 _SAMPLER = "hydra.sweeper.sampler."
@@ -33,9 +34,9 @@ NO_PRUNER = "optuna.pruners.NopPruner"
 RANDOM_SAMPLER = "optuna.samplers.RandomSampler"
 _OPTIONS = {RANDOM_SAMPLER: "random", NO_PRUNER: "none"}  # names of options by target
 _EPOCHS = ("hydra.sweeper.max_epochs", "trainer.epochs")  # what a pruner's node may refer to
-_N_TRIALS = 32  # if n_trials is not set
+N_TRIALS, N_TRIALS_OF_APPLICATION = 32, 20  # if n_trials is not set; the second is the stock sweeper's
 _OF_APPLICATIONS = (  # further keys of sweep/study/search_path/hydra/sweeper/study.yaml
-    *("custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking"),
+    *("custom_search_space", "output_dir", "experiment_name", "checkpoint_interval_s", "tracking", "compare"),
 )
 _ASHA = "optuna.pruners.SuccessiveHalvingPruner"
 
@@ -44,8 +45,8 @@ _ASHA = "optuna.pruners.SuccessiveHalvingPruner"
 class StudySettings:
     """The keys of conf/hydra/sweeper/study.yaml, where each is explained.
 
-    Once checked, `objective` and `direction` are lists of the same length. `sampler` and `pruner` are nodes with a
-    `_target_`.
+    Once checked, `objective` and `direction` are lists of the same length, `sampler` and `pruner` are nodes with a
+    `_target_`, and `resources` are `Resources`.
     """
 
     study_name: str | None = None
@@ -66,6 +67,8 @@ class StudySettings:
     max_retries: int = 3
     retry_failed: bool = False
     accept_changes: bool = False
+    artifacts: str | None = None
+    resources: Any = None
     dry_run: bool = False
     debug: bool = False
     sampler: Any = None
@@ -89,6 +92,8 @@ class StudySettings:
         _require(
             0 <= self.max_failure_rate <= 1, "max_failure_rate", f"must be between 0 and 1, got {self.max_failure_rate}"
         )
+        self.resources = Resources.of(self.resources)
+        _require(self.artifacts != "", "artifacts", "is empty; name a folder, or a URL such as s3://bucket/folder")
         for direction in self.direction:
             _require(direction in DIRECTIONS, "direction", f"'{direction}' is unknown; choose minimize or maximize")
         _require(
@@ -130,14 +135,15 @@ class StudySettings:
         considers = target == _CMAES and self.sampler.get("consider_pruned_trials", False)
         return self.prunes and self.pruner["_target_"] != NO_PRUNER and target in _COMPLETE_ONLY and not considers
 
-    def total(self, n_configurations: float, is_grid: bool) -> int:
+    def total(self, n_configurations: float, is_grid: bool, usual: int = N_TRIALS) -> int:
         """Return how many trials the study will have.
 
         Args:
             n_configurations: how many configurations may be tried, infinite if there is no limit.
             is_grid: whether to try all of them unless `n_trials` is set.
+            usual: how many it has otherwise, unless `n_trials` is set.
         """
-        wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or _N_TRIALS
+        wanted = math.inf if is_grid and self.n_trials is None else self.n_trials or usual
         return int(min(wanted, n_configurations))
 
 
@@ -162,7 +168,7 @@ def settings_of(config: DictConfig, changes: Mapping[str, Any] | None = None) ->
             f"must be a node with a _target_, got {node.get(name)!r}; choose an option with hydra/sweeper/{name}=..."
         )
         _require(isinstance(node.get(name) or {}, dict), name, message)
-    named = {*map(key_of, config.hydra.overrides.hydra), *(f"hydra.sweeper.{key}" for key in changes or ())}
+    named = {*map(key_of, hydras_own(config)), *(f"hydra.sweeper.{key}" for key in changes or ())}
     sampler = sampler_node(node["sampler"] or {}, named)
     pruner = dict(node["pruner"] or {})
     is_named = any(key.startswith("hydra.sweeper.pruner.") for key in named)
@@ -220,7 +226,7 @@ def _objective_of_application(node: dict[str, Any]) -> None:
     for key in ("seeds", "folds", "pack"):
         _require(key not in node, key, "needs sweep's own loop; leave it out")
     for key in _OF_APPLICATIONS:
-        del node[key]
+        node.pop(key, None)
 
 
 def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Sequence[str]) -> dict[str, Any]:
@@ -241,20 +247,30 @@ def _without_epochs(config: DictConfig, pruner: dict[str, Any], objective: Seque
 def direction_of_function(metric: str, settings: StudySettings) -> str:
     """Return the direction of a metric that a training function returns: that of an objective of the same name.
 
-    So test/accuracy has the direction of val/accuracy. Raise ConfigError if there is none, and it is not a loss.
+    So test/accuracy has the direction of val/accuracy, and what the function returns that of a single objective. Raise
+    ConfigError if there is none, and it is not a loss.
     """
+    if metric == RETURNED and len(settings.direction) == 1:
+        return settings.direction[0]
     name = metric.rpartition("/")[2]
     for objective, direction in zip(settings.objective, settings.direction, strict=True):
         if objective.rpartition("/")[2] == name:
             return direction
-    return _direction_of_cost(metric)
+    if not _is_cost(metric):
+        message = f"'{metric}' has no known direction; give the objective the same name, such as val/{name}"
+        raise ConfigError("compare.metric", message)
+    return "minimize"
 
 
 def _direction_of_cost(name: str) -> str:
     """Return minimize. Raise ConfigError unless the metric of a training function is a loss or a time."""
-    is_cost = name.rpartition("/")[2] == "loss" or name == "time/train_s"
-    _require(is_cost, "direction", f"is needed for '{name}', which your function reports; set minimize or maximize")
+    message = f"is needed for '{name}', which your function reports; set minimize or maximize"
+    _require(_is_cost(name), "direction", message)
     return "minimize"
+
+
+def _is_cost(name: str) -> bool:
+    return name.rpartition("/")[2] == "loss" or name == "time/train_s"
 
 
 def directions_of(objective: Sequence[str], task: Any, callbacks: Any = ()) -> list[str]:

@@ -5,9 +5,8 @@ in `scheduler.max_lr[sgd]`: a sampler must not learn about one range from values
 """
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from sweep.config.overrides import key_of, sets, value_of
 from sweep.config.schema import Config, has_function, is_auto, is_own_key, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
-from sweep.search.conditions import NoCondition, holds
 from sweep.search.custom import KEY, SuggestingTrial, extend
 from sweep.search.ranges import (
     alike,
@@ -35,16 +33,16 @@ from sweep.search.ranges import (
     range_text,
 )
 from sweep.search.settings import implied_direction, implied_monitor
+from sweep.search.when import in_order, meets
 from sweep.trial.application import Application
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError, one_line, require
 
 _MOST_DRAWS = 1000  # attempts to meet the conditions
-_LONGEST_SHOWN = 100  # characters of a condition in a message
 _NOT_A_TRIALS = re.compile(
-    r"(search|where|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
+    r"(search|where|when|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
 )
-_HYDRAS = re.compile(r"(search|where|hydra)(/|\.|$)")  # of the keys of another application
+_HYDRAS = re.compile(r"(search|where|when|hydra)(/|\.|$)")  # of the keys of another application
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -86,6 +84,11 @@ class Space:
     fixed: frozenset[str]
     splits: TrainingSplits = field(default_factory=TrainingSplits)
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it depends on some params which others a trial has."""
+        return bool(self.groups or any(map(self.conditions, self.combinations())))
+
     def starting_from(self, starts: Starts) -> "Space":
         """Return the same space with learning rates, and their ranges, from range tests."""
         return replace(self, composer=replace(self.composer, starts=starts))
@@ -104,6 +107,8 @@ class Space:
         self._cuts: dict[str, None] = {}
         self._named: dict[tuple[str, ...], dict[str, tuple[str, BaseDistribution]]] = {}
         self._declared: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
+        self._conditions: dict[tuple[str, ...], dict[str, str]] = {}
+        self._conditional: dict[str, None] = {}
         self._depends: dict[str, list[str]] = {}
         self._combinations: list[dict[str, str]] = []
         self._of_options: dict[tuple[str, ...], Config] = {}
@@ -120,15 +125,24 @@ class Space:
             }
         return self._named[chosen]
 
+    def conditions(self, groups: Mapping[str, str]) -> dict[str, str]:
+        """Return the condition of `when` of each searched key that has one under those options. Raises ConfigError."""
+        self._found(groups)
+        return self._conditions[tuple(groups.values())]
+
     def distributions(self, configuration: Configuration) -> dict[str, BaseDistribution]:
         """Return the distribution of each of the configuration's parameters, by Optuna's names."""
-        return {**self.groups, **dict(self.ranges(configuration.groups).values()), **(configuration.more or {})}
+        named = {**self.groups, **dict(self.ranges(configuration.groups).values()), **(configuration.more or {})}
+        return {name: distribution for name, distribution in named.items() if name in configuration.params}
 
     def configuration(self, suggest: Suggest) -> Configuration:
         """Choose a configuration: the options first, and then the values that are searched under them."""
         groups = {name: suggest(name, distribution) for name, distribution in self.groups.items()}
         named = self.ranges(groups)
-        values = {key: on_step(d, suggest(name, d)) for key, (name, d) in named.items()}
+        values: dict[str, Any] = {}
+        for key, (name, distribution) in named.items():
+            if self._is_searched(groups, key, values):
+                values[key] = on_step(distribution, suggest(name, distribution))
         params = {**groups, **{named[key][0]: value for key, value in values.items()}}
         if self.custom is None:
             return Configuration(groups, values, params)
@@ -189,15 +203,16 @@ class Space:
             return None
         config = self.composer.readable(configuration.groups, configuration.values)
         for name, condition in config["where"].items():
-            if condition is None:
-                continue
-            try:
-                if not holds(str(condition), config):
-                    return str(name)
-            except NoCondition as error:
-                shown = one_line(ValueError(str(condition)), _LONGEST_SHOWN)
-                raise ConfigError(f"where.{name}", f"cannot evaluate '{shown}': {error}") from error
+            if condition is not None and not meets(f"where.{name}", condition, config):
+                return str(name)
         return None
+
+    def _is_searched(self, groups: Mapping[str, str], key: str, values: Mapping[str, Any]) -> bool:
+        """Return whether the key's condition of `when` holds for the values of the keys before it, or is missing."""
+        if key not in self.conditions(groups):
+            return True
+        config = self.composer.readable(groups, values)
+        return meets(f"when.{key}", _flat(config["when"])[key], config)
 
     def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:
         """Return the composed config's value of each searched parameter, by Optuna's names, if it is in its range."""
@@ -238,20 +253,36 @@ class Space:
         """
         for groups in self.every_choice():
             named = self.ranges(groups)
-            grids = [grid_of(key, distribution) for key, (_, distribution) in named.items()]
-            for point in itertools.product(*grids):
-                params = dict(zip((name for name, _ in named.values()), point, strict=True))
-                configuration = Configuration(groups, dict(zip(named, point, strict=True)), {**groups, **params})
+            for values in self._points(groups):
+                params = {named[key][0]: value for key, value in values.items()}
+                configuration = Configuration(groups, values, {**groups, **params})
                 if self.broken_condition(configuration) is None:
                     yield configuration
 
-    def size(self) -> float:
-        """Count the configurations, ignoring conditions. The result is infinite if a range is continuous."""
-        if self.custom is not None or math.inf in map(
-            n_values, self.named_ranges().values()
-        ):  # avoids composing every choice of options
-            return math.inf
-        return sum(math.prod(n_values(d) for _, d in self.ranges(g).values()) for g in self.every_choice())
+    def _points(self, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Yield the values of each point of the grid under those options, ignoring `where`. Raises ConfigError."""
+        points: Iterator[dict[str, Any]] = iter([{}])
+        for key, (_, distribution) in self.ranges(groups).items():
+            points = self._extended(points, groups, key, grid_of(key, distribution))
+        return points
+
+    def _extended(
+        self, points: Iterable[dict[str, Any]], groups: Mapping[str, str], key: str, grid: Sequence[Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield each point with each value of a further key. A point that does not search the key stays one point."""
+        for point in points:
+            if self._is_searched(groups, key, point):
+                yield from ({**point, key: value} for value in grid)
+            else:
+                yield point
+
+    def has_at_most(self, n: int) -> bool:
+        """Return whether the space has at most so many configurations, ignoring `where`. False if one is continuous."""
+        numbers = [n_values(distribution) for distribution in self.named_ranges().values()]
+        if self.custom is not None or max(numbers, default=0) > n:  # avoids composing every choice of options
+            return False
+        points = itertools.chain.from_iterable(map(self._points, self.every_choice()))
+        return next(itertools.islice(points, n, None), None) is None
 
     def every_choice(self) -> Iterator[dict[str, str]]:
         """Yield each combination of options of the searched groups."""
@@ -311,19 +342,45 @@ class Space:
         for key, distribution in self.swept.items():
             if key not in self._depends:  # no option has it
                 self.composer.refuse_unknown(self.first_groups(), key, first_of(distribution))
+        for key in self._conditional:
+            if key not in self._depends:
+                problem = "is the condition of a key that is not searched; give the key a range, or leave this out"
+                raise ConfigError(f"when.{key}", problem)
 
     def _found(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
         """Return the distribution of each searched key under those options. The result is cached."""
         chosen = tuple(groups.values())
         if chosen not in self._declared:
-            self._declared[chosen] = self._read(groups)
+            found = self._read(groups)
+            conditions = self._read_conditions(groups, found)
+            plain = self.composer.base(groups).plain.unresolved({}) if conditions else {}
+            self._declared[chosen] = {key: found[key] for key in in_order(found, conditions, plain)}
+            self._conditions[chosen] = conditions
+            for key in conditions:  # a mistake shows before the first trial
+                self._is_searched(groups, key, {key: first_of(d) for key, d in found.items()})
         return self._declared[chosen]
+
+    def _read_conditions(self, groups: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+        """Return the condition of `when` of each key in `found` that has one. Raises ConfigError."""
+        base, conditions = self.composer.base(groups), {}
+        for key, text in _entries_of(base.config, "when").items():
+            if text is None or key in self.fixed or (base.has(key) and self._is_fixed(key, base.config)):
+                continue
+            if self.composer.loader.get_group_options(key):
+                raise ConfigError(f"when.{key}", "is a group; a condition is for a key that has a range of values")
+            if key in found:
+                conditions[key] = str(text)
+            elif key not in _entries_of(base.config, "search"):  # else the data have left nothing of its range
+                self._conditional[key] = None
+        return conditions
 
     def _read(self, groups: Mapping[str, str]) -> dict[str, BaseDistribution]:
         """Read the ranges that the options declare under `search`, and add those of the command line."""
         base = self.composer.base(groups)
         config = base.config
-        search = {k: text for k, text in _search_of(config).items() if text is not None and not self._is_group(k)}
+        search = {
+            k: text for k, text in _entries_of(config, "search").items() if text is not None and not self._is_group(k)
+        }
         found, is_application = {}, self.composer.application is not None
         may_lack = is_application or has_function(config)
         for key, text in (search | base.searched).items():
@@ -454,27 +511,31 @@ def make_space(
 
 
 def _node(config: DictConfig, name: str) -> dict[str, Any]:
-    """Return the config's node `search` or `where`; empty if another application has none, or something else there."""
+    """Return one of the nodes `search`, `where` and `when`; empty if another application has something else there.
+
+    Only `search` is resolved: conditions may refer to values that are searched.
+    """
     node = config.get(name)
     plain = OmegaConf.to_container(node, resolve=name == "search") if OmegaConf.is_dict(node) else {}
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _flat(search: Any, prefix: str = "") -> dict[str, Any]:
-    """Return ranges by full key. `+search.gan.lr=...` on a command line makes a node of its own for each dot."""
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return entries by full key. `+search.gan.lr=...` on a command line makes a node of its own for each dot."""
     found: dict[str, Any] = {}
-    for key, value in search.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    for key, value in node.items():
+        is_node = isinstance(value, dict | DictConfig)
+        found |= _flat(value, f"{prefix}{key}.") if is_node else {f"{prefix}{key}": value}
     return found
 
 
-def _search_of(config: DictConfig) -> dict[str, Any]:
-    """Return what the config's node `search` declares, by key or group. Raise ConfigError if it cannot be read."""
+def _entries_of(config: DictConfig, name: str) -> dict[str, Any]:
+    """Return the node `search` or `when`, by full key or group. Raise ConfigError if it cannot be read."""
     try:
-        return _flat(_node(config, "search"))
+        return _flat(_node(config, name))
     except Exception as error:
-        raise config_error(error, ()) or ConfigError("search", one_line(error)) from error
+        raise config_error(error, ()) or ConfigError(name, one_line(error)) from error
 
 
 def _groups_of_config(loader: Any, master: DictConfig, given: Collection[str]) -> dict[str, CategoricalDistribution]:
@@ -483,7 +544,7 @@ def _groups_of_config(loader: Any, master: DictConfig, given: Collection[str]) -
     Those that the command line gives are left out.
     """
     found = {}
-    for key, text in _search_of(master).items():
+    for key, text in _entries_of(master, "search").items():
         if text is not None and key not in given and (options := loader.get_group_options(key)):
             name = f"search.{key}"
             found[key] = _options_in(name, options, parse_override(f"{key}={text}", name))

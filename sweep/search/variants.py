@@ -8,7 +8,6 @@ choices of such options. The files of Hydra's own config are left out of the lis
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -18,6 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
+
+from sweep.config.overrides import hydras_own
 
 Kind = tuple[tuple[str, ...], ...]  # of a choice of options; choices of one kind differ only in their files' values
 
@@ -120,7 +121,7 @@ class Variants:
     def _repository(self) -> _Files:
         """Return the files, which are found once."""
         if self._files is None:
-            overrides = [*self._hydra_overrides(), *self.fixed]
+            overrides = [*hydras_own(self.master), *self.fixed]
             name = self.master.hydra.job.config_name
             _, repository = self.loader._parse_overrides_and_create_caching_repo(name, overrides)
             self._files = _Files(repository)
@@ -128,7 +129,7 @@ class Variants:
 
     def _template(self, groups: Mapping[str, str], overrides: Sequence[str]) -> _Template | None:
         """Make the template of a choice's kind; None if it depends on more than the options' values."""
-        parsed = OverridesParser.create().parse_overrides([*self._hydra_overrides(), *overrides])
+        parsed = OverridesParser.create().parse_overrides([*hydras_own(self.master), *overrides])
         name, repository = self.master.hydra.job.config_name, self._repository()
         found = create_defaults_list(repository, name, parsed, prepend_hydra=True, skip_missing=False)
         files = [file for file in found.defaults if not _is_hydras(file)]
@@ -147,10 +148,6 @@ class Variants:
     def _defaults_of(self, files: Sequence[ResultDefault]) -> list[InputDefault]:
         loaded = [self._repository().load_config(str(file.config_path)) for file in files]
         return [default for file in loaded if file is not None for default in file.defaults_list or []]
-
-    def _hydra_overrides(self) -> list[str]:
-        overrides: Any = OmegaConf.to_container(self.master.hydra.overrides.hydra)
-        return overrides
 
 
 def _is_hydras(file: ResultDefault) -> bool:

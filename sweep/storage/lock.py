@@ -3,10 +3,11 @@
 import fcntl
 import hashlib
 import os
-import threading
-from contextlib import AbstractContextManager, suppress
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweep.storage.journal_file import flocked
 from sweep.storage.url import connect_args, database_url, kind, one_line_errors, storage_file
@@ -15,74 +16,66 @@ from sweep.tracking.folders import StudyFolder
 if TYPE_CHECKING:
     import sqlalchemy
 
+_SETTINGS = {  # of the server, until the transaction ends
+    # A machine that lost its power does not keep the lock for long: the server ends its silent session after 30 s.
+    **{"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3},
+    "idle_in_transaction_session_timeout": 0,  # others may use the study meanwhile
+    "lock_timeout": "5s",  # then the process's other threads may use its connection, before it waits again
+}
+_TURN_S = 0.05  # for another thread of the process to take its connection
+_NOT_IN_TIME = "55P03"  # PostgreSQL's code for the end of `lock_timeout`
+
 
 class ServerLock:
-    """A named lock of a PostgreSQL server, which releases it when the session that holds it ends for any reason.
+    """A named lock of a PostgreSQL server, which releases it when the transaction that holds it ends for any reason.
 
-    An object belongs to one process, whose threads take turns.
+    It belongs to a transaction, not to a session, so that a pooler of connections may stand in between.
     """
 
-    def __init__(self, url: "sqlalchemy.URL", name: str, *, keep: bool = True) -> None:
-        """`keep` is whether the session stays open after a release, for the next time."""
+    def __init__(self, name: str) -> None:
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SETTINGS.items())
+        self._sql = f"SELECT {settings}, pg_advisory_xact_lock({key})"  # in this order
+
+    @contextmanager
+    def transaction(self, engine: "sqlalchemy.Engine") -> Iterator["sqlalchemy.Connection"]:
+        """Begin a transaction, which holds the lock until it ends."""
+        while True:
+            with engine.connect() as connection:
+                if self._acquire(connection):
+                    yield connection
+                    connection.commit()
+                    return
+            time.sleep(_TURN_S)
+
+    @contextmanager
+    def held(self, url: "sqlalchemy.URL") -> Iterator[None]:
+        """Hold the lock by a connection of its own, which is closed afterwards."""
         import sqlalchemy
         from sqlalchemy.exc import DBAPIError
 
-        self._keep = keep
-        self._session_ended = DBAPIError
-        self._engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT", connect_args=connect_args(url)
-        )
-        self._session: sqlalchemy.Connection | None = None
-        self._turn = threading.Lock()  # a session can acquire its own lock twice
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-        # A machine that lost its power does not keep the lock for long: the server ends its silent session after 30 s.
-        settings = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
-        self._begin_sql = "SELECT " + ", ".join(f"set_config('{k}', '{v}', false)" for k, v in settings.items())
-        self._lock_sql, self._free_sql = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
-
-    def __enter__(self) -> None:
-        self._turn.acquire()
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=connect_args(url))
+        connection = engine.connect()
         try:
-            kept = self._session is not None
-            try:
-                self._acquire()
-            except self._session_ended:
-                self._hang_up()
-                if not kept:
-                    raise
-                self._acquire()  # the kept session had ended
-        except BaseException:
-            self._hang_up()  # the server may have granted the lock by now
-            self._turn.release()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        released = False
-        try:
-            if self._keep and self._session is not None:
-                with suppress(self._session_ended):  # the lock ends with the session
-                    self._session.exec_driver_sql(self._free_sql).close()
-                    released = True
+            while not self._acquire(connection):
+                connection.rollback()
+            yield
         finally:
-            if not released:
-                self._hang_up()
-            self._turn.release()
+            with suppress(DBAPIError):  # the session has ended, and the lock with it
+                connection.close()
 
-    def _acquire(self) -> None:
-        if self._session is None:
-            self._session = self._engine.connect()
-            self._session.exec_driver_sql(self._begin_sql).close()
-        self._session.exec_driver_sql(self._lock_sql).close()
+    def _acquire(self, connection: "sqlalchemy.Connection") -> bool:
+        """Acquire the lock. Return False if others held it for long."""
+        from sqlalchemy.exc import DBAPIError
 
-    def _hang_up(self) -> None:
-        if self._session is not None:
-            self._session.invalidate()  # `close` alone would first send a message to the server
-            self._session.close()
-            self._session = None
-
-
-# By process id, storage and study. A forked process must not use the session of its parent.
-_server_locks: dict[tuple[int, str, str], ServerLock] = {}
+        try:
+            connection.exec_driver_sql(self._sql).close()
+        except DBAPIError as error:
+            own: Any = error.orig  # the driver's
+            if (getattr(own, "sqlstate", None) or getattr(own, "pgcode", None)) != _NOT_IN_TIME:
+                raise
+            return False
+        return True
 
 
 class StudyLock:
@@ -110,13 +103,22 @@ class StudyLock:
         assert held is not None
         held.__exit__(None, None, None)
 
+    @contextmanager
+    def transaction(self, engine: "sqlalchemy.Engine") -> Iterator["sqlalchemy.Connection"]:
+        """Hold the lock during a transaction of the study's database. On PostgreSQL, this needs no other connection."""
+        if kind(self._storage) == "postgresql":
+            with self._server_lock().transaction(engine) as connection:
+                yield connection
+        else:
+            with self, engine.begin() as connection:
+                yield connection
+
     def _lock(self) -> AbstractContextManager[object]:
         if self._storage is not None and (file := storage_file(self._storage)) is not None:
             return flocked(Path(f"{file}.study.lock"), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         if kind(self._storage) != "postgresql":
             return self._folder.lock()
-        key = os.getpid(), str(self._storage), self._folder.path.name
-        if key not in _server_locks:
-            lock = ServerLock(database_url(key[1]), f"sweep: study {key[2]}")
-            return _server_locks.setdefault(key, lock)  # another thread may have been faster
-        return _server_locks[key]
+        return self._server_lock().held(database_url(str(self._storage)))
+
+    def _server_lock(self) -> ServerLock:
+        return ServerLock(f"sweep: study {self._folder.path.name}")

@@ -52,4 +52,5 @@ def _make_files(folder: StudyFolder, best: RunFolder, tracking: Tracking, load: 
             if run.path != best.path:
                 remove_model(run)
         add_model(best, tracking)
+        best.copy_mark.unlink(missing_ok=True)  # this machine sends the model, if another one sent the rest
     return problem

@@ -72,11 +72,12 @@ def _space_table(space: Space, base: DictConfig) -> Table:
         table.add_row(group, range_text(distribution), str(base.choices.get(group)))
     shown = set()
     for options in space.combinations():
-        defaults = space.defaults(options)
-        for name, distribution in space.ranges(options).values():
+        defaults, conditions = space.defaults(options), space.conditions(options)
+        for key, (name, distribution) in space.ranges(options).items():
             if name not in shown:
                 shown.add(name)
-                table.add_row(name, range_text(distribution), short(defaults.get(name, "outside")))
+                when = f" when {conditions[key]}" if key in conditions else ""
+                table.add_row(name, f"{range_text(distribution)}{when}", short(defaults.get(name, "outside")))
     return table
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from sweep.storage.quiet import quiet_optuna
-from sweep.study.reading import read_study
+from sweep.study.reading import NoStudy, read_study
 from sweep.study.runner import StudyRunner
 from sweep.study.study_result import StudyResult
+from sweep.utils import html
 
 
 class StudyHandle:
@@ -67,6 +68,12 @@ class StudyHandle:
         except BaseException as error:  # `result` raises it, an Interrupted too
             self._future.set_exception(error)
 
+    def __repr__(self) -> str:
+        return f"<StudyHandle of {self.name}, {'ended' if self.done() else 'running'}>"
+
     def _repr_html_(self) -> str:
         """Return how the study stands, as a notebook shows it."""
-        return self.study()._repr_html_()
+        try:
+            return self.study()._repr_html_()
+        except NoStudy:
+            return html.paragraph(f"study {self.name} {'has not begun' if self.done() else 'begins'}")

@@ -118,7 +118,7 @@ def identity(settings: StudySettings, space: Space) -> dict[str, str]:
     for options in space.each_group_alone():
         resolves = space.composer.application is None  # another application's may need the job to be resolved
         plain = OmegaConf.to_container(space.composer.base(options).config, resolve=resolves)
-        searched = space.ranges(options)
+        searched = space.ranges(options).keys() - space.conditions(options).keys()  # without those that may be left out
         suffix = "".join(f" ({group}={option})" for group, option in options.items() if option != first.get(group))
         assert isinstance(plain, dict)
         for key, value in _flat("", plain):

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,10 +15,11 @@ from sweep.search.custom import KEY as CUSTOM
 from sweep.search.initial_trials import initial_params
 from sweep.search.pruners import check_pruner
 from sweep.search.samplers import is_grid, is_replayed, is_shuffled, is_uniform, shuffled
-from sweep.search.settings import StudySettings
+from sweep.search.settings import N_TRIALS, N_TRIALS_OF_APPLICATION, StudySettings
 from sweep.search.space import Configuration, Space
 from sweep.storage.url import without_driver
 from sweep.tracking.folders import StudyFolder
+from sweep.tracking.run_copies import absolute_place
 from sweep.trial.build import check_model_target
 from sweep.trial.checks import check_data, check_monitor_of_data
 from sweep.trial.function import check_function
@@ -28,7 +30,13 @@ _SMALL = 1000  # in a space with at most this many configurations, random draws 
 
 
 def make_plan(
-    settings: StudySettings, space: Space, base: DictConfig, name: str, folder: StudyFolder, n_shares: int
+    settings: StudySettings,
+    space: Space,
+    base: DictConfig,
+    name: str,
+    folder: StudyFolder,
+    n_shares: int,
+    n_tasks: int = 1,
 ) -> WorkerPlan:
     """Make the plan for a study's workers.
 
@@ -38,26 +46,32 @@ def make_plan(
         base: the default configuration.
         name: the study's name.
         folder: the study's folder.
-        n_shares: the number of workers that share the cores of a machine.
+        n_shares: the number of workers that share the cores and GPUs of a machine.
+        n_tasks: the number of workers that one job of the launcher starts.
 
     Raises:
         ConfigError: the initial trials or the space are invalid.
     """
+    if settings.artifacts is not None:
+        settings = replace(settings, artifacts=absolute_place(settings.artifacts))
     seed = settings.sampler.get("seed")
     seed = int(base.seed if seed is None else seed)
     known = initial_params(settings, space, space.configured_groups())
     order = _order(settings, space, seed, known)
+    n_configurations = float("inf") if order is None else len(order)
+    usual = N_TRIALS_OF_APPLICATION if space.composer.application else N_TRIALS
     return WorkerPlan(
         settings=settings,
         name=name,
         folder=folder,
         space=space,
-        n_trials=settings.total(float("inf") if order is None else len(order), is_grid(settings.sampler)),
+        n_trials=settings.total(n_configurations, is_grid(settings.sampler), usual),
         known=known if order is None else [],
         order=order,
         uid=uuid.uuid4().hex,
         seed=seed,
         n_shares=n_shares,
+        n_tasks=n_tasks,
     )
 
 
@@ -112,6 +126,10 @@ def check_settings(settings: StudySettings, base: DictConfig, tracking_uri: str 
 def _check_function_settings(settings: StudySettings, base: DictConfig) -> None:
     if settings.pack not in (1, "auto"):
         raise ConfigError("hydra.sweeper.pack", f"{needs_loop('a pack')}; leave it out")
+    if settings.n_runs > 1 and base.tracking.share_run:
+        key = "seeds" if settings.seeds > 1 else "folds"
+        message = "trains several runs of a trial in turn, so a function cannot be given one of them; leave it out"
+        raise ConfigError(f"hydra.sweeper.{key}", f"{message}, or tracking.share_run")
     if settings.folds > 1 and "split" not in base.choices:
         message = "needs a function that reads cfg.split.fold, and an option of split to be read; add split=random"
         raise ConfigError("hydra.sweeper.folds", message)
@@ -132,7 +150,7 @@ def _order(
         if settings.enqueue:
             raise ConfigError("hydra.sweeper.enqueue", "has no effect in a grid, which tries every configuration")
         order = list(space.everything())
-    elif is_uniform(settings.sampler) and not is_replayed(settings.sampler, space) and space.size() <= _SMALL:
+    elif is_uniform(settings.sampler) and not is_replayed(settings.sampler, space) and space.has_at_most(_SMALL):
         order = shuffled(space, seed, known)
     else:
         return None

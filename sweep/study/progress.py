@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from itertools import product
@@ -22,6 +22,7 @@ from sweep.storage.retry import RetryPolicy
 from sweep.study.identity import only_one_run
 from sweep.study.reading import is_own_storage, recorded_storage
 from sweep.study.recording import Recording
+from sweep.study.restoring import missing, missing_text
 from sweep.study.results import STATES, best_trials, config_values, counts
 from sweep.study.status import eta_s, eta_text, params_text, running_table, running_trial, status_of
 from sweep.tracking.folders import StudyFolder
@@ -62,6 +63,7 @@ class Watch:
         output: Output,
         live: bool,
         patiently: RetryPolicy,
+        at_each_look: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to follow the study; `with` starts the thread.
 
@@ -73,8 +75,9 @@ class Watch:
             output: how much to print.
             live: True shows a table in the terminal instead of lines.
             patiently: repeats the last look while the storage cannot be reached.
+            at_each_look: called about once a second as well.
         """
-        self._patiently = patiently
+        self._patiently, self._at_each_look = patiently, at_each_look
         is_quiet = output in (Output.NOTHING, Output.NOTEBOOK)
         live = live and not is_quiet
         self._study, self._folder, self._n_trials, self._recording = study, folder, n_trials, recording
@@ -118,6 +121,7 @@ class Watch:
 
     def _look(self) -> None:
         """Read the study's trials, and show and record what is new."""
+        self._at_each_look()
         trials = trials_of(self._study)
         new = [t for t in trials if t.state.is_finished() and t.number not in self._seen]
         n_before = len(self._seen)
@@ -196,6 +200,8 @@ def print_outcome(
         elsewhere = None if storage is None or is_own_storage(storage, folder) else storage
         say(f"See it as page:  {report_command(study.study_name, folder.path.parent.parent, elsewhere)}")
     say(f"Study folder:    {folder.path}")
+    if elsewhere := missing(trials, folder):
+        say(f"Not here:        {missing_text(elsewhere)}")
     if tracking_uri is not None:
         say(where_to_look("trials", tracking_uri))
     if numbers := failed(trials, n_trials):

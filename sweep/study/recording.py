@@ -12,7 +12,9 @@ from optuna.trial import FrozenTrial
 from sweep.execution.attempts import renumbered, trials_of
 from sweep.figures.drawing import drawing_problem
 from sweep.figures.plots import draw_plots
-from sweep.study.results import StudyRecord
+from sweep.storage.retry import RetryPolicy
+from sweep.study.restoring import Gathering
+from sweep.study.results import StudyRecord, best_trials
 from sweep.study.shown import shown_trials
 from sweep.tracking.chunks import forget_offsets, most_sent
 from sweep.tracking.folders import Busy, StudyFolder
@@ -43,6 +45,8 @@ class Recording:
         config: str,
         store: Store,
         output_dir: Path,
+        patiently: RetryPolicy,
+        gathering: Gathering,
         shared: Callable[[Path], UploadProcess] | None = None,
     ) -> None:
         """Prepare to record. Nothing is written yet.
@@ -54,12 +58,14 @@ class Recording:
             config: the content of `config.yaml`.
             store: where the study is uploaded to.
             output_dir: the folder that results go to.
+            patiently: repeats the last looks at the study while the storage cannot be reached.
+            gathering: brings the files of what other machines trained.
             shared: returns the upload process of an `output_dir` that several studies share; by default this study
                 starts its own.
         """
         self._study, self._folder, self._facts, self._config = study, folder, facts, config
-        self._store, self._output_dir, self._shared = store, output_dir, shared
-        self._stack = ExitStack()
+        self._store, self._output_dir, self._patiently, self._shared = store, output_dir, patiently, shared
+        self._gathering, self._stack = gathering, ExitStack()
         self._record: StudyRecord | None = None
         self._upload_process: UploadProcess | None = None
         self.damage: Unsent | None = None
@@ -74,6 +80,7 @@ class Recording:
         if self._record is None:
             self._try_to_begin()
         if self._record is not None:
+            self._gathering.update(trials)
             self._record.update(trials)
 
     def end(self, status: str, timeout_s: float) -> None:
@@ -85,14 +92,20 @@ class Recording:
             status: FINISHED, FAILED or KILLED.
             timeout_s: how long to wait for the upload, in seconds.
         """
-        self.update(trials_of(self._study))
-        if self._record is None or self._upload_process is None:
+        self.update(self._patiently(lambda: trials_of(self._study)))
+        record = self._record
+        if record is None or self._upload_process is None:
             return
         if self._shared is None:  # a comparison draws one plot of all its studies instead
-            problem = drawing_problem(lambda: draw_plots(shown_trials(renumbered(self._study)), self._folder.plots))
+            problem = drawing_problem(
+                lambda: draw_plots(
+                    self._patiently(lambda: shown_trials(renumbered(self._study))),
+                    self._folder.plots,
+                )
+            )
             if problem is not None:
                 say(f"warning: cannot draw the study's plots ({problem})", err=True)
-        self._record.end(status, self._folder)
+        record.end(status, self._folder, *self._patiently(lambda: (trials_of(self._study), best_trials(self._study))))
         problem, later = self._upload_process.finish_study(self._folder, timeout_s, _show_left), ""
         if problem is not None:
             later = sync_command(self._output_dir, self._store)

@@ -20,9 +20,11 @@ from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.store import Store, recorded_store
 from sweep.utils.errors import ConfigError, Damaged
 
-_LOCKS = {".lock", ".mirror.lock", ".study.lock"}
-_WORKER = re.compile(r"[0-9a-f]{8}(-\d+)?(\.lock|\.stop)?|trial-\d+\.stop")  # in the folder of the workers
-_TRIAL = re.compile(r"\d+(\.failed-\d+)?")
+_LOCKS = {".lock", ".mirror.lock", ".study.lock", ".node.lock", ".copy", ".copied"}
+_WORKER = re.compile(
+    r"[0-9a-f]{8}(-\d+(\.\d+)?)?(\.lock|\.stop|\.command)?|trial-\d+\.stop"
+)  # in the folder of the workers
+_TRIAL = re.compile(r"\d+(\.(failed|lost)-\d+)?")
 _SEED = re.compile(r"seed-\d+")
 
 

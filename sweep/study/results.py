@@ -1,6 +1,6 @@
 """The results of a study: files in its folder, and the journal from which its own run in MLflow is made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.metrics import best_of
 from sweep.config.overrides import key_of, value_of
-from sweep.execution.attempts import numbered, trials_of
+from sweep.execution.attempts import numbered
 from sweep.search.ranges import range_text
 from sweep.search.settings import StudySettings
 from sweep.search.space import Space
@@ -63,7 +63,7 @@ def write_results(study: optuna.Study, folder: StudyFolder, space: Space) -> Non
     write_checked(folder.results, to_yaml(_stock_results(study, best, space)))
     number, is_given = best[0].number, "seed" not in config_values(best[0])
     recorded = recorded_overrides(folder.trial(number), folder.trial(number, 0), is_given)
-    overrides = recorded or _composed(best[0], space)
+    overrides = recorded or composed_overrides(config_values(best[0]), space)
     again = {"trial": best[0].number, "values": best[0].values, "overrides": overrides}
     write_checked(folder.best, to_yaml(again))
     if any(o.startswith("~") for o in overrides):
@@ -120,10 +120,10 @@ def recorded_overrides(trial: RunFolder, first: RunFolder, is_given: bool) -> li
     return []
 
 
-def _composed(trial: FrozenTrial, space: Space) -> list[str]:
-    """Return the overrides that compose the trial's configuration in the study as it is now."""
-    values = config_values(trial)
-    groups = {key: str(values.pop(key)) for key in space.groups if key in values}
+def composed_overrides(params: Mapping[str, Any], space: Space) -> list[str]:
+    """Return the overrides that compose the configuration of those params, by key, in the study as it is now."""
+    groups = {key: str(value) for key, value in params.items() if key in space.groups}
+    values = {key: value for key, value in params.items() if key not in groups}
     return list(space.composer.compose(groups, values).overrides)
 
 
@@ -175,12 +175,17 @@ class StudyRecord:
         best = self._best = best_of([value] if self._best is None else [self._best, value], self._study.direction.name)
         return {"value": [value], "best_value": [best]}
 
-    def end(self, status: str, folder: StudyFolder) -> None:
-        """Append the end event, with the counts, the best trial and the artifacts, and flush it to the disk."""
-        trials = trials_of(self._study)
+    def end(self, status: str, folder: StudyFolder, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
+        """Append the end event, with the counts, the best trial and the artifacts, and flush it to the disk.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            folder: the study's folder.
+            trials: all trials, `numbered`.
+            best: the best of them.
+        """
         self.update(trials)
         tags, values = {}, {f"trials/{word}": [float(n)] for word, n in counts(trials).items()}
-        best = best_trials(self._study)
         if len(self._study.directions) == 1 and best:
             tags = {"best.trial": str(best[0].number), "best.value": repr(best[0].value)}
             tags |= {f"best.{key}": str(value) for key, value in config_values(best[0]).items()}

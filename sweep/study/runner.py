@@ -14,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config.function_node import needs_loop
 from sweep.config.schema import Config, validate
 from sweep.execution.attempts import failed, numbered, trials_of
 from sweep.execution.failures import too_many_failures
+from sweep.execution.node import announce_stop
 from sweep.execution.plan import WorkerPlan
 from sweep.execution.queue import PROBLEM, is_complete, is_settled
 from sweep.execution.steering import release_stopped, requeue
@@ -29,13 +30,14 @@ from sweep.search.auto_bounds import tested_starts
 from sweep.search.space import Space
 from sweep.storage.lock import StudyLock
 from sweep.storage.retry import RetryPolicy
-from sweep.storage.url import recorded_url
+from sweep.storage.url import kind, recorded_url
 from sweep.study.best_model import keep_best_model
 from sweep.study.identity import study_name
 from sweep.study.opening import StudyEntry
 from sweep.study.planning import check_plan, check_settings, make_plan
 from sweep.study.progress import Output, Watch, print_outcome
 from sweep.study.recording import Recording
+from sweep.study.restoring import Gathering, refuse_unshared
 from sweep.study.results import start_facts, write_results
 from sweep.study.spec import StudySpec
 from sweep.study.trial_result import TrialResult, trial_result
@@ -49,7 +51,7 @@ from sweep.trial.function import check_sent
 from sweep.trial.prepare import BATCH_SIZE, smaller_batch_text
 from sweep.utils.errors import ConfigError, Interrupted, StudyFailed
 from sweep.utils.paths import absolute, refuse_links_at, refuse_links_in
-from sweep.utils.signals import interrupts_kept_from_children, stopping_signals
+from sweep.utils.signals import interrupts_kept_from_children, stopping_signals, warning_signal
 from sweep.utils.terminal import say
 
 _STARVES = (
@@ -135,26 +137,32 @@ class StudyRunner:
             dry_run(plan, self._base)
             return None
         study, uid = self._entry.open(plan.uid)
-        n_before = len(study.get_trials(deepcopy=False))  # counts failed attempts too
-        before = trials_of(study)
+        n_before = len(self._patiently(lambda: study.get_trials(deepcopy=False)))  # counts failed attempts too
+        before = self._patiently(lambda: trials_of(study))
+        if self._may_be_elsewhere:
+            refuse_unshared(before, self.folder, self._store, plan.copies)
         again = failed(before, plan.n_trials)
         self._announce(before, plan.n_trials, again)
         if again and self._settings.retry_failed:
-            requeue(study, self.folder, self._settings.storage, again)
-            before = trials_of(study)
+            self._patiently(lambda: requeue(study, self.folder, self._settings.storage, again))
+            before = self._patiently(lambda: trials_of(study))
         release_stopped(before, self.folder)
         stop_before = self._began + (self._settings.timeout or float("inf"))
         plan = replace(plan, uid=uid, first=n_before, stop_before=stop_before)
+        if plan.copies is not None:
+            plan.copies.begin()
         with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
             live = sys.stderr.isatty() and not self._settings.debug
-            watch = Watch(study, self.folder, plan.n_trials, recording, self._output, live, self._patiently)
+            pass_on = self._passing_on(study, plan)
+            watch = Watch(study, self.folder, plan.n_trials, recording, self._output, live, self._patiently, pass_on)
             with self._signals(plan), watch:
                 if not self._patiently(lambda: self._is_over(study, plan)):
                     signum = self._work(study, plan)
                     self._stopped_by = self._stopped_by or signum
             trials = self._patiently(lambda: trials_of(study))
             failure = self._patiently(lambda: self._failure(study, plan))
+            recording.update(trials)
             self._patiently(lambda: self._write_results(study))
             complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
@@ -233,8 +241,10 @@ class StudyRunner:
         if self._plan is None:
             settings = self._settings
             check_settings(settings, self._base, self._store.uri)
-            n_shares = self.spec.launching.shares(settings.n_jobs)
-            plan = make_plan(settings, self.space, self._base, self.name, self.folder, n_shares)
+            launching, n_jobs = self.spec.launching, settings.n_jobs
+            launching.check(settings)
+            shares = (launching.n_shares(n_jobs), launching.n_tasks)
+            plan = make_plan(settings, self.space, self._base, self.name, self.folder, *shares)
             for groups in self.space.each_group_alone():
                 self._fit(self.space.of_options(groups))
             self._entry.refuse_foreign_files()
@@ -242,7 +252,9 @@ class StudyRunner:
             function = self.space.composer.function
             if function is not None and (plan.is_supervised or not self.spec.launching.is_here):
                 check_sent(function)
-            self._plan = plan
+            if plan.copies is not None and not settings.dry_run:
+                plan.copies.check()
+            self._plan = replace(plan, store=self._store)
         return self._plan
 
     @property
@@ -286,29 +298,40 @@ class StudyRunner:
         facts["storage"] = recorded_url(self._settings.storage)
         facts["n_trials"] = plan.n_trials
         return Recording(
-            study, self.folder, facts, stored_text(config), self._store, self._output_dir, self._upload_process
+            study,
+            self.folder,
+            facts,
+            stored_text(config),
+            self._store,
+            self._output_dir,
+            self._patiently,
+            Gathering(plan.copies, self.folder, self._settings.n_runs),
+            self._upload_process,
         )
 
     def _work(self, study: optuna.Study, plan: WorkerPlan) -> int | None:
-        """Start workers, and wait for them. Return the number of the signal that stopped one, or None."""
+        """Start workers, and wait for them. Return the signal that stopped the one in this process, or None."""
+        self.folder.workers.mkdir(parents=True, exist_ok=True)
+        self.folder.launch_mark(plan.launch).touch()
         if self._settings.debug:
             return Worker(replace(plan, n_shares=1)).work()
-        launcher = self.spec.launching.launcher(Worker(plan), self.folder.path)
+        launching = self.spec.launching
+        launcher = launching.launcher(Worker(plan), self.folder.path)
         with plan.space.splits.load.shared() if plan.n_shares > 1 else contextlib.nullcontext():
-            return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan)).work()
+            return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan), launching.is_here).work()
 
     @contextlib.contextmanager
     def _signals(self, plan: WorkerPlan) -> Iterator[None]:
         """Handle signals: the first makes all workers save and stop, the second ends this command at once.
 
-        - A terminal that is closed may send SIGHUP twice, so a second SIGHUP is ignored.
+        - A terminal that is closed may send SIGHUP twice, and a batch system its warning. A second one is ignored.
         - A Python program that runs a study is not ended: the second signal raises a KeyboardInterrupt in it.
         - Python handles signals only in the main thread, so a study in another thread handles none.
         """
         launching = self.spec.launching
 
         def stop(signum: int, frame: FrameType | None = None) -> None:
-            if self._stopped_by is not None and signum == signal.SIGHUP:
+            if self._stopped_by is not None and signum in (signal.SIGHUP, warning_signal()):
                 return
             if self._stopped_by is not None:
                 if not launching.embedded:
@@ -330,6 +353,23 @@ class StudyRunner:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             plan.stop_request.unlink(missing_ok=True)
+
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether machines that do not share the folder may train the study. With other storages, they need it."""
+        return kind(self._settings.storage) == "postgresql"
+
+    def _passing_on(self, study: optuna.Study, plan: WorkerPlan) -> Callable[[], None]:
+        """Return a function that passes a request to stop on to machines that do not share the folder, once."""
+        is_left = self._may_be_elsewhere
+
+        def pass_on() -> None:
+            nonlocal is_left
+            if is_left and plan.stop_request.exists():
+                announce_stop(study, plan)
+                is_left = False
+
+        return pass_on
 
     def _write_results(self, study: optuna.Study) -> None:
         with StudyLock(self._settings.storage, self.folder):  # another command may write them at the same time
@@ -359,5 +399,7 @@ class StudyRunner:
         """
         trials = study.get_trials(deepcopy=False)
         complete = is_complete(numbered(trials), plan.n_trials)
-        failure = too_many_failures(trials[plan.first :], self._settings.max_failure_rate, complete)
-        return failure and numbered([failure])[0]
+        finished = [t for t in trials[plan.first :] if t.state.is_finished()]
+        failed = [t for t in finished if t.state == TrialState.FAIL]
+        is_failure = too_many_failures(len(finished), len(failed), self._settings.max_failure_rate, complete)
+        return numbered(failed[:1])[0] if is_failure else None

@@ -1,5 +1,6 @@
 """The specification of a study as objects, and what a study needs of Hydra: composing configs, and launchers."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,14 @@ from optuna.distributions import BaseDistribution
 
 from sweep.config.composition import load_multirun, searchpath_overrides
 from sweep.config.metrics import REPORTED, RETURNED, returned_names
-from sweep.config.overrides import key_of, option, sets
+from sweep.config.overrides import hydras_own, key_of, option, sets
 from sweep.config.schema import checked_output_dir, is_own_key
 from sweep.execution.worker import Worker
 from sweep.search.composer import override
 from sweep.search.ranges import spelled_range
 from sweep.search.settings import StudySettings, is_application, params_of, settings_of, spelled_settings
 from sweep.search.space import Space, make_space
+from sweep.study.resources import check_machine, launcher_overrides
 from sweep.trial.application import Application
 from sweep.utils.paths import absolute
 
@@ -101,7 +103,8 @@ def make_root(
     Raises:
         ConfigError: the settings are invalid.
     """
-    own, n_jobs = list(config.hydra.overrides.hydra), settings_of(config, changes).n_jobs
+    own, settings = hydras_own(config), settings_of(config, changes)
+    n_jobs = settings.n_jobs
     name = config.hydra.runtime.choices.get("hydra/launcher")
     is_quiet = embedded or is_application(config)
     launcher = [f"hydra/hydra_logging={'none' if is_quiet else 'study'}"]
@@ -110,6 +113,7 @@ def make_root(
         launcher.append("hydra/launcher=joblib")
     if name == "joblib" and not any(sets(o, "hydra.launcher.n_jobs") for o in own):
         launcher.append(f"hydra.launcher.n_jobs={n_jobs}")
+    launcher += launcher_overrides(config.hydra.launcher, settings.resources)
     return HydraRoot(
         context=context,
         name=config.hydra.job.config_name,
@@ -247,9 +251,28 @@ class Launching:
         """True if the single worker runs in this process."""
         return self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
 
-    def shares(self, n_jobs: int) -> int:
-        """Return how many of `n_jobs` workers share the cores of a machine. On Slurm, each job has its own cores."""
-        return 1 if "slurm" in str(self.config.hydra.launcher._target_).lower() else n_jobs
+    def n_shares(self, n_jobs: int) -> int:
+        """Return how many of `n_jobs` workers share this machine; 1 if Slurm or Ray divides machines among them."""
+        if any(scheduler in self._target for scheduler in ("slurm", "ray_launcher")):
+            return 1
+        return math.ceil(n_jobs / self.n_tasks) * self.n_tasks
+
+    def check(self, settings: StudySettings) -> None:
+        """Raise ConfigError if this machine cannot give each worker that is started here its resources."""
+        if (n_here := self.n_shares(settings.n_jobs)) > 1 or self.is_here:
+            check_machine(settings.resources, n_here)
+
+    @property
+    def n_tasks(self) -> int:
+        """How many workers one job of the launcher starts: with submitit, one for each task of the job."""
+        if "submitit" not in self._target:
+            return 1
+        launcher = self.config.hydra.launcher
+        return (launcher.get("nodes") or 1) * (launcher.get("tasks_per_node") or 1)
+
+    @property
+    def _target(self) -> str:
+        return str(self.config.hydra.launcher._target_).lower()
 
     def launcher(self, worker: Worker, folder: Path) -> Launcher:
         """Return the launcher, set up to run `worker`. Some launchers write files of their own into `folder`."""

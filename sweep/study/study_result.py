@@ -1,6 +1,6 @@
 """The result of a study, for those who read it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from optuna import Study
 from sweep.execution.attempts import trials_of
 from sweep.study.reading import objective_names, snapshot
 from sweep.study.results import best_trials
-from sweep.study.status import StudyStatus, status_of
+from sweep.study.status import LiveWorker, StudyStatus, live_workers, status_of
 from sweep.study.table import trials_table, write_table
 from sweep.study.trial_result import TrialResult, trial_result
 from sweep.tracking.folders import StudyFolder
@@ -51,11 +51,12 @@ class StudyResult:
     folder: Path
     optuna: Study
     _resume: "Callable[..., StudyResult] | None" = field(default=None, repr=False, compare=False)
+    _workers: Sequence[LiveWorker] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(cls, study: Study, folder: StudyFolder, resume: "Callable[..., StudyResult] | None" = None) -> "StudyResult":
         """Copy a study that is open in its storage. `resume` is what the method of that name calls."""
-        return cls(study.study_name, folder.path, snapshot(study), resume)
+        return cls(study.study_name, folder.path, snapshot(study), resume, live_workers(study, folder))
 
     def trials(self) -> "pd.DataFrame":
         """Return all trials as a table of pandas, with a row for each trial, finished or not.
@@ -93,7 +94,7 @@ class StudyResult:
     @property
     def status(self) -> StudyStatus:
         """How the study stands: what runs, the counts by state, the best so far and the time that is left."""
-        return status_of(self.optuna, StudyFolder(self.folder))
+        return status_of(self.optuna, StudyFolder(self.folder), self._workers)
 
     def export(self, path: str | Path) -> Path:
         """Write the table of trials to a file that ends in .csv, .parquet or .json, and return its path.
@@ -127,7 +128,7 @@ class StudyResult:
         """Return the study as a notebook shows it: how it stands, and its best trials."""
         values = [t for t in self.results if t.value is not None and t.state == "complete"]
         values.sort(key=lambda t: t.value or 0.0, reverse=self.optuna.directions[0].name == "MAXIMIZE")
-        rows = [[t.number, f"{t.value:.6g}", *t.params.values()] for t in values[:_MOST_SHOWN]]
-        keys = list(values[0].params) if values else []
-        same = [row for t, row in zip(values, rows, strict=False) if list(t.params) == keys]
-        return self.status._repr_html_() + (html.table(("trial", "value", *keys), same) if same else "")
+        best = values[:_MOST_SHOWN]
+        keys = [*dict.fromkeys(key for t in best for key in t.params)]  # a trial may lack some
+        rows = [[t.number, f"{t.value:.6g}", *(t.params.get(key, "") for key in keys)] for t in best]
+        return self.status._repr_html_() + (html.table(("trial", "value", *keys), rows) if rows else "")

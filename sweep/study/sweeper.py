@@ -1,6 +1,7 @@
 """`hydra/sweeper=study`: the Hydra plug-ins. They are light to import, since Hydra loads them for `--help` too."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from sweep.config.output_folders import register
+from sweep.config.overrides import key_of
 from sweep.search.settings import is_application, settings_of
-from sweep.utils.errors import Interrupted, SweepError
+from sweep.utils.errors import ConfigError, Interrupted, SweepError
 from sweep.utils.terminal import complain
 
 register()  # a new process of a launcher imports this module, and the config needs the resolvers
 
+# Keys of sweep's own config that are settings of the study in another application.
+_SETTING = re.compile(r"(?:trainer\.)?(checkpoint_interval_s|output_dir|experiment_name|(?:tracking|compare)(?:\..*)?)")
 _SEARCH_PATH = Path(__file__).parent / "search_path"
 
 
@@ -66,7 +70,7 @@ class StudySweeper(Sweeper):
         except SweepError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            complain(f"error: {error}")
+            complain(f"error: {_in_application(error, arguments)}")
             sys.exit(error.exit_status)
         except Interrupted as stop:
             sys.exit(128 + stop.signum)
@@ -89,3 +93,14 @@ class StudySweeper(Sweeper):
             if task is not None:
                 write_stock_results(study, Path(str(self.config.hydra.sweep.dir)), spec.space)
             return best_value(study)
+
+
+def _in_application(error: SweepError, arguments: Sequence[str]) -> str:
+    """Return the text of an error, with the key under `hydra.sweeper` if it names a setting of the study.
+
+    A key of the same name that is one of the application's overrides, the `arguments`, stays as it is.
+    """
+    if not isinstance(error, ConfigError) or error.key in map(key_of, arguments):
+        return str(error)
+    setting = _SETTING.fullmatch(error.key)
+    return str(error) if setting is None else f"hydra.sweeper.{setting[1]}{str(error).removeprefix(error.key)}"

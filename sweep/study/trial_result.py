@@ -7,6 +7,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.execution.queue import PACKING, PROBLEM
+from sweep.study.restoring import missing, missing_text, stored_curves
 from sweep.study.results import STATES, config_values, recorded_overrides
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
@@ -41,6 +42,7 @@ class TrialResult(NamedTuple):
         values: the values of all objectives; empty if the trial has none.
         packing: why it trained sequentially although the study packs trials, in one line; otherwise None.
         folder: the trial's folder. With several seeds or folds, it has a folder for each of them (see `runs`).
+        elsewhere: the host that has the trial's files, if they are not here; otherwise None.
     """
 
     number: int
@@ -52,6 +54,7 @@ class TrialResult(NamedTuple):
     values: tuple[float, ...] = ()
     packing: str | None = None
     folder: Path = Path()
+    elsewhere: str | None = None
 
     @property
     def runs(self) -> list[Path]:
@@ -68,6 +71,8 @@ class TrialResult(NamedTuple):
         """
         is_given = "seed" not in self.params
         found = recorded_overrides(RunFolder(self.folder), RunFolder(self.folder / "seed-0"), is_given)
+        if not found and self.elsewhere is not None:
+            raise self._missing()
         if not found:
             raise ConfigError("trial", f"{self.number} left no overrides in '{self.folder}'; they may be elsewhere")
         return found
@@ -76,10 +81,20 @@ class TrialResult(NamedTuple):
     def curves(self) -> dict[str, Curve]:
         """The curves by name, each with the arrays `steps` and `values`; with several seeds or folds, of the first.
 
-        `sweep.study.trial_result.curves_of` reads those of any run. Raises DamagedJournal if the record is damaged.
+        If another machine has the trial's files, they are read from MLflow, which takes seconds.
+        `sweep.study.trial_result.curves_of` reads those of any run.
+
+        Raises:
+            ConfigError: the trial's files are not here, and MLflow does not have its curves.
+            DamagedJournal: the record is damaged.
         """
-        first = _runs_in(self.folder)[:1]
-        return curves_of(first[0].path) if first else {}
+        if first := _runs_in(self.folder)[:1]:
+            return curves_of(first[0].path)
+        if self.elsewhere is None:
+            return {}
+        if stored := stored_curves(StudyFolder(self.folder.parent.parent), self.number):
+            return stored[0]
+        raise self._missing()
 
     def load_model(self, device: str = "cpu") -> "Predictor":
         """Load the model of the best epoch, as `sweep.load_model` does; with several seeds or folds, of the first run.
@@ -88,12 +103,17 @@ class TrialResult(NamedTuple):
             device: where the model computes, as `trainer.device`.
 
         Raises:
-            ConfigError: the trial has no model, as one that was pruned or failed.
+            ConfigError: the trial has no model, as one that was pruned or failed, or its files are not here.
             Damaged: the model's file is damaged.
         """
         from sweep.trial.stored_model import load_model
 
+        if self.elsewhere is not None:
+            raise self._missing()
         return load_model(next(iter(self.runs), self.folder), device=device)
+
+    def _missing(self) -> ConfigError:
+        return ConfigError("trial", missing_text({str(self.elsewhere): [self.number]}))
 
 
 class Range(NamedTuple):
@@ -125,7 +145,9 @@ def trial_result(trial: FrozenTrial, study: StudyFolder) -> TrialResult:
     value = values[0] if len(values) == 1 else None
     state, packing = STATES[trial.state], trial.user_attrs.get(PACKING)
     folder = study.trial(trial.number).path
-    return TrialResult(trial.number, config_values(trial), value, state, diverged, problem, values, packing, folder)
+    elsewhere = next(iter(missing([trial], study)), None)
+    params = config_values(trial)
+    return TrialResult(trial.number, params, value, state, diverged, problem, values, packing, folder, elsewhere)
 
 
 def _runs_in(folder: Path) -> list[RunFolder]:

@@ -1,12 +1,13 @@
 """Tasks that predict numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sweep.tasks.metrics import Count
 from sweep.tasks.task import FunctionMetric, Metrics, TensorFunction, TensorTask
 from sweep.utils.errors import require
 
@@ -44,14 +45,24 @@ class Regression(TensorTask):
 
     def on_split(self, function: FunctionMetric) -> FunctionMetric:
         """As for `TensorTask`."""
-        if "scale" in signature(function).parameters:
+        if _takes_scale(function):
             scaled: Any = partial(function, **{"scale": self._std})
             return scaled if not self.outputs_are_logs else lambda outputs, y: scaled(self.on_target_scale(outputs), y)
         return super().on_split(function)
 
+    def count_on_split(self, function: Any, count: Count) -> Callable[[Tensor, Tensor], int | Tensor]:
+        """As for `TensorTask`."""
+        if _takes_scale(function):
+            return lambda _, targets: count(targets)
+        return super().count_on_split(function, count)
+
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets in the targets' own units, in float64."""
         return self.on_target_scale(outputs) * self._std + self._mean, targets * self._std + self._mean
+
+
+def _takes_scale(function: FunctionMetric) -> bool:
+    return "scale" in signature(function).parameters
 
 
 class Quantile(TensorTask):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sweep.tasks.metrics import count_of
+from sweep.tasks.metrics import Count, count_of
 from sweep.tasks.split_values import SplitValues
 from sweep.tasks.weighting import size_of_mean, unreduced, weighted_mean
 
@@ -81,7 +81,7 @@ class TensorTask:
         self._functions = {name: self.on_split(m) for name, m in metrics.items() if not isinstance(m, Metric)}
         self.collecting = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
         counts = {name: count_of(metrics[name]) for name in self._functions}
-        self._counts = {name: count for name, count in counts.items() if count is not None}
+        self._counts = {n: self.count_on_split(metrics[n], count) for n, count in counts.items() if count is not None}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the loss and the metrics to a device, and the loss's tensors, such as class weights, to a dtype."""
@@ -170,6 +170,16 @@ class TensorTask:
         """Return a metric as a function of the model's outputs and the split's targets."""
         return lambda outputs, targets: function(*self.measured(outputs, targets))
 
+    def count_on_split(self, function: Any, count: Count) -> Callable[[Tensor, Tensor], int | Tensor]:
+        """Return how many values a metric is the mean of, as a function of the model's outputs and the targets.
+
+        Args:
+            function: the metric.
+            count: of the targets as the metric gets them, see `sweep.tasks.metrics.mean_over`.
+        """
+        del function
+        return lambda outputs, targets: count(self.measured(outputs, targets)[1])
+
     def function_values(self, outputs: Tensor, targets: Tensor, *weights: Tensor) -> dict[str, Tensor]:
         """Compute the loss, and the metrics that are functions, of shape () each. A metric without a value is left out.
 
@@ -221,9 +231,9 @@ class TensorTask:
         """The names of the metrics that are functions and marked as means, see `sweep.tasks.metrics.mean_over`."""
         return self._counts.keys()
 
-    def count(self, name: str, targets: Tensor) -> int | Tensor:
-        """Return the number of values that one of the `means` is over. targets: as the metric gets them."""
-        return self._counts[name](targets)
+    def count(self, name: str, outputs: Tensor, targets: Tensor) -> int | Tensor:
+        """Return the number of values that one of the `means` is over, from the model's outputs and the targets."""
+        return self._counts[name](outputs, targets)
 
     @property
     def whole(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from itertools import chain
@@ -118,6 +119,25 @@ def forget_offsets(folder: RunFolder) -> None:
         sent = SyncCursor(folder, store)
         sent.offset, sent.attempted = 0, True
         sent.save()
+
+
+def note_copied(folder: RunFolder, n_bytes: int = sys.maxsize) -> None:
+    """Note how many bytes of a run's journal a copy elsewhere has, for `may_send`. By default, all may be sent."""
+    write_atomic(folder.copied, str(n_bytes), durable=False)
+
+
+def may_send(folder: RunFolder) -> int:
+    """Return how many bytes of a run's journal may be sent to MLflow.
+
+    If the run has copies, that is what a copy has: another machine that resumes it records the rest again, and MLflow
+    would have both.
+    """
+    try:
+        return int(folder.copied.read_bytes())
+    except FileNotFoundError:
+        return sys.maxsize
+    except ValueError:
+        return 0
 
 
 class Chunk:

@@ -1,12 +1,13 @@
 """The folders of runs and studies. Only this module defines the names of the files in them."""
 
 import fcntl
+import itertools
 import math
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from sweep.config.outputs import BEST, require_begun_study
@@ -37,6 +38,8 @@ class RunFolder:
         self.sync_state = self.path / "mlflow.json"
         self.log = self.path / "run.log"  # Hydra's, of a run that is a job of its own
         self.lock_file = self.path / ".lock"
+        self.copy_mark = self.path / ".copy"  # the files are a copy: the machine that trained the run uploads it
+        self.copied = self.path / ".copied"  # how many bytes of the journal a copy elsewhere has
         self._upload_lock = self.path / ".mirror.lock"
 
     @property
@@ -87,6 +90,7 @@ class StudyFolder:
         self.plots = self.path / "plots"
         self.report = self.path / "report.html"
         self._lock = self.path / ".study.lock"
+        self._node_lock = self.path / ".node.lock"
 
     @property
     def written(self) -> list[Path]:
@@ -104,6 +108,15 @@ class StudyFolder:
         aside = self.trials / f"{number}.failed-{n_failed}"  # at the same depth, since the journal holds relative paths
         if not aside.exists() and (self.trials / str(number)).exists():
             os.rename(self.trials / str(number), aside)
+
+    def set_lost_aside(self, number: int) -> None:
+        """Rename the folder of a trial that began anew on another machine, which had nothing of what is here."""
+        asides = (self.trials / f"{number}.lost-{n}" for n in itertools.count(1))
+        os.rename(self.trials / str(number), next(path for path in asides if not path.exists()))
+
+    def launch_mark(self, launch: str) -> Path:
+        """Return the file of a command that launches workers. A worker that cannot see it has another folder."""
+        return self.workers / f"{launch}.command"
 
     def launch_stop_request(self, launch: str) -> Path:
         """Return the file whose existence asks all workers of a launch, and the command that launched them, to stop."""
@@ -139,10 +152,31 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         return _locked(self._lock, patience_s=math.inf)
 
+    def node_lock(self) -> AbstractContextManager[None]:
+        """Return the lock of the one worker whose upload process sends the runs of this machine.
+
+        Entering it raises Busy if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return _locked(self._node_lock)
+
     def worker_lock(self, worker: str) -> AbstractContextManager[None]:
         """Return the lock that a worker holds as long as it lives."""
         self.workers.mkdir(parents=True, exist_ok=True)
         return _locked(self.workers / f"{worker}.lock", patience_s=1.0)
+
+    def new_worker(self, name: str) -> str:
+        """Return a name that no worker has had: `name`, or `name` with a number. Its lock file is made here.
+
+        Slurm starts a job that it requeues with the number that it had, perhaps on another machine.
+        """
+        self.workers.mkdir(parents=True, exist_ok=True)
+        for n in itertools.count():
+            new = f"{name}.{n}" if n else name
+            with suppress(FileExistsError):
+                os.close(os.open(self.workers / f"{new}.lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                return new
+        raise AssertionError("the loop has no end")
 
     def live_workers(self) -> set[str]:
         """Return the names of the workers on this machine that are alive."""

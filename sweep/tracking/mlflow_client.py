@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,6 +34,7 @@ from sweep.tracking.chunks import (
     artifact_files,
     artifact_names,
     key_of_store,
+    may_send,
     most_sent,
     read_chunks,
 )
@@ -76,6 +78,22 @@ class Uploader:
         """Return if the store answers; otherwise raise one of FAILURES."""
         self._client.search_experiments(max_results=1)
 
+    def claim(self, folder: RunFolder) -> str:
+        """Return the MLflow run id of a run whose record has begun. If it is missing, make one for `push` to fill.
+
+        Raises:
+            Busy: another process is sending the run for long.
+        """
+        start = journal.first(folder.journal, "start")
+        assert start is not None
+        try:
+            return self._runs.claim(folder, start)
+        except MlflowException as error:
+            if error.error_code not in _GONE:
+                raise
+            self._forget()
+            return self._runs.claim(folder, start)
+
     def push(self, folder: RunFolder) -> bool:
         """Send everything that the store does not have yet of this run.
 
@@ -108,7 +126,9 @@ class Uploader:
         sent = self._runs.cursor(folder)
         damage: list[DamagedJournal] = []
         artifacts: list[Damaged] = []
-        for chunk, offset in read_chunks(journal.read(folder.journal, sent.offset, damage), sent.offset):
+        allowed = may_send(folder)
+        records = takewhile(lambda read: read[1] <= allowed, journal.read(folder.journal, sent.offset, damage))
+        for chunk, offset in read_chunks(records, sent.offset):
             if sent.run_id is None and chunk.start is None:
                 raise damage[0] if damage else DamagedJournal(folder.journal, 1, "it does not begin with its start")
             created = sent.run_id is None and self._runs.find_or_create(folder, sent, chunk)
@@ -172,7 +192,11 @@ class Uploader:
         alive now need it. A process that starts after a power cut asks the store instead (`may_have_children` is then
         true).
         """
-        unsure = [one.uid for one in whole if one.sent.attempted or self._runs.may_have_children(one.parent)]
+        unsure = [
+            one.uid
+            for one in whole
+            if one.sent.attempted or self._runs.may_have_children(one.parent) or one.folder.copied.exists()
+        ]
         try:
             in_store = tables.existing([one.run for one in whole], UID_TAG, unsure)
         except Gone:
@@ -219,9 +243,15 @@ class Uploader:
             return None
         chunk, (end, offset) = Chunk([record for record, _ in records]), records[-1]
         assert chunk.start is not None
-        if offset != folder.journal.stat().st_size or {folder.curves.name, MODEL} & {*artifact_names(folder, end)}:
+        if (
+            offset != folder.journal.stat().st_size
+            or offset > may_send(folder)
+            or {folder.curves.name, MODEL} & {*artifact_names(folder, end)}
+        ):
             return None
         if any(damage_of(artifact) for artifact, _ in artifact_files(folder, end)):
+            return None
+        if chunk.start.get("is_restarted"):  # the run of the attempt before has to be closed
             return None
         start, parent = chunk.start, self._runs.parent(folder, chunk.start)
         experiment = self._runs.experiment(start["experiment"])
@@ -279,7 +309,7 @@ class Uploader:
         """
         run_id, is_first = sent.run_id, sent.offset == 0
         assert run_id is not None
-        params = chunk.params if is_first else {}  # MLflow's params cannot change, and those of a resumed trial do not
+        params = self._params(folder, run_id, chunk, is_first)
         for batch in batches(
             [Metric(*point) for point in chunk.points],
             [Param(key, value) for key, value in params.items()],
@@ -299,6 +329,22 @@ class Uploader:
         elif chunk.start is not None and not created:
             self._client.update_run(run_id, status="RUNNING")  # also after KILLED, if the run is resumed
         return damage
+
+    def _params(self, folder: RunFolder, run_id: str, chunk: Chunk, is_first: bool) -> Mapping[str, str]:
+        """Return the params to send with a chunk. MLflow's params cannot change, and those of a resumed trial do not.
+
+        If the training function logs to the run by itself, its own params come first: MLflow would refuse them if ours
+        were there with other spellings. So ours are sent once the trial has ended, without those that are there.
+        """
+        start = chunk.start
+        if start is None and chunk.end is not None:
+            start = next(journal.records(folder.journal, "start", damage=[]), None)
+        if start is None or not start.get("is_shared"):
+            return chunk.params if is_first else {}
+        if chunk.end is None or chunk.end["status"] == "KILLED":  # it may be resumed
+            return {}
+        known = self._client.get_run(run_id).data.params
+        return {key: value for key, value in Chunk([start]).params.items() if key not in known}
 
     def _log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
         """Attach the data set to the run. MLflow fails if another process adds the same data set in that instant."""

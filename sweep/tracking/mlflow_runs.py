@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from sweep.utils.passwords import without_password
 
 UID_TAG = "sweep.uid"
 PARENT_TAG = "mlflow.parentRunId"
-_PATIENCE_S = 10.0
+RESTARTED_TAG = "restarted"  # of a run whose machine was lost: the run in which the trial began anew
+_PATIENCE_S, _GIVE_WAY_S = 10.0, 3.0
 
 
 class StoredRuns:
@@ -127,13 +128,18 @@ class StoredRuns:
         assert chunk.start is not None, "a journal begins with its start"
         experiment, uid = self.experiment(chunk.start["experiment"]), chunk.start["uid"]
         parent = self.parent(folder, chunk.start)
-        if sent.attempted or self.may_have_children(parent):
+        if sent.attempted or self.may_have_children(parent) or folder.copied.exists():
             sent.run_id = self._find_own(experiment, uid)
         if created := sent.run_id is None:
             self._check_parent(parent)
             sent.attempted = True
             sent.save()  # a crash from here until the next save must not lead to a second run
-            sent.run_id = self._create(chunk.start, chunk.tags | own_tags(uid, parent))
+            run_id = sent.run_id = self._create(chunk.start, chunk.tags | own_tags(uid, parent))
+            if chunk.start["tags"].get("kind") == "study":
+                sent.run_id = self._only(experiment, run_id, uid)
+                created = sent.run_id == run_id
+            if parent is not None and chunk.start.get("is_restarted"):
+                self._close_earlier(experiment, parent, chunk.start["tags"], sent.run_id)
         assert sent.run_id is not None
         self._known[sent.run_id] = uid
         return created
@@ -147,24 +153,69 @@ class StoredRuns:
             study = RunFolder(_study_above(folder.path, parent["folder"]))
             own_start = journal.first(study.journal, "start")
             if own_start is not None and own_start["uid"] == uid:
-                run_id = self._claim(study, own_start)
+                run_id = self.claim(study, own_start)
             else:  # the run's folder was moved out of its study
                 run_id = self._find_own(self.experiment(start["experiment"]), uid)
-                run_id = run_id or self._create(start | {"name": parent["name"]}, {UID_TAG: uid})
+                run_id = run_id or self._only(
+                    self.experiment(start["experiment"]),
+                    self._create(start | {"name": parent["name"]}, {UID_TAG: uid}),
+                    uid,
+                )
             if self._find(self.experiment(start["experiment"]), PARENT_TAG, run_id) is None:
                 self._childless.add(run_id)
             self._parents[uid] = run_id
         return self._parents[uid]
 
-    def _claim(self, study: RunFolder, start: journal.Record) -> str:
-        """Return the study's run id. If there is no run, create one that the study's journal fills in later."""
-        with _in_turn(study):
-            sent = self.cursor(study)
+    def claim(self, folder: RunFolder, start: journal.Record) -> str:
+        """Return the id of the run that begins with `start`. If there is none, create one that `push` fills later."""
+        with _in_turn(folder):
+            sent = self.cursor(folder)
             if sent.run_id is None:
-                self.find_or_create(study, sent, Chunk([start]))
+                self.find_or_create(folder, sent, Chunk([start]))
                 sent.save()
             assert sent.run_id is not None
             return sent.run_id
+
+    def _close_earlier(self, experiment: str, parent: str, tags: Mapping[str, str], run_id: str) -> None:
+        """End the runs of a trial whose worker died without leaving a record that another machine could read.
+
+        Args:
+            experiment: the id of the experiment.
+            parent: the run id of the study.
+            tags: those of the trial's new run.
+            run_id: the new run, which the others then name.
+        """
+        names = [name for name in ("trial", "replicate") if name in tags]
+        is_same = [f"tags.`{PARENT_TAG}` = '{parent}'", *(f"tags.`{name}` = '{tags[name]}'" for name in names)]
+        for run in self._client.search_runs([experiment], " and ".join(is_same)):
+            if run.info.run_id == run_id or run.info.status not in ("RUNNING", "KILLED"):
+                continue
+            self._client.set_tag(run.info.run_id, RESTARTED_TAG, run_id)
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _only(self, experiment: str, run_id: str, uid: str) -> str:
+        """Return the run of a study that is kept, if upload processes of several machines create one at once.
+
+        Args:
+            experiment: the id of the experiment.
+            run_id: the run that this process has just created. If another one is kept, it is deleted.
+            uid: the uid of both.
+        """
+
+        def others() -> list[str]:
+            found = self._client.search_runs([experiment], f"tags.`{UID_TAG}` = '{uid}'")
+            return sorted(run.info.run_id for run in found if run.info.run_id != run_id)
+
+        left = others()
+        if left and run_id < left[0]:  # the other one is deleted, unless its process saw it alone
+            time.sleep(_GIVE_WAY_S)
+            left = others()
+        if not left:
+            return run_id
+        self._client.delete_tag(run_id, UID_TAG)  # so that nobody finds it
+        self._client.delete_run(run_id)
+        return left[0]
 
     def _check_parent(self, parent: str | None) -> None:
         """Raise MlflowException if the study's run was deleted since it was found. MLflow does not check this."""

@@ -38,6 +38,7 @@ class Membership:
         number: the trial's number.
         replicate: the run among those of its trial, counted from 0; None if the trial has only one.
         params: the sampled values, by config key.
+        is_restarted: True if the trial was trained before, by a worker that may have left a run in MLflow.
     """
 
     study: str
@@ -46,6 +47,7 @@ class Membership:
     number: int
     replicate: int | None
     params: Mapping[str, Any] = field(default_factory=dict)
+    is_restarted: bool = False
 
     def tags(self) -> dict[str, str]:
         tags = {"study": self.study, "trial": str(self.number)}
@@ -128,6 +130,8 @@ class RunRecorder:
             parent=parent,
             direction=config.monitor_direction,
             **({} if dataset is None else {"dataset": dataset}),
+            **({"is_shared": True} if config.tracking.share_run else {}),
+            **({"is_restarted": True} if earlier is None and member is not None and member.is_restarted else {}),
         )
 
     def log(self, steps: Sequence[int], columns: Mapping[str, Sequence[float]]) -> None:

@@ -41,6 +41,11 @@ class Store(NamedTuple):
         return None if self.artifact_root is None else self.artifact_root.parent / ".mlflow.lock"
 
     @property
+    def is_file(self) -> bool:
+        """Whether the store is a file, which other machines do not reach."""
+        return self.uri is not None and self.uri.startswith("sqlite")
+
+    @property
     def is_in_outputs(self) -> bool:
         """Whether the store is a file in an `output_dir`. Such a file may come from somebody else."""
         root = self.artifact_root

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sweep.tracking import journal
+from sweep.tracking.chunks import may_send
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.utils.errors import Damaged, one_line
 
@@ -59,7 +60,7 @@ class _Tracked:
         run: the run's folder.
         due: the time, by `time.monotonic`, from which it may be pushed again.
         size: the size of its journal in bytes.
-        n_sent: the size of its journal at the last successful push.
+        n_sent: the size of its journal at the last successful push, or how much of it might be sent then.
         status: how it ended; None if it has not.
         problem: why the last push failed; None if it succeeded.
         is_complete: whether the last push sent all of the journal.
@@ -116,7 +117,7 @@ class _Tracked:
             self.is_complete = uploader().has_all(self.run) or uploader().push(self.run)
             if last and (self.status is None or not self.is_complete):
                 uploader().abandon(self.run)
-            self.n_sent = size
+            self.n_sent = size if self.is_complete else min(size, may_send(self.run))
 
         problem = attempt(send, known=self.problem)
         now = time.monotonic()
@@ -141,8 +142,23 @@ def _size(run: RunFolder) -> int:
 class StudyUpload:
     """Uploads a study's parent run and the runs of its trials, which other processes train."""
 
-    def __init__(self, folder: StudyFolder, uploader: Callable[[], "Uploader"]) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        uploader: Callable[[], "Uploader"],
+        is_parents: bool = True,
+        with_copies: bool = True,
+    ) -> None:
+        """Prepare to upload.
+
+        Args:
+            folder: the study's folder.
+            uploader: returns the uploader, or raises if the store is down.
+            is_parents: False leaves the study's own run to another machine.
+            with_copies: False leaves runs to the machine that trained them, if they are only copies here.
+        """
         self._folder, self._uploader = folder, uploader
+        self._is_parents, self._with_copies = is_parents, with_copies
         self._own = _Tracked(folder.run, due=0.0)
         self._trials: dict[str, _Tracked] = {}  # by folder, like the next two
         self._settled: dict[str, int] = {}  # sizes of the journals of runs that need no further look until the end
@@ -167,6 +183,8 @@ class StudyUpload:
             if should_stop():
                 return
             if tracked is self._own:
+                if not self._is_parents:
+                    continue
                 tracked.look()
             if tracked.has_news() and tracked.due <= now:
                 problem = tracked.push(self._uploader)
@@ -200,7 +218,7 @@ class StudyUpload:
         self._n_lost = self._uploader().n_lost
 
     def _finish(self, progress: Callable[[int], None]) -> str | None:
-        begun = {str(run.path): run for run in self._folder.runs()}
+        begun = {str(run.path): run for run in self._folder.runs() if self._is_ours(run)}
         trials = [
             self._trials.get(path, _Tracked(run, 0.0))
             for path, run in begun.items()
@@ -210,7 +228,7 @@ class StudyUpload:
             tracked.look()
         self._send_complete(trials, progress, lambda: False)
         problems = self._send_all(trials, progress)
-        if not self._down:
+        if not self._down and self._is_parents:
             problems += self._send_all([self._own], lambda n_left: None)
         if not problems:
             return None
@@ -264,6 +282,9 @@ class StudyUpload:
             left = busy
         return problems
 
+    def _is_ours(self, run: RunFolder) -> bool:
+        return self._with_copies or not run.copy_mark.exists()
+
     def _is_down(self) -> bool:
         """Return whether the store does not answer. If so, other runs are not tried for a while."""
         self._down = attempt(lambda: self._uploader().reach(), known=self._down)
@@ -284,6 +305,6 @@ class StudyUpload:
                 continue
             replicates = [RunFolder(inner.path) for inner in os.scandir(entry) if inner.is_dir()]
             begun = [run for run in (RunFolder(entry.path), *replicates) if run.journal.exists()]
-            yield from (run for run in begun if str(run.path) not in self._settled)
+            yield from (run for run in begun if str(run.path) not in self._settled and self._is_ours(run))
             if begun and len(begun) >= len(replicates) and modified < time.time_ns() - _SETTLING_NS:
                 self._listed[entry.path] = modified

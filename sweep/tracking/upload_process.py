@@ -6,6 +6,7 @@ training loop. The training process and the upload process exchange lines of JSO
 To the upload process:
     {"run": FOLDER, "store": [URI, ARTIFACT ROOT]}: upload this run from now on. URI and ARTIFACT ROOT may be null.
     {"study": FOLDER, "store": ...}: upload this study and all of its trials from now on.
+    {"trials": FOLDER, "store": ...}: upload the trials of this study from now on. The study's own run is another's.
     {"finish": FOLDER}: send everything that is left of this run or study, and reply.
 
 From the upload process:
@@ -54,7 +55,7 @@ class UploadProcess:
 
     def __init__(self, output_dir: Path) -> None:
         """Start the process. What it cannot send goes to the log in `output_dir`."""
-        self._log, self._runs = output_dir / UPLOAD_LOG, list[RunFolder]()
+        self._log, self._has_begun = output_dir / UPLOAD_LOG, list[Callable[[], bool]]()
         errors, self._made_log = _open_log(self._log)
         with errors:
             self._process = subprocess.Popen(
@@ -71,13 +72,18 @@ class UploadProcess:
 
     def add_run(self, folder: RunFolder, store: Store) -> None:
         """Upload the run to the store from now on. If tracking is off, only its curves are drawn."""
-        self._runs.append(folder)
+        self._has_begun.append(folder.journal.exists)
         self._write({"run": str(folder.path), "store": _as_json(store)})
 
     def add_study(self, folder: StudyFolder, store: Store) -> None:
         """Upload the study and all trials in its folder from now on. Any process may train them."""
-        self._runs.append(folder.run)
+        self._has_begun.append(folder.run.journal.exists)
         self._write({"study": str(folder.path), "store": _as_json(store)})
+
+    def add_trials(self, folder: StudyFolder, store: Store) -> None:
+        """Upload all trials in the study's folder from now on, on a machine that does not have the study's own run."""
+        self._has_begun.append(lambda: bool(folder.runs()))
+        self._write({"trials": str(folder.path), "store": _as_json(store)})
 
     def finish(
         self, folder: RunFolder, timeout_s: float, undrawn: Callable[[str], None] = lambda problem: None
@@ -138,7 +144,7 @@ class UploadProcess:
         If no run has begun, kill it and remove a log that it created.
         """
         assert self._process.stdin is not None
-        if not any(run.journal.exists() for run in self._runs):
+        if not any(has_begun() for has_begun in self._has_begun):
             self._process.kill()  # it may be importing MLflow
             self._reader.join()
             self._remove_log()
@@ -228,8 +234,13 @@ class _Uploads:
                 attempt(lambda: importlib.import_module("sweep.tracking.mlflow_models"))
             drawing_problem(import_matplotlib)
         elif store.uri:
-            folder = StudyFolder(message["study"])
-            self._studies[message["study"]] = StudyUpload(folder, lambda: self._uploader(store))
+            name = message.get("study") or message["trials"]
+            self._studies[name] = StudyUpload(
+                StudyFolder(name),
+                lambda: self._uploader(store),
+                is_parents="study" in message,
+                with_copies=store.is_file,
+            )
 
     def _push_all(self, should_stop: Callable[[], bool]) -> None:
         problems = [attempt(lambda n=name, s=store: self._push(n, s)) for name, store in self._runs.items()]

@@ -32,7 +32,7 @@ class Schedule:
         optimizer: the shadow.
         scheduler: torch's scheduler, attached to the shadow.
         changing: names of the hyperparameters that the scheduler may set.
-        rows: the values of the epoch in progress, one row an update, before `scaled`.
+        rows: the values of the epoch in progress, one row an update, before `scaled`; empty between epochs.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Schedule:
             value: the monitored value, for ReduceLROnPlateau.
             ends: False if an epoch goes on after the validation.
         """
+        self.rows = []
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
         elif ends and not self._per_step:
@@ -120,6 +121,7 @@ class Schedule:
             "scheduler": self.scheduler.state_dict(),
             "groups": groups,
             "started": self._started,
+            "per_step": self._per_step,
             "rows": self.rows,
         }
 
@@ -128,8 +130,9 @@ class Schedule:
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update(saved)
         self._started = state["started"]
-        if state["rows"]:  # keep the interval of the checkpoint: an earlier version may have chosen the other one
-            self._per_step = self._started
+        # Keep the interval of the checkpoint: an earlier version may have chosen the other one. The first ones did not
+        # save it; there, rows tell it.
+        self._per_step = state.get("per_step", self._started if state["rows"] else self._per_step)
         self.rows = state["rows"]
 
     def _drop_what_never_changed(self) -> None:

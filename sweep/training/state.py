@@ -76,8 +76,8 @@ class TrainState:
             return
         left = n_steps(self.trainer, self._n_train) - self.step
         n_updates = min(validation_steps(self.trainer, self._n_train), left)
-        begun = [i for i in range(1, n_updates) if (self.step + i) % self.n_updates == 0]
-        self.schedule.start_epoch(n_updates, begun)
+        in_epoch = self.n_updates - self.step % self.n_updates  # what the epoch in progress has left
+        self.schedule.start_epoch(n_updates, range(in_epoch, n_updates, self.n_updates))
 
     def record(self, losses: Sequence[float]) -> None:
         """Append the losses of the next updates. Raises Diverged at the first that is not finite."""
@@ -169,9 +169,9 @@ class TrainState:
             return sum(products) / (sum(update_weights) or 1.0)  # 0 if all weights are 0
         size, first = self.trainer.update_size, self.step - len(self.losses) + 1
         last = self._n_train - size * (self.n_updates - 1)  # the last update of an epoch may have fewer
-        numbered = [*enumerate(self.losses, first)]
-        full = [loss for step, loss in numbered if step % self.n_updates]
-        short = [loss for step, loss in numbered if not step % self.n_updates]
+        lasts = slice(-first % self.n_updates, None, self.n_updates)
+        full, short = [*self.losses], self.losses[lasts]
+        del full[lasts]
         return (sum(full) * size + sum(short) * last) / (len(full) * size + len(short) * last)
 
 

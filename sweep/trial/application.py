@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.utils import JobStatus, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -20,8 +21,10 @@ from sweep.config.schema import APPLICATION, Config, literal, structured
 from sweep.training.trial import Trial
 from sweep.trial.checked_trial import CheckedTrial, as_number
 from sweep.trial.current import training
+from sweep.trial.function import raise_problem
+from sweep.trial.job_config import JobConfigs, JobOverrides
 from sweep.utils import gc_control
-from sweep.utils.errors import DISK_FULL, FunctionFailed, Pruned, SweepError, one_line
+from sweep.utils.errors import ConfigError, FunctionFailed, Pruned, one_line
 
 JOB_FOLDER = "job"  # in the trial's folder: what the application takes as its output_dir
 
@@ -51,7 +54,10 @@ class Application:
     custom_search_space: str | None = None
 
     def trial_config(self, config: DictConfig) -> DictConfig:
-        """Return sweep's own config of a trial, which has the given config of the application as one of its keys."""
+        """Return sweep's own config of a trial, which has the given config of the application as one of its keys.
+
+        Raises ConfigError if a setting has a bad value.
+        """
         own: DictConfig = pickle.loads(self._pickled_config)
         own[APPLICATION] = literal(_resolved(config))
         return own
@@ -59,11 +65,20 @@ class Application:
     @cached_property
     def _pickled_config(self) -> bytes:
         """What all trials have in common of sweep's own config. OmegaConf takes 40 times as long as pickle to copy."""
-        own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
+        try:
+            own = OmegaConf.merge(structured(), OmegaConf.create(literal(dict(self.settings))))
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error.full_key), one_line(error)) from error
         own.trainer.call = self.script
         return pickle.dumps(own)
 
-    def job(self, overrides: Sequence[str], number: int, output_dir: Path) -> DictConfig:
+    @cached_property
+    def _jobs(self) -> JobConfigs:
+        loader = self.context.config_loader
+        assert isinstance(loader, ConfigLoaderImpl)
+        return JobConfigs(loader, self.master)
+
+    def job(self, overrides: JobOverrides, number: int, output_dir: Path) -> DictConfig:
         """Return the config of a trial's job, as Hydra's launcher would compose it.
 
         Args:
@@ -71,7 +86,7 @@ class Application:
             number: of the trial, which becomes the job's.
             output_dir: the job's folder.
         """
-        config = self.context.config_loader.load_sweep_config(self.master, [*overrides])
+        config = self._jobs.compose(overrides)
         with open_dict(config):
             config.hydra.job.id = f"{self.name}-{number}"
             config.hydra.job.num = number
@@ -111,7 +126,7 @@ class ApplicationTraining:
 
     n_epochs = 0  # not known
 
-    def __init__(self, config: Config, application: Application, overrides: Sequence[str], number: int) -> None:
+    def __init__(self, config: Config, application: Application, overrides: JobOverrides, number: int) -> None:
         """Prepare the call.
 
         Args:
@@ -143,7 +158,7 @@ class ApplicationTraining:
             metrics = self._metrics(returned)
             checked.describe()  # begin the record first, so that a value that is not finite is recorded
             checked.finish(metrics)
-        if not checked.has_values:
+        if not checked.has_values and not checked.epoch:
             raise FunctionFailed(application.name, "reported and returned no metrics")
         return metrics
 
@@ -166,16 +181,13 @@ class ApplicationTraining:
                 job_subdir_key="hydra.sweep.subdir",
                 hydra_context=application.context,
             )
-        except SystemExit as error:
-            raise FunctionFailed(application.name, f"called sys.exit({error.code}); return, or raise") from error
+        except BaseException as error:
+            raise_problem(application.name, error if trial.ended is None else trial.ended)
         if trial.ended is not None:
-            raise trial.ended
-        if done.status == JobStatus.COMPLETED:
-            return done.return_value
-        error: Any = done._return_value
-        if isinstance(error, SweepError) or (isinstance(error, OSError) and error.errno in DISK_FULL):
-            raise error
-        raise FunctionFailed(application.name, f"{type(error).__name__}: {one_line(error)}") from error
+            raise_problem(application.name, trial.ended)
+        if done.status != JobStatus.COMPLETED:
+            raise_problem(application.name, done._return_value)
+        return done.return_value
 
     def _metrics(self, returned: Any) -> dict[str, float]:
         """Return what the task function returned, by name. Raise FunctionFailed if it lacks an objective."""

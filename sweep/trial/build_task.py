@@ -55,6 +55,9 @@ def build_task(
     if splits is not None and getattr(loss, "log_input", False) and splits.y_mean.any():
         message = "takes logarithms of the targets' scale, so these must not be normalised; set split.normalize=false"
         raise ConfigError("task.loss", message)
+    if isinstance(loss, torch.nn.CrossEntropyLoss) and samples.task == "regression" and samples.out_features == 1:
+        message = "is a cross entropy, which is 0 for one number; choose task/loss=mse, or data with classes"
+        raise ConfigError("task.loss", message)
     of_torchmetrics = {"num_classes": offered["n_classes"], "num_labels": offered["n_labels"]}
     if (task_of_metrics := getattr(kind, "torchmetrics_task", None)) is not None:
         of_torchmetrics["task"] = task_of_metrics

@@ -236,6 +236,7 @@ class CheckedTrial:
             if number is None:
                 self._refuse(f"{what}: {name} = {_shown(value)}, which is not a number")
             if not math.isfinite(number):
+                self._trial.describe()  # begin the record, if it has not begun, so that it says so
                 raise Diverged(name, number, max(step, 0), advice="lower the learning rate, or leave such values out")
             numbers[name] = number
         return numbers

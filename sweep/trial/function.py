@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from sweep.utils import gc_control
 from sweep.utils.errors import DISK_FULL, ConfigError, FunctionFailed, Pruned, SweepError, one_line
 
 # Nodes of the config that concern a study or the record, or sweep's own loop, and not the training of a trial.
-_NOT_GIVEN = ("resume", "from_study", "lr_bounds", "lr_search", "lr_range", "bounds", "search", "where")
+_NOT_GIVEN = ("resume", "from_study", "lr_bounds", "lr_search", "lr_range", "bounds", "search", "where", "when")
 _NOT_GIVEN += ("tracking", "compare", "choices", "overrides", "composed", "own")
 
 
@@ -78,7 +78,7 @@ class FunctionTraining:
                 returned = self._returned(checked)
             metrics = {} if self._rank else self._metrics(returned)
             checked.finish(metrics)
-        if not self._rank and not checked.has_values:
+        if not self._rank and not checked.has_values and not checked.epoch:  # one that was stopped at its end has them
             raise FunctionFailed(self._call, "reported and returned no metrics; call trial.report(epoch, {...})")
         return checked.finished
 
@@ -87,12 +87,9 @@ class FunctionTraining:
         try:
             returned = self._function(function_config(self.config), trial)
         except BaseException as error:
-            cause = error if trial.ended is None else trial.ended
-            if (problem := function_problem(self._call, cause)) is error:
-                raise
-            raise problem from cause
+            raise_problem(self._call, error if trial.ended is None else trial.ended)
         if trial.ended is not None:  # the function has caught it
-            raise function_problem(self._call, trial.ended)
+            raise_problem(self._call, trial.ended)
         return returned
 
     def _metrics(self, returned: Any) -> Mapping[str, Any]:
@@ -106,15 +103,27 @@ class FunctionTraining:
         )
 
 
+def raise_problem(call: str, error: BaseException) -> NoReturn:
+    """Raise what `function_problem` returns."""
+    if (problem := function_problem(call, error)) is error:
+        raise error
+    raise problem from error
+
+
 def function_problem(call: str, error: BaseException) -> BaseException:
     """Return the error to raise for what the function, or a call of its trial, raised. It can be pickled.
 
-    call: the function, as errors show it.
+    Also an error that is no `Exception`, such as asyncio.CancelledError, fails the trial alone.
+
+    Args:
+        call: the function, or the application, as errors show it.
+        error: what was raised.
     """
     if isinstance(error, SystemExit):
-        return FunctionFailed(call, f"called sys.exit({error.code}); return, or raise an error")
-    is_ours = isinstance(error, Pruned | SweepError) or not isinstance(error, Exception)
-    if is_ours or (isinstance(error, OSError) and error.errno in DISK_FULL):
+        return FunctionFailed(call, f"called sys.exit({' '.join(str(error.code).split())}); return, or raise an error")
+    if isinstance(error, Pruned | SweepError | KeyboardInterrupt) or (
+        isinstance(error, OSError) and error.errno in DISK_FULL
+    ):
         return error
     return FunctionFailed(call, f"{type(error).__name__}: {one_line(error)}")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweep.utils import late_compiler
 from sweep.utils.errors import Interrupted
+from sweep.utils.signals import warning_signal
 
 if TYPE_CHECKING:
     from sweep.config.schema import Config
@@ -157,6 +158,7 @@ def main(address: str) -> None:
     address: of the worker's socket.
     """
     late_compiler.postpone()
+    signal.signal(warning_signal(), signal.SIG_IGN)  # a batch system sends it to all processes; the worker heeds it
     rank = int(os.environ["RANK"])
     link = WorkerLink(address, rank)
     with ExitStack() as stack:

@@ -13,12 +13,13 @@ from sweep.tracking.progress import Show, progress
 from sweep.tracking.run_recorder import Membership, RunRecorder
 from sweep.tracking.stored_run import saved_state
 from sweep.training.trial import refuse_other_epoch
-from sweep.utils.errors import Damaged, Interrupted
+from sweep.utils.errors import DISK_FULL, ConfigError, Damaged, Diverged, Interrupted, Pruned, TrialTimedOut
 from sweep.utils.signals import StopRequest, stop_on_signal
 
 log = logging.getLogger("sweep")
 
 Report = Callable[[int, Mapping[str, float]], None]  # of an epoch and its metrics; in a study it may raise Pruned
+Keep = Callable[[bool], None]  # called once the checkpoint is new, or with True once the record has ended
 Pause = Callable[[int], None]  # of the epoch that is finished; other trials train until it returns
 
 
@@ -47,6 +48,7 @@ class RecordedTrial:
         member: Membership | None = None,
         report: Report | None = None,
         pause: Pause | None = None,
+        keep: Keep | None = None,
         stop: StopRequest | None = None,
         live: bool = False,
         n_epochs: int | None = None,
@@ -63,6 +65,7 @@ class RecordedTrial:
             member: the trial's place in a study; None outside a study.
             report: called after each epoch with the epoch and its metrics. What it raises ends the trial.
             pause: called with the epoch after each report, unless a stop was requested.
+            keep: keeps a copy of the trial's folder. It must not raise.
             stop: a request to save and stop; by default a signal makes one, once the record has begun.
             live: True shows progress as a live line instead of log lines. In a study, the study shows the progress.
             n_epochs: the number of epochs to show; by default `trainer.epochs`. 0 if it is not known.
@@ -72,6 +75,7 @@ class RecordedTrial:
         self._run, self._config, self._member = run, config, member
         self._output_dir, self._store = output_dir, store
         self._ask, self._pause, self._live, self._clock = report, pause, live, clock
+        self._keep: Keep = keep or (lambda is_over: None)
         self._n_epochs = (config.trainer.epochs or 0) if n_epochs is None else n_epochs
         self._recorder: RunRecorder | None = None
         self._open = ExitStack()
@@ -200,8 +204,9 @@ class RecordedTrial:
         self._begin().save({**state, "epoch": epoch})
         self._epoch, self._saved = epoch, None
         self._saved_at = self._clock()
-        if self._stop.signum is not None:
+        if self._stop.signum is not None:  # the copy is made as the record ends
             raise Interrupted(self._stop.signum)
+        self._keep(False)
 
     def restore(self) -> dict[str, Any] | None:
         """Return the state that was saved last, with its tensors on the CPU; None if there is none.
@@ -238,6 +243,22 @@ class RecordedTrial:
         """
         self._begin().add_artifact(path)
 
+    def cause_of(self, error: BaseException) -> BaseException:
+        """Return an `Interrupted` if a request to stop may have caused the error, otherwise the error itself.
+
+        A batch system sends its signals to all processes of a job, so the processes that help to train may die of them.
+        Another library may have a handler that raises.
+        """
+        stops = self._stop.signum is not None and isinstance(error, Exception | SystemExit)
+        if (
+            not stops
+            or isinstance(error, Pruned | Diverged | ConfigError | TrialTimedOut)
+            or (isinstance(error, OSError) and error.errno in DISK_FULL)
+        ):
+            return error
+        assert self._stop.signum is not None
+        return Interrupted(self._stop.signum)
+
     def end(self, error: BaseException | None = None) -> None:
         """Record how the trial ended. If the record has not begun, do nothing.
 
@@ -255,6 +276,7 @@ class RecordedTrial:
             self._count_time(time.perf_counter())
         with suppress(*([] if error is None else [OSError])):
             recorder.end(error, {**self._values, "time/train_s": self.train_s})
+        self._keep(True)
 
     def __enter__(self) -> Self:
         return self

@@ -20,6 +20,7 @@ from sweep.tracking.stored_run import stored_config, study_command
 from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.outcome import Outcome, outcome_of
 from sweep.trial.recorded import RecordedTrial, Report
+from sweep.trial.sharing import sharing
 from sweep.trial.training import make_training, train
 from sweep.utils.errors import ConfigError
 from sweep.utils.paths import absolute, refuse_links_in
@@ -61,7 +62,7 @@ def run_trial(
     is_new = config.resume is None
     run, config = _new_run(config, folder) if is_new else _run_to_resume(config)
     to = destination_of(run, config)
-    training = make_training(config)
+    training = sharing(make_training(config), to)
     config, uploaded = training.config, False
     with _uploading(to, upload_process, is_new) as uploads:
         trial = RecordedTrial(

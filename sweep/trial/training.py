@@ -1,5 +1,6 @@
 """Choose what trains a trial, train it, and record how it ended."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,7 +16,9 @@ from sweep.trial.function import FunctionTraining
 from sweep.trial.launch import LaunchedTraining
 from sweep.trial.prepare import Data, load_data
 from sweep.trial.recorded import RecordedTrial
-from sweep.utils.errors import DISK_FULL, DiskFull
+from sweep.utils.errors import DISK_FULL, DiskFull, one_line
+
+log = logging.getLogger("sweep")
 
 
 class Training(Protocol):
@@ -79,14 +82,19 @@ def end_recorded(trial: RecordedTrial, store: Store | None = None) -> Iterator[N
 
     Raises:
         DiskFull: instead of an OSError that means a full disk.
+        Interrupted: instead of an error that a request to stop may have caused.
     """
     with advise_when_full(RunFolder(trial.folder), store):
         try:
             yield
             trial.end()
         except BaseException as error:
-            trial.end(error)
-            raise
+            cause = trial.cause_of(error)
+            trial.end(cause)
+            if cause is error:
+                raise
+            log.warning("stopped by a signal, and then: %s", one_line(error))
+            raise cause from error
 
 
 @contextmanager

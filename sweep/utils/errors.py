@@ -3,6 +3,7 @@
 import errno
 import math
 import re
+import signal
 from collections.abc import Sequence
 
 from sweep.utils.passwords import without_passwords
@@ -22,7 +23,11 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """
     if isinstance(error, DeletedInStore):
         return str(error)  # it ends with a command, which must not be cut
-    words = without_passwords(" ".join(_FOR_PROGRAMMERS.sub("", str(error)).split())) or type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # of any kind, in a class of the user's own
+        text = ""
+    words = without_passwords(" ".join(_FOR_PROGRAMMERS.sub("", text).split())) or type(error).__name__
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
@@ -169,6 +174,17 @@ class StudyFailed(SweepError):
         return f"study {self.study}: too many trials fail; the first, trial {self.trial}: {self.reason} ({self.folder})"
 
 
+class WorkersLost(SweepError):
+    """A study stopped because its workers ended again and again without getting further. `reason`: of the last one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"hydra/launcher: workers end without getting further: {self.reason}; the same command resumes the study"
+
+
 class DiskFull(SweepError):
     """The disk is full. Everything that was recorded before is complete."""
 
@@ -195,6 +211,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
 
 
 def is_positive(value: float | None) -> bool:

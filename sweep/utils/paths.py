@@ -13,6 +13,7 @@ from sweep.utils.errors import ConfigError
 UPLOAD_LOG = "mirror.log"  # of the upload process, in an `output_dir`
 # Everything directly below an `output_dir` that commands write to.
 _OURS = ("runs", "studies", "multirun", "lr_range", "comparisons", "mlartifacts", UPLOAD_LOG, ".mlflow.lock")
+_SUBMITIT = ".submitit"  # in a study: submitit makes links to files of its own there, and sweep does not use them
 _DATABASE = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new")
 
 
@@ -44,7 +45,10 @@ def refuse_links_at(output_dir: Path) -> None:
 
 
 def refuse_links_in(folder: Path, key: str) -> None:
-    """Raise ConfigError if `folder`, which holds a run or a study, is a link or contains one at any depth."""
+    """Raise ConfigError if `folder`, which holds a run or a study, is a link or contains one at any depth.
+
+    The links that submitit makes in its own folder do not count.
+    """
     found = folder if folder.is_symlink() else _first_link(str(folder))
     if found is not None:
         raise ConfigError(key, f"'{found}' is a link, and links are not followed; put the file or folder itself there")
@@ -64,6 +68,6 @@ def _first_link(folder: str) -> str | None:
     for entry in entries:
         if entry.is_symlink():
             return entry.path
-        if entry.is_dir() and (found := _first_link(entry.path)):
+        if entry.name != _SUBMITIT and entry.is_dir() and (found := _first_link(entry.path)):
             return found
     return None

@@ -75,12 +75,12 @@ class Packed:
         return [run for i in range(0, len(pairs), WIDTH) for run in self._together(pairs[i : i + WIDTH])]
 
     def _together(self, pairs: Sequence[tuple[float, int]]) -> list[Run | None]:
-        heard: list[_Losses] = []
+        trials: list[_Losses] = []
         members: list[PackMember] = []
         for rate, seed in pairs:
             group, slot = self._scheduler.member(self._with(rate, seed))
-            heard.append(_Losses())
-            slot.trial = heard[-1]
+            trials.append(_Losses())
+            slot.trial = trials[-1]
             group.pack.admit(slot)
             members.append(slot)
         found: dict[PackMember, Run | None] = {}
@@ -88,9 +88,9 @@ class Packed:
             for group in self._scheduler.groups:
                 ended, _ = group.advance()
                 report(group.pack.members, ended)
-                for slot, ending in ended.items():
-                    losses = np.array(heard[members.index(slot)].values)
-                    found[slot] = None if ending else Run(group.test(slot), losses, slot.n_updates, 1.0)
+                for slot, error in ended.items():
+                    losses = np.array(trials[members.index(slot)].values)
+                    found[slot] = None if error else Run(group.test(slot), losses, slot.n_updates, 1.0)
                     group.pack.release(slot)
         return [found[slot] for slot in members]
 

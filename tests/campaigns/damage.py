@@ -88,7 +88,7 @@ def _make_runs(cwd: Path) -> None:
 
 def _stopped(cwd: Path, run: Path, *arguments: str) -> None:
     """Starts a command, and stops it while it trains that run."""
-    with quick_start(cwd, *arguments, remembers=True) as command:
+    with quick_start(cwd, *arguments) as command:
         wait_until(lambda: "val/loss" in journal.curves(run / "journal.jsonl"), command)
         command.send_signal(signal.SIGTERM)
     assert journal.status(run / "journal.jsonl") == "KILLED"
@@ -116,7 +116,7 @@ def _make_lr_range(cwd: Path) -> None:
 
 
 def _done(cwd: Path, *arguments: str, module: str = "sweep.run") -> None:
-    done = quick(cwd, *arguments, module=module, remembers=True)
+    done = quick(cwd, *arguments, module=module)
     assert done.returncode == 0, done.stderr
 
 
@@ -179,11 +179,11 @@ def damages(data: bytes, seed: int = 0) -> Iterator[tuple[str, bytes | None]]:
     drawn = random.Random(seed)
     for share in (0.05, 0.3, 0.5, 0.8, 0.99):
         yield f"cut at {share}", data[: int(share * len(data))]
-    for n, told in ((1, "a bit flipped"), (10, "ten bits flipped")):
+    for n, what in ((1, "a bit flipped"), (10, "ten bits flipped")):
         flipped = bytearray(data)
         for place in drawn.sample(range(len(data)), min(n, len(data))):
             flipped[place] ^= 1 << drawn.randrange(8)
-        yield told, bytes(flipped)
+        yield what, bytes(flipped)
     lines = data.splitlines(keepends=True)
     first = len(lines[0]) // 2
     yield "its first line damaged", data[:first] + bytes([data[first] ^ 1]) + data[first + 1 :]
@@ -232,7 +232,7 @@ class Campaign:
         if found.status == right.status and found.said == right.said:
             return self._compared(found, right, command, file if content is None else None)
         if found.status == 0 and _says_unsent(found, right) and _names(file, found.errors + "\n".join(found.said)):
-            return "warned" if (told := self._compared(found, right, command)) == "right" else told
+            return "warned" if (outcome := self._compared(found, right, command)) == "right" else outcome
         if found.status == 0:
             return f"says something else: {_first_difference(found.said, right.said)}"
         lines = [line for line in found.errors.splitlines() if line.startswith("error: ")]
@@ -271,7 +271,7 @@ class Campaign:
             if content is not None:
                 (outputs / file).write_bytes(content)
         before = {path: path.read_bytes() for path in _durable(outputs)}
-        done = quick(self._cwd, *command.arguments, module=command.module, remembers=True)
+        done = quick(self._cwd, *command.arguments, module=command.module)
         written = {path: path.read_bytes() for path in _durable(outputs)}
         files = {str(p.relative_to(outputs)): _content(p) for p, data in written.items() if data != before.get(p)}
         return Result(done.returncode, _said(done), done.stderr, files, _store(outputs))
@@ -284,8 +284,8 @@ def _names(file: str, text: str) -> bool:
 
 def _says_unsent(found: Result, right: Result) -> bool:
     """Whether all that a command says is as it should be, but that MLflow has it, of which it warns."""
-    told = ("Compare ", "In MLflow", "Not in MLflow", "Not yet in MLflow", "Tracking")
-    said, those = ([line for line in lines if not line.startswith(told)] for lines in (found.said, right.said))
+    about_uploads = ("Compare ", "In MLflow", "Not in MLflow", "Not yet in MLflow", "Tracking")
+    said, those = ([line for line in lines if not line.startswith(about_uploads)] for lines in (found.said, right.said))
     warned = any("Not " in line for line in found.said) or "warning: MLflow lacks" in found.errors
     return said == those and warned
 
@@ -380,7 +380,7 @@ def _other_points(found: dict[str, Any], right: dict[str, Any]) -> str:
 def _without(removed: str | None, store: dict[str, Any]) -> dict[str, Any]:
     """The runs without the artifact that the removed file would be."""
     gone = {f"artifact {'/'.join(removed.split('/')[-n:])}" for n in (1, 2)} if removed is not None else set()
-    return {uid: {key: told for key, told in run.items() if key not in gone} for uid, run in store.items()}
+    return {uid: {key: value for key, value in run.items() if key not in gone} for uid, run in store.items()}
 
 
 def _first_difference(found: Any, right: Any) -> str:

@@ -1,9 +1,10 @@
 """A training function, and an application around it, that kill_study.py kills.
 
 Each loss follows from the one before, so that a lost or doubled epoch shows. `cfg.x` is searched; with `cfg.saves`, the
-state is saved after each epoch, and restored.
+state is saved after each epoch, and restored. An epoch takes `cfg.epoch_s` seconds, by default 0.1.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import sweep
 
 N_EPOCHS = 12
 TRACE = "trace.txt"  # in the trial's folder: the epochs in the order in which they were trained
+GPUS = "gpus.txt"  # likewise: the GPUs that the last process of the trial saw
 _EPOCH_S = 0.1
 _FIRST_LOSS = 5.0
 
@@ -33,9 +35,10 @@ def losses(x: float, n: int) -> list[float]:
 def train(cfg: Any, trial: sweep.Trial) -> dict[str, float]:
     """Train the trial. Return nothing further."""
     state = trial.restore() if cfg.saves else None
+    Path(trial.folder, GPUS).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     loss, first = (_FIRST_LOSS, 1) if state is None else (float(state["loss"]), trial.epoch + 1)
     for epoch in range(first, N_EPOCHS + 1):
-        time.sleep(_EPOCH_S)
+        time.sleep(cfg.get("epoch_s", _EPOCH_S))
         loss = next_loss(loss, cfg.x, epoch)
         with Path(trial.folder, TRACE).open("a") as file:
             file.write(f"{epoch}\n")

@@ -58,8 +58,8 @@ def main() -> int:
         n_bad += bool(problems)
         print(f"round {i + 1}: {' '.join(overrides[3:])}; killed {', '.join(kills) or 'never'}: ", end="")
         print("; ".join(problems) or "equal", flush=True)
-    told = ", ".join(f"{n} {moment}" for moment, n in sorted(moments.items())) or "none"
-    print(f"{arguments.rounds} rounds (--seed {seed}), {moments.total()} kills ({told}), {n_bad} rounds differ")
+    counted = ", ".join(f"{n} {moment}" for moment, n in sorted(moments.items())) or "none"
+    print(f"{arguments.rounds} rounds (--seed {seed}), {moments.total()} kills ({counted}), {n_bad} rounds differ")
     return 1 if n_bad else 0
 
 

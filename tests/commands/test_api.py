@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import threading
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +214,8 @@ def test_a_study_runs_aside_and_is_stopped_and_watched(tmp_path: Path) -> None:
     """In a pack: a trial that is stopped makes room for another, and the program may use Hydra meanwhile."""
     long = ["data.n=96", "trainer.epochs=100000", *SMALL[2:]]
     running = run_study(long, n_trials=3, pack=2, study_name="s", wait=False, **FEW)
+    assert running._repr_html_().startswith("<div>study s"), "a notebook shows it at once"
+    assert repr(running) == "<StudyHandle of s, running>"
 
     def trained() -> list[int]:
         begun = (tmp_path / "outputs/studies/s/journal.jsonl").exists()
@@ -230,30 +231,12 @@ def test_a_study_runs_aside_and_is_stopped_and_watched(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         running.result(0.01)
     running.stop()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         running.result()
     assert running.done()
     assert load_study("s").trials().state.tolist() == ["waiting"] * 3
     with pytest.raises(ConfigError, match=r"^trainer.epochs: must be >= 1"):
         run_study(["trainer.epochs=0"], wait=False)
-
-
-def test_a_notebook_shows_progress_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IPython's interface, as a kernel has it; the kernel itself is no dependency."""
-    shown: list[str] = []
-    display = types.ModuleType("IPython.display")
-    handle = types.SimpleNamespace(update=lambda status: shown.append(status._repr_html_()))
-    display.display = lambda status, display_id: shown.append(status._repr_html_()) or handle  # type: ignore[attr-defined]
-    ipython = types.ModuleType("IPython")
-    ipython.get_ipython = lambda: types.SimpleNamespace(kernel=True)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    run_study(SMALL, n_trials=2, study_name="s", **FEW)
-    assert "study s, running: " in shown[-1]
-    assert "2 of 2 trials: 2 complete" in shown[-1]
-    n_shown = len(shown)
-    run_study(SMALL, n_trials=3, study_name="s", show=False, **FEW)
-    assert len(shown) == n_shown
 
 
 def test_with_several_objectives_there_is_a_front_and_no_best() -> None:
@@ -308,7 +291,7 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
 
 
 @pytest.mark.parametrize(
-    ("base", "search", "settings", "told"),
+    ("base", "search", "settings", "message"),
     [
         ("optimizer=adam", {}, {}, "base: must be a list of texts"),
         (["optimizer=bogus"], {}, {}, "optimizer: no option 'bogus'"),
@@ -341,11 +324,11 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
     ids=str,
 )
 def test_a_mistake_is_an_error_that_names_its_key_and_nothing_is_printed_or_stored(
-    base: Any, search: Any, settings: Any, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    base: Any, search: Any, settings: Any, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         run_study(base, search, **settings)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "outputs").exists()

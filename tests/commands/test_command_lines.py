@@ -235,14 +235,14 @@ def test_neither_does_one_of_sync_or_report(
     """In a folder without a run."""
     monkeypatch.chdir(tmp_path)
     for module in (sync, report):
-        status, told = module.main(drawn), capsys.readouterr()
+        status, printed = module.main(drawn), capsys.readouterr()
         assert list(tmp_path.iterdir()) == []
         if status == 0:  # there is nothing to be sent
-            assert told.out.startswith("0 of 0 tracked runs")
+            assert printed.out.startswith("0 of 0 tracked runs")
             continue
         assert status == 2
-        assert told.err.startswith("error: ")
-        assert told.err.count("\n") == 1
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
 
 
 @pytest.mark.process

@@ -52,8 +52,8 @@ def test_a_trial_whose_parameters_are_lost_is_not_resumed_under_others(tmp_path:
 
 
 def test_a_trial_is_continued_by_its_study_alone(tmp_path: Path) -> None:
-    assert quick(tmp_path, *STUDY, "tracking=off", remembers=True).returncode == 0
-    done = quick(tmp_path, "resume=outputs/studies/s/trials/0", remembers=True)
+    assert quick(tmp_path, *STUDY, "tracking=off").returncode == 0
+    done = quick(tmp_path, "resume=outputs/studies/s/trials/0")
     line = error_line(done)
     assert line.startswith("error: resume: ")
     assert "belongs to a study; resume that with:  python -m sweep.run -m " in line

@@ -104,7 +104,6 @@ def test_the_commands_of_a_page_run(page: str, workshop: Path, ran: set[str]) ->
         done = quick(
             *(workshop, *arguments, *fewer),
             module=module,
-            remembers=True,
             SWEEP_TARGETS=given.get("SWEEP_TARGETS", "mypkg.*"),
             PYTHONPATH=str(workshop),
         )
@@ -134,7 +133,7 @@ def test_the_python_of_the_pages_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         ("data=diabetes", "hydra.run.dir=outputs/runs/mine", "trainer.epochs=1"),
         ("-m", "trainer.epochs=1", "tracking=off", "hydra.sweeper.study_name=NAME", "hydra.sweeper.n_trials=1"),
     ):
-        assert quick(tmp_path, *arguments, remembers=True).returncode == 0
+        assert quick(tmp_path, *arguments).returncode == 0
     (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db").search_runs(["1"])
     monkeypatch.chdir(tmp_path)
     measured, _ = load_diabetes(return_X_y=True, as_frame=True)

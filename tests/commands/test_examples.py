@@ -3,13 +3,12 @@
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from processes import mlflow_curve, mlflow_runs, quick, recorded, run
+from processes import mlflow_curve, mlflow_runs, quick, recorded
 
 from sweep import compose, load_study
 from sweep.config.schema import validate
@@ -67,7 +66,7 @@ def test_an_example_does_what_the_page_says(name: str, tmp_path: Path, monkeypat
             assert (done.returncode, done.stderr) == (0, ""), command
             found.append({key: float(value) for key, value in re.findall(r"^  (test/\S+) +(\S+)", done.stdout, re.M)})
         elif words[0] == "python":
-            done = run(folder, *words[1:], command=(sys.executable,))
+            done = quick(folder, *words[2:], module=words[1])
             assert (done.returncode, done.stderr) == (0, ""), command
     CHECKS[name](found, folder)
 

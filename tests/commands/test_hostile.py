@@ -45,9 +45,9 @@ def _record(run: RunFolder, output_dir: str = "../..", store: str | None = None,
     """A run that has ended, as its record tells it."""
     run.create()
     dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
-    told = {"uid": f"uid of {run.path}", "name": "n", "experiment": "e", "params": {}, "tags": {}, "dataset": dataset}
+    common = {"uid": f"uid of {run.path}", "name": "n", "experiment": "e", "params": {}, "tags": {}, "dataset": dataset}
     with Journal(run.journal) as made:
-        made.event("start", **told, output_dir=output_dir, store=store, parent=None)
+        made.event("start", **common, output_dir=output_dir, store=store, parent=None)
         made.event("end", **({"status": "FINISHED", "steps": [], "values": {}, "tags": {}, "artifacts": []} | end))
     run.config.write_text("tracking: {mlflow: true}\n")
     return run
@@ -136,10 +136,10 @@ def test_sync_sends_what_is_the_users_and_names_what_is_not(
     _record(RunFolder(outputs / "runs" / "theirs"), store=listener.url)
     _record(RunFolder(outputs / "runs" / "away"), output_dir="../../../elsewhere")
     assert sync.main([str(outputs)]) == 2
-    told = capsys.readouterr()
-    assert "1 of 3 tracked runs" in told.out
-    assert listener.url in told.err
-    assert f"records '{tmp_path}/elsewhere' as its output_dir" in told.err
+    printed = capsys.readouterr()
+    assert "1 of 3 tracked runs" in printed.out
+    assert listener.url in printed.err
+    assert f"records '{tmp_path}/elsewhere' as its output_dir" in printed.err
     assert not listener.was_asked()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
 

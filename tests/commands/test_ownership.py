@@ -120,8 +120,8 @@ def test_a_sweep_overwrites_no_file_of_the_user(name, mine):
     (mine / name).write_text("mine")
     before = contents(mine)
     done = quick(mine, "-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", "trainer.epochs=-1,-2", torch=False)
-    told = f"error: hydra.sweep.dir: '{mine}' has files that would be overwritten ({name}); choose another folder"
-    assert (error_line(done), contents(mine)) == (told, before)
+    message = f"error: hydra.sweep.dir: '{mine}' has files that would be overwritten ({name}); choose another folder"
+    assert (error_line(done), contents(mine)) == (message, before)
 
 
 def test_nor_do_hydras_files_of_a_job(mine):
@@ -129,8 +129,8 @@ def test_nor_do_hydras_files_of_a_job(mine):
     (mine / ".mine" / "hydra.yaml").write_text("mine")
     before = contents(mine)
     done = quick(mine, "hydra.run.dir=.", "hydra.output_subdir=.mine", torch=False)
-    told = f"error: hydra.output_subdir: '{mine}/.mine' has files that would be overwritten (hydra.yaml); choose"
-    assert error_line(done).startswith(told)
+    message = f"error: hydra.output_subdir: '{mine}/.mine' has files that would be overwritten (hydra.yaml); choose"
+    assert error_line(done).startswith(message)
     assert contents(mine) == before
 
 
@@ -170,8 +170,8 @@ def test_nor_by_one_of_several(held):
     command = ("-m", "hydra/sweeper=basic", *DEBUG, "hydra.sweep.dir=fixed", "seed=5,6")
     before = contents(held.path.parent)
     done = quick(cwd, *command, torch=False)
-    told = f"error: hydra.sweep.dir: '{held.path.parent}' has files that would be overwritten (multirun.yaml)"
-    assert error_line(done).startswith(told)
+    message = f"error: hydra.sweep.dir: '{held.path.parent}' has files that would be overwritten (multirun.yaml)"
+    assert error_line(done).startswith(message)
     assert contents(held.path.parent) == before
     (held.path.parent / "multirun.yaml").unlink()
     before = contents(held.path.parent)

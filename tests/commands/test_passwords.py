@@ -61,14 +61,14 @@ def test_no_output_and_no_row_of_mlflow_holds_it(tmp_path: Path) -> None:
         ("sweep.lr_range", (tracked[-1], "lr_range.n_updates=100", "lr_range.n_seeds=2")),
         ("sweep.sync", ("--uri", f"sqlite:///{tmp_path}/mlflow.db")),
     ]
-    told = ""
+    printed = ""
     for module, arguments in commands:
         done = quick(tmp_path, *arguments, module=module, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         assert done.returncode == 0, done.stderr
-        told += done.stdout + done.stderr
-    assert SECRET not in told
-    assert "MLflow lacks this run" in told
-    assert "http://me:***@127.0.0.1:1" in told
+        printed += done.stdout + done.stderr
+    assert SECRET not in printed
+    assert "MLflow lacks this run" in printed
+    assert "http://me:***@127.0.0.1:1" in printed
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("SELECT count(*) FROM runs").fetchone()[0] == 4
         assert SECRET not in "\n".join(store.iterdump())
@@ -91,12 +91,12 @@ def test_nor_does_anything_of_a_comparison(tmp_path: Path, postgresql: str) -> N
         ("sweep.sync", ("--uri", f"sqlite:///{tmp_path}/mlflow.db")),
         ("sweep.report", ("c--sgd--tuning", "--storage", storage)),
     ]
-    told = ""
+    printed = ""
     for module, arguments in commands:
         done = quick(tmp_path, *arguments, module=module, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         assert done.returncode == 0, done.stderr
-        told += done.stdout + done.stderr
-    assert SECRET not in told
+        printed += done.stdout + done.stderr
+    assert SECRET not in printed
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         dumped = "\n".join(store.iterdump())
     assert SECRET not in dumped
@@ -120,8 +120,8 @@ def test_a_run_that_is_continued_takes_the_password_of_the_users_own_setting(
     run = RunFolder(tmp_path / "runs" / "x")
     run.create()
     with Journal(run.journal) as journal:
-        told = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
-        journal.event("start", **told, store=recorded_uri(Store(uri, None), tmp_path))
+        common = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
+        journal.event("start", **common, store=recorded_uri(Store(uri, None), tmp_path))
     run.config.write_text(stored_text(validate(compose([f"tracking.uri='{uri}'"]))))
     assert SECRET not in run.journal.read_text() + run.config.read_text()
     with pytest.raises(ConfigError, match=r"me:\*\*\*@.* set it with its password, or MLFLOW_TRACKING_URI"):

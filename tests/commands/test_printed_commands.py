@@ -45,7 +45,7 @@ def both() -> str:
     return f"{option('optimizer', FIRST)},{option('', SECOND)[1:]}"
 
 
-def heard(cwd: Path, line: str) -> list[str]:
+def arguments_of(cwd: Path, line: str) -> list[str]:
     """MLFLOW_TRACKING_URI, and the words of a command, as a shell splits it."""
     hear = '{ printf \'%s\\0\' "$MLFLOW_TRACKING_URI" "$@"; }'
     script = f"python() {hear}\nmlflow() {hear}\n{line}"
@@ -56,7 +56,7 @@ def heard(cwd: Path, line: str) -> list[str]:
 
 def typed(cwd: Path, line: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of `python -m`."""
-    uri, m, module, *words = heard(cwd, line)
+    uri, m, module, *words = arguments_of(cwd, line)
     assert m == "-m"
     changes: Any = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     return quick(cwd, *words, module=module, **changes)
@@ -93,7 +93,7 @@ def test_the_commands_of_a_study_and_of_its_page(cwd: Path, studied: tuple[str, 
     for command in commands[:2]:
         assert "best val/loss" in works(cwd, command)
     assert "resuming, 2 of 2 trials are done" in works(cwd, commands[2])
-    store = heard(cwd, after("Compare trials:", shown))[-1]
+    store = arguments_of(cwd, after("Compare trials:", shown))[-1]
     assert MlflowClient(store).get_experiment_by_name("debug") is not None
 
 
@@ -165,7 +165,7 @@ def test_the_command_after_a_full_disk(cwd: Path, study: bool) -> None:
     with quick_start(cwd, *own, "tracking=off", setting("output_dir", f"{OUT}, full {study}")) as process:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
         _, err = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 1, err
     assert "best" in works(cwd, after("resume it with:", err))
 
 

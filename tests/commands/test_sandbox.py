@@ -90,11 +90,18 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox
 
 def _record(run: RunFolder, *, config: str, output_dir: str = "../..", is_over: bool = True, **start: Any) -> None:
     run.create()
-    told = {"uid": f"uid of {run.path.name}", "name": "n", "experiment": "e", "params": {}, "parent": None, "tags": {}}
-    told |= {"dataset": _DATASET, "store": None, "output_dir": output_dir}
+    common = {
+        "uid": f"uid of {run.path.name}",
+        "name": "n",
+        "experiment": "e",
+        "params": {},
+        "parent": None,
+        "tags": {},
+    }
+    common |= {"dataset": _DATASET, "store": None, "output_dir": output_dir}
     names = ["../../../../private/.ssh", "../../../../private/.ssh/id_rsa", "error.txt", "config.yaml", "plots"]
     with Journal(run.journal) as journal:
-        journal.event("start", **(told | start))
+        journal.event("start", **(common | start))
         if is_over:
             journal.event("end", status="KILLED", steps=[], values={}, tags={}, artifacts=names)
     run.config.write_text(config)
@@ -193,10 +200,10 @@ def test_no_command_leaves_the_sandbox(sandbox: Sandbox) -> None:
     ]
     wrong = []
     for status, module, arguments in commands:
-        found, told = sandbox.run(module, *arguments)
+        found, printed = sandbox.run(module, *arguments)
         touched = sandbox.touched()
-        if touched or found != status or "Traceback" in told or SECRET in told:
-            wrong.append(f"{module} {arguments}: {found}\n{told}\n{touched}")
+        if touched or found != status or "Traceback" in printed or SECRET in printed:
+            wrong.append(f"{module} {arguments}: {found}\n{printed}\n{touched}")
     assert wrong == [], "\n\n".join(wrong)
     left = [path.relative_to(sandbox.private) for path in sandbox.private.rglob("*")]
     assert sorted(map(str, left)) == [".ssh", ".ssh/id_rsa"]

@@ -21,10 +21,12 @@ from waiting import wait_until
 from sweep import ConfigError, load_study, studies
 from sweep.manage import list_studies, move_outputs, plan_removal
 from sweep.storage.storage import open_storage
+from sweep.study.status import LiveWorker, RunningTrial, StudyStatus, status_group
 from sweep.tracking import journal
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.mlflow_client import Uploader
 from sweep.training import checkpoint
+from sweep.utils.console import Console
 
 pytestmark = pytest.mark.process  # commands, servers
 
@@ -42,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in this process; what it prints as JSON."""
 
     def tell(*words: object, status: int = 0) -> Any:
@@ -64,12 +66,12 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def test_studies_are_listed_and_shown(
-    finished: Path, told: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    finished: Path, answer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = finished / "outputs"
-    (listed,) = told("list", "--output-dir", outputs)
-    shown = told("show", "s", "--output-dir", outputs)
-    assert shown == listed == told("show", folder_of(finished).path)
+    (listed,) = answer("list", "--output-dir", outputs)
+    shown = answer("show", "s", "--output-dir", outputs)
+    assert shown == listed == answer("show", folder_of(finished).path)
     assert (shown["name"], shown["state"], shown["n_trials"]) == ("s", "complete", 3)
     assert shown["n_by_state"] == {
         **dict.fromkeys(("pruned", "failed", "running", "waiting", "stopped"), 0),
@@ -91,12 +93,39 @@ def test_studies_are_listed_and_shown(
     assert line.split()[:6] == ["s", "complete", "3", "of", "3", f"{min(values):.6g}"]
 
 
+def test_a_terminal_of_80_columns_has_room_for_workers_of_a_cluster() -> None:
+    params = {"optimizer": "adam", "scheduler.max_lr": 0.03213, "trainer.batch_size": 128, "model.width": 64}
+    status = StudyStatus(
+        name="s",
+        folder=Path("s"),
+        state="running",
+        n_trials=99,
+        n_by_state={"complete": 3, "pruned": 1, "failed": 0, "running": 65},
+        objectives=["val/loss"],
+        running=[RunningTrial(4, 3, 0.123456, params, "node-17.cluster.example/0a1b2c3d-0")],
+        workers=[
+            LiveWorker("node-17.internal.eu-west-1.compute.example.com", "0a1b2c3d-11.1", [4], 3.2),
+            LiveWorker("node-18", "0a1b2c3d-12", list(range(5, 69)), 73.0),
+            LiveWorker("node-19", "0a1b2c3d-13", [], None),
+        ],
+    )
+    out = io.StringIO()
+    Console(file=out, width=80, soft_wrap=True).print(status_group(status))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if "0a1b2c3d-12" in line)
+    assert "5, 6, 7, 8 and 60 more" in row
+    assert "73 s ago" in row
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
-def test_trials_are_exported_as_they_are(suffix: str, finished: Path, tmp_path: Path, told: Callable[..., Any]) -> None:
+def test_trials_are_exported_as_they_are(
+    suffix: str, finished: Path, tmp_path: Path, answer: Callable[..., Any]
+) -> None:
     place = tmp_path / f"trials{suffix}"
-    assert told("export", folder_of(finished).path, "--to", place) == {"file": str(place)}
+    assert answer("export", folder_of(finished).path, "--to", place) == {"file": str(place)}
     read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}[suffix](place)
-    plain = told("export", folder_of(finished).path)
+    plain = answer("export", folder_of(finished).path)
     assert read.number.tolist() == [0, 1, 2] == [row["number"] for row in plain]
     assert read.value.tolist() == pytest.approx([row["value"] for row in plain], rel=1e-14)
     assert set(read.state) == {"complete"}
@@ -132,18 +161,18 @@ def test_what_cannot_be_done_is_one_line(case: str, finished: Path, capsys: pyte
     )
 
 
-def test_a_study_without_failures_has_none_to_retry(finished: Path, told: Callable[..., Any]) -> None:
-    assert told("retry", folder_of(finished).path) == {"queued": []}
+def test_a_study_without_failures_has_none_to_retry(finished: Path, answer: Callable[..., Any]) -> None:
+    assert answer("retry", folder_of(finished).path) == {"queued": []}
 
 
 def test_a_study_of_another_process_is_watched_and_stopped(
-    tmp_path: Path, told: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """First one trial, whose worker goes on with the other; then the study. The same command resumes both."""
     place = folder_of(tmp_path).path
 
     def status() -> Any:
-        return told("show", place) if (place / "journal.jsonl").exists() else {"running": []}
+        return answer("show", place) if (place / "journal.jsonl").exists() else {"running": []}
 
     def trains(number: int, epoch: int = 1) -> bool:
         return any(t["number"] == number and t["epoch"] >= epoch for t in status()["running"])
@@ -153,25 +182,28 @@ def test_a_study_of_another_process_is_watched_and_stopped(
         (running,) = status()["running"]
         assert math.isfinite(running["value"])
         assert "trainer.batch_size" in running["params"]
+        (worker,) = status()["workers"]
+        assert f"{worker['host']}/{worker['name']}" == running["worker"]
+        assert worker["trials"] == [running["number"]]
         assert "is running" in refused(capsys, "remove", place, "--yes")
         assert "being trained" in refused(capsys, "move", tmp_path / "outputs", tmp_path / "new")
 
-        told("stop", place, "--trial", "0")
+        answer("stop", place, "--trial", "0")
         assert folder_of(tmp_path).trial(0).checkpoint.exists()
         wait_until(lambda: trains(1), command)
         counts = status()["n_by_state"]
         assert (counts["stopped"], counts["running"], status()["state"]) == (1, 1, "running")
 
-        told("stop", place)
+        answer("stop", place)
         assert command.wait() == 128 + signal.SIGTERM
     assert (status()["n_by_state"]["stopped"], status()["n_by_state"]["waiting"], status()["state"]) == (1, 1, "open")
     reached = [checkpoint.load(folder_of(tmp_path).trial(n).checkpoint)["epoch"] for n in (0, 1)]
 
     with quick_start(tmp_path, "-m", *LONG, "hydra.sweeper.pack=2") as command:
         wait_until(lambda: trains(0, reached[0] + 1) and trains(1, reached[1] + 1), command)
-        told("stop", place, "--trial", "0")
+        answer("stop", place, "--trial", "0")
         assert status()["n_by_state"]["stopped"] == 1
-        assert told("retry", place, "--trial", "0") == {"queued": [0]}
+        assert answer("retry", place, "--trial", "0") == {"queued": [0]}
         wait_until(lambda: trains(0), command)
         command.send_signal(signal.SIGINT)
         assert command.wait() == 128 + signal.SIGINT
@@ -179,14 +211,14 @@ def test_a_study_of_another_process_is_watched_and_stopped(
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_a_study_is_moved_and_goes_on_and_is_removed(tmp_path: Path, told: Callable[..., Any]) -> None:
+def test_a_study_is_moved_and_goes_on_and_is_removed(tmp_path: Path, answer: Callable[..., Any]) -> None:
     """MLflow finds every artifact at the new place, gets nothing twice, and has no run at last."""
     make_store(tmp_path)
     assert quick(tmp_path, "-m", *SMALL, "hydra.sweeper.n_trials=2").returncode == 0
     other = quick(tmp_path, *SMALL[:1], "data.n=96")
     assert other.returncode == 0, other.stderr
     new = tmp_path / "deep" / "new"
-    moved = told("move", tmp_path / "outputs", new)
+    moved = answer("move", tmp_path / "outputs", new)
     assert not (tmp_path / "outputs").exists()
     assert moved["n_locations"] > 4
     (tmp_path / "outputs").symlink_to(new)  # for what reads the store below

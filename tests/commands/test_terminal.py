@@ -66,8 +66,8 @@ def test_a_traceback_in_a_log_is_escaped_and_holds_no_password() -> None:
     try:
         raise ValueError(f"{ODD} at http://me:hush@host")
     except ValueError as error:
-        told = (type(error), error, error.__traceback__)
-    record = SafeRecord("n", logging.ERROR, "p", 1, "%s", (ODD,), told)
+        info = (type(error), error, error.__traceback__)
+    record = SafeRecord("n", logging.ERROR, "p", 1, "%s", (ODD,), info)
     line = logging.Formatter().format(record)
     assert line.count(SHOWN) == 2
     assert "http://me:***@host" in line
@@ -88,8 +88,8 @@ def odd(tmp_path: Path) -> Path:
     run = RunFolder(tmp_path / "outputs" / "runs" / ODD)
     run.create()
     with Journal(run.journal) as journal:
-        told = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
-        journal.event("start", **told, store=f"http://{ODD}")
+        common = {"uid": "u", "name": "n", "experiment": "e", "params": {}, "tags": {}, "output_dir": "../.."}
+        journal.event("start", **common, store=f"http://{ODD}")
     run.config.write_text("tracking: {mlflow: true}\n")
     return tmp_path
 
@@ -115,9 +115,9 @@ def test_no_command_sends_the_terminal_what_it_was_given(odd: Path) -> None:
     wrong = []
     for module, arguments in commands:
         done = quick(odd, *arguments, module=module)
-        told = done.stdout + done.stderr
-        if escaped(told) != told or (r"\x1b]0;t\x07" not in told and "compare.n_seeds=-1" not in arguments):
-            wrong.append(f"{module} {arguments}: {told!r}")
+        printed = done.stdout + done.stderr
+        if escaped(printed) != printed or (r"\x1b]0;t\x07" not in printed and "compare.n_seeds=-1" not in arguments):
+            wrong.append(f"{module} {arguments}: {printed!r}")
     assert wrong == [], "\n\n".join(wrong)
     (log,) = (odd / "outputs" / "runs").glob("*/run.log")
     assert escaped(log.read_text()) == log.read_text()

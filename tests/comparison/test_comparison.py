@@ -28,7 +28,7 @@ UNTRACKED = (*SMALL, "tracking=off")
 
 def compared(cwd: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     """What a comparison that ends well shows, and its numbers."""
-    done = quick(cwd, *overrides, module=MODULE, remembers=True)
+    done = quick(cwd, *overrides, module=MODULE)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stderr == ""
     found = yaml.safe_load((cwd / "outputs/comparisons/c/comparison.yaml").read_text())
@@ -82,20 +82,22 @@ def test_a_comparison_tunes_each_contender_for_each_seed_and_tells_who_is_better
     for name in ("mlp", "linear"):
         tuning = trials_of(study(tmp_path, f"{name}--tuning"))
         assert len(tuning) == 12
-        told = task["contenders"][name]
-        for i, chosen in enumerate(told["chosen"]):
+        contender = task["contenders"][name]
+        for i, chosen in enumerate(contender["chosen"]):
             best = min(tuning[i::6], key=lambda t: t.values[0])
             assert chosen == best.params
+        best = min(tuning, key=lambda t: t.values[0])
+        assert {f"model={name}", f"optimizer.lr={best.params['optimizer.lr']}"} <= {*contender["best"]}
         fresh = study(tmp_path, f"{name}--chosen-*")
         assert [t.params for t in trials_of(fresh)] == [
-            {"seed": seed, **params} for seed, params in zip(seeds, told["chosen"], strict=True)
+            {"seed": seed, **params} for seed, params in zip(seeds, contender["chosen"], strict=True)
         ]
         assert test_losses(study(tmp_path, f"{name}--tuning")).keys() == {0} - set(seeds), "fresh seeds must be fresh"
         losses = [test_losses(fresh)[seed] for seed in seeds]
-        assert told["scores"]["by_seed"] == losses
-        assert told["scores"]["median"] == pytest.approx(np.median(losses))
+        assert contender["scores"]["by_seed"] == losses
+        assert contender["scores"]["median"] == pytest.approx(np.median(losses))
         untuned = test_losses(study(tmp_path, f"{name}--defaults-6"))
-        assert told["untuned"]["by_seed"] == [untuned[seed] for seed in seeds]
+        assert contender["untuned"]["by_seed"] == [untuned[seed] for seed in seeds]
     draws = [trials_of(study(tmp_path, f"{name}--tuning"))[0].params for name in ("mlp", "linear")]
     assert draws[0] != draws[1], "contenders draw on their own"
 
@@ -136,7 +138,7 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
         "hydra.sweeper.pack=1",
     )
     begun = tmp_path / "outputs/studies/c--adam--digits--tuning/trials/1/journal.jsonl"
-    with quick_start(tmp_path, *command, module=MODULE, remembers=True) as comparison:
+    with quick_start(tmp_path, *command, module=MODULE) as comparison:
         wait_until(begun.exists, comparison)
         comparison.send_signal(signal.SIGKILL)
     wait_for_helper(tmp_path)
@@ -145,14 +147,16 @@ def test_a_killed_comparison_goes_on_and_each_study_is_in_mlflow(tmp_path: Path)
     assert "tuned once: the verdict is about the chosen configurations" in shown
     assert "warning: 2 seeds cannot show any difference" in shown
     assert [task["task"] for task in found["tasks"]] == ["digits", "breast_cancer"]
-    contenders = [told for task in found["tasks"] for told in task["contenders"].values()]
-    for told in contenders:
-        assert told["n_trials"] == 2
-        assert told["chosen"][0] == told["chosen"][1]
-        assert all(0 <= score <= 1 for score in told["scores"]["by_seed"])
+    contenders = [contender for task in found["tasks"] for contender in task["contenders"].values()]
+    for contender in contenders:
+        assert contender["n_trials"] == 2
+        assert contender["chosen"][0] == contender["chosen"][1]
+        assert all(0 <= score <= 1 for score in contender["scores"]["by_seed"])
     runs = mlflow_runs(tmp_path)
     parents = {run.info.run_id: run.info.run_name for run in runs if "mlflow.parentRunId" not in run.data.tags}
-    assert sorted(map(str, parents.values())) == sorted(name for told in contenders for name in told["studies"])
+    assert sorted(map(str, parents.values())) == sorted(
+        name for contender in contenders for name in contender["studies"]
+    )
     children = Counter(parents[run.data.tags["mlflow.parentRunId"]] for run in runs if run.info.run_id not in parents)
     assert set(children.values()) == {2}
     assert len(children) == 12
@@ -187,7 +191,7 @@ def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ([], r"compare: needs two contenders or more; .*optimizer=sgd,adam"),
         (["optimizer=adam", "+compare.over.optimizer='sgd,adam'"], r"compare: needs two contenders or more"),
@@ -210,8 +214,8 @@ def test_one_contender_left_of_two_is_no_comparison(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, overrides: list[str], told: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, overrides: list[str], message: str) -> None:
     done = quick(tmp_path, *overrides, "tracking=off", torch=False, module=MODULE)
     assert done.returncode == 2
-    assert re.match(f"error: {told}", error_line(done)), done.stderr
+    assert re.match(f"error: {message}", error_line(done)), done.stderr
     assert not list(tmp_path.glob("outputs/*/*"))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from spaces import hydra_of_its_own
 
-from sweep.comparison import formatting
 from sweep.comparison.contenders import ComparisonSpec, Contender, read_comparison
+from sweep.comparison.facts import ComparisonFacts, facts_of
 from sweep.comparison.judge import Judgement, judge
 from sweep.comparison.plot import points_of
 from sweep.comparison.runs import Entry, Run, choose
+from sweep.comparison.tables import score_rows, tables
 from sweep.config.nodes import Compare
 from sweep.figures import comparison
 from sweep.figures.comparison import draw_comparison
@@ -51,10 +52,23 @@ def judged(*entries: Entry, direction: str = "minimize", learns: bool = False, n
     return judge(entries, metric, direction, "minimize", learns=learns, level=0.05, target=None, n_trials=n_trials)
 
 
-def told(judgement: Judgement) -> str:
-    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=SimpleNamespace(direction=["minimize"]))
-    verdicts = [formatting.verdict(task, judgement, plan) for task in judgement.tasks]
-    return "\n".join([*verdicts, *formatting.warnings(judgement, plan)])
+def plan_of(direction: str = "minimize", metric: str = "test/loss", n_trials: int = 1) -> Any:
+    """What is read of a plan."""
+    return SimpleNamespace(
+        compare=Compare(n_seeds=N, metric=metric),
+        settings=SimpleNamespace(direction=[direction], objective=["val/loss"]),
+        field=SimpleNamespace(contenders=[Contender(name, {}) for name in "ab"]),
+        config=SimpleNamespace(is_application=False, trainer=SimpleNamespace(epochs=2), choices={"data": "noisy_sine"}),
+        name="c",
+        command="python -m sweep.compare",
+        seeds=[*range(N)],
+        n_trials=n_trials,
+    )
+
+
+def text_of(judgement: Judgement) -> str:
+    facts = facts_of(plan_of(), judgement)
+    return "\n".join([*(task["verdict"] for task in facts["tasks"]), *facts.get("warnings", ())])
 
 
 LOW, HIGH = [1.0 + i / 100 for i in range(N)], [2.0 + i / 50 for i in range(N)]
@@ -62,7 +76,7 @@ LOW, HIGH = [1.0 + i / 100 for i in range(N)], [2.0 + i / 50 for i in range(N)]
 
 def test_the_verdict_names_who_is_not_beaten_and_what_stays_open() -> None:
     middle = [low + (0.3 if i % 2 else -0.3) for i, low in enumerate(LOW)]
-    text = told(judged(entry("a", LOW), entry("b", HIGH), entry("c", middle)))
+    text = text_of(judged(entry("a", LOW), entry("b", HIGH), entry("c", middle)))
     assert text.startswith(
         "a and c are not beaten. a is better than b (1.035 against 2.07; p = 0.023, in 100% of pairs);"
     )
@@ -71,7 +85,7 @@ def test_the_verdict_names_who_is_not_beaten_and_what_stays_open() -> None:
 
 
 def test_equal_contenders_have_no_detectable_difference() -> None:
-    assert told(judged(entry("a", LOW), entry("b", LOW))).startswith(
+    assert text_of(judged(entry("a", LOW), entry("b", LOW))).startswith(
         "no detectable difference (smallest adjusted p = 1"
     )
 
@@ -82,7 +96,7 @@ def test_a_metric_may_get_better_upwards() -> None:
         for name, scores in (("a", LOW), ("b", HIGH))
     ]
     judgement = judged(*contenders, direction="maximize")
-    assert told(judgement).startswith("b is not beaten. b is better than a (2.07 against 1.035;")
+    assert text_of(judgement).startswith("b is not beaten. b is better than a (2.07 against 1.035;")
 
 
 def test_p_values_are_adjusted_over_all_tasks_together() -> None:
@@ -95,19 +109,19 @@ def test_p_values_are_adjusted_over_all_tasks_together() -> None:
 
 
 def test_a_failed_contender_is_told_of_and_the_rest_compared() -> None:
-    text = told(judged(entry("a", LOW), entry("b", HIGH), entry("c", [], problem="no GPU", runs=[])))
+    text = text_of(judged(entry("a", LOW), entry("b", HIGH), entry("c", [], problem="no GPU", runs=[])))
     assert "a is better than b" in text
     assert "c is left out: no GPU" in text
 
 
 def test_a_contender_that_is_left_alone_has_no_seeds_to_raise() -> None:
-    text = told(judged(entry("a", [1.0, 2.0]), entry("b", [], problem="no GPU", runs=[])))
+    text = text_of(judged(entry("a", [1.0, 2.0]), entry("b", [], problem="no GPU", runs=[])))
     assert text == "nothing to compare; a is alone.\nb is left out: no GPU"
 
 
 def test_diverged_runs_count_as_worst_and_are_told_of() -> None:
     judgement = judged(entry("a", LOW), entry("b", [0.5, None, None, None, None, None, None, None]))
-    assert "7 of 8 runs of b diverged or failed" in told(judgement)
+    assert "7 of 8 runs of b diverged or failed" in text_of(judgement)
     assert judgement.tasks[0].standings[1].score.median == math.inf
     assert judgement.tasks[0].tests[0].pair.improvement == pytest.approx(7 / 8)
 
@@ -214,11 +228,68 @@ def test_the_order_of_contenders_changes_no_number() -> None:
     assert (duel.pair.p, duel.adjusted) == (turned.pair.p, turned.adjusted)
 
 
-def test_zero_has_no_sign_and_a_target_that_none_reaches_no_number() -> None:
-    assert formatting._number(-0.0) == "0"
-    judgement = judged(entry("a", [1.0] * N, problem="fails"))
-    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=SimpleNamespace(direction=["minimize"]))
-    assert formatting.tables(judgement.tasks[0], judgement, plan) == []
+def test_zero_has_no_sign_and_a_task_without_contenders_no_tables() -> None:
+    zero = facts_of(plan_of(), judged(entry("a", [-0.0] * N), entry("b", LOW)))
+    found = tables(zero["tasks"][0], zero)
+    assert found is not None
+    assert found.scores.rows[0][:4] == ["a", "0", "0", "0 to 0"]
+    none = facts_of(plan_of(), judged(entry("a", [1.0] * N, problem="fails")))
+    assert tables(none["tasks"][0], none) is None
+    assert [row[1:] for row in score_rows(none)] == [["a", *[None] * 7, "fails"]]
+
+
+def test_the_best_configuration_has_each_searched_key_once() -> None:
+    """The command line may give a default beside a range. A learning rate of 0 has no ratio."""
+    best = [
+        "optimizer=sgd",
+        "optimizer.lr=0.1",
+        "+search.optimizer.lr='0,0.1,0.2'",
+        "trainer.epochs=2",
+        "optimizer.lr=0",
+    ]
+    trials = [trial(i, 1.0, lr) for i, lr in enumerate([0.0, 0.1])]
+    facts = facts_of(plan_of(), judged(entry("a", LOW, best=best, trials=trials), entry("b", LOW)))
+    found = tables(facts["tasks"][0], facts)
+    assert found is not None
+    assert found.tuning.rows[0][-2:] == ["optimizer.lr: 0 to 0.1", "optimizer.lr=0"]
+
+
+def maximised() -> ComparisonFacts:
+    """Tuned for, and judged by, values that should be high."""
+    trials = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.7)]
+    contenders = [
+        entry(name, LOW, runs=[run(x, metric="test/accuracy") for x in scores], trials=trials)
+        for name, scores in (("a", LOW), ("b", HIGH))
+    ]
+    found = judge(contenders, "test/accuracy", "maximize", "maximize", False, 0.05, None, 3)
+    return facts_of(plan_of("maximize", "test/accuracy", 3), found)
+
+
+def test_what_is_maximised_is_told_in_its_own_sign() -> None:
+    facts = maximised()
+    assert (facts.get("direction"), facts.get("objective_direction")) == ("maximize", "maximize")
+    budget = facts["tasks"][0]["contenders"]["a"]["budget"]
+    assert budget["values"] == pytest.approx([0.7, (0.9 + 0.9 + 0.7) / 3, 0.9])
+    low, high = (np.array(budget[end], float) for end in ("low", "high"))
+    assert ((low <= budget["values"]) & (budget["values"] <= high) & (low >= 0.5)).all()
+    found = tables(facts["tasks"][0], facts)
+    assert found is not None
+    assert found.scores.title == "test/accuracy, 8 seeds (higher is better)"
+    assert [row[0] for row in found.scores.rows] == ["b", "a"], "the best first"
+    assert found.budget.rows[0][1].startswith("0.7 (0.5 to 0.")
+
+
+def test_the_facts_of_an_older_version_are_shown_in_their_order() -> None:
+    facts: Any = maximised()
+    for key in ("direction", "objective_direction", "warnings"):
+        del facts[key]
+    for contender in facts["tasks"][0]["contenders"].values():
+        del contender["best"], contender["budget"]["has_interval"]
+    found = tables(facts["tasks"][0], facts)
+    assert found is not None
+    assert found.scores.title == "test/accuracy, 8 seeds"
+    assert [row[0] for row in found.scores.rows] == ["a", "b"]
+    assert (found.budget.rows[0][1], found.tuning.rows[0][-1]) == ("0.7", "")
 
 
 VALUES = {
@@ -238,9 +309,6 @@ def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp
     trials = [trial(i, value, lr=10 ** (-4 + i % 3)) for i, value in enumerate(values)]
     made = [entry(name, [1.0] * N, trials=trials) for name in "ab"]
     judgement = judged(*made)
-    field = SimpleNamespace(contenders=[made[0].contender, made[1].contender])
-    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
-    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
     limits: list[tuple[float, float]] = []
     rates = comparison._rates
 
@@ -249,7 +317,7 @@ def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp
         limits.append(axes.get_ylim())
 
     monkeypatch.setattr(comparison, "_rates", watched)
-    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")
+    draw_comparison(points_of(plan_of(), judgement), tmp_path / "c.png")
     ((low, high),) = limits
     assert np.isfinite([low, high]).all()
     assert low < min(values), "the best lie inside"
@@ -259,10 +327,7 @@ def test_the_picture_shows_the_tuning_trials_within_finite_limits(kind: str, tmp
 
 def test_a_picture_of_no_contender_is_drawn_without_a_warning(tmp_path: Path) -> None:
     judgement = judged(entry("a", [1.0] * N, problem="fails"))
-    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
-    field = SimpleNamespace(contenders=[Contender("a", {})])
-    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field)
-    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")
+    draw_comparison(points_of(plan_of(), judgement), tmp_path / "c.png")
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -273,7 +338,4 @@ def test_where_every_tuning_trial_diverged_there_is_no_number(learns: bool, tmp_
     for standing in judgement.tasks[0].standings:
         assert np.isnan(standing.budget.values).all()
         assert standing.rates == {}
-    settings = SimpleNamespace(direction=["minimize"], objective=["val/loss"])
-    field = SimpleNamespace(contenders=[one.contender for one in made])
-    plan: Any = SimpleNamespace(compare=Compare(n_seeds=N), settings=settings, field=field, n_trials=5)
-    draw_comparison(points_of(plan, judgement), tmp_path / "c.png")
+    draw_comparison(points_of(plan_of(n_trials=5), judgement), tmp_path / "c.png")

@@ -14,6 +14,8 @@ from sweep.search.settings import StudySettings, directions_of, settings_of
 from sweep.trial.checks import check_data
 from sweep.trial.prepare import load_data
 
+pytestmark = pytest.mark.targets(f"{__name__}.*")
+
 
 class Gap:
     metrics: ClassVar = {"val/gap": "minimize", "calm": "maximize", "test/gap": "minimize"}
@@ -47,11 +49,6 @@ class OfSweep:
 
 class Silent:
     """Declares nothing itself."""
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
 
 
 def node(name: str, **metrics: Any) -> dict[str, Any]:

@@ -15,12 +15,9 @@ from sweep.tracking.run_recorder import stored_text
 from sweep.tracking.stored_run import config_of
 from sweep.utils.checked_file import write_checked
 
+pytestmark = pytest.mark.targets("mypkg.*")
+
 FUNCTION = ("trainer=function", "trainer.call=mypkg.train")
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", "mypkg.*")
 
 
 def valid(*overrides: str, config_dir: Path | None = None) -> Config:
@@ -58,9 +55,12 @@ def test_they_are_stored_at_the_root_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["g_lr=0.1"], "g_lr: is not a key of the config; choose one of: seed, "),
+        (["n_trials=40"], "n_trials: is not a key of the config; if you mean the study's setting, write hydra.sweep"),
+        (["sampler=tpe"], "sampler: is not a key of the config; if you mean the study's setting, write hydra/sweeper/"),
+        (["tracking.urii=x"], "tracking.urii: is not a key of the config; choose one of: mlflow, uri, "),
         (["+x=1", "xx=2"], "xx: "),
         (["trainer.epohcs=3"], "trainer.epohcs: "),
         (["+trainer.width=3"], "trainer.width: is not a key of the config; choose one of: epochs, batch_size, "),
@@ -73,22 +73,22 @@ def test_they_are_stored_at_the_root_and_read_again(tmp_path: Path) -> None:
         (["trainer=default"], "trainer.call: is for trainer=function, but trainer is default; choose trainer="),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told(overrides: list[str], told: str) -> None:
+def test_a_mistake_is_told(overrides: list[str], message: str) -> None:
     arguments = [o for o in FUNCTION if o != "trainer=function" or "trainer=default" not in overrides]
     with pytest.raises(ConfigError) as caught:
         validate(compose([*arguments, *overrides]))
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_without_a_function_nothing_may_be_left_out_or_added() -> None:
-    for overrides, told in [
+    for overrides, message in [
         (["+x=1"], "x: is not a key of the config; choose one of: seed, "),
         (["~model"], "model: needs a _target_; choose an option such as model=convnet"),
         (["trainer.direction=maximize"], "trainer.direction: is for a training function; a task declares the goals"),
     ]:
         with pytest.raises(ConfigError) as caught:
             validate(compose(overrides))
-        assert str(caught.value).startswith(told)
+        assert str(caught.value).startswith(message)
 
 
 class Trainer:

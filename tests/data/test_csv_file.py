@@ -38,13 +38,13 @@ def read(tmp_path: Path):
 
 @pytest.fixture
 def refusal(read):
-    def told(content: str | bytes, **arguments: Any) -> str:
+    def message(content: str | bytes, **arguments: Any) -> str:
         with pytest.raises(ConfigError) as caught:
             read(content, **arguments)
         assert str(caught.value).isprintable()  # one line too
         return str(caught.value)
 
-    return told
+    return message
 
 
 # Columns that say which row it is
@@ -148,19 +148,19 @@ WRITTEN = {
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_a_file_written_in_another_way_is_read_by_the_override_that_the_error_prints(kind: str, read, refusal):
     content, expected = WRITTEN[kind]
-    told = refusal(content)
-    assert told.startswith("data.read: ")
-    assert kind.partition(",")[0] in told
-    (printed,) = [word for word in shlex.split(told.partition("; set ")[2]) if word.startswith("data.read=")]
+    message = refusal(content)
+    assert message.startswith("data.read: ")
+    assert kind.partition(",")[0] in message
+    (printed,) = [word for word in shlex.split(message.partition("; set ")[2]) if word.startswith("data.read=")]
     node: Any = OmegaConf.to_container(compose(["data=table", printed.rstrip(",")]).data)
     assert node["read"] == expected
     assert_array_equal(read(content, features=["a", "b"], read=node["read"]).x, [[1, 2.5], [4, 0.5]])
 
 
 def test_commas_before_decimals_get_the_whole_override(refusal):
-    told = refusal("a;y\n1,5;1\n2,5;2\n", read={"sep": ";", "encoding": "latin-1"})
-    assert """line 2, column 'a' is '1,5'""" in told
-    assert """set 'data.read={sep:";",decimal:",",encoding:latin-1}'""" in told
+    message = refusal("a;y\n1,5;1\n2,5;2\n", read={"sep": ";", "encoding": "latin-1"})
+    assert """line 2, column 'a' is '1,5'""" in message
+    assert """set 'data.read={sep:";",decimal:",",encoding:latin-1}'""" in message
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_parquet_takes_no_way_of_reading_csv(tmp_path: Path):
 def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path_factory, head: bytes, body: bytes, task: Any):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(head + body)
-    told = ""
+    message = ""
     try:
         assert len(table(str(path), "y", task=task).x) > 0
     except ConfigError as error:
-        told = str(error)
-    assert told.replace("…", "").isprintable()
+        message = str(error)
+    assert message.replace("…", "").isprintable()
 
 
 @settings(max_examples=40)

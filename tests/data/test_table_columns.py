@@ -302,7 +302,7 @@ def test_weights_reach_the_device(save: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "arguments", "key", "says"),
     [
-        ({"age": FILLED}, {"categorical": None}, "data.features", "is '.*list it in data.categorical, or .*data.drop"),
+        ({"age": FILLED}, {"categorical": None}, "data.features", "is '.*categorical=auto.*data.dates, or .*data.drop"),
         ({}, {}, "data.features", r"<1>, column 'age' is empty.* \(14 such cells.*; fill it with data.missing"),
         ({"age": FILLED}, {}, "data.categorical", "<1>, column 'port' is empty.*6 such"),
         ({}, {"drop": ["ticket"]}, "data.drop", "no column 'ticket'; the columns are: name, age"),

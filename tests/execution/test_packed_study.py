@@ -253,6 +253,44 @@ def test_a_trial_that_finishes_in_the_epoch_in_which_its_pack_is_stopped_is_comp
     assert checkpoint.load(kept.checkpoint)["epoch"] == 2
 
 
+TWICE = """
+import os, signal, threading, time
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def interrupt_twice():
+    for _ in range(2):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def schedule(optimizer):
+    def rate(epoch):
+        if epoch == 1 and "INTERRUPTED" in os.environ:
+            del os.environ["INTERRUPTED"]
+            threading.Thread(target=interrupt_twice, daemon=True).start()
+        return 1.0
+
+    return LambdaLR(optimizer, rate)
+"""
+
+
+def test_a_second_ctrl_c_inside_an_epoch_saves_no_half_epoch(tmp_path: Path) -> None:
+    """What is resumed afterwards has the values of a study that nothing interrupted."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    study = (*SMALL, *AS_DRAWN, "hydra.sweeper.pack=2", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1")
+    study += ("scheduler=constant", "scheduler._target_=twice.schedule", "data.n=20000", "split.max_samples=20000")
+    study += ("trainer.batch_size=16", "trainer.epochs=3", "trainer.compile=false")
+    own: dict[str, Any] = {"PYTHONPATH": str(tmp_path), "SWEEP_TARGETS": "twice.*"}
+    done = quick(tmp_path, *study, INTERRUPTED="1", **own)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.WAITING] * 2
+    resumed = searched(tmp_path, *study[len(SMALL) :], **own)[0]
+    undisturbed = searched(tmp_path / "undisturbed", *study[len(SMALL) :], **own)[0]
+    assert [trial.state for trial in resumed] == [TrialState.COMPLETE] * 2
+    assert [trial.values for trial in resumed] == [trial.values for trial in undisturbed]
+
+
 @pytest.mark.parametrize("pack", ["0", "-1", "x"])
 def test_a_width_that_is_none_is_refused_in_one_line(pack: str, tmp_path: Path) -> None:
     done = run(tmp_path, *SMALL, f"hydra.sweeper.pack={pack}")

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import processes
 import psutil
 import pytest
 from optuna.trial import TrialState
-from processes import environment, quick
+from processes import quick, quick_start
 from study_folders import trials_of
 from waiting import wait_until
 
@@ -29,7 +28,7 @@ def test_a_thread_that_a_function_left_keeps_no_study(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sweep.execution.supervision._GRACE_S", 0.2)
     plan: Any = SimpleNamespace(launcher_pid=-1, settings=SimpleNamespace(trial_timeout=0.2))
 
-    def work(n: int, announce: Announce) -> int:
+    def work(announce: Announce) -> int:
         threading.Thread(target=time.sleep, args=(1000,)).start()
         return os.getpid()
 
@@ -43,7 +42,7 @@ def test_a_command_that_is_killed_fails_no_trial(tmp_path: Path) -> None:
     command += ["+saves=true", f"+trace={tmp_path / 'trace'}", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2"]
     command += ["hydra/sweeper/pruner=none", '+search.x="choice(1.0,2.0)"', "hydra.sweeper.trial_timeout=900"]
     own: dict[str, Any] = {"SWEEP_TARGETS": "functions.*", "PYTHONPATH": TESTS}
-    with processes._zygote(True).start(tmp_path, command, environment(**own)) as process:
+    with quick_start(tmp_path, *command, **own) as process:
         wait_until((tmp_path / "here").exists, process)
         process.send_signal(signal.SIGKILL)
     worker = int((tmp_path / "here").read_text())

@@ -15,13 +15,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning"),
+    pytest.mark.targets("lightning_functions.*"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    monkeypatch.setenv("SWEEP_TARGETS", "lightning_functions.*")
 
 
 def training(name: str) -> FunctionTraining:

@@ -12,12 +12,7 @@ from sweep.integrations.transformers import TrialCallback
 from sweep.testing import TrialInMemory, check_training_function
 from sweep.trial.function import FunctionTraining
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", "transformers_functions.*")
+pytestmark = [pytest.mark.slow, pytest.mark.targets("transformers_functions.*")]
 
 
 def training(name: str) -> FunctionTraining:

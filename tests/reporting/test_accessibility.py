@@ -1,6 +1,5 @@
 """The page for everyone: axe-core finds no fault, the keyboard reaches what scrolls, paper has no buttons."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import CHROMIUM, DESKTOP, Tab, chromium
+from browser import CHROMIUM, DESKTOP, Tab
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
@@ -67,12 +66,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(to_html(Document("A study", "of today", [("12", "trials")], sections, "Made by sweep.")))
     return file
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 import pytest
@@ -19,7 +19,6 @@ from browser import (
     PHONE,
     ROOT,
     Tab,
-    chromium,
     compare,
     draw_metrics,
     drawn_curves,
@@ -43,9 +42,6 @@ from sweep.storage.storage import open_storage
 from sweep.study.identity import IDENTITY
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
@@ -95,9 +91,9 @@ def written(outputs: Path, name: str, n_trials: int = 12, storage: str | None = 
     for number in range(n_trials):
         state = TrialState.FAIL if number == 2 else TrialState.PRUNED if number % 3 == 1 else TrialState.COMPLETE
         params = {"lr": 10 ** (-4 + number / 4), "kind": (EVIL, "plain")[number % 2]}
-        told = {TrialState.FAIL: {PROBLEM: EVIL}, TrialState.PRUNED: {STOPPED: "pruned at epoch 1"}}.get(state, {})
+        attrs = {TrialState.FAIL: {PROBLEM: EVIL}, TrialState.PRUNED: {STOPPED: "pruned at epoch 1"}}.get(state, {})
         value = None if state == TrialState.FAIL else 1.0 + abs(number - 5)
-        trial = create_trial(state=state, value=value, params=params, distributions=ranges, user_attrs=told)
+        trial = create_trial(state=state, value=value, params=params, distributions=ranges, user_attrs=attrs)
         stored.add_trial(trial)
         study.whole_trial(number)
     study.end(folder.run)
@@ -158,8 +154,8 @@ def test_a_report_overwrites_no_file_of_the_user(reported, tmp_path: Path, capsy
     mine.write_text("mine")
     outputs = str(reported.cwd / "outputs")
     assert report.main([NAME, "--output-dir", outputs, "-o", str(tmp_path / "p.html")]) == 2
-    told = f"error: -o: '{mine}' exists and would be overwritten; name another file\n"
-    assert (capsys.readouterr().err, mine.read_text()) == (told, "mine")
+    message = f"error: -o: '{mine}' exists and would be overwritten; name another file\n"
+    assert (capsys.readouterr().err, mine.read_text()) == (message, "mine")
 
 
 BAD = {
@@ -189,19 +185,19 @@ def test_what_cannot_be_reported_is_told_in_one_line(case, evil, capsys):
         written(outputs, "elsewhere", 1, f"sqlite:///{outputs}/gone.db")
         (outputs / "gone.db").unlink()
         written(outputs, "empty", n_trials=0)
-    arguments, told = BAD[case]
+    arguments, message = BAD[case]
     capsys.readouterr()
     status = report.main([*(a.format(outputs=outputs) for a in arguments), "--output-dir", str(outputs)])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: " + told.format(outputs=outputs))
+    assert line.startswith("error: " + message.format(outputs=outputs))
     assert status == 2
     assert not (outputs / "nothing.log").exists()
 
 
 def test_words_that_are_no_numbers_of_trials_are_refused(capsys):
     assert report.main(["evil", "--trials", "3,x"]) == 2
-    told = "error: command line: argument --trials: '3,x' lists no numbers of trials, such as 3,7; "
-    assert capsys.readouterr().err.startswith(told)
+    message = "error: command line: argument --trials: '3,x' lists no numbers of trials, such as 3,7; "
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_a_study_kept_elsewhere_is_found_by_its_record_or_where_it_was_moved(tmp_path: Path, capsys):
@@ -285,12 +281,6 @@ def test_a_study_without_a_finished_trial_is_reported_by_its_path(tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def desktop(reported, browser) -> Tab:
     """The page in a wide window, opened once."""
     tab = Tab(browser)
@@ -354,7 +344,7 @@ def test_no_button_of_a_figure_leaves_the_page(reported, browser):
     """Every button of every mode bar is clicked; saving a picture is a download of the page's own."""
     tab = Tab(browser)
     page = tab.open_report(reported.folder.report)
-    page.evaluate("{ window.open = (...told) => { (window.opened ||= []).push(told); return null; }; null }")
+    page.evaluate("{ window.open = (...given) => { (window.opened ||= []).push(given); return null; }; null }")
     others: list[object] = []
     page.context.on("page", lambda other: others.append(other))
     titles = page.evaluate(

@@ -63,7 +63,7 @@ def test_a_function_chooses_further_values(tmp_path: Path) -> None:
     assert (found.params, found.values) == (values, {"x": 7.0, "z": 8.0, "n": 3})
     assert made.distributions(found)["+z"] == FloatDistribution(7.0, 9.0)
     overrides = made.composer.job_overrides(found.groups, found.values)
-    assert overrides == ["x=7.0", "+z=8.0", "n=3"]
+    assert overrides == ([], ["x=7.0", "+z=8.0", "n=3"])
     assert "z" not in made.configuration(lambda name, distribution: {"x": 1.0, "n": 2}[name]).values
 
 

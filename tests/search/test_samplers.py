@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
-from spaces import space_of
+from spaces import proposals, space_of
 
 from sweep.search.initial_trials import initial_params
 from sweep.search.samplers import QuasiRandom, draw, make_sampler, shuffled
@@ -34,22 +34,6 @@ def space() -> Space:
 @pytest.fixture(scope="module")
 def conditional() -> Space:
     return space_of("optimizer=sgd,adam", "scheduler=cyclic,constant")
-
-
-def proposals(node: dict[str, Any], space: Space, numbers: list[int], seed: int = 0) -> list[dict[str, Any]]:
-    """What trials of those numbers try, each told a value before the next is asked."""
-    study = optuna.create_study()
-    tried = []
-    for number in numbers:
-        trial_id = study._storage.create_new_trial(study._study_id)
-        sampler = make_sampler(node, seed, number, space)
-        configuration = draw(study, study._storage.get_trial(trial_id), sampler, space, {})
-        for name, distribution in space.distributions(configuration).items():
-            internal = distribution.to_internal_repr(configuration.params[name])
-            study._storage.set_trial_param(trial_id, name, internal, distribution)
-        study._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(number % 3)])
-        tried.append(configuration.params)
-    return tried
 
 
 @pytest.mark.parametrize("node", [RANDOM, QMC, QMC | {"qmc_type": "halton", "scramble": True}])

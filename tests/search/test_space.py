@@ -99,7 +99,7 @@ def test_the_command_line_has_the_last_word_on_such_groups(
 
 
 @pytest.mark.parametrize(
-    ("text", "more", "told"),
+    ("text", "more", "message"),
     [
         ("{optimizer: sgd}", [], r"search.optimizer: 'optimizer=sgd' is not a range"),
         ("{optimizer: 'interval(0, 1)'}", [], r"optimizer: is a config group; give its options"),
@@ -109,9 +109,9 @@ def test_the_command_line_has_the_last_word_on_such_groups(
     ],
 )
 def test_a_group_that_cannot_be_searched_is_one_line(
-    text: str, more: list[str], told: str, with_groups: Callable[..., Space]
+    text: str, more: list[str], message: str, with_groups: Callable[..., Space]
 ) -> None:
-    with pytest.raises(ConfigError, match=f"^{told}"):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         with_groups(*more, text=text).named_ranges()
 
 
@@ -180,14 +180,16 @@ def test_a_configuration_is_composed_as_hydra_itself_composes_it():
 def test_a_config_made_of_plain_dicts_is_what_omegaconf_makes(given: list[str], values: dict[str, object]):
     composer = space_of(*given).composer
 
-    def told(make: Callable[[], Config]) -> str:
+    def refusal(make: Callable[[], Config]) -> str:
         try:
             return repr(replace(make(), overrides=[]))  # where OmegaConf resolves references, too
         except Exception as error:
             return repr(error)
 
     for _ in range(2):  # and what was made first is left alone by the second
-        assert told(lambda: composer.validated({}, values)) == told(lambda: validate(composer.compose({}, values)))
+        assert refusal(lambda: composer.validated({}, values)) == refusal(
+            lambda: validate(composer.compose({}, values))
+        )
 
 
 def test_numbers_of_the_default_config_take_no_omegaconf(monkeypatch: pytest.MonkeyPatch):

@@ -111,10 +111,10 @@ def test_an_option_that_cannot_be_composed_is_refused_in_hydras_words(folder: Pa
     (folder / "model/wrong.yaml").write_text("# @package _global_\nepochs: 3\n")
     (folder / "model/right.yaml").write_text("# @package _global_\nseed: 3\n")
     (folder / "model/torn.yaml").write_text("widths: [1\n")
-    for option, told in (("wrong", "Key 'epochs' not in 'Config'|is not? (a )?key"), ("torn", "torn.yaml")):
+    for option, message in (("wrong", "Key 'epochs' not in 'Config'|is not? (a )?key"), ("torn", "torn.yaml")):
         space = space_with(folder, f"model=right,{option}")
         space.composer.base({"model": "right"})
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             space.composer.base({"model": option})
 
 

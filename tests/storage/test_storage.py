@@ -611,9 +611,7 @@ def test_the_lock_is_had_again_after_a_restart_of_postgresql(postgresql: str, fo
         assert end_sessions(postgresql) == 1
     with lock:
         pass
-    assert end_sessions(postgresql) == 1, "one session is kept"
-    with lock:
-        pass
+    assert end_sessions(postgresql) == 0, "the connection is closed with the lock"
 
 
 # Errors

@@ -6,11 +6,11 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import environment, error_line, recorded, run
+from omegaconf import OmegaConf
+from processes import error_line, quick, quick_start, recorded
 from waiting import wait_until
 
 from sweep import load_study
@@ -22,6 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "application"
 UNTRACKED = "hydra.sweeper.tracking.mlflow=false"
 
 BAD = """
+import asyncio
 import sys
 import time
 
@@ -29,18 +30,27 @@ import hydra
 import sweep
 
 
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 @hydra.main(config_path="conf", config_name="train")
 def main(cfg):
     if cfg.seed == 0:
         raise ValueError("of two\\nlines")
     if cfg.seed == 1:
-        sys.exit(3)
+        sys.exit("of\\nlines")
     if cfg.seed == 2:
         return None
     if cfg.seed == 3:
         return float("nan")
     if cfg.seed == 6:
         time.sleep(3600)
+    if cfg.seed == 7:
+        raise asyncio.CancelledError
+    if cfg.seed == 8:
+        raise Unprintable
     if cfg.seed == 4:
         sweep.current_trial().report(1, {"loss": "low"})
     return 1.0, 2.0
@@ -96,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def train(folder: Path, *overrides: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
-    return run(folder, script, *overrides, command=(sys.executable,))
+    return quick(folder, *overrides, module=script)
 
 
 def test_a_killed_study_continues_each_trial(folder: Path) -> None:
@@ -104,8 +114,7 @@ def test_a_killed_study_continues_each_trial(folder: Path) -> None:
     (folder / "killed.py").write_text(KILLED)
     command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=1,2,3", f"+here={folder / 'here'}")
     command += ("hydra.sweeper.study_name=k", "hydra.job.chdir=true", UNTRACKED, "hydra.sweeper.direction=maximize")
-    words = [sys.executable, "killed.py", *command]
-    with subprocess.Popen(words, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with quick_start(folder, *command, module="killed.py") as process:
         wait_until((folder / "here").exists, process)
         os.kill(int((folder / "here").read_text()), signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -134,22 +143,42 @@ def test_its_workers_run_on_submitit_too(folder: Path) -> None:
 
 def test_each_failure_is_a_line_and_the_study_goes_on(folder: Path) -> None:
     (folder / "bad.py").write_text(BAD)
-    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5,6", UNTRACKED)
+    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "seed=0,1,2,3,4,5,6,7,8", UNTRACKED)
     command += ("hydra.sweeper.max_failure_rate=1", "hydra.sweeper.trial_timeout=6")
     done = train(folder, *command, script="bad.py")
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Traceback" not in done.stdout
+    study = StudyFolder(next((folder / "outputs" / "studies").iterdir()))
+    assert "ValueError: of two\nlines" in study.trial(0).error.read_text()
     lines = [line for line in done.stdout.splitlines() if "  trial " in line]
-    told = [line.partition("  trial ")[2] for line in lines]
-    assert told[:3] == [
+    shown = [line.partition("  trial ")[2] for line in lines]
+    assert shown[:3] == [
         "0  failed: bad: ValueError: of two lines",
-        "1  failed: bad: called sys.exit(3); return, or raise",
+        "1  failed: bad: called sys.exit(of lines); return, or raise an error",
         "2  failed: bad: returned None, not a number; return it, or name a metric that it reports with "
         "hydra.sweeper.objective",
     ]
-    assert told[3].startswith("3  -  diverged: objective is nan")
-    assert told[4].startswith("4  failed: bad: reported in epoch 1: loss = 'low', which is not a number")
-    assert told[5].startswith("5  failed: bad: returned (1.0, 2.0), not a number")
-    assert told[6].startswith("6  failed: hydra.sweeper.trial_timeout: the trial took longer than 6 s; raise it")
+    assert shown[3].startswith("3  -  diverged: objective is nan")
+    assert shown[4].startswith("4  failed: bad: reported in epoch 1: loss = 'low', which is not a number")
+    assert shown[5].startswith("5  failed: bad: returned (1.0, 2.0), not a number")
+    assert shown[6].startswith("6  failed: hydra.sweeper.trial_timeout: the trial took longer than 6 s; raise it")
+    assert shown[7:] == ["7  failed: bad: CancelledError: CancelledError", "8  failed: bad: Unprintable: Unprintable"]
+
+
+def test_its_config_says_when_a_key_is_searched(folder: Path) -> None:
+    config = folder / "conf" / "train.yaml"
+    own = config.read_text().replace("seed: 0", "seed: ???")
+    config.write_text(own + "\nsearch: {lr: '0.1,0.2', seed: '1,2'}\nwhen: {lr: seed == 2}\n")
+    command = ("-m", "hydra/sweeper=study", "hydra/sweeper/sampler=grid", "epochs=1", UNTRACKED)
+    done = train(folder, *command, "hydra.sweeper.study_name=s")
+    assert (done.returncode, done.stderr) == (0, "")
+    trials = load_study(folder / "outputs" / "studies" / "s").results
+    assert [trial.params for trial in trials] == [{"seed": 1}, {"seed": 2, "lr": 0.1}, {"seed": 2, "lr": 0.2}]
+    job = OmegaConf.load(StudyFolder(folder / "outputs" / "studies" / "s").trial(0).path / "job/.hydra/config.yaml")
+    assert job.lr == OmegaConf.load(config).lr
+    assert error_line(train(folder, *command, "+when.momentum='seed == 2'")).startswith(
+        "error: when.momentum: is the c"
+    )
 
 
 def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:

@@ -14,7 +14,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
 from sweep.training import checkpoint
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.targets(f"{__name__}.*")]
 
 SMALL = ("data.n=60", "model.widths=[4]", "trainer.batch_size=16", "scheduler=constant", "tracking=off")
 
@@ -39,8 +39,7 @@ CALLBACK = f"trainer.callbacks=[{{_target_: {__name__}.Score}}]"
 
 
 @pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+def _in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 

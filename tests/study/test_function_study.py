@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import functions
-import processes
 import psutil
 import pytest
 import yaml
-from processes import environment, error_line, make_store, mlflow_curve, mlflow_runs, only_run, quick, recorded
+from processes import (
+    error_line,
+    make_store,
+    mlflow_curve,
+    mlflow_runs,
+    only_run,
+    quick,
+    quick_start,
+    recorded,
+)
 from waiting import wait_until
 
 from sweep import (
@@ -31,16 +39,12 @@ from sweep.api import write_report
 from sweep.study.study_result import StudyResult
 from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder, StudyFolder
+from sweep.utils.errors import Interrupted
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.targets("functions.*")]
 
 FUNCTIONS = str(Path(functions.__file__).parent)
 UNTRACKED = "tracking=off"
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", "functions.*")
 
 
 def own(name: str, *overrides: str) -> list[str]:
@@ -129,7 +133,7 @@ ONES = ("raises", "exits", "reports_nothing", "reports_nan", "reports_text", "re
 
 def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ",".join((*ONES, "returns_alone", "reports_an_odd_name"))
+    names = ",".join((*ONES, "reports_nan_first", "returns_alone", "reports_an_odd_name"))
     study = run_study(
         own("one_of", "+x=1.5", "+name=raises", f'+search.name="choice({names})"', UNTRACKED),
         sampler="grid",
@@ -139,7 +143,9 @@ def test_a_study_goes_on_after_each_mistake(tmp_path: Path, monkeypatch: pytest.
     found = {trial.params["name"]: trial for trial in study.results}
     assert {name for name, trial in found.items() if trial.state == "complete"} == {"returns_alone"}
     assert found["returns_alone"].value == 1.5
-    assert found["reports_nan"].diverged
+    for name in ("reports_nan", "reports_nan_first"):
+        assert found[name].diverged
+        assert found[name].state == "pruned"
     assert found["raises"].problem == "functions.one_of: RuntimeError: no such luck"
     assert found["exits"].problem == "functions.one_of: called sys.exit(3); return, or raise an error"
     for name in ("reports_nothing", "reports_text", "reports_backwards", "saves_a_module", "reports_an_odd_name"):
@@ -188,6 +194,54 @@ def test_a_trial_of_sweeps_own_loop_ends_after_its_time(tmp_path: Path, monkeypa
     assert [trial.state for trial in study.results] == ["complete"] * 2, "what has trained all epochs is kept"
 
 
+@pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP], ids=lambda signum: signum.name)
+@pytest.mark.parametrize("error", [SystemExit(-1), RuntimeError("a process that loads data was killed")], ids=repr)
+def test_an_error_after_a_batch_systems_signal_does_not_fail_the_trial(
+    signum: signal.Signals, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    began: list[int] = []
+
+    def train(cfg: Any, trial: Trial) -> dict[str, float]:
+        began.append(trial.epoch)
+        trial.report(1, {"val/loss": 1.0})
+        trial.save(1, {})
+        if len(began) == 1:
+            os.kill(os.getpid(), signum)
+            raise error
+        return {"val/loss": 0.5}
+
+    def run() -> StudyResult:
+        return run_study([UNTRACKED], train=train, n_trials=1, objective="val/loss", study_name="s")
+
+    with pytest.raises(Interrupted) as stopped:
+        run()
+    assert stopped.value.signum == signum
+    (trial,) = run().results
+    assert (trial.state, began) == ("complete", [0, 1])
+
+
+def test_a_trial_that_is_stopped_when_it_saves_its_last_epoch_is_complete_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def train(cfg: Any, trial: Trial) -> None:
+        for epoch in range(trial.epoch + 1, 3):
+            trial.report(epoch, {"val/loss": 1 / epoch})
+            if epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            trial.save(epoch, {})
+
+    def run() -> StudyResult:
+        return run_study([UNTRACKED], train=train, n_trials=1, objective="val/loss", study_name="s")
+
+    with pytest.raises(Interrupted):
+        run()
+    (trial,) = run().results
+    assert (trial.state, trial.value) == ("complete", 0.5)
+
+
 def test_a_function_may_be_given_as_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SWEEP_TARGETS")
@@ -216,7 +270,7 @@ def test_a_function_may_be_given_as_an_object(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("base", "settings", "told"),
+    ("base", "settings", "message"),
     [
         ([], {"train": "mypkg.train"}, "train: must be a function of a config and a trial, got 'mypkg.train'"),
         ([], {"train": functions.takes_one}, "trainer.call: takes_one takes (cfg: Any) -> None; write it as"),
@@ -227,12 +281,12 @@ def test_a_function_may_be_given_as_an_object(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_an_object_that_cannot_train_is_one_line(
-    base: list[str], settings: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: list[str], settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         run_study([*base, UNTRACKED], pruner="none", **settings)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not Path("outputs").exists()
 
@@ -283,7 +337,7 @@ def test_packs_and_range_tests_need_the_loop(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (['+search.xx="interval(0, 6)"'], "search.xx: the config has no key 'xx'; correct it, or add the key with its"),
         (["hydra.sweeper.objective=score"], "hydra.sweeper.direction: is needed for 'score', which your function"),
@@ -292,11 +346,11 @@ def test_packs_and_range_tests_need_the_loop(tmp_path: Path, monkeypatch: pytest
         (["trainer.call=os.system"], "trainer.call: 'os.system' is not an allowed target"),
     ],
 )  # fmt: skip
-def test_a_study_that_cannot_be_is_one_line(more: list[str], told: str, tmp_path: Path) -> None:
+def test_a_study_that_cannot_be_is_one_line(more: list[str], message: str, tmp_path: Path) -> None:
     base = ("-m", *own("quadratic", "trainer.epochs=2", "+x=1.0", interval(0, 6), UNTRACKED))
     done = quick(tmp_path, *base, *more, SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
     assert done.returncode == 2
-    assert error_line(done).startswith(f"error: {told}")
+    assert error_line(done).startswith(f"error: {message}")
     assert not (tmp_path / "outputs").exists()
 
 
@@ -344,8 +398,7 @@ def test_a_killed_study_has_every_epoch_once(saves: bool, tmp_path: Path) -> Non
     command = ("-m", *own("killed", "trainer.epochs=8", "+x=1.0", '+search.x="choice(1.0, 2.0, 3.0)"'))
     command += (f"+saves={saves}", f"+trace={trace}", "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none")
     command += ("hydra.sweeper.study_name=k",)
-    environ = environment(SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS)
-    with processes._zygote(True).start(cwd, command, environ) as process:
+    with quick_start(cwd, *command, SWEEP_TARGETS="functions.*", PYTHONPATH=FUNCTIONS) as process:
         wait_until((cwd / "here").exists, process)
         os.kill(int((cwd / "here").read_text()), signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

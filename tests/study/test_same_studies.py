@@ -37,16 +37,16 @@ def context() -> Iterator[HydraContext]:
         yield HydraContext(loader, Callbacks())
 
 
-def root_of(context: HydraContext, name: str, told: dict[str, Any]) -> HydraRoot:
-    return make_root(context, load_multirun(context.config_loader, name, [*told["own"], *told["arguments"]]))
+def root_of(context: HydraContext, name: str, stored: dict[str, Any]) -> HydraRoot:
+    return make_root(context, load_multirun(context.config_loader, name, [*stored["own"], *stored["arguments"]]))
 
 
-def assert_same(found: dict[str, Any], told: dict[str, Any]) -> None:
+def assert_same(found: dict[str, Any], stored: dict[str, Any]) -> None:
     """The keys that are newer than the record have their defaults. The words of a command may have any order."""
-    assert found["name"] == told["name"]
-    assert sorted(found["command"]) == sorted(told["command"])
-    assert differences(told["identity"], found["identity"]) == []
-    assert told["identity"].keys() <= found["identity"].keys()
+    assert found["name"] == stored["name"]
+    assert sorted(found["command"]) == sorted(stored["command"])
+    assert differences(stored["identity"], found["identity"]) == []
+    assert stored["identity"].keys() <= found["identity"].keys()
 
 
 def facts(study: StudyRunner) -> dict[str, Any]:
@@ -56,28 +56,28 @@ def facts(study: StudyRunner) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-@pytest.mark.parametrize("told", REFERENCE["studies"], ids=lambda told: told["name"])
-def test_a_study_is_the_one_that_it_was(told: dict[str, Any], context: HydraContext) -> None:
-    study = StudyRunner(make_spec(root_of(context, "config", told), told["arguments"]))
-    assert_same(facts(study), told)
+@pytest.mark.parametrize("stored", REFERENCE["studies"], ids=lambda stored: stored["name"])
+def test_a_study_is_the_one_that_it_was(stored: dict[str, Any], context: HydraContext) -> None:
+    study = StudyRunner(make_spec(root_of(context, "config", stored), stored["arguments"]))
+    assert_same(facts(study), stored)
 
 
-@pytest.mark.parametrize("told", REFERENCE["comparisons"], ids=lambda told: told["name"])
-def test_the_studies_of_a_comparison_are_those_that_they_were(told: dict[str, Any], context: HydraContext) -> None:
+@pytest.mark.parametrize("stored", REFERENCE["comparisons"], ids=lambda stored: stored["name"])
+def test_the_studies_of_a_comparison_are_those_that_they_were(stored: dict[str, Any], context: HydraContext) -> None:
     """Its tunings, what was chosen on fresh seeds, and the defaults."""
     plan = studies.make_plan(
-        root_of(context, "compare", told), told["arguments"], Output.NOTHING, lambda folder: pytest.fail("it began")
+        root_of(context, "compare", stored), stored["arguments"], Output.NOTHING, lambda folder: pytest.fail("it began")
     )
-    assert (plan.name, plan.command) == (told["name"], told["command"])
+    assert (plan.name, plan.command) == (stored["name"], stored["command"])
     found = []
     for task in plan.field.tasks:
         for contender in plan.field.contenders:
             tuning = studies.tuning(plan, contender, task)
-            chosen = [*enumerate(told["chosen"], 1000)]
+            chosen = [*enumerate(stored["chosen"], 1000)]
             found.append(facts(tuning))
             found.append(facts(studies.fresh(plan, contender, task, chosen, tuning.space)))
             found.append(facts(studies.untuned(plan, contender, task, tuning)))
-    for mine, theirs in zip(found, told["studies"], strict=True):
+    for mine, theirs in zip(found, stored["studies"], strict=True):
         assert_same(mine, theirs)
 
 
@@ -107,6 +107,6 @@ def test_a_study_of_an_earlier_version_that_lacked_a_key_stands_for_what_it_did(
     later += ("data.drop", "data.categorical", "data.max_one_hot", "data.missing", "data.dates", "data.weight")
     earlier = {key: fact for key, fact in found.items() if not key.startswith(later)}
     assert earlier.keys() < found.keys()
-    told = [f"{key} = unset, now {json.dumps(value)}" for key, value in new.items()]
-    assert differences(earlier, found) == told
-    assert differences(found, earlier) == [text.replace("unset, now ", "") + ", now unset" for text in told]
+    texts = [f"{key} = unset, now {json.dumps(value)}" for key, value in new.items()]
+    assert differences(earlier, found) == texts
+    assert differences(found, earlier) == [text.replace("unset, now ", "") + ", now unset" for text in texts]

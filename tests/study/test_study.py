@@ -78,7 +78,7 @@ class Searched(NamedTuple):
 def searched(tmp_path_factory) -> Searched:
     """Two optimizers, three workers, twelve trials; every other test only reads it."""
     cwd = tmp_path_factory.mktemp("searched")
-    done = run(
+    done = quick(
         cwd,
         *("-m", "experiment=debug", "optimizer=sgd,adam", "trainer.epochs=4"),
         *(f"hydra.sweeper.n_trials={N_TRIALS}", "hydra.sweeper.n_jobs=3"),
@@ -268,8 +268,8 @@ def test_the_recorded_command_goes_on_with_the_study(searched):
 
 
 def test_the_outcome_says_how_to_see_the_study_in_mlflow(searched):
-    told = f"Compare trials:  mlflow ui --backend-store-uri sqlite:///{searched.cwd}/outputs/mlflow.db\n"
-    assert told in searched.stdout
+    line = f"Compare trials:  mlflow ui --backend-store-uri sqlite:///{searched.cwd}/outputs/mlflow.db\n"
+    assert line in searched.stdout
 
 
 def test_the_command_that_trains_again_finds_a_study_in_a_folder_of_the_users_own(tmp_path):
@@ -382,9 +382,9 @@ def test_a_trial_that_raises_fails_with_its_traceback_and_the_study_goes_on(tmp_
     trials = trials_of(folder_of(tmp_path))
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 2
     for trial in trials[3:]:
-        told = folder_of(tmp_path).trial(trial.number).error.read_text()
-        assert "Traceback" in told
-        assert f"RuntimeError: width {trial.params['model.width']} is too much" in told
+        written = folder_of(tmp_path).trial(trial.number).error.read_text()
+        assert "Traceback" in written
+        assert f"RuntimeError: width {trial.params['model.width']} is too much" in written
     failed = [r for r in mlflow_runs(tmp_path) if r.info.status == "FAILED"]
     assert sorted(r.data.tags["trial"] for r in failed) == ["3", "4"]
     assert all("is too much" in r.data.tags["error"] and r.data.tags["state"] == "FAIL" for r in failed)

@@ -22,7 +22,7 @@ from processes import RUN, error_line, make_store, mlflow_runs, quick, quick_sid
 from waiting import wait_until
 
 from sweep import run_study
-from sweep.execution.queue import HEARTBEAT, OWNER
+from sweep.execution.queue import HEARTBEAT, OWNER, RETRIES
 from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.storage.storage import open_storage
@@ -61,6 +61,33 @@ def test_optuna_and_mlflow_in_postgresql_serve_workers_side_by_side(
     assert values == {t.number: t.value for t in trials}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hush-7b2c" in path.read_bytes()] == []
     assert "hush-7b2c" not in str([run.to_dictionary() for run in runs])
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+def test_a_worker_waits_while_others_train_and_takes_the_trial_of_a_machine_that_died(
+    pack: int, postgresql: str, tmp_path: Path
+) -> None:
+    """It has seen no heartbeat of it, and all trials are handed out."""
+    command = ("-m", "experiment=debug", "tracking=off", "hydra.sweeper.study_name=s", "hydra/sweeper/pruner=none")
+    command = (*command, f"hydra.sweeper.storage={postgresql}", f"hydra.sweeper.pack={pack}")
+    assert quick(tmp_path, *command, "hydra.sweeper.n_trials=1").returncode == 0
+    storage = RDBStorage(postgresql)
+    elsewhere = optuna.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: "elsewhere/w-0"})
+    storage.create_new_trial(storage.get_study_id_from_name("s"), elsewhere)
+
+    def states() -> list[TrialState]:
+        return [trial.state for trial in trials_in(postgresql)]
+
+    with quick_start(tmp_path, *command, "hydra.sweeper.n_trials=3") as process:
+        wait_until(lambda: states() == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.COMPLETE], process)
+        with storage.engine.begin() as connection:
+            older = "UPDATE sweep_workers SET heartbeat = heartbeat - 80 WHERE host = 'elsewhere'"
+            assert connection.exec_driver_sql(older).rowcount == 1
+        _, err = process.communicate()
+    storage.engine.dispose()
+    assert (process.returncode, err) == (0, "")
+    assert states() == [TrialState.COMPLETE] * 3
+    assert [trial.user_attrs.get(RETRIES) for trial in trials_in(postgresql)] == [None, 1, None]
 
 
 @pytest.mark.parametrize("workers", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.pack=2"])
@@ -160,7 +187,7 @@ def out_of_reach(url: str) -> Iterator[None]:
 
 def test_the_last_trial_of_a_machine_that_died_is_trained_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sweep.execution.queue._DEAD_AFTER_S", 0.5)
+    monkeypatch.setattr("sweep.execution.storage_queue.DEAD_AFTER_S", 0.5)
     base = ["experiment=debug", "tracking=off"]
     folder = StudyFolder(run_study(base, n_trials=1, study_name="s").folder)
     storage = open_storage(None, folder)

@@ -1,13 +1,12 @@
 """An application of the shape that many know: data, module, callbacks and loggers as groups, a search for Optuna."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from processes import run
+from processes import quick
 
 from sweep import load_study
 from sweep.tracking.folders import StudyFolder
@@ -40,8 +39,8 @@ def stock(folder: Path) -> dict[str, Any]:
 
 def search(folder: Path, sweep_dir: str, *overrides: str) -> dict[str, Any]:
     """Run a search with one thread, so that its values are always the same. Return its optimization_results.yaml."""
-    words = ("train.py", "-m", *overrides, f"hydra.sweep.dir={sweep_dir}")
-    done = run(folder, *words, command=(sys.executable,), OMP_NUM_THREADS="1")
+    words = ("-m", *overrides, f"hydra.sweep.dir={sweep_dir}")
+    done = quick(folder, *words, module="train.py", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return yaml.safe_load((folder / sweep_dir / "optimization_results.yaml").read_text())
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sweep.tasks import Binary, Classification, LanguageModel, Multilabel, Pinball, Quantile, Regression, Segmentation
 from sweep.tasks import metrics as functions
+from sweep.tasks import split_values as of_splits
 from sweep.tasks.losses import balanced_pos_weights, balanced_weights
 from sweep.training.evaluate import evaluate_each
 from sweep.training.tensors import TensorSplit
@@ -172,6 +173,17 @@ def test_means_need_no_outputs_but_those_of_a_batch(rng: np.random.Generator) ->
     assert ragged["bits_per_token"] == pytest.approx(whole["bits_per_token"], rel=1e-12)
     empty = (outputs[8:, 3:], targets[8:, 3:])  # no token counts
     assert by_batch(task, (outputs, targets), empty)["bits_per_token"] == found["bits_per_token"]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_mean_over_more_batches_than_are_kept(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    task = Regression(nn.MSELoss(), {"mse": functions.mse}, torch.zeros(1), torch.full((1,), 3.0))
+    batches = [*zip(drawn(rng, 10, 1).split(3), drawn(rng, 10, 1).split(3), strict=True)]
+    expected = by_batch(task, *batches)
+    monkeypatch.setattr(of_splits, "_MOST_PENDING", most)
+    assert by_batch(task, *batches) == expected
 
 
 def test_what_is_no_mean_gets_the_whole_split(rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import empty_store, error_line, quick
+from processes import error_line, quick, with_store
 from stores import Study, embedded, points, recorded, run_of
 
 from sweep import Outcome, compose, report, run_trial, sync
@@ -44,8 +44,7 @@ def with_flipped_bit(run: RunFolder, number: bytes, file: Path | None = None) ->
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    shutil.copy(empty_store(), tmp_path / "mlflow.db")
-    return tmp_path
+    return with_store(tmp_path)
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def test_sync_names_the_line_sends_what_is_whole_and_counts_the_run_as_not_sent(
             in_store = run_of(run.path, uri)
             assert in_store.info.status == "FINISHED"
             assert [step for step, _ in points(in_store, outputs / "mlflow.db")["val/loss"]] == left
-        shutil.copy(empty_store(), outputs / "mlflow.db")
+        with_store(outputs)
         run.journal.write_bytes(whole)
     assert synced()[:2] == (0, f"4 of 4 tracked runs below {outputs} are in MLflow\n")
     assert points(run_of(run.path, uri), outputs / "mlflow.db") == recorded(run.path)
@@ -120,7 +119,7 @@ def test_a_damaged_journal_is_one_line_though_others_need_it_and_its_curves_cann
     assert (status, said) == (1, f"4 of 5 tracked runs below {outputs} are in MLflow\n")
     assert complaint.count("\n") == 1
     assert complaint.endswith("; what can be read of the run is sent\n")
-    shutil.copy(empty_store(), outputs / "mlflow.db")
+    with_store(outputs)
     own = study.folder.run.journal
     own.write_bytes(GARBAGE + own.read_bytes())
     status, said, complaint = synced()
@@ -186,7 +185,7 @@ def test_a_record_that_lost_its_end_is_not_all_there(study: Study, outputs: Path
         status, said, complaint = synced()
         assert (status, said) == (1, f"3 of 4 tracked runs below {outputs} are in MLflow\n")
         assert f"'{run.journal}' has no end (the process died as it ended, or lines are lost); " in complaint
-        shutil.copy(empty_store(), outputs / "mlflow.db")
+        with_store(outputs)
         for state in outputs.rglob("mlflow.json"):
             state.unlink()
         run.journal.write_bytes(whole)

@@ -1,7 +1,6 @@
 """What was deleted in MLflow is not written to, and the printed commands bring it back."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from processes import empty_store
+from processes import with_store
 from sqlalchemy.exc import OperationalError
 from stores import Study, assert_uploaded, embedded, rows, run_of
 
@@ -31,8 +30,7 @@ def outputs(tmp_path: Path) -> Path:
     """Under a name that a shell takes apart unless it is quoted."""
     outputs = tmp_path / "it's my $HOME"
     outputs.mkdir()
-    shutil.copy(empty_store(), outputs / "mlflow.db")
-    return outputs
+    return with_store(outputs)
 
 
 @pytest.fixture

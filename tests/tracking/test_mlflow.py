@@ -228,8 +228,8 @@ def test_portions_are_within_the_limits_that_mlflow_documents(
 def start(made: Journal, experiment: str, **fields: Any) -> None:
     """The first record of a trial that was never run."""
     dataset = {"name": "none", "digest": "0", "source": {"uri": "generated"}, "profile": {}}
-    told = {"uid": f"uid of {experiment}", "name": experiment, "experiment": experiment, "params": {}, "tags": {}}
-    made.event("start", **(told | {"output_dir": ".", "store": None, "dataset": dataset} | fields))
+    common = {"uid": f"uid of {experiment}", "name": experiment, "experiment": experiment, "params": {}, "tags": {}}
+    made.event("start", **(common | {"output_dir": ".", "store": None, "dataset": dataset} | fields))
 
 
 def test_values_that_are_not_finite_never_reach_the_store(server: Server, uploader: Uploader, tmp_path: Path) -> None:
@@ -390,9 +390,9 @@ def test_a_password_is_in_no_file_and_has_to_be_given_again(
     assert written == []
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert sync.main([str(tmp_path / "outputs")]) == 2
-    told = capsys.readouterr().err
-    assert "was started in http://me:***@127.0.0.1:9, which is not your own setting" in told
-    assert "with its password" in told
+    printed = capsys.readouterr().err
+    assert "was started in http://me:***@127.0.0.1:9, which is not your own setting" in printed
+    assert "with its password" in printed
 
 
 def test_a_store_that_was_never_there_does_not_stop_a_trial(

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 from processes import go_at_once
 from sqlalchemy.exc import OperationalError
-from stores import Study, assert_uploaded, embedded, endings_of_killed, rows
+from stores import Study, assert_uploaded, embedded, outcomes_of_killed, rows
 
 from sweep.tracking.folders import StudyFolder
 from sweep.tracking.journal import Journal
@@ -24,24 +24,6 @@ pytestmark = pytest.mark.slow  # MLflow, or many compositions
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "input_tags", "datasets")
 ARTIFACTS_OF = {4: ["plots"], 5: ["plots"]}  # of some trials
 Contents = dict[str, list[Any]]
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a store, which is slow to make."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    Uploader(embedded(outputs))
-    return outputs
-
-
-@pytest.fixture
-def database(outputs: Path) -> Path:
-    return outputs / "mlflow.db"
-
-
-@pytest.fixture
-def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
-    return Study(outputs, request.node.name)
 
 
 def contents(store: Store, experiment: str) -> Contents:
@@ -397,9 +379,9 @@ def test_an_upload_killed_between_any_two_steps_makes_no_second_run(after: str, 
         study.end(study.folder.run)
     # Before each rename of mlflow.json, and each copy of an artifact.
     steps = ("os.rename", "shutil.copyfile")
-    endings = endings_of_killed(outputs, studies, _PUSH, steps, first=AFTER.index(after) + 1, every=len(AFTER))
-    assert 5 < len(endings) < 15
-    for study, _ in zip(studies, endings, strict=False):
+    outcomes = outcomes_of_killed(outputs, studies, _PUSH, steps, first=AFTER.index(after) + 1, every=len(AFTER))
+    assert 5 < len(outcomes) < 15
+    for study, _ in zip(studies, outcomes, strict=False):
         uploader = witness if after == "one that saw no trials" else Uploader(embedded(outputs))
         if after == "the same":
             assert StudyUpload(study.folder, lambda m=uploader: m).finish(lambda n_left: None) is None

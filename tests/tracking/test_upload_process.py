@@ -14,33 +14,15 @@ from waiting import wait_until
 
 from sweep import sync
 from sweep.tracking.folders import RunFolder
-from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 from sweep.tracking.upload_process import UploadProcess
 
 pytestmark = pytest.mark.process  # commands, servers, a browser
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
-def store(outputs: Path) -> Store:
-    """With its tables made: the first start of MLflow's own client, which looks into it, must not meet the helper's."""
-    Uploader(embedded(outputs))
-    return embedded(outputs)
-
-
-@pytest.fixture(scope="module")
-def database(outputs: Path) -> Path:
-    return outputs / "mlflow.db"
-
-
 @pytest.fixture
-def study(outputs: Path, request: pytest.FixtureRequest) -> Study:
-    return Study(outputs, request.node.name)
+def store(outputs: Path) -> Store:
+    return embedded(outputs)
 
 
 @pytest.fixture

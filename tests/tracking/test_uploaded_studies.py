@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 from processes import go_at_once
-from stores import Study, assert_uploaded, embedded, endings_of_killed, points, recorded, rows, run_of
+from stores import Study, assert_uploaded, embedded, outcomes_of_killed, points, recorded, rows, run_of
 
 from sweep import sync
 from sweep.tracking import journal
@@ -23,18 +23,8 @@ pytestmark = pytest.mark.slow  # MLflow, or many compositions
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
 def uploader(outputs: Path) -> Uploader:
     return Uploader(embedded(outputs))
-
-
-@pytest.fixture(scope="module")
-def database(outputs: Path) -> Path:
-    return outputs / "mlflow.db"
 
 
 @pytest.fixture
@@ -207,10 +197,10 @@ def test_sync_gives_up_a_store_that_is_down_at_once(tmp_path: Path, capsys: pyte
     study = Study(tmp_path, "down", store="http://127.0.0.1:9")
     study.whole_trial(0)
     assert sync.main([str(tmp_path), "--uri", "http://127.0.0.1:9"]) == 1
-    told = capsys.readouterr()
-    assert "0 of 2 tracked runs" in told.out
-    assert len(told.err.splitlines()) == 2
-    assert "http://127.0.0.1:9 does not answer; its other runs wait" in told.err
+    printed = capsys.readouterr()
+    assert "0 of 2 tracked runs" in printed.out
+    assert len(printed.err.splitlines()) == 2
+    assert "http://127.0.0.1:9 does not answer; its other runs wait" in printed.err
 
 
 _PUSH_AT_ONCE = """
@@ -265,9 +255,9 @@ def test_an_upload_killed_between_any_two_steps_makes_no_second_run(
         study.whole_trial(1)
         study.end(study.folder.run)
     steps = ("os.rename",)  # before each of mlflow.json
-    endings = endings_of_killed(outputs, studies, _PUSH, steps, first=1 + beside_another, every=2)
-    assert 5 < len(endings) < 20
-    for study, _ in zip(studies, endings, strict=False):
+    outcomes = outcomes_of_killed(outputs, studies, _PUSH, steps, first=1 + beside_another, every=2)
+    assert 5 < len(outcomes) < 20
+    for study, _ in zip(studies, outcomes, strict=False):
         after_it = uploader if beside_another else Uploader(embedded(outputs))
         for run in (*study.folder.runs(), study.folder.run):
             assert after_it.push(run)

@@ -25,10 +25,7 @@ from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.prepare import load_data
 from sweep.utils.errors import TrainingFailed
 
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
+pytestmark = pytest.mark.targets(f"{__name__}.*")
 
 
 calls: list[Any] = []

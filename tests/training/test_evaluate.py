@@ -13,7 +13,7 @@ from sweep.config.nodes import Split
 from sweep.data import Samples
 from sweep.data.noisy_sine import noisy_sine
 from sweep.data.split import divide
-from sweep.tasks import Classification, LanguageModel, Regression, metrics
+from sweep.tasks import Classification, LanguageModel, Regression, metrics, split_values
 from sweep.training import tensors
 from sweep.training.checks import check_metrics
 from sweep.training.evaluate import evaluate, is_finite, noise_floor, predict
@@ -147,6 +147,7 @@ def test_outputs_that_are_too_many_are_measured_batch_by_batch(monkeypatch: pyte
         expected = evaluate(lambda x: x, split, task)
         with monkeypatch.context() as patched:
             patched.setattr(tensors, "MOST_OUTPUTS", 5 * 6 * 4)
+            patched.setattr(split_values, "MOST_JOINED", 5 * 6 * 4)
             alive.clear()
             most = 0
             found = evaluate(forward, split, task)
@@ -221,3 +222,19 @@ def test_one_value_that_is_not_finite_is_enough() -> None:
     assert is_finite({"loss": 1.0, "mae": 0.0})
     assert not is_finite({"loss": 1.0, "mae": float("nan")})
     assert not is_finite({"loss": float("inf"), "mae": 0.0})
+
+
+def test_batches_of_different_lengths_count_by_their_tokens() -> None:
+    f1 = torchmetrics.F1Score(task="multiclass", num_classes=4, average="macro")
+    task = LanguageModel(nn.CrossEntropyLoss(), {"accuracy": metrics.accuracy, "f1": f1}, 4)
+    draws = torch.Generator().manual_seed(0)
+    shapes = [(2, 3), (4, 3), (2, 5), (1, 5), (3, 2)]
+    batches = [
+        (torch.randn(*shape, 4, generator=draws), torch.randint(0, 4, shape, generator=draws)) for shape in shapes
+    ]
+    found = task.values_by_batch(batches)
+    outputs = torch.cat([logits.flatten(0, 1) for logits, _ in batches])
+    targets = torch.cat([y.flatten() for _, y in batches])
+    assert found["loss"].item() == pytest.approx(nn.functional.cross_entropy(outputs, targets).item())
+    assert found["accuracy"].item() == pytest.approx((outputs.argmax(1) == targets).double().mean().item())
+    assert found["f1"].item() == pytest.approx(f1(outputs, targets).item())

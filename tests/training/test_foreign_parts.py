@@ -19,12 +19,9 @@ from sweep.training.loop import TrainingLoop
 from sweep.training.schedule import Schedule
 from sweep.trial import build
 
+pytestmark = pytest.mark.targets(f"{__name__}.*")
+
 DEBUG = ("experiment=debug", "tracking=off")  # 2 epochs of 46 samples, in batches of 64 or fewer
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
 
 
 def own(name: str) -> str:

@@ -26,6 +26,8 @@ from sweep.trial import build
 from sweep.trial.pack_scheduler import PackScheduler
 from sweep.trial.prepare import load_data
 
+pytestmark = pytest.mark.targets(f"{__name__}.*")
+
 FIRST = "layers.0.*"  # of the MLP: layers.0 and layers.2, with weights and biases
 GROUPS = "optimizer.groups={*.bias: {weight_decay: 0, lr_scale: 3}, layers.0.*: {lr_scale: 0.1}}"
 NODE: dict[str, Any] = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.1}
@@ -39,11 +41,6 @@ SCHEDULES = {
     "torch's onecycle": (*TORCH_ONECYCLE, "+scheduler.cycle_momentum=false"),
     "plateau": ("scheduler=plateau", "scheduler.patience=0", "++scheduler.threshold=0.9"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", f"{__name__}.*")
 
 
 def trained(*overrides: str) -> tuple[TrainingLoop, RecordingTrial]:

@@ -19,6 +19,7 @@ from sweep.tracking import journal
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.run_recorder import Membership
 from sweep.trial.application import Application, ApplicationTraining
+from sweep.trial.job_config import JobOverrides
 from sweep.trial.recorded import RecordedTrial
 from sweep.trial.training import train
 from sweep.utils.errors import FunctionFailed, Pruned
@@ -78,7 +79,7 @@ def trained(application: Application, folder: Path, report: Any = None) -> dict[
     run.create()
     member = Membership(study="s", folder=folder.parent, parent="0", number=7, replicate=None, params={"lr": 0.5})
     trial = RecordedTrial(run, config, output_dir=folder.parent, store=None, member=member, report=report)
-    return train(ApplicationTraining(config, application, ["lr=0.5", "missing=1"], 7), trial)
+    return train(ApplicationTraining(config, application, JobOverrides(["lr=0.5"], ["missing=1"]), 7), trial)
 
 
 def test_its_config_is_recorded_as_far_as_it_can_be_resolved(make: Make) -> None:

@@ -125,7 +125,7 @@ def test_trials_of_a_packed_study_train_sequentially_and_say_why(
     assert all(
         trial.params.get("trainer.batch_size", 16) == 16 for trial in study.results
     )  # 512 is more than there are
-    workers = [child for child in psutil.Process().children() if "loky" in " ".join(child.cmdline())]
+    workers = [child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline())]
     assert [loader for worker in workers for loader in worker.children()] == []  # joblib keeps its own for a while
 
 

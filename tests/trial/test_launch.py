@@ -27,15 +27,10 @@ from sweep.trial.training import make_training
 from sweep.utils.errors import TRACEBACK_HINT, FunctionFailed, Interrupted, Pruned
 from sweep.utils.signals import StopRequest
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.targets("functions.*")]
 
 BASE = ("trainer=function", "trainer.call=functions.ranked", "trainer.epochs=3", "trainer.device=cpu", "tracking=off")
 TWO = (*BASE, "trainer.launch=torchrun", "trainer.n_processes=2", "trainer.checkpoint_interval_s=0")
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", "functions.*")
 
 
 def trained(folder: Path, fails: str = "not", prune_at: int = 0, stop_at: int = 0) -> dict[str, float]:
@@ -57,7 +52,7 @@ def trained(folder: Path, fails: str = "not", prune_at: int = 0, stop_at: int = 
         return make_training(config)(trial)
 
 
-def heard(folder: Path) -> list[str]:
+def noted(folder: Path) -> list[str]:
     """How the training of each rank ended, if not with a result."""
     return sorted(file.name for file in folder.glob("rank-?.[A-Z]*"))
 
@@ -83,7 +78,7 @@ def curve(folder: Path) -> tuple[list[int], list[float]]:
 def test_a_stopped_trial_resumes_in_all_ranks_as_if_it_had_not_been(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         trained(tmp_path / "run", stop_at=1)
-    assert heard(tmp_path / "run") == ["rank-0.Interrupted", "rank-1.Interrupted"]
+    assert noted(tmp_path / "run") == ["rank-0.Interrupted", "rank-1.Interrupted"]
     returned = trained(tmp_path / "run")
     with reproducible(torch.device("cpu")):
         seed_generators(0, "train")
@@ -96,17 +91,17 @@ def test_a_stopped_trial_resumes_in_all_ranks_as_if_it_had_not_been(tmp_path: Pa
 def test_all_ranks_hear_of_pruning(tmp_path: Path) -> None:
     with pytest.raises(Pruned):
         trained(tmp_path / "pruned", prune_at=2)
-    assert heard(tmp_path / "pruned") == ["rank-0.Pruned", "rank-1.Pruned"]
+    assert noted(tmp_path / "pruned") == ["rank-0.Pruned", "rank-1.Pruned"]
     assert curve(tmp_path / "pruned")[0] == [1, 2]
 
 
 def test_the_error_of_a_rank_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FunctionFailed) as raised:
         trained(tmp_path / "run", "skips")
-    told = (
+    message = (
         "functions.ranked: rank 1: reported epoch 3 where rank 0 reported epoch 2; report the same epochs in every rank"
     )
-    assert str(raised.value) == told + TRACEBACK_HINT
+    assert str(raised.value) == message + TRACEBACK_HINT
 
 
 def test_a_rank_that_hangs_in_c_code_ends_with_its_trial(tmp_path: Path) -> None:
@@ -171,7 +166,7 @@ def test_no_rank_outlives_its_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["trainer.launch=torchrun"], "trainer.n_processes: is needed with trainer.launch=torchrun"),
         (["trainer.n_processes=2"], "trainer.n_processes: is for trainer.launch=torchrun, which is not set"),
@@ -180,15 +175,15 @@ def test_no_rank_outlives_its_worker(tmp_path: Path) -> None:
         (["trainer=default", "trainer.launch=torchrun"], "trainer.launch: is for a training function"),
     ],
 )
-def test_what_cannot_be_launched_names_the_key(overrides: list[str], told: str) -> None:
+def test_what_cannot_be_launched_names_the_key(overrides: list[str], message: str) -> None:
     base = BASE[:2] if "trainer=default" not in overrides else ()
     with pytest.raises(ConfigError) as raised:
         validate(compose([*base, *overrides]))
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("device", "told"),
+    ("device", "message"),
     [
         ("cuda:1", "trainer.device: 'cuda:1' cannot be used by trainer.launch"),
         (
@@ -199,7 +194,7 @@ def test_what_cannot_be_launched_names_the_key(overrides: list[str], told: str) 
     ],
 )
 def test_a_device_for_each_rank_is_needed(
-    device: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = validate(compose([*TWO, "+fails=not", f"trainer.device={device}"]))
@@ -209,5 +204,5 @@ def test_a_device_for_each_rank_is_needed(
         pytest.raises(ConfigError) as raised,
     ):
         make_training(config)(trial)
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
     assert not os.path.exists(run.path)

@@ -178,6 +178,7 @@ def test_ramps_follow_no_callbacks_metric(monkeypatch: pytest.MonkeyPatch) -> No
     assert [ramp.losses for ramp in found] == [ramp.losses for ramp in plain]
 
 
+@pytest.mark.process
 def test_it_suggests_draws_and_prints_a_command_that_works(tmp_path: Path) -> None:
     done = lr_range(tmp_path, *QUICK, "optimizer=sgd")
     assert (done.returncode, done.stderr) == (0, "")

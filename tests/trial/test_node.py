@@ -13,10 +13,7 @@ from sweep import ConfigError, Samples, compose
 from sweep.config.schema import validate
 from sweep.trial.function import function_config
 
-
-@pytest.fixture(autouse=True)
-def _vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWEEP_TARGETS", "functions.*")
+pytestmark = pytest.mark.targets("functions.*")
 
 
 def given(*overrides: str) -> Any:

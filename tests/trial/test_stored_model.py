@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ import pytest
 import torch
 import trained as models
 from numpy.testing import assert_allclose, assert_array_equal
+from refusals import refusal
 from trained import allow, held_out, own, passengers, table, text, trained
 
-from sweep import ConfigError, load_model
+from sweep import load_model
 from sweep.training import checkpoint
 from sweep.trial.predictor import Predictor
 from sweep.trial.prepare import load_data
@@ -22,13 +22,6 @@ from sweep.utils.files import to_yaml
 
 RNG = np.random.default_rng(0)
 NO_ARGUMENTS = ("~model.widths", "~model.activation", "~model.dropout")
-
-
-def refusal(call: Callable[[], object]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 # What a predictor returns, of test samples in their own units, against the metrics that training measured

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -330,7 +331,9 @@ def test_a_helper_that_dies_costs_the_picture_but_not_the_trial(tmp_path: Path) 
     assert not outcome.uploaded
 
 
-def test_a_trial_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_a_trial_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweep.tracking.upload_process.subprocess", subprocess)  # a child of this process
+
     def children() -> set[str]:
         return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from conftest import RecordingTrial, make_loop
 from packs import (
     CYCLIC,
@@ -30,15 +28,7 @@ from torch import nn
 from sweep.training import checkpoint
 from sweep.training.packed.member import PackMember
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    """Torch keeps some of an optimizer's state in the default type."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
 
 def groups(**values: str) -> str:

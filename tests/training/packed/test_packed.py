@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,6 @@ RULES = {
     "nadam": ("optimizer=nadam", "+optimizer.decoupled_weight_decay=true", "optimizer.weight_decay=1e-2"),
     "radam": ("optimizer=radam",),
 }
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Torch keeps some of an optimizer's state in the default type."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("float64")
@@ -187,10 +179,10 @@ def test_a_trial_that_diverges_leaves_its_neighbours_as_they_are_bit_for_bit(res
         assert ended[placed[0][0]] is ended[placed[2][0]] is None
         return [observed for _, observed in placed], ended[placed[1][0]]
 
-    calm, ending = trained("0.01")
-    assert ending is None
-    wild, ending = trained("1e30")
-    assert isinstance(ending, Diverged)
+    calm, error = trained("0.01")
+    assert error is None
+    wild, error = trained("1e30")
+    assert isinstance(error, Diverged)
     for i in (0, 2):
         assert (wild[i].points, wild[i].epochs) == (calm[i].points, calm[i].epochs)
     assert wild[1].epochs == {}
@@ -205,10 +197,10 @@ def test_a_trial_diverges_as_it_does_alone(lr: str, batch_size: int) -> None:
     fits = [make_loop(*common, "optimizer.lr=0.01"), make_loop(*common, f"optimizer.lr={lr}")]
     (good, _), (bad, observed) = [member_of(fit) for fit in fits]
     ended = together(pack_of(fits[0]), [good, bad])
-    ending = ended[bad]
+    error = ended[bad]
     assert ended[good] is None
-    assert isinstance(ending, Diverged)
-    assert (ending.metric, ending.step, ending.lr) == (caught.value.metric, caught.value.step, caught.value.lr)
+    assert isinstance(error, Diverged)
+    assert (error.metric, error.step, error.lr) == (caught.value.metric, caught.value.step, caught.value.lr)
     assert list(observed.points) == list(expected.points)
     for step, (loss, _) in expected.points.items():
         assert observed.points[step][0] == pytest.approx(loss, rel=1e-4)

@@ -1,6 +1,6 @@
 """sweep/training/packed/rules.py: a stacked update is torch's own, trial by trial."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from sweep.testing import check_packed_rule
 from sweep.training.packed.rule import Rule
 from sweep.training.packed.rules import rule_of
 from sweep.utils.errors import TrainingFailed
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 N_UPDATES = 12
 
@@ -68,14 +70,6 @@ KINDS = {
     ),
     "radam": Kind(RAdam, ("decoupled_weight_decay",), numbers={"betas": BETAS, "eps": EPS}, scheduled="betas"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    """Torch keeps some of an optimizer's state in the default type."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @st.composite
