@@ -51,6 +51,14 @@ class Notebook:
         return reply["content"], shown
 
 
+def close_event_loop() -> None:
+    """Close the loop that Jupyter keeps for each thread; one that runs belongs to somebody else (a browser's tests)."""
+    loop = ensure_event_loop()
+    if not loop.is_running():
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
 @pytest.fixture
 def notebook(tmp_path: Path) -> Iterator[Notebook]:
     manager, client = start_new_kernel(startup_timeout=PATIENCE_S, cwd=str(tmp_path))
@@ -59,8 +67,7 @@ def notebook(tmp_path: Path) -> Iterator[Notebook]:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-        ensure_event_loop().close()  # Jupyter keeps one for each thread
-        asyncio.set_event_loop(None)
+        close_event_loop()
 
 
 def test_a_study_is_shown_interrupted_and_resumed(notebook: Notebook, tmp_path: Path) -> None:
@@ -70,7 +77,7 @@ def test_a_study_is_shown_interrupted_and_resumed(notebook: Notebook, tmp_path: 
     def interrupt() -> None:
         wait_until(lambda: begun.exists() and '"metrics"' in begun.read_text())
         notebook.manager.interrupt_kernel()
-        ensure_event_loop().close()
+        close_event_loop()
 
     thread = threading.Thread(target=interrupt)
     thread.start()
