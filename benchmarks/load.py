@@ -31,7 +31,7 @@ from sweep.execution.plan import WorkerPlan
 from sweep.execution.queues import open_queue
 from sweep.execution.session import WorkerSession
 from sweep.storage.quiet import quiet_optuna
-from sweep.study.runner import StudyRunner
+from sweep.study.prepared import PreparedStudy
 from sweep.study.spec import make_spec
 from sweep.utils.errors import Pruned
 from sweep.utils.signals import StopRequest
@@ -160,9 +160,8 @@ def planned(folder: Path, url: str, name: str, pruner: str) -> WorkerPlan:
     given = ["experiment=debug", "tracking=off", f"output_dir={folder}", "trainer.epochs=60"]
     settings = {"n_trials": _N_TRIALS, "storage": url, "study_name": name, "sampler": "random", "pruner": pruner}
     with _hydra("config", given, None, None, {**settings, "max_failure_rate": 1.0}) as (root, arguments):
-        runner = StudyRunner(make_spec(root, arguments))
-        plan = runner.check()
-    runner._entry.open(plan.uid)[0]._storage.engine.dispose()  # type: ignore[attr-defined]
+        study, plan = PreparedStudy(make_spec(root, arguments)).open()
+    study._storage.engine.dispose()  # type: ignore[attr-defined]
     return plan
 
 

@@ -29,6 +29,7 @@ from sweep.search.ranges import Range, sweep_override
 from sweep.search.settings import spelled_settings
 from sweep.storage.quiet import quiet_optuna
 from sweep.study.handle import StudyHandle
+from sweep.study.prepared import PreparedStudy
 from sweep.study.progress import Output
 from sweep.study.reading import read_study, trusted_storage
 from sweep.study.resuming import recorded_call
@@ -138,22 +139,22 @@ def run_study(
     def resume(**more: Any) -> Any:
         """Make the same call, with other settings. The name stays, whatever they are."""
         options: dict[str, Any] = {"train": train, "space": space, "config_dir": config_dir, "show": show}
-        return run_study(base, search, **{**options, "study_name": runner.name, **settings, **more})
+        return run_study(base, search, **{**options, "study_name": prepared.name, **settings, **more})
 
     def result() -> StudyResult:
         with quiet_optuna():
-            study = runner.run()
+            study = StudyRunner(prepared, _output(show)).run()
             assert study is not None
-            return StudyResult.of(study, runner.folder, resume)
+            return StudyResult.of(study, prepared.folder, resume)
 
     if train is None and space is not None:
         raise ConfigError("space", "is for a training function; give it as train=, or call it search")
     given = _overrides(base) if train is None else _with_function(train, _overrides(base))
     with _hydra("config", given, search, config_dir, settings, space) as (root, arguments):
-        runner = StudyRunner(make_spec(replace(root, function=train), arguments), _output(show))
-        if not runner.space.bounds_are_auto:
-            runner.check()
-    return result() if wait else StudyHandle(runner, result)
+        prepared = PreparedStudy(make_spec(replace(root, function=train), arguments))
+        if not prepared.space.bounds_are_auto:
+            prepared.check()
+    return result() if wait else StudyHandle(prepared, result)
 
 
 def load_study(study: str | Path, *, output_dir: str | Path = "outputs", storage: str | None = None) -> StudyResult:

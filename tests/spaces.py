@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
 from sweep.search.composer import Starts
+from sweep.search.making import make_space
 from sweep.search.samplers import draw, make_sampler
-from sweep.search.space import Space, make_space
+from sweep.search.space import Space
 
 
 @contextmanager

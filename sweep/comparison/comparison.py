@@ -18,6 +18,7 @@ from sweep.execution.objective import check_objectives
 from sweep.search.ranges import range_text
 from sweep.search.settings import direction_of_function, directions_of
 from sweep.search.space import Space
+from sweep.study.prepared import PreparedStudy
 from sweep.study.progress import Output
 from sweep.study.results import composed_overrides
 from sweep.study.runner import StudyRunner
@@ -126,8 +127,7 @@ class Comparison:
         """
         self._upload_processes: dict[Path, UploadProcess] = {}
         self._says = says
-        output = Output.FAILURES if says else Output.NOTHING
-        self._plan = make_plan(root, arguments, output, self._upload_process)
+        self._plan = make_plan(root, arguments)
 
     def run(self) -> ComparisonResult | None:
         """Run the studies that the comparison still lacks, judge the runs, and write the report.
@@ -150,7 +150,7 @@ class Comparison:
         self._announce(dict.fromkeys(line for _, _, tuning in tunings for line in tuning.adjustments()))
         if plan.settings.dry_run:
             for _, _, tuning in tunings:
-                tuning.run()
+                self._run(tuning)
             return None
         try:
             entries = self._worked(tunings)
@@ -178,7 +178,10 @@ class Comparison:
         if self._says:
             say(line, flush=True)
 
-    def _worked(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> list[Entry]:
+    def _run(self, study: PreparedStudy) -> None:
+        StudyRunner(study, Output.FAILURES if self._says else Output.NOTHING, self._upload_process).run()
+
+    def _worked(self, tunings: Sequence[tuple[Contender, str, PreparedStudy]]) -> list[Entry]:
         """Run the studies, all tuning first, and return their entries."""
         entries = [self._tuned(*tuning) for tuning in tunings]
         for entry, (_, _, tuning) in zip(entries, tunings, strict=True):
@@ -192,7 +195,7 @@ class Comparison:
             self._upload_processes[output_dir] = UploadProcess(output_dir)
         return self._upload_processes[output_dir]
 
-    def _checked(self) -> Iterator[tuple[Contender, str, StudyRunner]]:
+    def _checked(self) -> Iterator[tuple[Contender, str, PreparedStudy]]:
         """Yield the tuning of each contender on each task, after checking it. Raise ConfigError for a problem."""
         plan = self._plan
         for task in plan.field.tasks:
@@ -205,7 +208,7 @@ class Comparison:
                     raise ConfigError(error.key, f"{error.problem} (of the contender {of})") from error
                 yield contender, task, tuning
 
-    def _check_metric(self, tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> str:
+    def _check_metric(self, tunings: Sequence[tuple[Contender, str, PreparedStudy]]) -> str:
         """Return minimize or maximize for the compared metric. Raise ConfigError if runs do not have it."""
         metric = self._plan.compare.metric
         try:
@@ -232,7 +235,7 @@ class Comparison:
         for line in adjustments:
             self._say(line)
 
-    def _tuned(self, contender: Contender, task: str, tuning: StudyRunner) -> Entry:
+    def _tuned(self, contender: Contender, task: str, tuning: PreparedStudy) -> Entry:
         """Run a tuning, and choose a trial for each fresh seed."""
         plan = self._plan
         ranges = {key: distribution for key, (_, distribution) in tuning.space.ranges({}).items()}
@@ -255,7 +258,7 @@ class Comparison:
             entry.best = _overrides(best, tuning.space)
         return entry
 
-    def _train_chosen(self, entry: Entry, tuning: StudyRunner) -> None:
+    def _train_chosen(self, entry: Entry, tuning: PreparedStudy) -> None:
         """Train the chosen configurations on the fresh seeds, and add the runs to the entry."""
         plan = self._plan
         if entry.problem is not None:
@@ -276,7 +279,7 @@ class Comparison:
         elif not any(entry.runs):
             entry.problem = f"none of its runs is complete; see {study.folder.path}"
 
-    def _train_defaults(self, entry: Entry, tuning: StudyRunner) -> None:
+    def _train_defaults(self, entry: Entry, tuning: PreparedStudy) -> None:
         """Train the untuned defaults on the fresh seeds. If they fail, the contender still takes part."""
         plan, own = self._plan, replace(entry, problem=None)
         if entry.problem is not None:
@@ -298,7 +301,7 @@ class Comparison:
             }
             entry.untuned = [by_seed.get(seed) for seed in plan.seeds]
 
-    def _finished(self, entry: Entry, study: StudyRunner, done: str) -> list[TrialResult] | None:
+    def _finished(self, entry: Entry, study: PreparedStudy, done: str) -> list[TrialResult] | None:
         """Run the trials that a study still lacks, and return all of them.
 
         If too many fail, set the entry's problem and return None. `done` is a word for the line that is printed.
@@ -309,7 +312,7 @@ class Comparison:
         again = trials is not None
         if trials is None:
             try:
-                study.run()
+                self._run(study)
             except StudyFailed as error:
                 entry.problem = f"{error.reason} ({error.folder})"
                 self._say(f"{who}: fails, and is left out: {entry.problem}")
@@ -333,7 +336,7 @@ def _overrides(trial: TrialResult, space: Space) -> list[str]:
         return composed_overrides(trial.params, space)
 
 
-def _refuse_unlike(tunings: Sequence[tuple[Contender, str, StudyRunner]]) -> None:
+def _refuse_unlike(tunings: Sequence[tuple[Contender, str, PreparedStudy]]) -> None:
     """Raise ConfigError if contenders on the same task differ in their data, their split or their number of epochs."""
     first: dict[str, tuple[Contender, dict[str, Any]]] = {}
     for contender, task, tuning in tunings:

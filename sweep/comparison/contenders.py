@@ -8,8 +8,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Glob, Override
 
 from sweep.config.overrides import key_of, sets
+from sweep.search.making import read_command_line
 from sweep.search.ranges import distribution_of, options_of, parse_override
-from sweep.search.space import read_command_line
 from sweep.utils.errors import ConfigError
 
 TASK = "data"  # the options of this group are tasks, not contenders

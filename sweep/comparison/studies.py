@@ -1,7 +1,7 @@
 """The studies of a comparison. Each is an ordinary study with its own name, so it resumes like any other."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,8 @@ from sweep.search.settings import (
 )
 from sweep.search.space import Space
 from sweep.study.identity import USUAL_SAMPLER, checked_name, study_name
-from sweep.study.progress import Output
-from sweep.study.runner import StudyRunner
+from sweep.study.prepared import PreparedStudy
 from sweep.study.spec import HydraRoot, make_spec
-from sweep.tracking.upload_process import UploadProcess
 from sweep.trial.prepare import BATCH_SIZE
 from sweep.utils.errors import ConfigError, one_line, require
 from sweep.utils.files import to_yaml
@@ -65,8 +63,6 @@ class Plan:
         seed: the seed of that configuration.
         name: the comparison's name.
         command: the command that resumes the comparison.
-        output: how much each study prints.
-        upload_process: returns the upload process of an `output_dir`, which all studies share.
     """
 
     root: HydraRoot
@@ -77,8 +73,6 @@ class Plan:
     seed: int
     name: str
     command: str
-    output: Output
-    upload_process: Callable[[Path], UploadProcess]
 
     @property
     def n_tunings(self) -> int:
@@ -113,19 +107,12 @@ def refuse_foreign_files(plan: Plan) -> None:
     refuse_existing("compare.name", folder, files)
 
 
-def make_plan(
-    root: HydraRoot,
-    arguments: Sequence[str],
-    output: Output,
-    upload_process: Callable[[Path], UploadProcess],
-) -> Plan:
+def make_plan(root: HydraRoot, arguments: Sequence[str]) -> Plan:
     """Make the plan of a comparison.
 
     Args:
         root: the source of the comparison's own config.
         arguments: overrides of a trial's keys, as on the command line.
-        output: how much each study prints.
-        upload_process: returns the upload process of an `output_dir`.
 
     Raises:
         ConfigError: the comparison would be unfair, or its config cannot be used.
@@ -156,7 +143,7 @@ def make_plan(
     again = (
         command("sweep.compare", *words) if application is None else program("python", application.script, "-m", *words)
     )
-    return Plan(root_of_studies, settings, field, config, compare, seed, name, again, output, upload_process)
+    return Plan(root_of_studies, settings, field, config, compare, seed, name, again)
 
 
 def _compare(master: DictConfig) -> Compare:
@@ -232,7 +219,7 @@ def _refuse(settings: StudySettings, config: Config, compare: Compare, seed: int
             raise ConfigError(f"hydra.sweeper.{key}", f"would favour one tuning of many; {message}")
 
 
-def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
+def tuning(plan: Plan, contender: Contender, task: str) -> PreparedStudy:
     """Return the study that tunes a contender.
 
     Its trial i belongs to tuning i modulo `n_tunings`. So if the budget grows, each tuning keeps its trials and gets
@@ -250,7 +237,7 @@ def tuning(plan: Plan, contender: Contender, task: str) -> StudyRunner:
 
 def fresh(
     plan: Plan, contender: Contender, task: str, chosen: Sequence[tuple[int, Values]], space: Space
-) -> StudyRunner:
+) -> PreparedStudy:
     """Return the study that trains the chosen configurations on the fresh seeds.
 
     Args:
@@ -269,7 +256,7 @@ def fresh(
     return _study(plan, contender, task, f"chosen-{digest}", changes, ranges=ranges)
 
 
-def untuned(plan: Plan, contender: Contender, task: str, like: StudyRunner) -> StudyRunner:
+def untuned(plan: Plan, contender: Contender, task: str, like: PreparedStudy) -> PreparedStudy:
     """Return the study that trains the contender's untuned defaults on the fresh seeds.
 
     `like` is the contender's tuning. The keys that it searches are fixed to their defaults.
@@ -296,7 +283,7 @@ def _study(
     changes: Mapping[str, Any],
     values: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
-) -> StudyRunner:
+) -> PreparedStudy:
     """Return a study of the comparison.
 
     Args:
@@ -318,7 +305,7 @@ def _study(
         options=_options(contender, task),
         values=values,
     )
-    return StudyRunner(spec, plan.output, plan.upload_process)
+    return PreparedStudy(spec)
 
 
 def _options(contender: Contender, task: str) -> dict[str, str]:

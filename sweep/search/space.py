@@ -10,16 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, Node, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from sweep.config.hydra_errors import config_error
-from sweep.config.overrides import key_of, sets, value_of
+from sweep.config.overrides import key_of, value_of
 from sweep.config.schema import Config, has_function, is_auto, is_own_key, validate
 from sweep.search.batches import TrainingSplits, cut, cut_text, depends_on, largest
 from sweep.search.composer import Composer, Starts
 from sweep.search.custom import KEY, SuggestingTrial, extend
+from sweep.search.entries import entries_of, flat, node_of
 from sweep.search.ranges import (
     alike,
     contains,
@@ -28,21 +27,14 @@ from sweep.search.ranges import (
     grid_of,
     n_values,
     on_step,
-    options_of,
     parse_override,
     range_text,
 )
-from sweep.search.settings import implied_direction, implied_monitor
 from sweep.search.when import in_order, meets
-from sweep.trial.application import Application
 from sweep.trial.prepare import BATCH_SIZE
-from sweep.utils.errors import ConfigError, one_line, require
+from sweep.utils.errors import ConfigError
 
 _MOST_DRAWS = 1000  # attempts to meet the conditions
-_NOT_A_TRIALS = re.compile(
-    r"(search|where|when|lr_search|lr_range|tracking|compare|hydra)(/|\.|$)|(output_dir|experiment_name|resume|from_study|bounds)$"
-)
-_HYDRAS = re.compile(r"(search|where|when|hydra)(/|\.|$)")  # of the keys of another application
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -199,7 +191,7 @@ class Space:
             config = self.composer.validated(configuration.groups, configuration.values)
             if config.trainer.batch_size > self.splits.size(config):
                 return BATCH_SIZE
-        if not _node(self.composer.base(configuration.groups).config, "where"):
+        if not node_of(self.composer.base(configuration.groups).config, "where"):
             return None
         config = self.composer.readable(configuration.groups, configuration.values)
         for name, condition in config["where"].items():
@@ -212,7 +204,7 @@ class Space:
         if key not in self.conditions(groups):
             return True
         config = self.composer.readable(groups, values)
-        return meets(f"when.{key}", _flat(config["when"])[key], config)
+        return meets(f"when.{key}", flat(config["when"])[key], config)
 
     def defaults(self, groups: Mapping[str, str]) -> dict[str, Any]:
         """Return the composed config's value of each searched parameter, by Optuna's names, if it is in its range."""
@@ -363,14 +355,14 @@ class Space:
     def _read_conditions(self, groups: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
         """Return the condition of `when` of each key in `found` that has one. Raises ConfigError."""
         base, conditions = self.composer.base(groups), {}
-        for key, text in _entries_of(base.config, "when").items():
+        for key, text in entries_of(base.config, "when").items():
             if text is None or key in self.fixed or (base.has(key) and self._is_fixed(key, base.config)):
                 continue
             if self.composer.loader.get_group_options(key):
                 raise ConfigError(f"when.{key}", "is a group; a condition is for a key that has a range of values")
             if key in found:
                 conditions[key] = str(text)
-            elif key not in _entries_of(base.config, "search"):  # else the data have left nothing of its range
+            elif key not in entries_of(base.config, "search"):  # else the data have left nothing of its range
                 self._conditional[key] = None
         return conditions
 
@@ -379,7 +371,7 @@ class Space:
         base = self.composer.base(groups)
         config = base.config
         search = {
-            k: text for k, text in _entries_of(config, "search").items() if text is not None and not self._is_group(k)
+            k: text for k, text in entries_of(config, "search").items() if text is not None and not self._is_group(k)
         }
         found, is_application = {}, self.composer.application is not None
         may_lack = is_application or has_function(config)
@@ -450,139 +442,6 @@ class Space:
         text = node._value() if isinstance(node, Node) else None  # not resolved
         reference = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
         return reference is not None and reference[1] in self.fixed
-
-
-def read_command_line(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """Divide overrides into sweeps, and the others as they were given. Raises ConfigError if one cannot be parsed."""
-    parsed = [parse_override(argument, key_of(argument)) for argument in arguments]
-    sweeps = [o for o in parsed if o.is_sweep_override()]
-    return sweeps, [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-
-
-def make_space(
-    loader: Any,
-    master: DictConfig,
-    arguments: Sequence[str],
-    ranges: Mapping[str, BaseDistribution] | None = None,
-    objective: Sequence[str] = ("val/loss",),
-    n_folds: int = 1,
-    direction: Sequence[str] = ("minimize",),
-    application: Application | None = None,
-    function: Callable[..., Any] | None = None,
-) -> Space:
-    """Make the search space of a study.
-
-    Args:
-        loader: Hydra's config loader.
-        master: the sweep's own config.
-        arguments: overrides, as on the command line.
-        ranges: further ranges by config key, for keys that the overrides do not set.
-        objective: of the study.
-        n_folds: on how many folds it trains each configuration.
-        direction: of each objective.
-        application: another Hydra application that is searched; None for sweep's own.
-        function: the training function, if a program gives it as an object.
-
-    Raises:
-        ConfigError: an override cannot be parsed, or its key cannot be searched.
-    """
-    sweeps, plain = read_command_line(arguments)
-    own = _HYDRAS if application else _NOT_A_TRIALS
-    if application is None:
-        plain = [o for o in plain if not sets(o, "bounds")]  # for the study, not for a trial
-    groups, swept = _swept(loader, sweeps, own)
-    groups |= _groups_of_config(loader, master, {*map(key_of, arguments), *(ranges or ())})
-    for key in ranges or ():
-        _refuse_unsearchable(key, own)
-    prefixes = {o.key_or_group: o.get_key_element().partition(o.key_or_group)[0] for o in sweeps}
-    monitor, better = implied_monitor(objective), implied_direction(objective, direction)
-    composer = Composer(
-        loader,
-        master,
-        plain,
-        prefixes,
-        monitor=monitor,
-        direction=better,
-        application=application,
-        function=function,
-    )
-    splits = TrainingSplits(n_folds)
-    return Space(composer, groups, {**swept, **(ranges or {})}, frozenset(map(key_of, plain)), splits)
-
-
-def _node(config: DictConfig, name: str) -> dict[str, Any]:
-    """Return one of the nodes `search`, `where` and `when`; empty if another application has something else there.
-
-    Only `search` is resolved: conditions may refer to values that are searched.
-    """
-    node = config.get(name)
-    plain = OmegaConf.to_container(node, resolve=name == "search") if OmegaConf.is_dict(node) else {}
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return entries by full key. `+search.gan.lr=...` on a command line makes a node of its own for each dot."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        is_node = isinstance(value, dict | DictConfig)
-        found |= _flat(value, f"{prefix}{key}.") if is_node else {f"{prefix}{key}": value}
-    return found
-
-
-def _entries_of(config: DictConfig, name: str) -> dict[str, Any]:
-    """Return the node `search` or `when`, by full key or group. Raise ConfigError if it cannot be read."""
-    try:
-        return _flat(_node(config, name))
-    except Exception as error:
-        raise config_error(error, ()) or ConfigError(name, one_line(error)) from error
-
-
-def _groups_of_config(loader: Any, master: DictConfig, given: Collection[str]) -> dict[str, CategoricalDistribution]:
-    """Return the options of each group that the config itself searches, as in `search: {optimizer: sgd,adam}`.
-
-    Those that the command line gives are left out.
-    """
-    found = {}
-    for key, text in _entries_of(master, "search").items():
-        if text is not None and key not in given and (options := loader.get_group_options(key)):
-            name = f"search.{key}"
-            found[key] = _options_in(name, options, parse_override(f"{key}={text}", name))
-    return found
-
-
-def _options_in(name: str, options: Sequence[str], override: Override) -> CategoricalDistribution:
-    """Return the options of a group that an override sweeps over. Raise ConfigError for `name` if it does not."""
-    if isinstance(value := override.value(), Glob):
-        matching = value.filter([*options])
-        require(bool(matching), name, f"has no option that matches; choose one of: {', '.join(options)}")
-        return CategoricalDistribution(matching)
-    return options_of(override.key_or_group, distribution_of(name, override))
-
-
-def _swept(
-    loader: Any, sweeps: Sequence[Override], not_a_trials: re.Pattern[str]
-) -> tuple[dict[str, CategoricalDistribution], dict[str, BaseDistribution]]:
-    """Return the options of each swept group, and the range of each swept key. Raises ConfigError."""
-    groups: dict[str, CategoricalDistribution] = {}
-    ranges: dict[str, BaseDistribution] = {}
-    for override in sweeps:
-        key = override.key_or_group
-        if override.package is not None:
-            raise ConfigError(key, f"cannot be searched with a package, @{override.package}; leave the package out")
-        if override.is_value_path:
-            raise ConfigError(key, "cannot be searched by itself; search the whole list, as in key=[1,2],[3,4]")
-        _refuse_unsearchable(key, not_a_trials)
-        if options := loader.get_group_options(key):
-            groups[key] = _options_in(key, options, override)
-        else:
-            ranges[key] = distribution_of(key, override)
-    return groups, ranges
-
-
-def _refuse_unsearchable(key: str, not_a_trials: re.Pattern[str]) -> None:
-    if not_a_trials.match(key):
-        raise ConfigError(key, "is not a setting of a trial, so it cannot be searched; give it one value")
 
 
 def _name(key: str, options: Sequence[str]) -> str:

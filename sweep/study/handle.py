@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from sweep.storage.quiet import quiet_optuna
+from sweep.study.prepared import PreparedStudy
 from sweep.study.reading import NoStudy, read_study
-from sweep.study.runner import StudyRunner
 from sweep.study.study_result import StudyResult
 from sweep.utils import html
 
@@ -27,12 +27,12 @@ class StudyHandle:
         folder: the study's folder.
     """
 
-    def __init__(self, runner: StudyRunner, result: Callable[[], StudyResult]) -> None:
+    def __init__(self, prepared: PreparedStudy, result: Callable[[], StudyResult]) -> None:
         """Start the study. `result` runs it, and returns it as it is then."""
-        self.name, self.folder = runner.name, runner.folder.path
-        self._runner, self._result = runner, result
+        self.name, self.folder = prepared.name, prepared.folder.path
+        self._prepared, self._result = prepared, result
         self._future: Future[StudyResult] = Future()
-        threading.Thread(target=self._run, name=f"study {runner.name}").start()
+        threading.Thread(target=self._run, name=f"study {prepared.name}").start()
 
     def done(self) -> bool:
         """Return True if the study has ended, for whatever reason."""
@@ -54,13 +54,13 @@ class StudyHandle:
     def study(self) -> StudyResult:
         """Return the study as it is now. Raise ConfigError if it has not begun yet."""
         with quiet_optuna():
-            folder = self._runner.folder
-            return StudyResult.of(read_study(folder, self._runner.spec.settings.storage), folder)
+            folder = self._prepared.folder
+            return StudyResult.of(read_study(folder, self._prepared.spec.settings.storage), folder)
 
     def stop(self) -> None:
         """Ask the study to stop. Its trials save a checkpoint at the end of their epoch. This does not wait."""
         if not self.done():
-            self._runner.request_stop()
+            self._prepared.request_stop()
 
     def _run(self) -> None:
         try:

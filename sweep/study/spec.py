@@ -23,9 +23,10 @@ from sweep.config.overrides import hydras_own, key_of, option, sets
 from sweep.config.schema import checked_output_dir, is_own_key
 from sweep.execution.worker import Worker
 from sweep.search.composer import override
+from sweep.search.making import make_space
 from sweep.search.ranges import spelled_range
 from sweep.search.settings import StudySettings, is_application, params_of, settings_of, spelled_settings
-from sweep.search.space import Space, make_space
+from sweep.search.space import Space
 from sweep.study.resources import check_machine, launcher_overrides
 from sweep.trial.application import Application
 from sweep.utils.paths import absolute

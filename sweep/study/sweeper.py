@@ -81,13 +81,14 @@ class StudySweeper(Sweeper):
         assert self.config is not None
         settings_of(self.config)  # check the settings before Optuna is loaded
         from sweep.storage.quiet import quiet_optuna
+        from sweep.study.prepared import PreparedStudy
         from sweep.study.results import best_value, write_stock_results
         from sweep.study.runner import StudyRunner
         from sweep.study.spec import make_root, make_spec
 
         with quiet_optuna():
             spec = make_spec(make_root(self.hydra_context, self.config, task=task), arguments)
-            study = StudyRunner(spec).run()
+            study = StudyRunner(PreparedStudy(spec)).run()
             if study is None:
                 return None
             if task is not None:

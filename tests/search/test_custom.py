@@ -13,9 +13,10 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_override
 from optuna.distributions import FloatDistribution
 
 from sweep.config.schema import register_schema
+from sweep.search.making import make_space
 from sweep.search.samplers import draw, make_sampler
 from sweep.search.settings import RANDOM_SAMPLER
-from sweep.search.space import Space, make_space
+from sweep.search.space import Space
 from sweep.trial.application import Application
 from sweep.utils.errors import ConfigError
 

@@ -13,8 +13,9 @@ from spaces import hydra_of_its_own, master_of
 from sweep.execution.attempts import trials_of
 from sweep.execution.plan import WorkerPlan
 from sweep.search import build
+from sweep.search.making import make_space
 from sweep.search.settings import NO_PRUNER, StudySettings, settings_of
-from sweep.search.space import Space, make_space
+from sweep.search.space import Space
 from sweep.tracking.folders import StudyFolder
 
 EPOCHS, N_TRIALS, SEEDS = 12, 40, (0, 1, 2)

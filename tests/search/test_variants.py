@@ -14,7 +14,8 @@ from spaces import master_of
 from sweep.config.options import CONF_DIR
 from sweep.config.output_folders import register
 from sweep.search.composer import Composer
-from sweep.search.space import Space, make_space
+from sweep.search.making import make_space
+from sweep.search.space import Space
 from sweep.utils.errors import ConfigError
 
 PLAIN = "_target_: sweep.models.MLP\nwidths: [{n}]\ndropout: 0.0\nactivation: ${{trainer.loss}}\n"

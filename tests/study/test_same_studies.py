@@ -16,8 +16,7 @@ from sweep.comparison import studies
 from sweep.config.composition import load_multirun, own_hydra
 from sweep.config.output_folders import register
 from sweep.study.identity import differences, identity
-from sweep.study.progress import Output
-from sweep.study.runner import StudyRunner
+from sweep.study.prepared import PreparedStudy
 from sweep.study.spec import HydraRoot, make_root, make_spec
 
 pytestmark = pytest.mark.slow  # MLflow, or many compositions
@@ -49,7 +48,7 @@ def assert_same(found: dict[str, Any], stored: dict[str, Any]) -> None:
     assert stored["identity"].keys() <= found["identity"].keys()
 
 
-def facts(study: StudyRunner) -> dict[str, Any]:
+def facts(study: PreparedStudy) -> dict[str, Any]:
     """As they are stored: through JSON."""
     spec = study.spec
     found = {"name": study.name, "identity": identity(spec.settings, spec.space), "command": spec.command}
@@ -58,16 +57,14 @@ def facts(study: StudyRunner) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stored", REFERENCE["studies"], ids=lambda stored: stored["name"])
 def test_a_study_is_the_one_that_it_was(stored: dict[str, Any], context: HydraContext) -> None:
-    study = StudyRunner(make_spec(root_of(context, "config", stored), stored["arguments"]))
+    study = PreparedStudy(make_spec(root_of(context, "config", stored), stored["arguments"]))
     assert_same(facts(study), stored)
 
 
 @pytest.mark.parametrize("stored", REFERENCE["comparisons"], ids=lambda stored: stored["name"])
 def test_the_studies_of_a_comparison_are_those_that_they_were(stored: dict[str, Any], context: HydraContext) -> None:
     """Its tunings, what was chosen on fresh seeds, and the defaults."""
-    plan = studies.make_plan(
-        root_of(context, "compare", stored), stored["arguments"], Output.NOTHING, lambda folder: pytest.fail("it began")
-    )
+    plan = studies.make_plan(root_of(context, "compare", stored), stored["arguments"])
     assert (plan.name, plan.command) == (stored["name"], stored["command"])
     found = []
     for task in plan.field.tasks:
