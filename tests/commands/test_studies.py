@@ -259,12 +259,18 @@ def test_a_removal_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     study = Study(tmp_path, "s")
     study.folder.run.config.write_text("tracking: {mlflow: false}\n")
     study.whole_trial(0)
-    for answer, status in (("", 1), ("n\n", 1), ("y\n", 0)):
+    command = ["remove", "s", "--output-dir", str(tmp_path)]
+    for answer in ("", "n\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        assert studies.main(command) == 1
         assert study.folder.path.exists()
-        assert studies.main(["remove", "s", "--output-dir", str(tmp_path)]) == status
+        assert "This removes study s: " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert studies.main([*command, "--json"]) == 0
     assert not study.folder.path.exists()
-    assert "This removes study s: " in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "This removes study s: " in printed.err, "so that a program can read the JSON alone"
+    assert json.loads(printed.out)["kept"] == []
 
 
 def test_a_storage_with_other_studies_keeps_them(tmp_path: Path) -> None:
