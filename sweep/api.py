@@ -352,9 +352,9 @@ def _hydra(
         ConfigError: the arguments contradict each other, or their config cannot be composed.
     """
     overrides = [*searchpath_of(config_dir), *_overrides(base)]
-    for name_of, ranges in (("search", search), ("space", added)):
+    for argument, ranges in (("contenders" if name == "compare" else "search", search), ("space", added)):
         is_mapping = isinstance(ranges or {}, Mapping) and all(isinstance(key, str) for key in ranges or ())
-        require(is_mapping, name_of, f"must map config keys to ranges, such as {{'lr': [0.1, 0.2]}}, got {ranges!r}")
+        require(is_mapping, argument, f"must map config keys to ranges, such as {{'lr': [0.1, 0.2]}}, got {ranges!r}")
     given = set(map(key_of, overrides))
     searched = [*map(key_of, (*(search or ()), *(added or ())))]
     for key in searched:

@@ -307,6 +307,7 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         ([], {"optimizer.lr": []}, {}, "optimizer.lr: must be a text in Hydra's sweep grammar, a list or a distr"),
         (["optimizer.lr=0.1"], {"optimizer.lr": [0.1, 1.0]}, {}, "optimizer.lr: is both set and searched"),
         ([], {"tracking.uri": ["a", "b"]}, {}, "tracking.uri: is not a setting of a trial"),
+        (["+search.seed=range(1,9)"], {}, {}, "search.seed: has a range as a text; quote it, as in 'search.seed=\"int"),
         ([], {}, {"n_trials": 0}, "hydra.sweeper.n_trials: must be >= 1"),
         ([], {}, {"n_trials": "many"}, "hydra.sweeper.n_trials: "),
         (
@@ -438,6 +439,8 @@ def test_a_comparison_that_finds_nothing_to_compare_says_where_it_is_written() -
         run_comparison(few, {"model": ["linear"]})
     with pytest.raises(ConfigError, match="compare: needs two contenders"):
         run_comparison({"model": ["linear"]})
+    with pytest.raises(ConfigError, match="contenders: must map config keys to ranges"):
+        run_comparison(few, {1: ["linear"]})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_range_test_returns_its_curve_and_what_it_suggests(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
