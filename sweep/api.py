@@ -353,6 +353,9 @@ def _hydra(
         ConfigError: the arguments contradict each other, or their config cannot be composed.
     """
     overrides = [*searchpath_of(config_dir), *_overrides(base)]
+    for argument, ranges in (("contenders" if name == "compare" else "search", search), ("space", added)):
+        is_mapping = isinstance(ranges or {}, Mapping) and all(isinstance(key, str) for key in ranges or ())
+        require(is_mapping, argument, f"must map config keys to ranges, such as {{'lr': [0.1, 0.2]}}, got {ranges!r}")
     given = set(map(key_of, overrides))
     searched = [*map(key_of, (*(search or ()), *(added or ())))]
     for key in searched:
@@ -403,6 +406,8 @@ def _overrides(base: Base) -> list[str]:
     if isinstance(base, str):
         raise ConfigError("base", f"must be a list of texts, got the text '{base}'")
     if not isinstance(base, DictConfig):
+        if isinstance(base, Mapping) or not all(isinstance(override, str) for override in base):
+            raise ConfigError("base", f"must be a list of texts, or a config of sweep.compose, got {base!r}")
         return [*base]
     config = validate(base)
     if config.overrides is None or is_edited(config, base):

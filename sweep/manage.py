@@ -43,7 +43,8 @@ def list_studies(output_dir: str | Path = "outputs") -> "pd.DataFrame":
     rows = [_row(folder, found) for folder, found in studies_in(output_dir)]
     columns = ["name", "state", "n_trials", *_WORDS, "best", "began", "folder", "problem"]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["n_trials", *_WORDS], "Int64"))
-    return table.assign(best=table.best.astype("float64"), began=pd.to_datetime(table.began, unit="s", utc=True))
+    began = pd.to_datetime(table.began, unit="s", utc=True).dt.round("ms")
+    return table.assign(best=table.best.astype("float64"), began=began)
 
 
 _WORDS = ("complete", "pruned", "failed", "running", "waiting", "stopped")

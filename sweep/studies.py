@@ -109,7 +109,8 @@ def _remove(given: argparse.Namespace) -> int:
     for path in plan.kept:
         complain(f"stays, since the study did not write it: {path}")
     if not given.yes:
-        say(f"This removes study {plan.folder.path.name}: {what}. Remove it? [y/N] ", flush=True)
+        question = f"This removes study {plan.folder.path.name}: {what}. Remove it? [y/N] "
+        say(question, err=given.json, flush=True)  # standard output has the JSON alone
         if (sys.stdin.readline() if sys.stdin else "").strip().lower() not in ("y", "yes"):
             complain("nothing is removed; answer with y, or give --yes")
             return 1

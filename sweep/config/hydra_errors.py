@@ -63,6 +63,11 @@ def foreign_config_error(error: Exception) -> ConfigError | None:
     """Return the error of another application's config, in Hydra's own words; None if Hydra did not raise it."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return ConfigError(group, _no_option(option, error.options))
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     key = str(getattr(error, "full_key", None) or key_in(str(error)) or "config")
     is_unknown = isinstance(error.__cause__ or error, ConfigAttributeError | ConfigKeyError)
     return ConfigError(key, (_of_sweeper(key) if is_unknown else "") or one_line(error).rstrip("."))

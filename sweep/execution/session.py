@@ -45,6 +45,8 @@ from sweep.utils.errors import (
 from sweep.utils.signals import StopRequest
 
 log = logging.getLogger("sweep")
+failures = logging.getLogger("sweep.failures")
+failures.addHandler(logging.NullHandler())  # else Python prints tracebacks in a program that configures no logging
 
 _LOOK_EVERY_S = 5.0  # for a trial, while there is none
 _POLL_S = 0.2  # for a request to stop
@@ -158,7 +160,7 @@ class WorkerSession:
             raise
         except Exception as error:
             if self.composer.application is None:  # its log, and what it prints, are the application's own
-                log.exception("trial %d failed", trial.number)
+                failures.exception("trial %d failed", trial.number)
             self._tell(trial, TrialState.FAIL, None, {PROBLEM: one_line(error).removesuffix(TRACEBACK_HINT)})
             if self.settings.debug:
                 raise

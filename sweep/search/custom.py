@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.trial.binding import located
+from sweep.utils.errors import ConfigError, one_line
 
 KEY = "hydra.sweeper.custom_search_space"
 
@@ -56,5 +57,12 @@ class SuggestingTrial:
 
 
 def extend(path: str, config: DictConfig, trial: SuggestingTrial) -> None:
-    """Call the function with this dotted path. Raise ConfigError if it cannot be loaded."""
-    located(KEY, path, (path,))(config, trial)
+    """Call the function with this dotted path. Raise ConfigError if it cannot be loaded, or has a mistake."""
+    try:
+        function = located(KEY, path, (path,))
+    except ConfigError as error:
+        raise ConfigError(KEY, error.problem) from error
+    try:
+        function(config, trial)
+    except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
+        raise ConfigError(KEY, f"{path}(cfg, trial) raises {type(error).__name__}: {one_line(error)}") from error

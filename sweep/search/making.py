@@ -126,4 +126,8 @@ def _swept(
 
 def _refuse_unsearchable(key: str, not_a_trials: re.Pattern[str]) -> None:
     if not_a_trials.match(key):
+        node, _, searched = key.partition(".")
+        if node == "search" and searched:
+            problem = f"has a range as a text; quote it, as in '{key}=\"interval(0, 1)\"', or search {searched} itself"
+            raise ConfigError(key, problem)
         raise ConfigError(key, "is not a setting of a trial, so it cannot be searched; give it one value")

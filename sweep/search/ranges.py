@@ -13,7 +13,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.config.hydra_errors import NO_KEY, config_error
-from sweep.config.overrides import spelled, value_of
+from sweep.config.overrides import key_of, spelled, value_of
 from sweep.storage.optuna_internals import contains_number
 from sweep.utils.errors import ConfigError, one_line, require
 
@@ -65,7 +65,8 @@ def sweep_override(key: str, value: Range) -> str:
         return f"{key}={spelled_range(value)}"
     choices = value.choices if isinstance(value, CategoricalDistribution) else value
     if not isinstance(choices, list | tuple) or not choices:
-        raise ConfigError(key, f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}")
+        message = f"must be a text in Hydra's sweep grammar, a list or a distribution, got {value!r}"
+        raise ConfigError(key_of(key), message)
     words = ",".join(map(spelled, choices))  # a comma-separated list, since `choice` does not accept null
     return f"{key}={words}" if len(choices) > 1 else f"{key}=choice({words})"
 

@@ -111,8 +111,10 @@ class StudySettings:
         for key in node.keys() - known:
             problem = f"is no setting of a study; if it is a key of the config, give it as an override: '{key}=...'"
             raise ConfigError(f"hydra.sweeper.{key}", problem)
+        enqueue = node.get("enqueue", [])
+        _require(isinstance(enqueue, list | tuple), "enqueue", f"must list {{key: value}}, got {enqueue!r}")
         try:
-            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _plain(node)))
         except OmegaConfBaseException as error:
             raise ConfigError(f"hydra.sweeper.{getattr(error, 'full_key', None) or ''}", one_line(error)) from error
         assert isinstance(settings, cls)
@@ -350,6 +352,15 @@ def _texts(name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
     _require(bool(texts) and all(isinstance(t, str) for t in texts), name, f"must be a name or a list, got {value!r}")
     return texts
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with numbers of Python's instead of those of numpy, as a table of pandas has them."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _require(holds: bool, name: str, problem: str) -> None:

@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +134,15 @@ def _text(cell: Any) -> str | None:
 
 
 def records(table: "pd.DataFrame") -> list[Mapping[str, Any]]:
-    """Return the rows as plain dicts that JSON can hold. Empty cells are null, and times are texts."""
-    text = table.to_json(orient="records", date_format="iso", double_precision=15)
-    assert text is not None
-    return json.loads(text)
+    """Return the rows as plain dicts that JSON can hold, with all digits. Empty cells are null, and times are texts."""
+    return [{str(name): _for_json(cell) for name, cell in row.items()} for row in table.to_dict("records")]
+
+
+def _for_json(cell: Any) -> Any:
+    if isinstance(cell, list | tuple):
+        return [_for_json(part) for part in cell]
+    if isinstance(cell, dict):
+        return {key: _for_json(part) for key, part in cell.items()}
+    if cell is None or cell != cell or cell in (math.inf, -math.inf):
+        return None
+    return cell.isoformat(timespec="milliseconds").replace("+00:00", "Z") if isinstance(cell, datetime) else cell

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -143,7 +144,9 @@ def test_a_study_that_is_read_is_a_copy(tmp_path: Path) -> None:
 
 
 def test_a_study_is_a_table_and_its_best_trial_has_what_it_left() -> None:
-    study = run_study([*SMALL, "optimizer=sgd,adam"], n_trials=3, study_name="s", **FEW)
+    tried = {"scheduler.max_lr": np.float64(0.02)}  # as a table of pandas has numbers
+    study = run_study([*SMALL, "optimizer=sgd,adam"], n_trials=np.int64(3), enqueue=[tried], study_name="s", **FEW)
+    assert study.results[1].params["scheduler.max_lr"] == 0.02
     table = study.trials()
     assert table.number.tolist() == [0, 1, 2]
     assert table.state.tolist() == ["complete"] * 3
@@ -294,6 +297,8 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
     ("base", "search", "settings", "message"),
     [
         ("optimizer=adam", {}, {}, "base: must be a list of texts"),
+        (["optimizer=adam", 3], {}, {}, "base: must be a list of texts, or a config of sweep.compose, got ["),
+        ({"optimizer": "adam"}, {}, {}, "base: must be a list of texts, or a config of sweep.compose, got {"),
         (["optimizer=bogus"], {}, {}, "optimizer: no option 'bogus'"),
         (["trainer.epochs=0"], {}, {}, "trainer.epochs: must be >= 1"),
         ([], {"optimizer": ["sgd", "bogus"]}, {}, "optimizer: no option 'bogus'"),
@@ -302,6 +307,7 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         ([], {"optimizer.lr": []}, {}, "optimizer.lr: must be a text in Hydra's sweep grammar, a list or a distr"),
         (["optimizer.lr=0.1"], {"optimizer.lr": [0.1, 1.0]}, {}, "optimizer.lr: is both set and searched"),
         ([], {"tracking.uri": ["a", "b"]}, {}, "tracking.uri: is not a setting of a trial"),
+        (["+search.seed=range(1,9)"], {}, {}, "search.seed: has a range as a text; quote it, as in 'search.seed=\"int"),
         ([], {}, {"n_trials": 0}, "hydra.sweeper.n_trials: must be >= 1"),
         ([], {}, {"n_trials": "many"}, "hydra.sweeper.n_trials: "),
         (
@@ -319,6 +325,10 @@ def test_ctrl_c_stops_a_study_after_its_checkpoint_and_the_same_call_goes_on(tmp
         (["bounds=wide"], {}, {}, "bounds: 'wide' is unknown"),
         ([], {}, {"params": {"x": "1,2"}}, "hydra.sweeper.params: is for a command line; give these ranges as search="),
         ([], {}, {"params.x": "1,2"}, "hydra.sweeper.params: is for a command line; give these ranges as search="),
+        ([], {1: [2, 3]}, {}, "search: must map config keys to ranges, such as {'lr': [0.1, 0.2]}, got {1: [2, 3]}"),
+        ([], {}, {"train": print, "space": ["x"]}, "space: must map config keys to ranges, such as {'lr': [0.1, "),
+        ([], {}, {"train": print, "space": {"x": []}}, "x: must be a text in Hydra's sweep grammar, a list or a"),
+        ([], {}, {"enqueue": {"optimizer.lr": 0.1}}, "hydra.sweeper.enqueue: must list {key: value}, got {'optimizer"),
         ([], {"x": [1]}, {"train": print, "space": {"x": [1, 2]}}, "x: is searched twice; name it once, in search="),
     ],
     ids=str,
@@ -429,6 +439,8 @@ def test_a_comparison_that_finds_nothing_to_compare_says_where_it_is_written() -
         run_comparison(few, {"model": ["linear"]})
     with pytest.raises(ConfigError, match="compare: needs two contenders"):
         run_comparison({"model": ["linear"]})
+    with pytest.raises(ConfigError, match="contenders: must map config keys to ranges"):
+        run_comparison(few, {1: ["linear"]})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_range_test_returns_its_curve_and_what_it_suggests(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

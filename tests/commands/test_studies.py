@@ -127,7 +127,9 @@ def test_trials_are_exported_as_they_are(
     read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}[suffix](place)
     plain = answer("export", folder_of(finished).path)
     assert read.number.tolist() == [0, 1, 2] == [row["number"] for row in plain]
-    assert read.value.tolist() == pytest.approx([row["value"] for row in plain], rel=1e-14)
+    values = [trial.value for trial in load_study(folder_of(finished).path).results]
+    assert [row["value"] for row in plain] == values, "with all digits"
+    assert read.value.tolist() == pytest.approx(values, rel=1e-14)
     assert set(read.state) == {"complete"}
     assert set(read["params.optimizer"]) <= {"sgd", "adam"}
     assert read.folder.tolist() == [str(folder_of(finished).trial(n).path) for n in range(3)]
@@ -259,12 +261,18 @@ def test_a_removal_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     study = Study(tmp_path, "s")
     study.folder.run.config.write_text("tracking: {mlflow: false}\n")
     study.whole_trial(0)
-    for answer, status in (("", 1), ("n\n", 1), ("y\n", 0)):
+    command = ["remove", "s", "--output-dir", str(tmp_path)]
+    for answer in ("", "n\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        assert studies.main(command) == 1
         assert study.folder.path.exists()
-        assert studies.main(["remove", "s", "--output-dir", str(tmp_path)]) == status
+        assert "This removes study s: " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert studies.main([*command, "--json"]) == 0
     assert not study.folder.path.exists()
-    assert "This removes study s: " in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "This removes study s: " in printed.err, "so that a program can read the JSON alone"
+    assert json.loads(printed.out)["kept"] == []
 
 
 def test_a_storage_with_other_studies_keeps_them(tmp_path: Path) -> None:

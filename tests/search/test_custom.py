@@ -27,6 +27,10 @@ def further(cfg: Any, trial: Any) -> None:
     trial.suggest_int("n", 2, 8)
 
 
+def mistaken(cfg: Any, trial: Any) -> None:
+    trial.suggest_float("n", 2, cfg.nowhere)
+
+
 def space(folder: Path, *arguments: str, custom: str | None = None) -> Space:
     register_schema()
     (folder / "main.yaml").write_text("x: 1.0\ny: 1.0\nn: 1\nlimit: 5.0\ntrainer: {batch_size: x}\nsearch: elsewhere\n")
@@ -72,3 +76,17 @@ def test_what_it_chooses_cannot_be_set_too(tmp_path: Path) -> None:
     made = space(tmp_path, "x=interval(0.0, 9.0)", "n=3", custom=f"{__name__}.further")
     with pytest.raises(ConfigError, match=r"^n: is set on the command line, but hydra.sweeper.custom_search_space"):
         made.configuration(lambda name, distribution: {"x": 1.0, "n": 2}[name])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nowhere.f", "cannot load 'nowhere.f': "),
+        ("json.dumps", r"json.dumps\(cfg, trial\) raises TypeError: dumps\(\) takes 1 positional argument but 2 were"),
+        (f"{__name__}.mistaken", r"test_custom.mistaken\(cfg, trial\) raises ConfigAttributeError: Key 'nowhere' is"),
+    ],
+)
+def test_a_mistake_in_the_function_names_its_setting(function: str, message: str, tmp_path: Path) -> None:
+    made = space(tmp_path, "x=interval(0.0, 9.0)", custom=function)
+    with pytest.raises(ConfigError, match=f"^hydra.sweeper.custom_search_space: {message}"):
+        made.configuration(lambda name, distribution: 1.0)

@@ -182,10 +182,15 @@ def test_its_config_says_when_a_key_is_searched(folder: Path) -> None:
 
 
 def test_what_cannot_be_searched_is_one_line(folder: Path) -> None:
-    done = train(folder, "-m", "hydra/sweeper=study", "lrr=1,2")
-    assert done.returncode == 2
-    assert error_line(done).startswith("error: lrr: Could not override 'lrr'")
-    assert not (folder / "outputs").exists()
+    for override, message in (
+        ("lrr=1,2", "lrr: Could not override 'lrr'"),
+        ("model=tanh,nope", "model: no option 'nope'; choose one of: tanh"),
+        ("hydra.sweeper.params={lr: 'interval(1'}", "lr: cannot read 'lr=interval(1': it is wrong or ends too early"),
+    ):
+        done = train(folder, "-m", "hydra/sweeper=study", override)
+        assert done.returncode == 2
+        assert error_line(done).startswith(f"error: {message}")
+        assert not (folder / "outputs").exists()
 
 
 def test_the_page_is_as_it_says(tmp_path: Path) -> None:

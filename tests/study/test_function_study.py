@@ -269,6 +269,29 @@ def test_a_function_may_be_given_as_an_object(tmp_path: Path, monkeypatch: pytes
     assert aside.result().results[0].state == "complete"
 
 
+FAILING = """
+import sweep
+
+
+def train(cfg, trial):
+    raise RuntimeError(f"no such luck at {cfg.x}")
+
+
+study = sweep.run_study(["tracking=off"], train=train, space={"x": [1, 2]}, sampler="grid", max_failure_rate=1)
+print(*study.trials().problem, sep="\\n")
+"""
+
+
+def test_a_failed_trial_prints_no_traceback_in_a_program(tmp_path: Path) -> None:
+    """Its logging is not configured. The traceback is in the trial's folder."""
+    (tmp_path / "program.py").write_text(FAILING)
+    done = quick(tmp_path, module="program.py")
+    problems = [f"__main__.train: RuntimeError: no such luck at {x}" for x in (1, 2)]
+    assert (done.returncode, done.stderr, done.stdout.splitlines()) == (0, "", problems)
+    (error,) = tmp_path.glob("outputs/studies/*/trials/0/error.txt")
+    assert "Traceback" in error.read_text()
+
+
 @pytest.mark.parametrize(
     ("base", "settings", "message"),
     [
