@@ -93,6 +93,27 @@ class DatabaseQueue(TrialQueue):
         with self._connected() as connection:
             return self._trials.counts(connection, first)
 
+    def n_left(self, n_trials: int) -> int:
+        with self._connected() as connection:
+            n_open = self._trials.n_open(connection, NUMBER, n_trials)
+            return max(0, n_trials - self._next(connection)[1]) + sum(n_open.values())
+
+    def is_settled(self, n_trials: int) -> bool:
+        with self._connected() as connection:
+            if self._next(connection)[1] < n_trials:
+                return False
+            runs = self._trials.n_open(connection, NUMBER, n_trials).get(TrialState.RUNNING, 0)
+            return not runs and not self._waiting(connection, n_trials)
+
+    def progress(self) -> tuple[int, int]:
+        with self._connected() as connection:
+            n = self._trials.counts(connection)
+            return sum(n[state] for state in n if state.is_finished()), self._trials.n_steps(connection)
+
+    def has_begun(self, launch: str) -> bool:
+        with self._connected() as connection:
+            return self._trials.has_part(connection, OWNER, f"/{launch}-")
+
     def leave(self) -> None:
         with self._connected() as connection:
             self._workers.forget(connection, [WorkerRow(self._host, self._worker, 0.0)])

@@ -43,14 +43,6 @@ def is_complete(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
     return len(trials) >= n_trials and all(t.state.is_finished() for t in trials[:n_trials])
 
 
-def is_settled(trials: Sequence[FrozenTrial], n_trials: int, folder: StudyFolder) -> bool:
-    """Return True if no trial of the study is left to train: each is finished, or waits since it was stopped alone."""
-    return len(trials) >= n_trials and all(
-        t.state.is_finished() or (t.state == TrialState.WAITING and folder.is_stopped(t.number))
-        for t in trials[:n_trials]
-    )
-
-
 def is_trained(trial: FrozenTrial, folder: StudyFolder) -> bool:
     """Return True if a worker trains the trial. One on another machine counts as alive as long as it owns the trial."""
     worker = trial.user_attrs.get(OWNER, "").rpartition("/")[2]
@@ -113,6 +105,22 @@ class TrialQueue(ABC):
     @abstractmethod
     def n_by_state(self, first: int = 0) -> Mapping[TrialState, int]:
         """Return how many trials are in each state, from Optuna's number `first` on. Each attempt counts."""
+
+    @abstractmethod
+    def n_left(self, n_trials: int) -> int:
+        """Return how many of the first `n_trials` trials of the study are not finished, or do not exist yet."""
+
+    @abstractmethod
+    def is_settled(self, n_trials: int) -> bool:
+        """Return True if no trial is left to train: each is finished, or waits since it was stopped alone."""
+
+    @abstractmethod
+    def progress(self) -> tuple[int, int]:
+        """Return how many attempts are finished, and how many epochs all of them have reported."""
+
+    @abstractmethod
+    def has_begun(self, launch: str) -> bool:
+        """Return True if a worker of a launch, on any machine, has claimed a trial that nobody else has taken since."""
 
     @abstractmethod
     def leave(self) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -23,7 +23,7 @@ from sweep.execution.queues import open_queue
 from sweep.execution.replicates import Means
 from sweep.execution.run_end import Ended
 from sweep.search import build
-from sweep.search.pruners import compares_rungs
+from sweep.search.pruners import compares_ranks, compares_rungs
 from sweep.search.space import Configuration
 from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
@@ -333,9 +333,11 @@ class WorkerSession:
 
     def _prunes(self, trial: FrozenTrial) -> bool:
         """Return whether the pruner prunes the trial at the step that was reported last."""
-        pruner = self._study.pruner
-        with reading_rungs(self.storage) if compares_rungs(pruner) else nullcontext():
-            return pruner.prune(self._study, self.storage.get_trial(trial_id(trial)))
+        pruner, now = self._study.pruner, self.storage.get_trial(trial_id(trial))
+        if not compares_rungs(pruner):
+            return pruner.prune(self._study, now)
+        with reading_rungs(self.storage, now, only_ranks=compares_ranks(pruner)):
+            return pruner.prune(self._study, now)
 
     def _tell(
         self,

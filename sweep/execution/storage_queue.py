@@ -91,6 +91,23 @@ class StorageQueue(TrialQueue):
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return Counter(t.state for t in trials if t.number >= first)
 
+    def n_left(self, n_trials: int) -> int:
+        return n_trials - sum(t.state.is_finished() for t in self._first(n_trials))
+
+    def is_settled(self, n_trials: int) -> bool:
+        trials = self._first(n_trials)
+        return len(trials) >= n_trials and all(
+            t.state.is_finished() or (t.state == TrialState.WAITING and not self._waits(t)) for t in trials
+        )
+
+    def progress(self) -> tuple[int, int]:
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return sum(t.state.is_finished() for t in trials), sum(len(t.intermediate_values) for t in trials)
+
+    def has_begun(self, launch: str) -> bool:
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return any(f"/{launch}-" in t.user_attrs.get(OWNER, "") for t in trials)
+
     def leave(self) -> None:  # a worker that trains nothing has left no trace
         pass
 

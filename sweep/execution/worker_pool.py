@@ -4,12 +4,12 @@ import itertools
 import time
 from collections.abc import Callable
 
-import optuna
 from hydra.plugins.launcher import Launcher
 
 from sweep.execution.demand import Demand
 from sweep.execution.job_pool import JobPool, stopped
 from sweep.execution.plan import WorkerPlan
+from sweep.execution.queue import TrialQueue
 from sweep.execution.submitted import submitted_jobs
 from sweep.utils import gc_control
 from sweep.utils.errors import ConfigError, DiskFull, WorkersLost, one_line
@@ -24,7 +24,7 @@ class WorkerPool:
     def __init__(
         self,
         launcher: Launcher,
-        study: optuna.Study,
+        queue: TrialQueue,
         plan: WorkerPlan,
         is_over: Callable[[], bool],
         is_here: bool,
@@ -33,13 +33,13 @@ class WorkerPool:
 
         Args:
             launcher: Hydra's launcher, set up to run a `Worker` with this plan.
-            study: the study.
+            queue: the queue of the study's trials.
             plan: the plan of the workers.
             is_over: returns True if the study is complete or has to stop.
             is_here: True if the launcher runs a single worker, in this process.
         """
         self._launcher, self._plan, self._is_here = launcher, plan, is_here
-        self._demand = Demand(study, plan, is_over)
+        self._demand = Demand(queue, plan, is_over)
 
     def work(self) -> int | None:
         """Launch workers, as often as needed, until the study is over.

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.config.metrics import sign_of
 from sweep.search import build
 from sweep.search.settings import StudySettings
+from sweep.storage.optuna_internals import estimates_rungs
 from sweep.utils.errors import ConfigError, one_line
 
 _RUNGS = 12  # as in conf/hydra/sweeper/pruner/asha.yaml
@@ -71,8 +72,14 @@ class HalvingByFirstTrial(BasePruner):
 
 
 def compares_rungs(pruner: BasePruner) -> bool:
-    """Return whether the pruner needs nothing of trials that have not ended but the values that it noted at rungs."""
-    return type(pruner) in (SuccessiveHalvingPruner, HyperbandPruner, HalvingByFirstTrial)
+    """Return whether the pruner needs nothing of all trials but the values that it noted at rungs."""
+    known = type(pruner) in (SuccessiveHalvingPruner, HyperbandPruner, HalvingByFirstTrial)
+    return known and not estimates_rungs(pruner)
+
+
+def compares_ranks(pruner: BasePruner) -> bool:
+    """Return whether a pruner that compares rungs asks only how many of all trials are better: hyperband picks some."""
+    return not isinstance(pruner, HyperbandPruner)
 
 
 def check_pruner(settings: StudySettings) -> None:

@@ -7,8 +7,8 @@ and the others only if they are asked for. What a process asks about a trial tha
 import copy
 import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
@@ -17,13 +17,15 @@ from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.config.metrics import sign_of
 from sweep.storage import worker_table
-from sweep.storage.optuna_internals import trial_id
-from sweep.storage.optuna_tables import OptunaTables, report
+from sweep.storage.optuna_internals import rungs_ahead, trial_id
+from sweep.storage.optuna_tables import AtRung, OptunaTables, report, set_system_attr
 
 
 class _Thread(threading.local):
-    reads_rungs = False
+    judged: FrozenTrial | None = None  # by a pruner that compares rungs
+    only_ranks = False
 
 
 class Database(_CachedStorage):
@@ -70,13 +72,16 @@ class Database(_CachedStorage):
             return {row.owner: row.silent_s for row in worker_table.WorkerTable(study_id).all(connection)}
 
     @contextmanager
-    def reading_rungs(self) -> Iterator[None]:
-        """Read only system attributes of trials that have not ended, inside the `with` block and in this thread."""
-        self._thread.reads_rungs = True
+    def reading_rungs(self, trial: FrozenTrial, *, only_ranks: bool) -> Iterator[None]:
+        """Let a pruner judge the trial: in the `with` block and this thread, read nothing of trials but rungs.
+
+        only_ranks: True if the pruner does not ask which trials are better, only how many.
+        """
+        self._thread.judged, self._thread.only_ranks = trial, only_ranks
         try:
             yield
         finally:
-            self._thread.reads_rungs = False
+            self._thread.judged = None
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if (known := self._trained.get(trial_id)) is not None:
@@ -89,12 +94,30 @@ class Database(_CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
+        if states is None and (judged := self._thread.judged) is not None:
+            return cast(list[FrozenTrial], self._rungs(study_id, judged))
         with_unended = any(not s.is_finished() and (states is None or s in states) for s in TrialState)
         with self._reading, self.engine.begin() as connection:
             trials = self._read(connection, study_id, with_unended)
         trials = [trial for trial in trials if states is None or trial.state in states]
         trials.sort(key=lambda trial: trial.number)
         return copy.deepcopy(trials) if deepcopy else trials
+
+    def _rungs(self, study_id: int, judged: FrozenTrial) -> list[AtRung]:
+        """Return what a pruner needs to judge a trial."""
+        tables, keys = OptunaTables(study_id), rungs_ahead(judged)
+        with self._at_once() as connection:
+            if not self._thread.only_ranks or self.engine.name != "postgresql":
+                return tables.rungs(connection, keys)
+            (direction,) = self.get_study_directions(study_id)
+            value = judged.intermediate_values[judged.last_step or 0]
+            return tables.ranks(connection, keys, value, sign_of(direction.name))
+
+    def _at_once(self) -> AbstractContextManager[sa.Connection]:
+        """Connect for a single statement, which needs no transaction."""
+        if self.engine.name == "postgresql":
+            return self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self.engine.begin()
 
     def _read(self, connection: sa.Connection, study_id: int, with_unended: bool) -> list[FrozenTrial]:
         """Return the finished trials, of which only new ones are read, and if asked for all others."""
@@ -107,7 +130,7 @@ class Database(_CachedStorage):
         known |= {trial_id(trial): trial for trial in tables.read(connection, new)}
         self._all_known[study_id] = all_up_to  # was so before the ids were read
         unended = [key for key, is_finished in ids.items() if not is_finished]
-        others = tables.read(connection, unended, only_rungs=self._thread.reads_rungs)
+        others = tables.read(connection, unended)
         for trial in others:
             self._know(study_id, trial)
         return [*known.values(), *others]
@@ -140,9 +163,8 @@ class Database(_CachedStorage):
             trial.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        with self.engine.begin() as connection:
-            if not report(connection, trial_id, step, intermediate_value):
-                raise UpdateFinishedTrialError(f"the trial with id {trial_id} is finished")
+        with self._at_once() as connection:
+            _refuse_unless(report(connection, trial_id, step, intermediate_value), trial_id)
         if trial := self._trained.get(trial_id):
             trial.intermediate_values = {**trial.intermediate_values, step: float(intermediate_value)}
 
@@ -152,10 +174,17 @@ class Database(_CachedStorage):
             trial.user_attrs = {**trial.user_attrs, key: value}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        super().set_trial_system_attr(trial_id, key, value)
+        with self._at_once() as connection:
+            _refuse_unless(set_system_attr(connection, trial_id, key, value), trial_id)
         if trial := self._trained.get(trial_id):
             trial.system_attrs = {**trial.system_attrs, key: value}
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         self.forget(trial_id)
         return super().set_trial_state_values(trial_id, state, values)
+
+
+def _refuse_unless(is_open: bool, trial_id: int) -> None:
+    """Raise Optuna's error about a trial that takes no more values."""
+    if not is_open:
+        raise UpdateFinishedTrialError(f"the trial with id {trial_id} is finished")

@@ -7,6 +7,7 @@ storage itself. If Optuna changes something that is used here, tests/storage/tes
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner, _successive_halving
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
@@ -32,6 +33,20 @@ def add_trial(study: optuna.Study, trial: FrozenTrial) -> None:
 def as_sampler_sees(study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
     """Return the study as its sampler should see it: with hyperband, only the trials of the trial's own bracket."""
     return optuna.pruners._filter_study(study, trial)
+
+
+def rungs_ahead(trial: FrozenTrial) -> list[str]:
+    """Return where trials keep their values at the rungs that the trial may now reach: names of system attributes.
+
+    The lowest rung is at least 1, and each further one at least twice as high, so the trial's last step limits them.
+    """
+    first, last = _successive_halving._get_current_rung(trial), trial.last_step or 0
+    return [_successive_halving._completed_rung_key(rung) for rung in range(first, last.bit_length())]
+
+
+def estimates_rungs(pruner: BasePruner) -> bool:
+    """Return whether the pruner reads the steps of complete trials, to find out where its lowest rung is."""
+    return isinstance(pruner, SuccessiveHalvingPruner) and pruner._min_resource is None
 
 
 def contains_number(distribution: BaseDistribution, value: float) -> bool:

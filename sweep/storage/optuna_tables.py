@@ -8,11 +8,12 @@ The names of Optuna's tables and columns are private. If one changes, tests/stor
 
 import functools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -40,6 +41,13 @@ class TrialRow:
     trial_id: int
     number: int
     attrs: Mapping[str, Any]
+
+
+class AtRung(NamedTuple):
+    """What a pruner needs of a trial that it compares: its number in Optuna, and its value at one rung, by its key."""
+
+    number: int
+    system_attrs: Mapping[str, float]
 
 
 class OptunaTables:
@@ -139,6 +147,28 @@ class OptunaTables:
         counted = sa.select(_TRIALS.c.state, sa.func.count()).where(self._of_study, _TRIALS.c.number >= first)
         return {state: n for state, n in connection.execute(counted.group_by(_TRIALS.c.state))}
 
+    def n_open(self, connection: sa.Connection, attr: str, first: int) -> dict[TrialState, int]:
+        """Return how many trials run and how many wait, of those with a number below `first`.
+
+        attr: the user attribute that has a trial's number, where it is not Optuna's.
+        """
+        own = sa.select(_USER_ATTRS.c.value_json.cast(sa.Integer)).where(_USER_ATTRS.c.trial_id == _TRIALS.c.trial_id)
+        number = sa.func.coalesce(own.where(_USER_ATTRS.c.key == attr).scalar_subquery(), _TRIALS.c.number)
+        counted = sa.select(_TRIALS.c.state, sa.func.count()).where(self._of_study, _TRIALS.c.state.in_(_OPEN))
+        return {state: n for state, n in connection.execute(counted.where(number < first).group_by(_TRIALS.c.state))}
+
+    def n_steps(self, connection: sa.Connection) -> int:
+        """Return how many intermediate values all trials have reported."""
+        steps = sa.select(sa.func.count()).select_from(_STEPS).join(_TRIALS, _TRIALS.c.trial_id == _STEPS.c.trial_id)
+        return connection.scalars(steps.where(self._of_study)).one()
+
+    def has_part(self, connection: sa.Connection, attr: str, part: str) -> bool:
+        """Return whether the user attribute `attr` of any trial contains the text `part`."""
+        owned = sa.select(_TRIALS.c.trial_id).join(_USER_ATTRS, _USER_ATTRS.c.trial_id == _TRIALS.c.trial_id)
+        contains = _USER_ATTRS.c.value_json.contains(json.dumps(part)[1:-1], autoescape=True)
+        found = owned.where(self._of_study, _USER_ATTRS.c.key == attr, contains).limit(1)
+        return connection.execute(found).first() is not None
+
     def extent(self, connection: sa.Connection) -> tuple[int, int]:
         """Return how many trials are finished, and the highest id up to which all are; -1 if there is no such id."""
         n_finished = sa.func.count().filter(_TRIALS.c.state.in_(_FINISHED))
@@ -154,23 +184,15 @@ class OptunaTables:
             found = found.where(_TRIALS.c.state.in_(_FINISHED))
         return {trial_id: state in _FINISHED for trial_id, state in connection.execute(found)}
 
-    def read(
-        self, connection: sa.Connection, trial_ids: Sequence[int], *, only_rungs: bool = False
-    ) -> list[FrozenTrial]:
-        """Return trials.
-
-        only_rungs: True leaves out all but their system attributes, where Optuna's pruners keep the values at rungs.
-        """
+    def read(self, connection: sa.Connection, trial_ids: Sequence[int]) -> list[FrozenTrial]:
+        """Return trials."""
         parts = [trial_ids[start : start + _MOST_KEYS] for start in range(0, len(trial_ids), _MOST_KEYS)]
-        return [trial for part in parts for trial in self._read(connection, part, only_rungs)]
+        return [trial for part in parts for trial in self._read(connection, part)]
 
-    def _read(self, connection: sa.Connection, trial_ids: Sequence[int], only_rungs: bool) -> list[FrozenTrial]:
+    def _read(self, connection: sa.Connection, trial_ids: Sequence[int]) -> list[FrozenTrial]:
         """Read the states first. So a trial that is read as finished has all its parts."""
         rows = connection.execute(sa.select(_TRIALS).where(_TRIALS.c.trial_id.in_(trial_ids))).all()
-        system_attrs = _attrs(connection, _SYSTEM_ATTRS, trial_ids)
-        if only_rungs:
-            return [_frozen(row, system_attrs=system_attrs.get(row.trial_id)) for row in rows]
-        user_attrs = _attrs(connection, _USER_ATTRS, trial_ids)
+        system_attrs, user_attrs = (_attrs(connection, table, trial_ids) for table in (_SYSTEM_ATTRS, _USER_ATTRS))
         steps, objectives, params = (_parts(connection, part, trial_ids) for part in (_STEPS, _OBJECTIVES, _PARAMS))
         return [
             _frozen(
@@ -183,6 +205,37 @@ class OptunaTables:
             )
             for row in rows
         ]
+
+    def rungs(self, connection: sa.Connection, keys: Sequence[str]) -> list["AtRung"]:
+        """Return the values that trials have at rungs, by the system attributes in which Optuna's pruners keep them.
+
+        The database sends one text for each rung: thousands of rows would cost milliseconds.
+        """
+        value = _TRIALS.c.number.cast(sa.String) + " " + _SYSTEM_ATTRS.c.value_json
+        trials = list[AtRung]()
+        for key, text in connection.execute(self._of_rungs(keys, sa.func.aggregate_strings(value, " "))):
+            words = text.split()
+            trials += [AtRung(int(n), {key: float(x)}) for n, x in zip(words[::2], words[1::2], strict=True)]
+        return trials
+
+    def ranks(self, connection: sa.Connection, keys: Sequence[str], value: float, sign: float) -> list["AtRung"]:
+        """Return as many trials as have a value at each rung: one that is better than `value`, or else equal to it.
+
+        For a pruner that asks only how many are better, the answer is that of `rungs`, but PostgreSQL counts.
+
+        sign: 1 if a small value is better, otherwise -1.
+        """
+        other, own = _SYSTEM_ATTRS.c.value_json.cast(sa.Double), sa.literal(value, sa.Double)
+        n_better = sa.func.count().filter(other < own if sign > 0 else other > own)
+        trials = list[AtRung]()
+        for key, n, better in connection.execute(self._of_rungs(keys, sa.func.count(), n_better)):
+            trials += [AtRung(0, {key: -math.inf * sign})] * better + [AtRung(0, {key: value})] * (n - better)
+        return trials
+
+    def _of_rungs(self, keys: Sequence[str], *columns: sa.ColumnElement[Any]) -> sa.Select[*tuple[Any, ...]]:
+        found: sa.Select[*tuple[Any, ...]] = sa.select(_SYSTEM_ATTRS.c.key, *columns)
+        found = found.join(_TRIALS, _TRIALS.c.trial_id == _SYSTEM_ATTRS.c.trial_id)
+        return found.where(self._of_study, _SYSTEM_ATTRS.c.key.in_(keys)).group_by(_SYSTEM_ATTRS.c.key)
 
     def _select(self, attrs: Sequence[str]) -> sa.Select[Any]:
         """Return a query for the ids and numbers of trials, and for their user attributes of these names."""
@@ -197,17 +250,24 @@ def report(connection: sa.Connection, trial_id: int, step: int, value: float) ->
     """Store an intermediate value of a trial. Return False if the trial is finished or gone."""
     number, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
     row = {"trial_id": trial_id, "step": step, "intermediate_value": number, "intermediate_value_type": kind}
-    return connection.execute(_report(connection.dialect.name), row).first() is not None
+    return connection.execute(_store_if_open(connection.dialect.name, _STEPS, tuple(row)), row).first() is not None
+
+
+def set_system_attr(connection: sa.Connection, trial_id: int, key: str, value: Any) -> bool:
+    """Store a system attribute of a trial. Return False if the trial is finished or gone."""
+    row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+    made = _store_if_open(connection.dialect.name, _SYSTEM_ATTRS, tuple(row))
+    return connection.execute(made, row).first() is not None
 
 
 @functools.cache
-def _report(dialect: str) -> Any:
-    names = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
-    values = [sa.bindparam(name, type_=_STEPS.c[name].type).label(name) for name in names]
+def _store_if_open(dialect: str, table: sa.Table, names: tuple[str, ...]) -> Any:
+    """Return the statement that stores a row of a trial that has not ended. The first two columns identify the row."""
+    values = [sa.bindparam(name, type_=table.c[name].type).label(name) for name in names]
     is_open = sa.exists().where(_TRIALS.c.trial_id == values[0].element, _TRIALS.c.state.in_(_OPEN))
-    made = _INSERTS[dialect](_STEPS).from_select(names, sa.select(*values).where(is_open))
+    made = _INSERTS[dialect](table).from_select(names, sa.select(*values).where(is_open))
     own = {name: made.excluded[name] for name in names[2:]}
-    return made.on_conflict_do_update(index_elements=names[:2], set_=own).returning(_STEPS.c.trial_id)
+    return made.on_conflict_do_update(index_elements=names[:2], set_=own).returning(table.c.trial_id)
 
 
 _INSERTS = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}

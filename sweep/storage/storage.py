@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.trial import FrozenTrial
 
 from sweep.storage.journal_file import JournalFile, flocked
 from sweep.storage.lock import ServerLock
@@ -62,13 +63,13 @@ def open_to_read(url: str) -> BaseStorage:
                 return _database_to_read(database_url(url))
 
 
-def reading_rungs(storage: BaseStorage) -> AbstractContextManager[None]:
-    """Let a database read less inside the `with` block: only what pruners keep about trials that have not ended.
+def reading_rungs(storage: BaseStorage, trial: FrozenTrial, *, only_ranks: bool) -> AbstractContextManager[None]:
+    """Let a database read less while a pruner that compares rungs judges the trial, inside the `with` block.
 
     Other storages have all trials at hand.
     """
     database = as_database(storage)
-    return nullcontext() if database is None else database.reading_rungs()
+    return nullcontext() if database is None else database.reading_rungs(trial, only_ranks=only_ranks)
 
 
 def as_database(storage: BaseStorage) -> "Database | None":

@@ -16,11 +16,13 @@ from sweep.execution.attempts import failed, numbered, trials_of
 from sweep.execution.failures import too_many_failures
 from sweep.execution.node import announce_stop
 from sweep.execution.plan import WorkerPlan
-from sweep.execution.queue import PROBLEM, is_complete, is_settled
+from sweep.execution.queue import PROBLEM, TrialQueue, is_complete
+from sweep.execution.queues import open_queue
 from sweep.execution.steering import release_stopped, requeue
 from sweep.execution.worker import Worker
 from sweep.execution.worker_pool import WorkerPool
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import storage_of
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.url import kind, recorded_url
 from sweep.study.best_model import keep_best_model
@@ -108,6 +110,10 @@ class StudyRunner:
         plan = replace(plan, first=n_before, stop_before=stop_before)
         if plan.copies is not None:
             plan.copies.begin()
+        url, max_retries = self._settings.storage, self._settings.max_retries
+        queue = self._patiently(
+            lambda: open_queue(storage_of(study), url, prepared.name, self._folder, "controller", max_retries)
+        )
         with contextlib.closing(self._recording(study, plan)) as recording:
             recording.update(before)
             live = sys.stderr.isatty() and not self._settings.debug
@@ -115,11 +121,11 @@ class StudyRunner:
             watch = Watch(study, self._folder, plan.n_trials, recording, self._output, live, self._patiently, pass_on)
             is_here = self._settings.debug or self._launching.is_here
             with self._stop.by_signals(plan.stop_request, is_here), watch:
-                if not self._patiently(lambda: self._is_over(study, plan)):
-                    signum = self._work(study, plan)
+                if not self._patiently(lambda: self._is_over(study, queue, plan)):
+                    signum = self._work(study, queue, plan)
                     self._stop.signum = self._stop.signum or signum
             trials = self._patiently(lambda: trials_of(study))
-            failure = self._patiently(lambda: self._failure(study, plan))
+            failure = self._patiently(lambda: self._failure(study, queue, plan))
             recording.update(trials)
             self._patiently(lambda: self._write_results(study))
             complete = is_complete(trials, plan.n_trials)
@@ -173,7 +179,7 @@ class StudyRunner:
             self._upload_process,
         )
 
-    def _work(self, study: optuna.Study, plan: WorkerPlan) -> int | None:
+    def _work(self, study: optuna.Study, queue: TrialQueue, plan: WorkerPlan) -> int | None:
         """Start workers, and wait for them. Return the signal that stopped the one in this process, or None."""
         self._folder.workers.mkdir(parents=True, exist_ok=True)
         self._folder.launch_mark(plan.launch).touch()
@@ -214,23 +220,23 @@ class StudyRunner:
         if problem is not None:
             say(f"warning: {problem}", err=True)
 
-    def _is_over(self, study: optuna.Study, plan: WorkerPlan) -> bool:
+    def _is_over(self, study: optuna.Study, queue: TrialQueue, plan: WorkerPlan) -> bool:
         """Return True if nothing is left to train, or the study was stopped, timed out or has too many failures."""
         if self._stop.signum is None and plan.stop_request.exists():  # of another process, as `sweep.studies stop`
             self._stop.signum = signal.SIGTERM
         if self._stop.signum is not None or time.time() >= plan.stop_before:
             return True
-        trials = trials_of(study)
-        return is_settled(trials, plan.n_trials, self._folder) or self._failure(study, plan) is not None
+        return queue.is_settled(plan.n_trials) or self._failure(study, queue, plan) is not None
 
-    def _failure(self, study: optuna.Study, plan: WorkerPlan) -> FrozenTrial | None:
+    def _failure(self, study: optuna.Study, queue: TrialQueue, plan: WorkerPlan) -> FrozenTrial | None:
         """Return the first failed trial if the study has too many, otherwise None.
 
         Trials that failed in earlier commands do not count.
         """
-        trials = study.get_trials(deepcopy=False)
-        complete = is_complete(numbered(trials), plan.n_trials)
-        finished = [t for t in trials[plan.first :] if t.state.is_finished()]
-        failed = [t for t in finished if t.state == TrialState.FAIL]
-        is_failure = too_many_failures(len(finished), len(failed), self._settings.max_failure_rate, complete)
-        return numbered(failed[:1])[0] if is_failure else None
+        n = queue.n_by_state(plan.first)
+        n_failed, n_finished = n.get(TrialState.FAIL, 0), sum(n[state] for state in n if state.is_finished())
+        is_complete = not queue.n_left(plan.n_trials)
+        if not too_many_failures(n_finished, n_failed, self._settings.max_failure_rate, is_complete):
+            return None
+        trials = study.get_trials(deepcopy=False)[plan.first :]
+        return numbered([next(t for t in trials if t.state == TrialState.FAIL)])[0]

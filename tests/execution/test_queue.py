@@ -25,11 +25,12 @@ from waiting import wait_until
 
 from sweep.execution.attempts import ATTEMPT, NUMBER, numbered
 from sweep.execution.database_queue import DatabaseQueue
-from sweep.execution.queue import HEARTBEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue, is_settled
+from sweep.execution.queue import HEARTBEAT, OWNER, PROBLEM, REACHED, RETRIES, TrialQueue
 from sweep.execution.steering import release_stopped, request_stop, requeue
 from sweep.execution.storage_queue import StorageQueue
 from sweep.storage.database import Database
 from sweep.storage.lock import StudyLock
+from sweep.storage.optuna_internals import trial_id
 from sweep.storage.retry import RetryPolicy
 from sweep.storage.storage import open_storage
 from sweep.study.status import live_workers
@@ -172,14 +173,35 @@ def test_a_trial_that_was_stopped_alone_waits_until_it_is_queued_again(study):
         first = a.claim(1)
         assert first is not None
         request_stop(first, study.folder)
-        assert not is_settled(study.trials(), 1, study.folder), "its worker has not saved it yet"
+        assert not a.is_settled(1), "its worker has not saved it yet"
         a.release(first)
-        assert (a.claim(1), a.has_work(1), is_settled(study.trials(), 1, study.folder)) == (None, False, True)
+        assert (a.claim(1), a.has_work(1), a.is_settled(1)) == (None, False, True)
         assert requeue(study.load(), study.folder, study.url, [0]) == [0]
         assert a.has_work(1)
         again = a.claim(1)
         assert again is not None
         assert again.number == 0
+
+
+def test_what_is_left_is_counted_alike_in_all_storages(study):
+    """Retried trials use up numbers of Optuna's, and the study may have more trials than are asked for."""
+    with study.folder.worker_lock("h-0"):
+        a = study.queue("h-0")
+        assert (a.n_left(3), a.is_settled(3), a.progress(), a.has_begun("h")) == (3, False, (0, 0), False)
+        trials = [a.claim(3) for _ in range(3)]
+        assert all(trials)
+        study.storage.set_trial_intermediate_value(trial_id(trials[0]), 1, 0.5)
+        study.finish(0)
+        study.load().tell(1, state=TrialState.FAIL)
+        assert (a.n_left(3), a.n_left(2), a.n_left(5)) == (1, 0, 3)
+        assert requeue(study.load(), study.folder, study.url, [1]) == [1]
+        assert (a.n_left(3), a.is_settled(3), a.n_left(1), a.is_settled(1)) == (2, False, 0, True)
+        again = a.claim(3)
+        study.load().tell(again._trial_id - trials[0]._trial_id, 1.0)
+        assert (a.n_left(3), a.n_left(2), a.is_settled(2), a.progress()) == (1, 0, True, (3, 1))
+        assert (a.has_begun("h"), a.has_begun("h-0"), a.has_begun("%")) == (True, False, False)
+        study.finish(2)
+        assert (a.n_left(3), a.is_settled(3), a.is_settled(4)) == (0, True, False)
 
 
 def test_a_command_that_begins_queues_stopped_trials_again_but_those_that_a_worker_trains(study):

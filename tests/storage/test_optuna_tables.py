@@ -2,19 +2,26 @@
 
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.pruners._successive_halving import _get_competing_values, _is_trial_promotable_to_next_rung
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sweep.config.metrics import sign_of
+from sweep.search.pruners import HalvingByFirstTrial, compares_ranks, compares_rungs
 from sweep.storage.database import Database
 from sweep.storage.optuna_internals import trial_id
+from sweep.storage.optuna_tables import OptunaTables
 from sweep.storage.storage import open_storage
 from sweep.tracking.folders import StudyFolder
 
@@ -109,30 +116,47 @@ def test_a_trial_that_ends_late_is_not_missed(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "pruner",
+    ("make", "direction"),
     [
-        optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
-        optuna.pruners.HyperbandPruner(min_resource=1, max_resource=8, reduction_factor=2),
-        optuna.pruners.MedianPruner(n_startup_trials=2),
+        (lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2), "minimize"),
+        (lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3, bootstrap_count=2), "maximize"),
+        (lambda: SuccessiveHalvingPruner(reduction_factor=2), "minimize"),
+        (lambda: HalvingByFirstTrial(), "maximize"),
+        (lambda: HyperbandPruner(min_resource=1, max_resource=8, reduction_factor=2), "minimize"),
+        (lambda: MedianPruner(n_startup_trials=2), "minimize"),
     ],
-    ids=["asha", "hyperband", "median"],
+    ids=["asha", "asha-maximize", "asha-auto", "first", "hyperband", "median"],
 )
-def test_a_pruner_decides_as_with_optunas_storage(database: Database, pruner: optuna.pruners.BasePruner) -> None:
-    """Also while it reads only rungs, and while the trial's own values come from memory."""
+def test_a_pruner_decides_as_with_optunas_storage(
+    database: Database, make: Callable[[], BasePruner], direction: str
+) -> None:
+    """Also while PostgreSQL counts the values at rungs, and while the trial's own values come from memory.
+
+    Values are equal in many trials, or differ in their last bit, or are infinite. Some trials report every third epoch,
+    so they reach several rungs at once.
+    """
+
+    def value(number: int, step: int) -> float:
+        if number in (5, 10):
+            return math.inf if number == 5 else -math.inf
+        drawn = (number * 7 % 5) / 10 / step
+        return math.nextafter(drawn, 1) if number % 3 == 0 else drawn
 
     def pruned(study: optuna.Study, own: Database | None) -> list[int | None]:
+        pruner = study.pruner
         trials, ends = [study.ask() for _ in range(12)], dict[int, int | None]()
         if own is not None:
             for trial in study.get_trials():
                 own.train(study._study_id, trial)
         for step in range(1, 9):
-            for trial in (t for t in trials if t.number not in ends):
-                trial.report((trial.number * 7 % 12) / step, step)
-                if own is None:
-                    is_pruned = pruner.prune(study, study._storage.get_trial(trial._trial_id))
+            for trial in (t for t in trials if t.number not in ends and (t.number % 4 or step % 3 == 0)):
+                trial.report(value(trial.number, step), step)
+                now = study._storage.get_trial(trial._trial_id)
+                if own is None or not compares_rungs(pruner):
+                    is_pruned = pruner.prune(study, now)
                 else:
-                    with own.reading_rungs():
-                        is_pruned = pruner.prune(study, own.get_trial(trial._trial_id))
+                    with own.reading_rungs(now, only_ranks=compares_ranks(pruner)):
+                        is_pruned = pruner.prune(study, now)
                 if is_pruned or (trial.number < 4 and step == 5):
                     ends[trial.number] = step
                     study.tell(
@@ -140,6 +164,64 @@ def test_a_pruner_decides_as_with_optunas_storage(database: Database, pruner: op
                     )
         return [ends.get(trial.number) for trial in trials]
 
-    alone = pruned(optuna.create_study(study_name="s", pruner=pruner), None)
+    alone = pruned(optuna.create_study(study_name="s", pruner=make(), direction=direction), None)
     assert any(alone)
-    assert pruned(optuna.create_study(storage=database, study_name="s", pruner=pruner), database) == alone
+    study = optuna.create_study(storage=database, study_name="s", pruner=make(), direction=direction)
+    optuna.create_study(storage=database, study_name="other").add_trial(
+        create_trial(value=0.0, system_attrs={f"completed_rung_{rung}": 0.0 for rung in range(3)})
+    )
+    assert pruned(study, database) == alone
+
+
+def test_what_postgresql_counts_decides_as_the_values_do(postgresql: str, tmp_path: Path) -> None:
+    """Each value promotes a trial exactly if it does among all values: equal ones, infinite ones, others by a bit."""
+    database = open_storage(postgresql, StudyFolder(tmp_path / "studies" / "s"))
+    assert isinstance(database, Database)
+    study = optuna.create_study(storage=database, study_name="s")
+    values = [0.1, 0.1, 0.3, 0.1 + 0.2, 0.3, math.inf, -math.inf, -math.inf, 1e-300, 0.0, -0.0, 2.0, 0.1]
+    for value in values:
+        study.add_trial(create_trial(state=TrialState.RUNNING, system_attrs={"completed_rung_0": value}))
+    tables, keys = OptunaTables(study._study_id), ["completed_rung_0", "completed_rung_1"]
+    with database.engine.begin() as connection:
+        found = tables.rungs(connection, keys)
+        assert sorted(t.system_attrs["completed_rung_0"] for t in found) == sorted(values)
+        for value, direction, factor in product({*values, 0.2}, StudyDirection, (2, 3, 4)):
+            if direction == StudyDirection.NOT_SET:
+                continue
+            counted = tables.ranks(connection, keys, value, sign_of(direction.name))
+            decisions = [
+                _is_trial_promotable_to_next_rung(value, _get_competing_values(own, value, keys[0]), factor, direction)  # type: ignore[arg-type]
+                for own in (found, counted)
+            ]
+            assert decisions[0] == decisions[1], (value, direction, factor)
+    database.engine.dispose()
+
+
+def test_a_report_at_a_rung_reads_no_trial(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many run: one that thousands of workers train reads a few numbers."""
+    pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    study = optuna.create_study(storage=database, study_name="s", pruner=pruner)
+    trials = [study.ask() for _ in range(3)]
+    monkeypatch.setattr(OptunaTables, "read", None)
+    monkeypatch.setattr(RDBStorage, "_get_trials", None)
+    for trial, is_pruned in zip(trials, (False, True, False), strict=True):
+        database.train(
+            study._study_id,
+            optuna.trial.FrozenTrial(
+                number=trial.number,
+                state=TrialState.RUNNING,
+                value=None,
+                datetime_start=None,
+                datetime_complete=None,
+                params={},
+                distributions={},
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
+                trial_id=trial._trial_id,
+            ),
+        )
+        database.set_trial_intermediate_value(trial._trial_id, 1, [0.5, 0.7, 0.2][trial.number])
+        now = database.get_trial(trial._trial_id)
+        with database.reading_rungs(now, only_ranks=True):
+            assert pruner.prune(study, now) == is_pruned
