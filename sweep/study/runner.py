@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -186,9 +187,9 @@ class StudyRunner:
         if self._settings.debug:
             return Worker(replace(plan, n_shares=1)).work()
         launcher = self._launching.launcher(Worker(plan), self._folder.path)
+        is_over = partial(self._is_over, study, queue, plan)
         with plan.space.splits.load.shared() if plan.n_shares > 1 else contextlib.nullcontext():
-            is_here = self._launching.is_here
-            return WorkerPool(launcher, study, plan, lambda: self._is_over(study, plan), is_here).work()
+            return WorkerPool(launcher, queue, plan, is_over, self._launching.is_here).work()
 
     @property
     def _may_be_elsewhere(self) -> bool:
