@@ -6,8 +6,9 @@ Options in folders of the user's own are composed again once a file there has ch
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,8 +21,21 @@ from omegaconf import DictConfig
 from sweep.config.hydra_files import remember_files
 from sweep.config.options import CONF_DIR
 
+_SHARED = "SWEEP_TESTS_SHARE"
 _COMPOSES = "_load_configuration_impl"
 _ACTIVATE = "activate_config_repository"
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Give this process and those that it starts one folder, which is removed in the end."""
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {_SHARED: folder}):
+        yield
+
+
+def shared_folder() -> Path:
+    """What the processes of all tests make once: compositions, and tables of MLflow's."""
+    return Path(os.environ[_SHARED])
 
 
 def remember(folder: Path) -> ExitStack:

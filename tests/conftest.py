@@ -7,8 +7,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
@@ -62,6 +62,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return n_cores + n_cores // 2
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist, whose workers take the environment from here
+        from compositions import sharing
+
+        shared = ExitStack()
+        shared.enter_context(sharing())
+        config.add_cleanup(shared.close)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Keep the bytecode of the tests and of what they import, even where Python is told to keep none.
+
+    Compiling and rewriting all tests takes as long as all other work of their collection.
+    """
+    with patch.object(sys, "dont_write_bytecode", False):
+        return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
@@ -109,17 +128,12 @@ def _upload_processes_are_forked() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def _composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("composed")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _compositions_are_remembered(request: pytest.FixtureRequest, _composed: Path) -> Iterator[None]:
+def _compositions_are_remembered(request: pytest.FixtureRequest) -> Iterator[None]:
     """But for the tests of how a config is composed."""
-    from compositions import remember
+    from compositions import remember, shared_folder
 
-    with nullcontext() if request.path.parent.name == "config" else remember(_composed):
+    with nullcontext() if request.path.parent.name == "config" else remember(shared_folder()):
         yield
 
 

@@ -3,7 +3,6 @@
 import functools
 import pickle
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +10,26 @@ import cloudpickle
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from processes import environment
+from processes import environment, zygote
 from waiting import PATIENCE_S
 
 from sweep.execution.worker import Worker
 from sweep.study.spec import Launching
 
 _WORK = """
-import pickle, sys
+import ctypes, pickle, socket, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+NEW_MOUNTS, NEW_NAMES, PRIVATE, RECURSIVE = 0x20000, 0x4000000, 1 << 18, 1 << 14  # as <sched.h> and <sys/mount.h> say
+
+def must(result):
+    if result != 0:
+        raise OSError(ctypes.get_errno(), "cannot become a machine of its own")
+
+must(libc.unshare(NEW_MOUNTS | NEW_NAMES))
+must(libc.mount(b"none", b"/", None, PRIVATE | RECURSIVE, None))
+must(libc.mount(b"none", sys.argv[5].encode(), b"tmpfs", 0, None))
+socket.sethostname(sys.argv[4])
 worker = pickle.load(open(sys.argv[1], "rb"))
 try:
     result = worker.work(int(sys.argv[3]))
@@ -26,13 +37,12 @@ except Exception as error:
     result = error
 pickle.dump(result, open(sys.argv[2], "wb"))
 """
-_UNSHARED = ["unshare", "--mount", "--uts", "sh", "-c"]
-_ENTER = 'hostname "$1" && mount -t tmpfs none "$2" && shift 2 && exec "$@"'
 
 
 @functools.cache
 def can_unshare() -> bool:
-    return subprocess.run([*_UNSHARED, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode == 0
+    tried = ["unshare", "--mount", "--uts", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(tried, capture_output=True, check=False).returncode == 0
 
 
 class OtherMachine(Launcher):
@@ -50,14 +60,16 @@ class OtherMachine(Launcher):
         pickled, result = self._folder / f"worker-{index}", self._folder / f"result-{index}"
         pickled.write_bytes(cloudpickle.dumps(self._worker))
         outputs = self._worker.plan.folder.path.parent.parent
-        node = [*_UNSHARED, _ENTER, "sh", f"node{index}", str(outputs)]
-        words = [*node, sys.executable, "-c", _WORK, str(pickled), str(result), str(index)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment())
-        assert result.exists(), done.stderr
+        script = self._folder / f"machine-{index}.py"
+        script.write_text(_WORK)
+        words = [str(pickled), str(result), str(index), f"node{index}", str(outputs)]
+        with zygote(True).start(Path.cwd(), words, environment(), str(script)) as process:
+            _, err = process.communicate(PATIENCE_S)
+        assert result.exists(), err
         returned = JobReturn()
         returned.return_value = pickle.loads(result.read_bytes())
         returned.status = JobStatus.FAILED if isinstance(returned._return_value, Exception) else JobStatus.COMPLETED
-        (self._folder / f"stderr-{index}").write_text(done.stderr)
+        (self._folder / f"stderr-{index}").write_text(err)
         return returned
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compositions import shared_folder
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from waiting import PATIENCE_S, wait_until
@@ -85,7 +87,7 @@ def quick_side_by_side(cwd: Path, *overrides: str, n: int = 2, **changes: str) -
 @functools.cache
 def zygote(torch: bool) -> Zygote:
     """The process that forks commands; torch: whether it has torch and MLflow."""
-    made = Zygote(environment(), light=not torch)
+    made = Zygote(environment(), light=not torch, kept=shared_folder())
     atexit.register(made.close)
     return made
 
@@ -107,11 +109,12 @@ def with_store(outputs: Path) -> Path:
 @functools.cache
 def empty_store() -> Path:
     """To be copied."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    made = Path(folder.name) / "mlflow.db"
-    Uploader(Store(f"sqlite:///{made}", made.parent / "mlartifacts"))
-    return made
+    kept = shared_folder() / "empty.db"
+    if not kept.exists():
+        made = kept.with_suffix(f".{os.getpid()}")
+        Uploader(Store(f"sqlite:///{made}", kept.parent / "mlartifacts"))
+        made.rename(kept)
+    return kept
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -203,26 +206,26 @@ def n_mlflow_runs(cwd: Path) -> int:
     return n
 
 
-def go_at_once(commands: Sequence[Sequence[str]]) -> None:
-    """Starts Python on each of the argument lists; when all have said "ready", each is told to go, and must succeed."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
-    failed = [f"{p.returncode}: {e.strip()[-800:]}" for p, e in zip(processes, errors, strict=True) if p.returncode]
+def go_at_once(script: str, arguments: Sequence[Sequence[str]]) -> None:
+    """Runs the script with each of the argument lists; when all have said "ready", their input ends at once.
+
+    Each must succeed. They are forked as by `quick`.
+    """
+    with tempfile.TemporaryDirectory() as name, ExitStack() as left:
+        file = Path(name) / "script.py"
+        file.write_text(script)
+        of_script, go = os.pipe()
+        try:
+            started = [
+                left.enter_context(zygote(True).start(Path(name), own, environment(), str(file), stdin=of_script))
+                for own in arguments
+            ]
+            for process in started:
+                wait_until(lambda process=process: process.printed() == "ready\n", process)
+        finally:
+            os.close(of_script)
+            os.close(go)
+        errors = [process.communicate(PATIENCE_S)[1] for process in started]
+    failed = [f"{p.returncode}: {e.strip()[-800:]}" for p, e in zip(started, errors, strict=True) if p.returncode]
     if failed:
         pytest.fail("\n\n".join(failed), pytrace=False)

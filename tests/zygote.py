@@ -94,9 +94,13 @@ class Command(_Forked):
         super().__init__(zygote, pid)
         self._out, self._err = out, err
 
+    def printed(self) -> str:
+        """What it has written to stdout so far."""
+        return self._out.read_text()
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
-        return self._out.read_text(), self._err.read_text()
+        return self.printed(), self._err.read_text()
 
     def __enter__(self) -> Self:
         return self
@@ -116,15 +120,18 @@ class ForkedUploadProcess(_Forked):
 
 
 class Zygote:
-    """light: has neither torch nor MLflow. environment: of the process that forks; each command has its own."""
+    """light: has neither torch nor MLflow. environment: of the process that forks; each command has its own.
 
-    def __init__(self, environment: Mapping[str, str], *, light: bool = False) -> None:
+    kept: a folder for what commands compose and for MLflow's tables, which other zygotes may share.
+    """
+
+    def __init__(self, environment: Mapping[str, str], *, light: bool = False, kept: Path | None = None) -> None:
         modules = _LIGHT if light else _HEAVY
         self._folder = tempfile.TemporaryDirectory()
         self._commands, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, self._folder.name, *modules],
+                [sys.executable, __file__, str(kept or self._folder.name), *modules],
                 env=environment,
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
@@ -137,11 +144,17 @@ class Zygote:
         assert self._answer(_PATIENCE_S) == "ready"
 
     def start(
-        self, cwd: Path, arguments: Sequence[str], environment: Mapping[str, str], module: str = "sweep.run"
+        self,
+        cwd: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        module: str = "sweep.run",
+        stdin: int | None = None,
     ) -> Command:
         """In a process group of its own.
 
         module: what `python -m` is given; or a script in `cwd`, which ends in .py.
+        stdin: an open file that it reads from; by default there is nothing to read.
         """
         with self._turn:
             self._n_started += 1
@@ -149,7 +162,8 @@ class Zygote:
         command = {"cwd": str(cwd), "arguments": arguments, "environment": dict(environment), "module": module}
         streams = [os.open(file, os.O_RDWR | os.O_CREAT) for file in (os.devnull, out, err)]
         try:
-            return Command(self, self._start(command, streams), out, err)
+            own = [streams[0] if stdin is None else stdin, *streams[1:]]
+            return Command(self, self._start(command, own), out, err)
         finally:
             for stream in streams:
                 os.close(stream)

@@ -39,7 +39,11 @@ def test_a_text_is_read_back_by_hydra_as_it_was(text: str):
 
 
 @given(
-    st.recursive(st.none() | st.booleans() | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.just("a"), v))
+    st.recursive(
+        st.none() | st.booleans() | st.integers(),
+        lambda v: st.lists(v, max_size=5) | st.dictionaries(st.just("a"), v),
+        max_leaves=20,
+    )
 )
 def test_so_is_any_other_value(value: object):
     assert parse_override(f"key={spelled(value)}", "key").value() == value
@@ -48,11 +52,12 @@ def test_so_is_any_other_value(value: object):
 @pytest.mark.parametrize("name", ODD)
 def test_a_printed_command_means_the_folder_or_the_study_that_it_was_made_for(name: str):
     folder = Path("/tmp") / name
-    for line, key in ((resume_command(folder), "resume"), (from_study_command("s", folder), "output_dir")):
+    means = {"resume": str(folder)}, {"from_study": name, "output_dir": str(folder)}
+    for line, meant in zip((resume_command(folder), from_study_command(name, folder)), means, strict=True):
         python, m, module, *overrides = shlex.split(line)
         assert (python, m, module) == ("python", "-m", "sweep.run")
-        assert compose(overrides)[key] == str(folder)
-    assert compose(shlex.split(from_study_command(name, folder))[3:]).from_study == name
+        config = compose(overrides)
+        assert {key: config[key] for key in meant} == meant
     assert shlex.split(sync_command(folder, Store(None, None)))[3:] == [str(folder)]
     assert shlex.split(report_command(name, folder))[-1] == name
 

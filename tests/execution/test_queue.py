@@ -706,7 +706,7 @@ for life in range(1000):
 def test_workers_that_come_and_go_train_each_trial_once(study):
     """With short trials, one ends now and then between a look at the trials and one at its worker's lock."""
     n_trials = 120
-    go_at_once([["-c", _LIVES, study.url or "", str(study.folder.path), f"w{n}", str(n_trials)] for n in range(4)])
+    go_at_once(_LIVES, [[study.url or "", str(study.folder.path), f"w{n}", str(n_trials)] for n in range(4)])
     trials = study.trials()
     assert [t.number for t in trials] == list(range(n_trials))
     assert {t.state for t in trials} == {TrialState.COMPLETE}

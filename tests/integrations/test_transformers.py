@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 from trained import function_training
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from sweep.integrations.transformers import TrialCallback
 from sweep.testing import TrialInMemory, check_training_function
 from sweep.trial.function import FunctionTraining
 
@@ -33,6 +31,10 @@ def test_the_steps_of_reports_are_those_of_evaluations(name: str, steps: list[in
 
 
 def test_a_checkpoint_has_its_folders_and_replaces_what_a_dead_process_left(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments  # seconds, where no such test runs too
+
+    from sweep.integrations.transformers import TrialCallback
+
     stale = tmp_path / "resumed-0" / "stale"
     saved = tmp_path / "trainer" / "checkpoint-3" / "adapter" / "weights"
     for file in (stale, saved):

@@ -433,11 +433,13 @@ _OPEN_AND_PUSH = """
 import sys
 import uuid
 from pathlib import Path
+from sweep.tracking import mlflow_client, mlflow_creation
 from sweep.tracking.folders import RunFolder
 from sweep.tracking.mlflow_batches import batches
 from sweep.tracking.mlflow_client import Uploader
 from sweep.tracking.store import Store
 
+mlflow_client.make_tables = mlflow_creation.make_tables  # forked processes copy those of an earlier store
 outputs, folder = map(Path, sys.argv[1:])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -452,6 +454,6 @@ def test_two_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
         start(made, "both", uid=name)
         made.metrics([1], {"val/loss": [0.5]})
         made.close()
-    go_at_once([("-c", _OPEN_AND_PUSH, str(tmp_path), str(tmp_path / name)) for name in ("one", "two")])
+    go_at_once(_OPEN_AND_PUSH, [(str(tmp_path), str(tmp_path / name)) for name in ("one", "two")])
     in_store = rows(tmp_path / "mlflow.db")
     assert len(in_store["runs"]) == len(in_store["metrics"]) == 2

@@ -349,7 +349,7 @@ def test_processes_may_send_at_once_to_one_store(study: Study, outputs: Path, da
             of.whole_trial(number)
         of.end(of.folder.run)
     folders = [study.folder.path, study.folder.path, another.folder.path]
-    go_at_once([("-c", _SEND_AT_ONCE, str(outputs), str(folder)) for folder in folders])
+    go_at_once(_SEND_AT_ONCE, [(str(outputs), str(folder)) for folder in folders])
     assert_uploaded(study, database)
     assert_uploaded(another, database)
 

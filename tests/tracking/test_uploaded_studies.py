@@ -231,7 +231,7 @@ def test_two_processes_may_upload_a_study_at_once(
     for number in range(8):
         study.whole_trial(number)
     study.end(study.folder.run)
-    go_at_once([("-c", _PUSH_AT_ONCE, str(outputs), str(study.folder.path))] * 2)
+    go_at_once(_PUSH_AT_ONCE, [(str(outputs), str(study.folder.path))] * 2)
     assert_uploaded(study, database)
 
 
