@@ -1,4 +1,4 @@
-"""Load one split of torch datasets batch by batch, with torchdata's StatefulDataLoader."""
+"""Load one split of torch datasets batch by batch: with torchdata's StatefulDataLoader, or by a loop of our own."""
 
 import copy
 import multiprocessing
@@ -70,6 +70,9 @@ class _Order:
 class PartLoader:
     """Loads one of the three datasets, pass by pass, onto the device.
 
+    A map-style dataset that is read in this process needs no DataLoader: it would do what `_read_here` does, but take
+    15 microseconds more for a batch (docs/decisions/0064-batches-read-here.md).
+
     Torch's generator of this process keeps its state, from which dropout draws. Those of Python and numpy do not, if
     batches are loaded in this process: saving and restoring numpy's would take 0.1 ms a batch.
 
@@ -98,6 +101,7 @@ class PartLoader:
             "multiprocessing_context": _start_method() if loader.num_workers else None,
             "generator": torch.Generator().manual_seed(0),  # or each pass would draw from the training's generator
         }
+        self._loader: StatefulDataLoader[Any] | None = None
         if self.is_stream:
             self._stream = SeededStream(dataset, part, trainer.seed, trainer.batch_size, counts=part == "train")
             self._loader = _stateful_loader(
@@ -107,12 +111,14 @@ class PartLoader:
             n = length(dataset)
             assert n is not None
             self._order = _Order(part, n, trainer.seed, trainer.batch_size, drop_last)
-            self._loader = _stateful_loader(
-                SeededDataset(dataset, self._label),
-                batch_sampler=self._order,
-                snapshot_every_n_steps=None,  # the position follows from the number of the update
-                **settings,
-            )
+            self._samples = SeededDataset(dataset, self._label)
+            if self._n_workers or settings["pin_memory"]:
+                self._loader = _stateful_loader(
+                    self._samples,
+                    batch_sampler=self._order,
+                    snapshot_every_n_steps=None,  # the position follows from the number of the update
+                    **settings,
+                )
 
     def example(self, size: int) -> Batch:
         """Load a batch of at most `size` samples in this process. Raises LoadingFailed."""
@@ -124,7 +130,7 @@ class PartLoader:
                 self._dataset.load_state_dict(kept)
         else:
             n = length(self._dataset) or 0
-            samples = SeededDataset(self._dataset, self._label).__getitems__(Rows(seed, [*range(min(size, n))]))
+            samples = self._samples.__getitems__(Rows(seed, [*range(min(size, n))]))
         if samples == []:
             raise LoadingFailed(f"Datasets.{self.part} has no samples")
         return on_device(_checked(self._collate(samples)), self._device)
@@ -143,18 +149,37 @@ class PartLoader:
         if self.is_stream:
             self._stream.number = number
             if state is not None:
+                assert self._loader is not None
                 self._loader.load_state_dict(state)
         else:
             self._order.number, self._order.start = number, start
         return self._batches(is_empty=start == 0)
 
     def _batches(self, is_empty: bool) -> Iterator[Batch]:
+        for loaded in self._read_here() if self._loader is None else self._read(self._loader):
+            is_empty = False
+            batch = _checked(loaded)
+            yield batch if self._device.type == "cpu" else on_device(batch, self._device)
+        if is_empty:
+            few = f" or fewer than a batch of {self._batch_size}, which loader.drop_last leaves out"
+            raise LoadingFailed(f"Datasets.{self.part} has no samples{few if self._drops_last else ''}")
+
+    def _read_here(self) -> Iterator[Any]:
+        """Yield each batch of a map-style dataset, or the `Failure` to load it."""
+        for rows in self._order:
+            kept = torch.default_generator.get_state()
+            loaded = self._collate(self._samples.__getitems__(rows))
+            torch.default_generator.set_state(kept)
+            yield loaded
+
+    def _read(self, loader: StatefulDataLoader[Any]) -> Iterator[Any]:
+        """Yield what a loader does: each batch, or the `Failure` to load it. Raise LoadingFailed if a worker dies."""
         batches = None
         while True:
             kept = torch.default_generator.get_state() if self._n_workers == 0 else None
             try:
                 if batches is None:
-                    batches = iter(self._loader)
+                    batches = iter(loader)
                 loaded = next(batches, _END)
             except (RuntimeError, OSError, EOFError) as error:  # the dataset's own errors come as a Failure
                 if (failure := loading_failure(error, connects=self._n_workers > 0)) is None:
@@ -164,21 +189,18 @@ class PartLoader:
             if kept is not None:
                 torch.default_generator.set_state(kept)
             if loaded is _END:
-                break
-            is_empty = False
-            loaded = _checked(loaded)
-            yield loaded if self._device.type == "cpu" else on_device(loaded, self._device)
-        if is_empty:
-            few = f" or fewer than a batch of {self._batch_size}, which loader.drop_last leaves out"
-            raise LoadingFailed(f"Datasets.{self.part} has no samples{few if self._drops_last else ''}")
+                return
+            yield loaded
 
     def state_dict(self) -> Any:
         """Return the position of a stream in the pass that `begin` began."""
+        assert self._loader is not None
         return self._loader.state_dict()
 
     def close(self) -> None:
         """End the worker processes."""
-        end_workers(self._loader)
+        if self._loader is not None:
+            end_workers(self._loader)
 
 
 def _start_method() -> str:

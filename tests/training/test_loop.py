@@ -85,6 +85,21 @@ def test_training_equals_the_plain_pytorch_loop(
     assert_close(dict(fit.model.state_dict()), dict(model.state_dict()))
 
 
+def test_an_optimizer_with_a_zero_grad_of_its_own_is_asked_to_forget_gradients() -> None:
+    calls: list[bool] = []
+
+    class Counting(SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            calls.append(set_to_none)
+            super().zero_grad(set_to_none)
+
+    plain, own = make_loop("optimizer=sgd"), make_loop("optimizer=sgd")
+    own.optimizer = Counting([*own.model.parameters()], lr=1e-3)
+    observed = run(own)
+    assert calls == [True] * len(observed.points)
+    assert observed.points == run(plain).points
+
+
 def test_a_loss_for_each_element_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^task\.loss: returned \(16, 1\) for .*; set reduction=mean$"):
         make_loop("task/loss=mse", "+task.loss.reduction=none")
