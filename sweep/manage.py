@@ -133,18 +133,28 @@ def stop_study(
 
 
 def plan_removal(
-    study: Named, *, keep_runs: bool = False, output_dir: str | Path = "outputs", storage: str | None = None
+    study: Named,
+    *,
+    keep_runs: bool = False,
+    output_dir: str | Path = "outputs",
+    storage: str | None = None,
+    artifacts: str | None = None,
 ) -> Removal:
     """Return what `remove_study` would remove, as its attributes `files`, `kept` and `runs`. Nothing is changed.
 
     See `remove_study` for the arguments and errors.
     """
     with quiet_optuna():
-        return removal_of(_folder(study, output_dir), storage, keep_runs)
+        return removal_of(_folder(study, output_dir), storage, keep_runs, artifacts)
 
 
 def remove_study(
-    study: Named, *, keep_runs: bool = False, output_dir: str | Path = "outputs", storage: str | None = None
+    study: Named,
+    *,
+    keep_runs: bool = False,
+    output_dir: str | Path = "outputs",
+    storage: str | None = None,
+    artifacts: str | None = None,
 ) -> Removal:
     """Remove a study: its files, its trials in the storage and its runs in MLflow. This does not ask.
 
@@ -163,6 +173,7 @@ def remove_study(
         keep_runs: True leaves its runs in MLflow alone. You need it if their store is gone.
         output_dir: the folder that results go to. It is used only if you give a name.
         storage: as for `load_study`.
+        artifacts: where copies of its runs are, as `hydra.sweeper.artifacts` said. They are removed, too.
 
     Returns:
         What was removed and what stays.
@@ -171,7 +182,7 @@ def remove_study(
         ConfigError: there is no such study, it is running, or its storage or its tracking store cannot be reached. If
             something was removed before that, the same call removes the rest.
     """
-    removal = plan_removal(study, keep_runs=keep_runs, output_dir=output_dir, storage=storage)
+    removal = plan_removal(study, keep_runs=keep_runs, output_dir=output_dir, storage=storage, artifacts=artifacts)
     with quiet_optuna():
         removal.remove()
     return removal

@@ -103,9 +103,11 @@ def _stop(given: argparse.Namespace) -> int:
 def _remove(given: argparse.Namespace) -> int:
     from sweep.manage import plan_removal
 
-    plan = plan_removal(given.study, keep_runs=given.keep_runs, output_dir=given.output_dir, storage=given.storage)
+    of_study = {"output_dir": given.output_dir, "storage": given.storage}
+    plan = plan_removal(given.study, keep_runs=given.keep_runs, artifacts=given.artifacts, **of_study)
     runs = "" if plan.store is None else f", and up to {len(plan.runs)} runs in MLflow"
     what = f"{len(plan.files)} files ({plan.n_bytes / 2**20:.1f} MiB) in {plan.folder.path}{runs}"
+    what += "" if plan.copies is None else f", and the copies of its runs in {plan.copies.place}"
     for path in plan.kept:
         complain(f"stays, since the study did not write it: {path}")
     if not given.yes:
@@ -161,6 +163,9 @@ def _parser() -> Parser:
     remove = add_of_study("remove", _remove, "remove a study: its files, its trials in the storage, its runs in MLflow")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     remove.add_argument("--keep-runs", action="store_true", help="leave its runs in MLflow alone")
+    remove.add_argument(
+        "--artifacts", metavar="URL", help="remove the copies of its runs, too, which are below this place"
+    )
     move = add("move", _move, "move an output folder, and change the artifact locations in MLflow")
     move.add_argument("outputs", metavar="OUTPUTS", type=Path, help="the output folder")
     move.add_argument("new", metavar="NEW", type=Path, help="its new path")

@@ -16,7 +16,9 @@ from sweep.storage.lock import StudyLock
 from sweep.storage.optuna_internals import storage_of
 from sweep.storage.url import one_line_errors
 from sweep.study.reading import NoStudy, open_study, read_study, trusted_storage
+from sweep.tracking import journal
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
+from sweep.tracking.run_copies import KEY, RunCopies, absolute_place
 from sweep.tracking.store import Store, recorded_store
 from sweep.utils.errors import ConfigError, Damaged
 
@@ -39,6 +41,7 @@ class Removal:
         files: the files that the study wrote.
         kept: other files in its folder, which stay.
         runs: the folders of its runs.
+        copies: the copies of its runs; None if they stay, or if it has none.
     """
 
     folder: StudyFolder
@@ -47,6 +50,7 @@ class Removal:
     files: list[Path]
     kept: list[Path]
     runs: list[RunFolder]
+    copies: RunCopies | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -57,7 +61,7 @@ class Removal:
         """Remove the study. If this is interrupted, it can be repeated: the study's journal goes last.
 
         Args:
-            note: called with a line for each run in MLflow that stays, with the reason.
+            note: called with a line for each run in MLflow that stays, with the reason, and for copies that stay.
 
         Raises:
             ConfigError: the study runs, or its storage or MLflow cannot be reached. Nothing more is removed then.
@@ -67,6 +71,7 @@ class Removal:
             try:
                 with self.folder.run.upload_lock():
                     self._remove_runs(note)
+                    self._remove_copies(note)
                     self._remove_from_storage()
                     self._remove_files()
             except Busy:
@@ -79,6 +84,13 @@ class Removal:
 
         for line in delete_runs(self.store, self.runs):
             note(line)
+
+    def _remove_copies(self, note: Callable[[str], object]) -> None:
+        if self.copies is not None:
+            if not self.copies.remove():
+                note(f"there are no copies of its runs in {self.copies.place}")
+        elif any(run.copied.exists() or run.copy_mark.exists() for run in self.runs):
+            note(f"copies of its runs stay; to remove them too, name their place as {KEY} did: --artifacts URL")
 
     def _remove_from_storage(self) -> None:
         """Delete the study from its storage. A file that has no other study goes with the study's files."""
@@ -109,13 +121,16 @@ class Removal:
                 folder.rmdir()
 
 
-def removal_of(folder: StudyFolder, storage: str | None, keeps_runs: bool = False) -> Removal:
+def removal_of(
+    folder: StudyFolder, storage: str | None, keeps_runs: bool = False, artifacts: str | None = None
+) -> Removal:
     """Return what the removal of a study would do. Nothing is changed.
 
     Args:
         folder: the study's folder.
         storage: the storage that the user names; None uses the recorded one.
         keeps_runs: True leaves its runs in MLflow alone.
+        artifacts: where the user says that copies of its runs are; None leaves them. No recorded place is trusted.
 
     Raises:
         ConfigError: the study runs, its storage or its tracking store is recorded but not trusted, or its storage
@@ -128,7 +143,9 @@ def removal_of(folder: StudyFolder, storage: str | None, keeps_runs: bool = Fals
     for path in sorted(path for path in folder.path.rglob("*") if not path.is_dir()):
         (files if _is_made(path, folder) else kept).append(path)
     begun = [RunFolder(path.parent) for path in files if path.name == folder.run.journal.name]
-    return Removal(folder, url, store, files, kept, begun)
+    start = None if artifacts is None else journal.first(folder.run.journal, "start")
+    copies = None if start is None else RunCopies(absolute_place(str(artifacts)), folder.path.name, start["uid"])
+    return Removal(folder, url, store, files, kept, begun, copies)
 
 
 def refuse_running(folder: StudyFolder, storage: str | None) -> None:

@@ -39,10 +39,17 @@ class ArtifactPlaces:
         self._artifact_root = store.artifact_root
         self._own_database = store.uri.removeprefix("sqlite:///") if store.is_in_outputs else None
         self._locations: dict[str, str] = {}  # by experiment
+        self._proxied: dict[str, str] = {}  # artifact URIs of runs that this process has created, by run id
 
     def forget(self) -> None:
-        """Clear the cached locations."""
+        """Clear what is cached."""
         self._locations.clear()
+        self._proxied.clear()
+
+    def created(self, run_id: str, artifact_uri: str | None) -> None:
+        """Note where the artifacts of a new run go. If a server takes them, `send` need not ask for it again."""
+        if artifact_uri is not None and artifact_uri.startswith("mlflow-artifacts:"):
+            self._proxied[run_id] = artifact_uri
 
     def of_new_experiment(self, name: str) -> str | None:
         """Return the artifact location for a new experiment; None if the store chooses it."""
@@ -125,8 +132,14 @@ class ArtifactPlaces:
             for artifact, above in files:
                 self._check_place(uri, artifact, above)
         damage = {artifact: problem for artifact, _ in files if (problem := damage_of(artifact)) is not None}
+        proxied = self._proxied.pop(run_id, None)  # a run ends once, as a rule
+        repository = None if proxied is None else get_artifact_repository(proxied, self._client.tracking_uri)
         for artifact, above in files:
-            if artifact not in damage:
+            if artifact in damage:
+                continue
+            if repository is not None:
+                repository.log_artifact(str(artifact), above)
+            else:
                 self._client.log_artifact(run_id, str(artifact), above)
         return list(damage.values())
 

@@ -237,6 +237,7 @@ class StoredRuns:
     def _create(self, start: journal.Record, tags: dict[str, str]) -> str:
         experiment = self.experiment(start["experiment"])
         run = self._client.create_run(experiment, start_time=start["time"], tags=tags, run_name=start["name"])
+        self._places.created(run.info.run_id, run.info.artifact_uri)
         return run.info.run_id
 
     def experiment(self, name: str) -> str:

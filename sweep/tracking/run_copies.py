@@ -67,6 +67,10 @@ class RunCopies:
         """Where the copies are, without a password."""
         return f"{without_password(self._url).rstrip('/')}/{self._study}"
 
+    @property
+    def _mark(self) -> bytes:
+        return f"{self._study}\n".encode()
+
     def check(self) -> None:
         """Make the place, without anything of the study. Raise ConfigError if that is impossible."""
         if is_hidden(self._url):
@@ -80,7 +84,7 @@ class RunCopies:
         with self._one_line_errors():
             fs, root = self._root()
             fs.makedirs(root, exist_ok=True)
-            _write(fs, f"{root}/{_MARK}", BytesIO(f"{self._study}\n".encode()))
+            _write(fs, f"{root}/{_MARK}", BytesIO(self._mark))
 
     def check_begun(self) -> None:
         """Raise ConfigError if this machine has another place by that name than the one that `begin` marked.
@@ -97,6 +101,25 @@ class RunCopies:
         if not is_begun:
             problem = f"host '{socket.gethostname()}' does not find the study's copies in {self.place}"
             raise ConfigError(KEY, f"{problem}; name a folder or a URL that all machines reach")
+
+    def remove(self) -> bool:
+        """Remove the copies of all runs of the study. Return False if the place has none of this study.
+
+        Raises ConfigError if they cannot be removed. The mark goes last, so that the call can be repeated.
+        """
+        with self._one_line_errors():
+            fs, root = self._root()
+            try:
+                mark: Any = fs.cat_file(f"{root}/{_MARK}")
+            except FileNotFoundError:
+                return False
+            if mark != self._mark:
+                return False
+            for path in _names_in(fs, root):
+                if path.as_posix() != _MARK:
+                    fs.rm_file(f"{root}/{path.as_posix()}")
+            fs.rm(root, recursive=True)
+        return True
 
     def put(self, run: RunFolder, name: str) -> None:
         """Copy what has changed in a run's folder since the last call. The run may be training.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.tracking import journal
+from sweep.tracking.chunks import may_send
 from sweep.tracking.folders import Busy, RunFolder, StudyFolder
 from sweep.tracking.store import Store, output_dir_around, output_dir_of, recorded_store, recorded_tracking
 from sweep.utils.checked_file import is_checked
@@ -156,7 +157,12 @@ def _sync_all(tracked: Sequence[tuple[RunFolder, Store]], shown: set[str]) -> It
             uploaders[store].push(run)
             uploaders[store].abandon(run)
             journal.check(run.journal)  # also the part that was sent before, so that damage to it is reported
-            yield True
+            waits = may_send(run) < journal.complete_size(run.journal)
+            if waits:
+                complain(
+                    f"{run.path}: what it recorded since its last copy is sent once the study's command resumes it"
+                )
+            yield not waits
         except Damaged as error:
             if str(error) not in shown:
                 is_own = run.path in Path(str(error.path)).parents  # else its study's, without which it is not sent

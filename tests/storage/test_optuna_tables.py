@@ -118,17 +118,20 @@ def test_a_trial_that_ends_late_is_not_missed(database: Database) -> None:
 @pytest.mark.parametrize(
     ("make", "direction"),
     [
-        (lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2), "minimize"),
-        (lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3, bootstrap_count=2), "maximize"),
-        (lambda: SuccessiveHalvingPruner(reduction_factor=2), "minimize"),
-        (lambda: HalvingByFirstTrial(), "maximize"),
-        (lambda: HyperbandPruner(min_resource=1, max_resource=8, reduction_factor=2), "minimize"),
-        (lambda: MedianPruner(n_startup_trials=2), "minimize"),
+        (lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2), StudyDirection.MINIMIZE),
+        (
+            lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3, bootstrap_count=2),
+            StudyDirection.MAXIMIZE,
+        ),
+        (lambda: SuccessiveHalvingPruner(reduction_factor=2), StudyDirection.MINIMIZE),
+        (lambda: HalvingByFirstTrial(), StudyDirection.MAXIMIZE),
+        (lambda: HyperbandPruner(min_resource=1, max_resource=8, reduction_factor=2), StudyDirection.MINIMIZE),
+        (lambda: MedianPruner(n_startup_trials=2), StudyDirection.MINIMIZE),
     ],
     ids=["asha", "asha-maximize", "asha-auto", "first", "hyperband", "median"],
 )
 def test_a_pruner_decides_as_with_optunas_storage(
-    database: Database, make: Callable[[], BasePruner], direction: str
+    database: Database, make: Callable[[], BasePruner], direction: StudyDirection
 ) -> None:
     """Also while PostgreSQL counts the values at rungs, and while the trial's own values come from memory.
 

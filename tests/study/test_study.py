@@ -635,6 +635,31 @@ def test_a_command_takes_the_record_over_from_one_that_stops(tmp_path):
     ]
 
 
+def test_a_second_command_adds_workers_and_frees_them_when_it_ends(tmp_path):
+    """The first goes on with what they trained: each epoch of each trial is trained once."""
+    command = ("-m", *LONG, "tracking=off", "hydra.sweeper.n_trials=3")
+    with quick_start(tmp_path, *command) as first:
+        wait_until(lambda: epochs_of(tmp_path, 0) >= 1, first)
+        with quick_start(tmp_path, *command, "hydra.sweeper.n_jobs=2") as second:
+            for number in (1, 2):
+                wait_until(lambda n=number: epochs_of(tmp_path, n) >= 1, second)
+            launched = {t.user_attrs["worker"].rpartition("-")[0] for t in trials_of(folder_of(tmp_path))}
+            assert len(launched) == 2
+            second.send_signal(signal.SIGTERM)
+            _, err = second.communicate()
+        assert (second.returncode, err) == (143, "")
+        assert first.poll() is None
+        assert [t.state.is_finished() for t in trials_of(folder_of(tmp_path))].count(True) < 3
+        _, err = first.communicate()
+    assert (first.returncode, err) == (0, "")
+    folder = folder_of(tmp_path)
+    assert [(t.number, t.state) for t in trials_of(folder)] == [(n, TrialState.COMPLETE) for n in range(3)]
+    assert len({t.user_attrs["worker"] for t in trials_of(folder)}) == 1, "the first has them all"
+    for number in range(3):
+        steps, _ = recorded(folder.trial(number))["val/loss"]
+        assert steps == [*range(1, 61)]
+
+
 def test_two_controllers_at_the_same_instant_share_one_study(tmp_path):
     long = ("trainer.epochs=80", "hydra/sweeper/pruner=none")  # one has not done it all before the other has begun
     search = ("optimizer=sgd,adam", "hydra.sweeper.n_trials=8")

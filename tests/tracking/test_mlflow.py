@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from processes import go_at_once
-from stores import Server, points, recorded, rows, run_of, runs_of
+from stores import Server, Study, points, recorded, rows, run_of, runs_of
 from waiting import wait_until
 
 from sweep import ConfigError, Diverged, Outcome, compose, load_model, run_trial, sync
@@ -98,6 +98,22 @@ def test_a_run_tells_what_it_was_made_of(sent: Outcome, server: Server) -> None:
     assert dataset.dataset.name == "noisy_sine"
     assert json.loads(dataset.dataset.profile or "")["n_train"] == 68
     assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_server_is_not_asked_again_where_the_files_of_a_new_run_go(
+    server: Server, uploader: Uploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of a thousand short trials sends a thousand requests less."""
+    study, asked, get_run = Study(tmp_path, "asked"), list[str](), MlflowClient.get_run
+    for number in range(2):
+        run = study.trial(number)
+        study.end(run, artifacts=["config.yaml"])
+        if number == 1:
+            monkeypatch.setattr(MlflowClient, "get_run", lambda self, key: asked.append(key) or get_run(self, key))
+        assert uploader.push(run)
+        (file,) = MlflowClient(server.uri).list_artifacts(run_of(run.path, server.uri).info.run_id)
+        assert file.path == "config.yaml"
+    assert asked == [run_of(study.folder.path, server.uri).info.run_id], "only whether the study is still there"
 
 
 def test_the_artifacts_are_the_files_of_the_run_folder(sent: Outcome, server: Server, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from processes import with_store
 from stores import Study, embedded, points, run_of, runs_of
 from waiting import PATIENCE_S
 
-from sweep import Trial, run_study
+from sweep import Trial, run_study, studies, sync_outputs
 from sweep.execution.session import WorkerSession
+from sweep.manage import plan_removal
 from sweep.tracking import journal
 from sweep.tracking.chunks import may_send, note_copied
 from sweep.tracking.folders import RunFolder
@@ -134,6 +135,47 @@ def test_mlflow_has_no_more_of_a_run_than_its_copy(tmp_path: Path) -> None:
     copying.finish(run, "0")
     assert sent() == [1, 2, 3, 4]
     copying.close()
+
+
+def test_sync_says_that_a_run_waits_for_what_its_copy_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_store(tmp_path)
+    study = machine(tmp_path)
+    run = study.trial(0, store="sqlite:///mlflow.db")
+    study.epochs(run, 1, 2)
+    note_copied(run, run.journal.stat().st_size)
+    study.epochs(run, 3, 3)  # then it is interrupted
+    uri = embedded(tmp_path).uri
+    found = sync_outputs(tmp_path, uri=uri)
+    assert (found.n_tracked, found.n_sent) == (2, 1)
+    assert f"{run.path}: what it recorded since its last copy is sent once" in capsys.readouterr().err
+    note_copied(run)  # it was resumed, and has ended
+    found = sync_outputs(tmp_path, uri=uri)
+    assert (found.n_tracked, found.n_sent) == (2, 2)
+    assert "last copy" not in capsys.readouterr().err
+
+
+def test_copies_go_with_their_study_if_the_place_is_named(
+    copies: RunCopies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of another study of that name stay."""
+    study, url = machine(tmp_path / "outputs"), copies._url
+    other = RunCopies(url, "s", f"another {UID}")
+    for place in (copies, other):
+        place.begin()
+        place.put(study.whole_trial(0), copy_name(0, 0, None))
+    folder = study.folder.path
+    for named, line in ((None, "copies of its runs stay"), (f"{url}/empty", "there are no copies of its runs in")):
+        lines = list[str]()
+        plan_removal(folder, keep_runs=True, artifacts=named)._remove_copies(lines.append)
+        assert lines[0].startswith(line)
+    assert studies.main(["remove", str(folder), "--yes", "--keep-runs", "--artifacts", url]) == 0
+    assert f"the copies of its runs in {copies.place}" in capsys.readouterr().out
+    assert not folder.exists()
+    fs, root = copies._root()
+    assert not fs.exists(root)
+    again = machine(tmp_path / "again").folder.trial(0)
+    assert not copies.fetch(again, copy_name(0, 0, None))
+    assert other.fetch(again, copy_name(0, 0, None))
 
 
 def test_a_run_whose_copy_cannot_be_made_is_sent_all_the_same(
