@@ -21,6 +21,7 @@ from sweep.utils.errors import one_line
 
 FUNCTIONS = ("abs", "ceil", "exp", "floor", "len", "log", "log10", "log2", "max", "min", "round", "sqrt", "sum")
 _LONGEST = 1000  # characters
+_DEEPEST = 100  # levels of operators and brackets
 _PROBLEMS = (InvalidExpression, SyntaxError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _PROBLEMS += (RecursionError, MemoryError, OmegaConfBaseException)
 _NODES = (ast.Name, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Subscript)
@@ -35,11 +36,22 @@ def holds(condition: str, config: Mapping[str, Any]) -> bool:
     """Return whether the condition holds for a resolved config. Raises NoCondition if it cannot be evaluated."""
     parsed = _parsed(condition)
     try:
+        _refuse_deep(parsed)
         return bool(_evaluator(config).eval(condition, previously_parsed=parsed))
     except OperatorNotDefined as error:
         raise NoCondition("it has an operator that conditions lack; choose from: + - * / // % **") from error
     except _PROBLEMS as error:
         raise NoCondition(one_line(error)) from error
+
+
+def _refuse_deep(parsed: ast.expr) -> None:
+    """Raise InvalidExpression if the condition has too many levels. Python's own limit differs with who calls."""
+    level: list[ast.AST] = [parsed]
+    for _ in range(_DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    raise InvalidExpression(f"it has more than {_DEEPEST} levels")
 
 
 def keys_in(condition: str) -> list[str]:

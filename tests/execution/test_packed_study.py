@@ -307,8 +307,8 @@ import pyarrow.parquet
 from torch import nn
 
 room = {room} * 2**20
-taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + room, resource.RLIM_INFINITY))
+taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # without what is only reserved
+resource.setrlimit(resource.RLIMIT_DATA, (taken + room, resource.RLIM_INFINITY))
 
 
 class Hungry(nn.Sequential):
