@@ -126,10 +126,10 @@ class StudyRunner:
                     signum = self._work(study, queue, plan)
                     self._stop.signum = self._stop.signum or signum
             trials = self._patiently(lambda: trials_of(study))
-            failure = self._patiently(lambda: self._failure(study, queue, plan))
+            complete = is_complete(trials, plan.n_trials)
+            failure = self._patiently(lambda: self._failure(study, queue, plan, complete))
             recording.update(trials)
             self._patiently(lambda: self._write_results(study))
-            complete = is_complete(trials, plan.n_trials)
             ending = "FAILED" if failure else "FINISHED" if complete else "KILLED"
             if recording.is_kept and self._stop.signum is None and self._upload_process is None:
                 self._keep_model()
@@ -227,17 +227,16 @@ class StudyRunner:
             self._stop.signum = signal.SIGTERM
         if self._stop.signum is not None or time.time() >= plan.stop_before:
             return True
-        return queue.is_settled(plan.n_trials) or self._failure(study, queue, plan) is not None
+        return queue.is_settled(plan.n_trials) or self._failure(study, queue, plan, complete=False) is not None
 
-    def _failure(self, study: optuna.Study, queue: TrialQueue, plan: WorkerPlan) -> FrozenTrial | None:
-        """Return the first failed trial if the study has too many, otherwise None.
+    def _failure(self, study: optuna.Study, queue: TrialQueue, plan: WorkerPlan, complete: bool) -> FrozenTrial | None:
+        """Return the first failed trial if the study, complete or not, has too many, otherwise None.
 
         Trials that failed in earlier commands do not count.
         """
         n = queue.n_by_state(plan.first)
         n_failed, n_finished = n.get(TrialState.FAIL, 0), sum(n[state] for state in n if state.is_finished())
-        is_complete = not queue.n_left(plan.n_trials)
-        if not too_many_failures(n_finished, n_failed, self._settings.max_failure_rate, is_complete):
+        if not too_many_failures(n_finished, n_failed, self._settings.max_failure_rate, complete):
             return None
         trials = study.get_trials(deepcopy=False)[plan.first :]
         return numbered([next(t for t in trials if t.state == TrialState.FAIL)])[0]

@@ -39,11 +39,7 @@ def test_a_text_is_read_back_by_hydra_as_it_was(text: str):
 
 
 @given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers(),
-        lambda v: st.lists(v, max_size=5) | st.dictionaries(st.just("a"), v),
-        max_leaves=20,
-    )
+    st.recursive(st.none() | st.booleans() | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.just("a"), v))
 )
 def test_so_is_any_other_value(value: object):
     assert parse_override(f"key={spelled(value)}", "key").value() == value
