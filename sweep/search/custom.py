@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.trial.binding import located
+from sweep.trial.binding import located_by_setting
 from sweep.utils.errors import ConfigError, one_line
 
 KEY = "hydra.sweeper.custom_search_space"
@@ -58,10 +58,7 @@ class SuggestingTrial:
 
 def extend(path: str, config: DictConfig, trial: SuggestingTrial) -> None:
     """Call the function with this dotted path. Raise ConfigError if it cannot be loaded, or has a mistake."""
-    try:
-        function = located(KEY, path, (path,))
-    except ConfigError as error:
-        raise ConfigError(KEY, error.problem) from error
+    function = located_by_setting(KEY, path, (path,))
     try:
         function(config, trial)
     except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:

@@ -80,6 +80,14 @@ def located(key: str, target: str, whitelist: tuple[str, ...]) -> Callable[..., 
     return found if found.keywords or found.args else found.func  # a target may be a functools.partial itself
 
 
+def located_by_setting(key: str, path: str, whitelist: tuple[str, ...]) -> Callable[..., Any]:
+    """Import what a setting names by its dotted path. Raise ConfigError for the setting, which has no `_target_`."""
+    try:
+        return located(key, path, whitelist)
+    except ConfigError as error:
+        raise ConfigError(key, error.problem) from error
+
+
 def _instantiated(key: str, node: dict[str, Any], whitelist: tuple[str, ...]) -> partial[Any]:
     """Return the target with the node's arguments, in which nested nodes are built. Raise ConfigError."""
     try:

@@ -14,7 +14,7 @@ from sweep.config.schema import Config, literal
 from sweep.config.targets import allowed_targets
 from sweep.config.task_node import AUTO_TASK
 from sweep.training.trial import Trial
-from sweep.trial.binding import located
+from sweep.trial.binding import located_by_setting
 from sweep.trial.checked_trial import CheckedTrial
 from sweep.trial.current import training
 from sweep.utils import gc_control
@@ -141,10 +141,7 @@ def training_function(call: str, given: Callable[..., Any] | None = None) -> Cal
     if given is None and is_given(call):
         problem = f"{shown_call(call)} was given as an object of Python; give it again: sweep.run_study(train=...)"
         raise ConfigError(CALL, problem)
-    try:
-        function = given or located(CALL, call, allowed_targets())
-    except ConfigError as error:
-        raise ConfigError(CALL, error.problem) from error
+    function = given or located_by_setting(CALL, call, allowed_targets())
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin without a signature
